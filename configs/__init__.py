@@ -1,0 +1,1 @@
+"""Runs that come with the package, one file each."""

@@ -1,0 +1,18 @@
+"""Supervised SimCSE from RoBERTa-large, as published: NLI triplets, contradictions as hard negatives.
+
+Settings: SimCSE, appendix A.
+
+    simcse-jax train sup_roberta_large --data.train nli_for_simcse.csv --evaluation.data SentEval/data/downstream
+"""
+
+from simcse_jax.config import Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
+
+config = Config(
+    output="runs/sup_roberta_large",
+    batch_size=512,
+    epochs=3,
+    model=ModelConfig(path="roberta-large", pooler="cls"),
+    data=DataConfig(train="nli_for_simcse.csv", max_length=32),
+    optimizer=OptimizerConfig(learning_rate=1e-5),
+    evaluation=EvaluationConfig(dev="STSBenchmark", every=125),
+)

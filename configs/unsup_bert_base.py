@@ -1,0 +1,18 @@
+"""Unsupervised SimCSE from BERT-base, as published: two dropout masks are the only augmentation.
+
+Settings: SimCSE, appendix A.
+
+    simcse-jax train unsup_bert_base --data.train wiki1m_for_simcse.txt --evaluation.data SentEval/data/downstream
+"""
+
+from simcse_jax.config import Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
+
+config = Config(
+    output="runs/unsup_bert_base",
+    batch_size=64,
+    epochs=1,
+    model=ModelConfig(path="bert-base-uncased", pooler="cls", mlp_only_train=True),
+    data=DataConfig(train="wiki1m_for_simcse.txt", max_length=32),
+    optimizer=OptimizerConfig(learning_rate=3e-5),
+    evaluation=EvaluationConfig(dev="STSBenchmark", every=125),
+)

@@ -1,0 +1,38 @@
+"""SimCSE in JAX: exact global-batch contrastive training of sentence encoders, and PyTorch models out.
+
+>>> from simcse_jax import SimCSE
+>>> model = SimCSE("runs/quickstart")                                             # doctest: +SKIP
+>>> model.similarity("A man is playing a flute.", "Someone plays an instrument.")  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simcse_jax.config import Config
+    from simcse_jax.embedder import SimCSE, load_model
+    from simcse_jax.errors import InputError
+    from simcse_jax.export import export
+    from simcse_jax.objectives import info_nce
+    from simcse_jax.train import train
+
+__version__ = version("simcse-jax")
+
+_HOME = {
+    "Config": "config",
+    "InputError": "errors",
+    "SimCSE": "embedder",
+    "export": "export",
+    "info_nce": "objectives",
+    "load_model": "embedder",
+    "train": "train",
+}
+__all__ = ["Config", "InputError", "SimCSE", "__version__", "export", "info_nce", "load_model", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # Public names are imported when first used, so that `import simcse_jax` costs nothing.
+    if name in _HOME:
+        return getattr(import_module(f"simcse_jax.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'simcse_jax' has no attribute '{name}'")

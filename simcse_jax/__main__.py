@@ -1,0 +1,6 @@
+"""`python -m simcse_jax` is `simcse-jax`."""
+
+from simcse_jax.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What is kept of a run on disk: the train state by step, through orbax."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from simcse_jax.config import CheckpointConfig
+from simcse_jax.hf import Params
+from simcse_jax.step import TrainState
+
+_policies = ocp.training.preservation_policies
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a resumed loop must know besides the train state. Data order and keys follow from the step alone."""
+
+    best_step: int | None = None
+    """Step of the best dev score so far."""
+    best_score: float | None = None
+    stale: int = 0
+    """Evaluations since the best."""
+
+
+class Checkpoints:
+    """The checkpoints of one run folder: written asynchronously, each complete or absent."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig, writing: bool) -> None:
+        """Opens `folder/checkpoints`, creating it when absent.
+
+        Args:
+          folder: the run folder.
+          config: what to keep.
+          writing: remove the remains of interrupted writes; False for a reader, which may run beside a writer.
+        """
+        self._checkpointer = ocp.training.Checkpointer(
+            (folder / "checkpoints").resolve(),
+            # The loop decides when to save; the latest are needed to resume, the best to export.
+            preservation_policy=_policies.AnyPreservationPolicy(
+                [
+                    _policies.LatestN(config.keep),
+                    _policies.BestN(
+                        get_metric_fn=lambda metrics: metrics["dev"], n=1, keep_checkpoints_without_metrics=False
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=writing,
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint."""
+        latest = self._checkpointer.latest
+        return None if latest is None else int(latest.step)
+
+    def save(self, state: TrainState, step: int, progress: Progress, score: float | None) -> None:
+        """Starts writing a checkpoint and returns once the state may be donated.
+
+        Args:
+          state: the state.
+          step: its step.
+          progress: see `Progress`.
+          score: dev score at this step, if it was measured.
+        """
+        self._checkpointer.save_checkpointables_async(
+            step,
+            {"params": state.params, "training": {"step": state.step, "opt_state": state.opt_state}},
+            force=True,
+            metrics=None if score is None else {"dev": score},
+            custom_metadata=asdict(progress),
+        )
+
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Progress]:
+        """Reads a checkpoint onto the shardings of `abstract`, whatever mesh wrote it."""
+        loaded = self._checkpointer.load_checkpointables(
+            step,
+            {"params": abstract.params, "training": {"step": abstract.step, "opt_state": abstract.opt_state}},
+        )
+        metadata: Any = self._checkpointer.metadata(step).custom_metadata
+        training = loaded["training"]
+        return TrainState(training["step"], loaded["params"], training["opt_state"]), Progress(**metadata)
+
+    def restore_params(self, step: int, abstract: Params) -> Params:
+        """Reads the parameters alone."""
+        params: Params = self._checkpointer.load_checkpointables(step, {"params": abstract})["params"]
+        return params
+
+    def progress(self) -> Progress:
+        """The progress stored with the newest checkpoint."""
+        metadata: Any = self._checkpointer.metadata(self._checkpointer.latest).custom_metadata
+        return Progress(**metadata)
+
+    def wait(self) -> None:
+        """Returns once everything saved is on disk; raises what the writer raised."""
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits and releases the writer."""
+        self._checkpointer.close()
+
+
+@contextmanager
+def open_checkpoints(folder: Path, config: CheckpointConfig, writing: bool = True) -> Iterator[Checkpoints]:
+    """`Checkpoints` that are closed at the end."""
+    checkpoints = Checkpoints(folder, config, writing)
+    try:
+        yield checkpoints
+    finally:
+        checkpoints.close()
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes, types and shardings of a tree, to restore onto."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

@@ -1,0 +1,186 @@
+"""Train sentence encoders with SimCSE, score them, encode with them, and export them to PyTorch."""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from simcse_jax.config import Config, load_config_file
+from simcse_jax.errors import InputError
+from simcse_jax.model.pooling import PoolerName
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model, or continue the run in the output folder."""
+
+    config_file: tyro.conf.Positional[str]
+    """Python file that defines `config`, or the name of a config that comes with the package."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+    def run(self) -> None:
+        """Trains and prints the scores."""
+        from simcse_jax.evaluation.sts import format_table
+        from simcse_jax.train import TrainingDiverged, train
+
+        try:
+            results = train(self.config)
+        except TrainingDiverged as error:
+            print(f"simcse-jax: training diverged: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        if "stopped" in results:
+            print(f"stopped at step {results['stopped']:,} and saved; the same command continues")
+            return
+        if results["best_step"] is not None:
+            print(f"best dev score {results['dev']:.2f} at step {results['best_step']:,}")
+        if "after" in results:
+            print("Spearman × 100, test")
+            print(format_table({moment: results[moment] for moment in ("before", "after")}))
+        print(f"run in {self.config.output}; export it with: simcse-jax export {self.config.output} OUT")
+
+
+def _data_folder() -> str:
+    root = os.environ.get("SIMCSE_DATA")
+    return str(Path(root) / "senteval") if root else ""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a model on STS tasks."""
+
+    model: tyro.conf.Positional[str]
+    """A run, an exported folder, a Hugging Face folder or a name on the hub."""
+    data: str = field(default_factory=_data_folder)
+    """Folder in SentEval's layout (holds STS/ and SICK/); $SIMCSE_DATA/senteval where that is set."""
+    tasks: tuple[str, ...] = ("sts",)
+    """STS12 ... STS16, STSBenchmark, SICKRelatedness, `sts` for all seven, or .tsv files."""
+    mode: Literal["test", "dev"] = "test"
+    """Split that is reported."""
+    pooler: PoolerName | None = None
+    """Overrides the pooler saved with the model."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Compute type."""
+    batch_size: int = 64
+    """Sentences a forward pass over all devices."""
+    all_splits: bool = False
+    """Also score the splits of STS-B and SICK-R that are not reported, as SentEval does."""
+    json: Path | None = None
+    """Write all figures, Pearson and Spearman of every subset, to this file."""
+
+    def run(self) -> None:
+        """Prints the table."""
+        from simcse_jax import hf
+        from simcse_jax.embedder import load_model
+        from simcse_jax.encode import BatchEncoder
+        from simcse_jax.evaluation.sts import evaluate, expand_tasks, format_table, load_task
+        from simcse_jax.run import write_json
+        from simcse_jax.sharding import make_mesh
+
+        if self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size}; it must be greater than 0")
+        if self.json:
+            _check_writable(self.json)
+        names = expand_tasks(self.tasks, self.mode)
+        tasks = [load_task(name, self.data, self.mode, self.all_splits) for name in names]
+        loaded = load_model(self.model, self.pooler, self.dtype)
+        tokenizer = hf.load_tokenizer(loaded.checkpoint.folder)
+        encoder = BatchEncoder(loaded.model, tokenizer, make_mesh(), batch_size=self.batch_size)
+        results = evaluate(tasks, lambda sentences: encoder(loaded.params, sentences, progress=True))
+        pooling = hf.Pooling(loaded.model.pooler, loaded.model.mlp_only_train).at_evaluation
+        print(f"{self.model}, pooler {pooling}: Spearman × 100, {self.mode}")
+        print(format_table({"": results["reported"]}))
+        if self.json:
+            write_json(self.json, {"model": self.model, "pooler": pooling, "mode": self.mode, **results})
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Write the vectors of the sentences of a file, one row a line, as float32 .npy."""
+
+    model: tyro.conf.Positional[str]
+    """A run, an exported folder, a Hugging Face folder or a name on the hub."""
+    input: tyro.conf.Positional[Path]
+    """Text file, one sentence a line (also .gz); a blank line gets the vector of the empty sentence."""
+    output: tyro.conf.Positional[Path]
+    """The .npy file to write."""
+    pooler: PoolerName | None = None
+    """Overrides the pooler saved with the model."""
+    max_length: int | None = None
+    """Tokens a sentence; the model's own limit where not given."""
+    normalize: bool = True
+    """Scale each vector to length 1."""
+
+    def run(self) -> None:
+        """Encodes the file."""
+        import numpy as np
+
+        from simcse_jax.data.corpus import read_sentences
+        from simcse_jax.embedder import SimCSE
+
+        if self.output.suffix != ".npy":
+            raise InputError(f"output {self.output} must end in .npy")
+        _check_writable(self.output)
+        sentences = read_sentences(self.input)
+        model = SimCSE(self.model, self.pooler, self.max_length)
+        vectors = model.encode(sentences, normalize=self.normalize, progress=True)
+        partial = self.output.with_name(f".{self.output.name}.partial.npy")
+        try:
+            np.save(partial, vectors)
+            partial.replace(self.output)
+        except OSError as error:
+            raise InputError(f"{self.output} cannot be written ({error.strerror}): free space there") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        print(f"{self.output}: {vectors.shape[0]:,} vectors of width {vectors.shape[1]}")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model as a folder that transformers, sentence-transformers and this package read."""
+
+    model: tyro.conf.Positional[str]
+    """A run (its best checkpoint), or any model this package reads."""
+    output: tyro.conf.Positional[Path]
+    """Folder to make."""
+    pooler: PoolerName | None = None
+    """Overrides the pooler saved with the model."""
+
+    def run(self) -> None:
+        """Exports."""
+        from simcse_jax.embedder import load_model
+        from simcse_jax.export import export
+
+        folder = export(load_model(self.model, self.pooler), self.output)
+        print(f'exported to {folder}; use it with sentence_transformers.SentenceTransformer("{folder}")')
+
+
+def _check_writable(path: Path) -> None:
+    """Raises `InputError` if a file cannot be made at `path`, before the work that fills it."""
+    if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise InputError(f"{path} cannot be written: give a file in a folder that exists and is writable")
+
+
+def _command(preset: Train | None) -> Any:
+    """The commands as one type, for tyro; the settings of a named config are the defaults that options override."""
+    train = tyro.conf.subcommand("train") if preset is None else tyro.conf.subcommand("train", default=preset)
+    return (
+        Annotated[Train, train]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Encode, tyro.conf.subcommand("encode")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a command; bad input is one line on stderr and exit status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        named = argv[:1] == ["train"] and len(argv) > 1 and not argv[1].startswith("-")
+        preset = Train(argv[1], load_config_file(argv[1])) if named else None
+        tyro.cli(_command(preset), prog="simcse-jax", description=__doc__, args=argv).run()
+    except InputError as error:
+        print(f"simcse-jax: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,255 @@
+"""One typed, frozen description of a run. Configs are built in Python files, overridden on the command line, and saved
+as JSON beside the checkpoints."""
+
+import dataclasses
+import json
+import runpy
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from simcse_jax.errors import InputError
+from simcse_jax.model.pooling import PoolerName
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The encoder and its pooler."""
+
+    path: str = "bert-base-uncased"
+    """Hugging Face folder, or name on the hub, of a BERT or RoBERTa checkpoint."""
+    pooler: PoolerName = "cls"
+    """How token vectors become one sentence vector."""
+    mlp_only_train: bool = False
+    """With pooler `cls`: use the tanh head while training and drop it afterwards (the unsupervised setting)."""
+    head: Literal["fresh", "checkpoint"] = "fresh"
+    """The `cls` head starts from N(0, initializer_range) (`fresh`, as published) or from the checkpoint's pooler."""
+    random_init: bool = False
+    """Draw the encoder's weights from `seed` instead of loading them; only the config and tokenizer are read."""
+    dropout: float | None = None
+    """Dropout probability in all four places; the checkpoint's own where not given."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Compute type. Weights stay float32 (float64 needs JAX_ENABLE_X64=1 and is for verification)."""
+    remat: bool = False
+    """Recompute each layer's activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training text."""
+
+    train: str = ""
+    """A .txt, .csv, .tsv, .jsonl or .parquet file (each also .gz), or the name of a data set on the hub."""
+    columns: tuple[str, ...] = ()
+    """Columns that hold the sentence, its positive and its hard negative (1 to 3); all columns where not given."""
+    split: str = "train"
+    """Split of a hub data set."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    max_length: int = 32
+    """Tokens per sentence, specials included; longer ones are cut."""
+    cache: str = "~/.cache/simcse_jax"
+    """Folder for tokenised text."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """InfoNCE over the global batch (SimCSE, section 2)."""
+
+    temperature: float = 0.05
+    """τ: similarities are divided by it."""
+    hard_negative_log_weight: float = 0.0
+    """log α, added to the logit of a sentence's own hard negative (SimCSE, section 4 and appendix)."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear decay to zero."""
+
+    learning_rate: float = 3e-5
+    """Peak learning rate."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from zero."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, on matrices only (not on biases and LayerNorm)."""
+    b1: float = 0.9
+    """Decay of the first moment."""
+    b2: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices. The batch is split over both axes; parameters and optimizer state over `fsdp`."""
+
+    data: int = -1
+    """Devices along the data axis; -1 takes all that remain."""
+    fsdp: int = 1
+    """Devices that share one copy of the parameters and the optimizer state."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """STS scores during and after training."""
+
+    data: str = ""
+    """Folder in SentEval's layout (holds STS/ and SICK/). Empty: only tasks that are files can be scored."""
+    dev: str = ""
+    """Task whose dev split selects the best checkpoint (`STSBenchmark` or a .tsv file); empty evaluates nothing."""
+    every: int = 125
+    """Steps between evaluations on `dev`."""
+    patience: int = 0
+    """Stop after this many evaluations without a better score; 0 never stops early."""
+    test: tuple[str, ...] = ()
+    """Tasks scored with their test split before the first step and again with the best checkpoint at the end."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of a run."""
+
+    every: int = 500
+    """Steps between checkpoints; an evaluation that improves on the best score writes one too."""
+    keep: int = 1
+    """Latest checkpoints to keep, besides the best one."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run."""
+
+    output: str = "runs/default"
+    """Run folder. A run that exists there with the same settings is resumed."""
+    seed: int = 42
+    """Decides the data order, the dropout noise and fresh weights."""
+    batch_size: int = 64
+    """Sentences (or pairs, or triplets) per step over all devices: the global batch."""
+    epochs: int = 1
+    """Passes over the data; the last, smaller batch of each pass is used."""
+    max_steps: int = 0
+    """Stop after this many steps, learning rate decay included; 0 means all epochs."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    multi_host: bool = False
+    """Join the other processes of a TPU pod, SLURM or MPI job (implied by JAX_COORDINATOR_ADDRESS)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def validate(self) -> None:
+        """Raises `InputError` for a value that no run can use."""
+        positive = {
+            "batch_size": self.batch_size,
+            "epochs": self.epochs,
+            "log_every": self.log_every,
+            "data.max_length": self.data.max_length,
+            "objective.temperature": self.objective.temperature,
+            "mesh.fsdp": self.mesh.fsdp,
+            "evaluation.every": self.evaluation.every,
+            "checkpoint.every": self.checkpoint.every,
+            "checkpoint.keep": self.checkpoint.keep,
+        }
+        not_negative = {
+            "seed": self.seed,
+            "max_steps": self.max_steps,
+            "optimizer.learning_rate": self.optimizer.learning_rate,
+            "optimizer.warmup_steps": self.optimizer.warmup_steps,
+            "optimizer.weight_decay": self.optimizer.weight_decay,
+            "optimizer.clip_norm": self.optimizer.clip_norm,
+            "evaluation.patience": self.evaluation.patience,
+        }
+        for name, value in positive.items():
+            if not value > 0:
+                raise InputError(f"{name} is {value}; it must be greater than 0")
+        for name, value in not_negative.items():
+            if not value >= 0:
+                raise InputError(f"{name} is {value}; it must be 0 or more")
+        if self.model.dropout is not None and not 0 <= self.model.dropout < 1:
+            raise InputError(f"model.dropout is {self.model.dropout}; it must be at least 0 and below 1")
+        if self.model.mlp_only_train and self.model.pooler != "cls":
+            raise InputError(
+                f"model.mlp_only_train drops the head of pooler 'cls' after training, but model.pooler is "
+                f"'{self.model.pooler}', which has no head: set mlp_only_train to False or the pooler to 'cls'"
+            )
+        if not self.data.train:
+            raise InputError("data.train is empty: give a file of sentences, e.g. --data.train wiki.txt")
+
+
+def load_config_file(name: str) -> Config:
+    """Reads the variable `config` of a Python config file.
+
+    Args:
+      name: path of the file, or the name of a config that comes with the package, e.g. "quickstart".
+
+    Raises:
+      InputError: no such file or name, or the file does not define `config` as a `Config`.
+    """
+    path = Path(name)
+    if not path.is_file():
+        shipped = _shipped_configs()
+        if path.stem not in shipped or len(path.parts) > 2:
+            raise InputError(f"no config file '{name}'; configs that come with the package: {', '.join(shipped)}")
+        path = shipped[path.stem]
+    config = runpy.run_path(str(path)).get("config")
+    if not isinstance(config, Config):
+        raise InputError(f"{path} does not define `config = Config(...)` (found {type(config).__name__})")
+    return config
+
+
+def _shipped_configs() -> dict[str, Path]:
+    folder = Path(str(resources.files("simcse_jax.configs")))
+    return {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"}
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values."""
+    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return result
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """The inverse of `to_dict`; fields that `values` lacks take their defaults.
+
+    Raises:
+      InputError: `values` has a field that `cls` does not have.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = set(values) - set(hints)
+    if unknown:
+        raise InputError(f"{cls.__name__} has no field {sorted(unknown)}: written by another version of simcse_jax?")
+
+    def convert(hint: Any, value: Any) -> Any:
+        if dataclasses.is_dataclass(hint):
+            return from_dict(typing.cast(type, hint), value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return cls(**{name: convert(hints[name], value) for name, value in values.items()})
+
+
+def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
+    """Names of the fields, dotted, in which two dataclasses of one type differ."""
+    names: list[str] = []
+    for f in dataclasses.fields(a):
+        x, y = getattr(a, f.name), getattr(b, f.name)
+        if dataclasses.is_dataclass(x):
+            names += differences(x, y, f"{prefix}{f.name}.")
+        elif x != y:
+            names.append(prefix + f.name)
+    return names
+
+
+def field_value(config: Any, name: str) -> Any:
+    """The value of a dotted field name."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config

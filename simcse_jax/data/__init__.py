@@ -1,0 +1,1 @@
+"""Training text: files and hub data sets, tokens on disk, batches on devices."""

@@ -1,0 +1,77 @@
+"""Which examples a step sees, and bringing them to the devices ahead of time."""
+
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from simcse_jax.data.tokens import TokenTable
+from simcse_jax.sharding import put_batch
+from simcse_jax.step import Batch
+
+
+@dataclass
+class EpochOrder:
+    """The order of examples, a pure function of (seed, step): each epoch is a permutation cut into batches.
+
+    The last batch of an epoch holds what remains, so an epoch has ceil(n / batch_size) steps.
+
+    Attributes:
+      n: examples.
+      batch_size: examples a step over all devices.
+      seed: seed of the permutations.
+    """
+
+    n: int
+    batch_size: int
+    seed: int
+    _permutation: tuple[int, Int[np.ndarray, "n"]] | None = field(default=None, repr=False)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one pass over the data."""
+        return -(-self.n // self.batch_size)
+
+    def examples(self, step: int) -> Int[np.ndarray, "B"]:
+        """The examples of a step, at most `batch_size`."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        # Read once: another thread may replace it meanwhile by that of the next epoch.
+        cached = self._permutation
+        if cached is None or cached[0] != epoch:
+            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch))))
+            cached = self._permutation = (epoch, generator.permutation(self.n))
+        return cached[1][batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+def load_rows(table: TokenTable, order: EpochOrder, step: int, rows: slice) -> Batch:
+    """Rows of the global batch of a step; rows behind the end of an epoch repeat its examples and are not valid."""
+    examples = order.examples(step)
+    wanted = np.arange(*rows.indices(order.batch_size))
+    ids, lengths = table.rows(np.asarray(examples)[wanted % len(examples)])
+    return Batch(ids, lengths, wanted < len(examples))
+
+
+def prefetch(
+    table: TokenTable, order: EpochOrder, mesh: Mesh, start: int, stop: int, ahead: int = 2
+) -> Generator[Batch, None, None]:
+    """Global batches of steps start..stop-1 on the devices, loaded `ahead` steps early by a thread."""
+
+    def load(step: int) -> Batch:
+        batch: Batch = put_batch(mesh, order.batch_size, lambda rows: load_rows(table, order, step, rows))
+        return batch
+
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
+        queue: deque[Future[Batch]] = deque()
+        try:
+            for step in range(start, stop):
+                queue.append(pool.submit(load, step))
+                if len(queue) > ahead:
+                    yield queue.popleft().result()
+            while queue:
+                yield queue.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,211 @@
+"""Sentences from files and from data sets of the hub."""
+
+import csv
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from simcse_jax.config import DataConfig
+from simcse_jax.errors import InputError
+
+Example = tuple[str, ...]
+FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A source of examples of one, two or three sentences.
+
+    Attributes:
+      name: for messages: the file, or the data set.
+      fingerprint: changes when the content does.
+      config: where it came from.
+    """
+
+    name: str
+    fingerprint: str
+    config: DataConfig
+
+    def __iter__(self) -> Iterator[Example]:
+        """Examples in order, with the same number of sentences each; blank sentences are kept."""
+        path = Path(self.config.train).expanduser()
+        rows = _read_file(path, self.config.columns) if path.is_file() else _read_hub(self.config)
+        for number, row in rows:
+            if not 1 <= len(row) <= 3:
+                raise InputError(
+                    f"{self.name}, row {number} has {len(row)} columns; expected 1 (sentence), 2 (sentence, positive) "
+                    "or 3 (sentence, positive, hard negative): name the ones to use with data.columns"
+                )
+            yield row
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    """Finds the training text that a config names, without reading it.
+
+    Raises:
+      InputError: a missing file, an unknown ending, or a hub data set that cannot be had.
+    """
+    path = Path(config.train).expanduser()
+    identity: list[Any]
+    if path.is_file():
+        if _format(path) not in FORMATS:
+            raise InputError(f"{path} ends in '{path.suffix}'; expected {', '.join(FORMATS)}, each also with .gz")
+        with path.open("rb") as file:
+            identity = [_format(path), hashlib.file_digest(file, "sha256").hexdigest(), config.columns]
+    elif path.is_dir():
+        raise InputError(f"data.train is the folder {path}; give a file")
+    elif any(s in FORMATS for s in path.suffixes) or config.train.startswith((".", "/", "~")):
+        raise InputError(f"no file {path} (data.train)")
+    else:
+        identity = ["hub", config.train, config.subset, config.split, config.columns, _load_hub(config)._fingerprint]
+    fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    return Corpus(config.train, fingerprint, config)
+
+
+def read_sentences(path: Path) -> list[str]:
+    """The lines of a text file, plain or .gz.
+
+    Raises:
+      InputError: no such file, not UTF-8, or empty.
+    """
+    if not path.expanduser().is_file():
+        raise InputError(f"no file {path}")
+    if _format(path) != ".txt":
+        raise InputError(f"{path} ends in '{path.suffix}'; expected .txt, one sentence a line, or .txt.gz")
+    sentences = [row[0] for _, row in _read_file(path.expanduser(), ())]
+    if not sentences:
+        raise InputError(f"{path} is empty")
+    return sentences
+
+
+def _format(path: Path) -> str:
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+
+
+def _read_file(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
+    """(row number, sentences) of a file; the number is the line's where the format has lines."""
+    if _format(path) == ".parquet":
+        yield from _read_parquet(path, columns)
+        return
+    readers = {".txt": _read_lines, ".csv": _read_delimited, ".tsv": _read_delimited, ".jsonl": _read_jsonl}
+    with _open_text(path) as file:
+        try:
+            yield from readers[_format(path)](path, file, columns)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path} is not UTF-8 ({error.reason} at byte {error.start} of a block): convert it, e.g. "
+                f"iconv -f latin1 -t utf-8"
+            ) from error
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise InputError(f"{path} is not a complete gzip file ({error})") from error
+
+
+def _open_text(path: Path) -> IO[str]:
+    # utf-8-sig drops the byte-order mark that Windows editors write.
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _read_lines(path: Path, file: IO[str], columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
+    if columns:
+        raise InputError(f"{path} is plain text, one sentence a line; data.columns {list(columns)} does not apply")
+    for number, line in enumerate(file, 1):
+        yield number, (line.rstrip("\r\n"),)
+
+
+def _read_delimited(path: Path, file: IO[str], columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
+    """CSV with standard quoting; TSV without any, as sentence files are written. The first row names the columns."""
+    tabs = _format(path) == ".tsv"
+    reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file, strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        picked = _pick(path, header, columns)
+        for row in reader:
+            if row and len(row) != len(header):
+                raise InputError(
+                    f"{path}, line {reader.line_num} has {len(row)} columns but the header has {len(header)} "
+                    f"({', '.join(header)}): quote sentences that hold the delimiter"
+                )
+            yield reader.line_num, tuple(row[i] for i in picked) if row else ("",) * len(picked)
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _pick(path: Path, header: list[str], columns: tuple[str, ...]) -> list[int]:
+    missing = [c for c in columns if c not in header]
+    if missing:
+        raise InputError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}")
+    picked = [header.index(c) for c in columns] or list(range(len(header)))
+    if not 1 <= len(picked) <= 3:
+        raise InputError(
+            f"{path} has {len(picked)} columns ({', '.join(header)}); expected 1 (sentence), 2 (sentence, positive) or "
+            "3 (sentence, positive, hard negative): name the ones to use with data.columns"
+        )
+    return picked
+
+
+def _read_jsonl(path: Path, file: IO[str], columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
+    """One JSON object a line; the first line's keys are the columns where none are named."""
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number} is not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number} is a JSON {type(row).__name__}; expected an object of sentences")
+        columns = columns or tuple(row)
+        yield number, _sentences(f"{path}, line {number}", row, columns)
+
+
+def _sentences(where: str, row: dict[str, Any], columns: tuple[str, ...]) -> Example:
+    wrong = [c for c in columns if not isinstance(row.get(c), str)]
+    if wrong or len(row) < len(columns):
+        raise InputError(f"{where} has no text in column {', '.join(wrong)}; its columns are {', '.join(row)}")
+    return tuple(row[c] for c in columns)
+
+
+def _read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        source = pyarrow.BufferReader(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
+        file = pyarrow.parquet.ParquetFile(source)
+        header = file.schema_arrow.names
+        names = [header[i] for i in _pick(path, header, columns)]
+        number = 0
+        for batch in file.iter_batches(columns=names):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, _sentences(f"{path}, row {number}", row, tuple(names))
+    except (pyarrow.ArrowException, OSError, EOFError) as error:
+        raise InputError(f"{path} is not a readable parquet file ({error})") from error
+
+
+def _load_hub(config: DataConfig) -> Any:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(config.train, config.subset, split=config.split)
+    except Exception as error:  # datasets raises many types, from a wrong name to a lost connection
+        raise InputError(
+            f"'{config.train}' is no file here, and the hub does not give it as a data set "
+            f"({str(error).strip().splitlines()[0]}): check the path or name, data.subset, data.split and the network"
+        ) from error
+
+
+def _read_hub(config: DataConfig) -> Iterator[tuple[int, Example]]:
+    data = _load_hub(config)
+    columns = config.columns or tuple(data.column_names)
+    _pick(Path(config.train), data.column_names, columns)
+    for number, row in enumerate(data, 1):
+        yield number, _sentences(f"{config.train}, row {number}", row, columns)

@@ -1,0 +1,167 @@
+"""Text tokenised once, kept on disk as flat arrays and read through memory maps."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from tqdm import tqdm
+
+from simcse_jax.data.corpus import Corpus, Example
+from simcse_jax.errors import InputError
+
+_FORMAT = 1  # part of the cache key: raise it when the files below change
+_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """The tokens of a corpus: sentence s of example e is `ids[offsets[e·C + s] : offsets[e·C + s + 1]]`.
+
+    Attributes:
+      ids: all tokens in a row, specials included, sentences cut to the length asked for.
+      offsets: where each sentence starts, and the end of the last.
+      columns: C, sentences an example.
+      pad_id: token that fills up short rows.
+      max_length: longest sentence.
+      skipped: examples left out because a sentence was blank.
+      fingerprint: of the text, the tokenizer and the length.
+    """
+
+    ids: Int[np.ndarray, "T"]
+    offsets: Int[np.ndarray, "S"]
+    columns: int
+    pad_id: int
+    max_length: int
+    skipped: int
+    fingerprint: str
+
+    def __len__(self) -> int:
+        """Examples."""
+        return (len(self.offsets) - 1) // self.columns
+
+    def rows(self, examples: Int[np.ndarray, "N"]) -> tuple[Int[np.ndarray, "N C L"], Int[np.ndarray, "N C"]]:
+        """Padded ids and lengths of the given examples."""
+        sentences = examples[:, None] * self.columns + np.arange(self.columns)
+        starts = self.offsets[sentences]
+        lengths = self.offsets[sentences + 1] - starts
+        column = np.arange(self.max_length)
+        inside = column < lengths[..., None]
+        flat = np.where(inside, starts[..., None] + column, 0)
+        return np.where(inside, self.ids[flat], self.pad_id).astype(np.int32), lengths.astype(np.int32)
+
+
+def pad(sentences: list[list[int]], length: int, pad_id: int) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B"]]:
+    """Token lists as one array of `length` columns, and their lengths."""
+    ids = np.full((len(sentences), length), pad_id, np.int32)
+    for row, tokens in zip(ids, sentences, strict=True):
+        row[: len(tokens)] = tokens
+    return ids, np.array([len(tokens) for tokens in sentences], np.int32)
+
+
+def encode_batch(tokenizer: Any, sentences: list[str], max_length: int) -> list[list[int]]:
+    """Token ids of each sentence, specials included, cut to `max_length`."""
+    ids: list[list[int]] = tokenizer(
+        sentences, max_length=max_length, truncation=True, return_attention_mask=False, return_token_type_ids=False
+    )["input_ids"]
+    return ids
+
+
+def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str | Path, progress: bool) -> TokenTable:
+    """Tokenises a corpus, or opens the result of an earlier call.
+
+    Examples with a blank sentence are left out.
+
+    Args:
+      corpus: the text.
+      tokenizer: a fast Hugging Face tokenizer.
+      max_length: tokens a sentence, specials included.
+      cache: folder that holds one folder a (text, tokenizer, length).
+      progress: show a progress bar.
+
+    Raises:
+      InputError: no sentence at all, a row that cannot be read, or a cache folder that cannot be written.
+    """
+    identity = [_FORMAT, corpus.fingerprint, tokenizer.backend_tokenizer.to_str(), max_length]
+    fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    folder = Path(cache).expanduser() / f"tokens-{fingerprint}"
+    if not folder.is_dir():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
+        except OSError as error:
+            raise InputError(f"cannot write to the cache {folder.parent} ({error.strerror}): set data.cache") from error
+        try:
+            _write(corpus, tokenizer, max_length, partial, progress)
+            _publish(partial, folder)
+        except OSError as error:
+            raise InputError(
+                f"cannot write tokens to {folder.parent} ({error.strerror}): free space or set data.cache"
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return _open(folder, fingerprint)
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Renames a finished folder into place; another process may have been first with the same content."""
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def _open(folder: Path, fingerprint: str) -> TokenTable:
+    about = json.loads((folder / "about.json").read_text())
+    ids = np.memmap(folder / "ids.bin", dtype=about["dtype"], mode="r")
+    offsets = np.memmap(folder / "offsets.bin", dtype=np.int64, mode="r")
+    rest = {name: about[name] for name in ("columns", "pad_id", "max_length", "skipped")}
+    return TokenTable(ids, offsets, **rest, fingerprint=fingerprint)
+
+
+def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progress: bool) -> None:
+    dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
+    columns, skipped, total = 0, 0, 0
+    with (
+        (folder / "ids.bin").open("wb") as ids_file,
+        (folder / "offsets.bin").open("wb") as offsets_file,
+        tqdm(desc="tokenising", unit=" sentences", unit_scale=True, disable=not progress) as bar,
+    ):
+        offsets_file.write(np.zeros(1, np.int64).tobytes())
+        for chunk in _chunks(iter(corpus)):
+            kept = [example for example in chunk if all(sentence.strip() for sentence in example)]
+            skipped += len(chunk) - len(kept)
+            if not kept:
+                continue
+            columns = columns or len(kept[0])
+            tokens = encode_batch(tokenizer, [s for example in kept for s in example], max_length)
+            ends = total + np.cumsum([len(t) for t in tokens], dtype=np.int64)
+            ids_file.write(np.concatenate([np.asarray(t, dtype) for t in tokens]).tobytes())
+            offsets_file.write(ends.tobytes())
+            total = int(ends[-1])
+            bar.update(len(tokens))
+    if not columns:
+        what = f"only blank ones ({skipped})" if skipped else "none: it is empty"
+        raise InputError(f"{corpus.name} holds no sentence to train on; found {what}")
+    about = {
+        "dtype": dtype,
+        "columns": columns,
+        "pad_id": tokenizer.pad_token_id,
+        "max_length": max_length,
+        "skipped": skipped,
+        "source": corpus.name,
+    }
+    (folder / "about.json").write_text(json.dumps(about))
+
+
+def _chunks(examples: Iterator[Example]) -> Iterator[list[Example]]:
+    while chunk := list(islice(examples, _CHUNK)):
+        yield chunk

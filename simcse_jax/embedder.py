@@ -1,0 +1,171 @@
+"""Trained models: loading from a run, an export or a Hugging Face folder, and encoding with them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from simcse_jax import hf, rng
+from simcse_jax.checkpoint import abstract, open_checkpoints
+from simcse_jax.config import ModelConfig
+from simcse_jax.encode import BatchEncoder
+from simcse_jax.errors import InputError
+from simcse_jax.hf import Checkpoint, Params, Pooling
+from simcse_jax.model import EncoderConfig, SentenceEncoder, check_pooler
+from simcse_jax.run import Run, is_run, open_run
+from simcse_jax.sharding import make_mesh, put, state_sharding
+
+
+def build_model(config: EncoderConfig, settings: ModelConfig) -> SentenceEncoder:
+    """The module that a run's settings describe.
+
+    Raises:
+      InputError: float64 without JAX_ENABLE_X64.
+    """
+    if settings.dtype == "float64" and jnp.zeros(0).dtype != "float64":
+        raise InputError("model.dtype float64 needs 64-bit JAX: set the environment variable JAX_ENABLE_X64=1")
+    return SentenceEncoder(
+        hf.with_dropout(config, settings.dropout),
+        pooler=settings.pooler,
+        mlp_only_train=settings.mlp_only_train,
+        dtype=jnp.dtype(settings.dtype),
+        param_dtype=param_dtype(settings.dtype),
+        remat=settings.remat,
+    )
+
+
+def param_dtype(dtype: str) -> Any:
+    """Type of the weights for a compute type."""
+    return jnp.dtype("float64") if dtype == "float64" else jnp.dtype("float32")
+
+
+def init_params(model: SentenceEncoder, seed: int) -> Params:
+    """Fresh weights: matrices from N(0, initializer_range), biases 0, LayerNorm scales 1. May be jitted."""
+    ids = jnp.zeros((1, 2), jnp.int32)
+    params: Params = model.init(rng.key(seed, "init"), ids, jnp.ones((1, 2), bool))["params"]
+    return params
+
+
+def with_fresh_head(params: Params, model: SentenceEncoder, seed: int) -> Params:
+    """Host parameters with the head drawn anew."""
+    head = jax.jit(lambda: init_params(model, seed)["head"])()
+    return {**params, "head": jax.tree.map(np.asarray, head)}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be evaluated, encoded with or exported."""
+
+    model: SentenceEncoder
+    params: Params
+    checkpoint: Checkpoint
+    run: Run | None
+    step: int | None
+    """Step of the run whose parameters these are."""
+
+
+def load_model(name_or_path: str | Path, pooler: str | None = None, dtype: str = "float32") -> LoadedModel:
+    """Loads a run folder (its best checkpoint, or its latest without dev scores), an export of ours, a Hugging Face
+    folder or a name on the hub.
+
+    Args:
+      name_or_path: the model.
+      pooler: overrides the pooler saved with the model; needed for a model that names none.
+      dtype: compute type.
+
+    Raises:
+      InputError: no such model, damaged weights, no checkpoint yet, or no pooler known.
+    """
+    if pooler is not None:
+        check_pooler(pooler)
+    folder = Path(name_or_path).expanduser()
+    run = open_run(folder) if is_run(folder) else None
+    checkpoint = hf.read_checkpoint(run.model_folder if run else name_or_path)
+    if run:
+        saved = Pooling(run.config.model.pooler, run.config.model.mlp_only_train)
+        checkpoint = replace(checkpoint, pooling=saved)
+    pooling = checkpoint.pooling if pooler is None else Pooling(pooler)
+    if pooling is None:
+        raise InputError(
+            f"{name_or_path} does not say how its sentence vectors are pooled: give the pooler, e.g. --pooler avg"
+        )
+    settings = ModelConfig(pooler=pooling.pooler, mlp_only_train=pooling.mlp_only_train, dtype=dtype)  # type: ignore[arg-type]
+    model = build_model(checkpoint.config, settings)
+    if run:
+        step, params = _restore(run, model)
+        return LoadedModel(model, params, checkpoint, run, step)
+    host = hf.load_params(checkpoint, model.param_dtype)
+    if "head" not in host:
+        if pooling.at_evaluation == "cls":
+            raise InputError(f"{name_or_path} has no weights pooler.dense, which pooler 'cls' needs: give another")
+        host = with_fresh_head(host, model, seed=0)
+    mesh = make_mesh()
+    return LoadedModel(model, put(host, state_sharding(mesh, host)), checkpoint, None, None)
+
+
+def _restore(run: Run, model: SentenceEncoder) -> tuple[int, Params]:
+    shapes = jax.eval_shape(lambda: init_params(model, 0))
+    with open_checkpoints(run.folder, run.config.checkpoint, writing=False) as checkpoints:
+        if checkpoints.latest is None:
+            raise InputError(f"{run.folder} has no checkpoint yet: continue the training first")
+        best = checkpoints.progress().best_step
+        step = checkpoints.latest if best is None else best
+        return step, checkpoints.restore_params(step, abstract(shapes, state_sharding(make_mesh(), shapes)))
+
+
+class SimCSE:
+    """Sentence vectors from a trained model.
+
+    >>> model = SimCSE("runs/quickstart")            # doctest: +SKIP
+    >>> model.similarity("A man sleeps.", "A man is asleep.")  # doctest: +SKIP
+    array([[0.97]], dtype=float32)
+    """
+
+    def __init__(self, model: str | Path, pooler: str | None = None, max_length: int | None = None) -> None:
+        """Loads a model onto all devices.
+
+        Args:
+          model: a run folder, an exported folder, a Hugging Face folder or a name on the hub.
+          pooler: overrides the pooler saved with the model.
+          max_length: longer sentences are cut to this many tokens; the model's own limit where None.
+
+        Raises:
+          InputError: see `load_model`.
+        """
+        self._loaded = load_model(model, pooler)
+        tokenizer = hf.load_tokenizer(self._loaded.checkpoint.folder)
+        self._encoder = BatchEncoder(
+            self._loaded.model, tokenizer, make_mesh(), max_length or self._loaded.checkpoint.max_length
+        )
+
+    def encode(
+        self, sentences: str | Sequence[str], *, normalize: bool = True, progress: bool = False
+    ) -> Float[np.ndarray, "... H"]:
+        """Vectors of sentences.
+
+        Args:
+          sentences: one sentence, or several.
+          normalize: scale each vector to length 1.
+          progress: show a progress bar.
+
+        Returns:
+          float32 [H] for one sentence, [S, H] for several.
+        """
+        several = [sentences] if isinstance(sentences, str) else list(sentences)
+        if not several:
+            return np.zeros((0, self._loaded.model.config.hidden_size), np.float32)
+        vectors = self._encoder(self._loaded.params, several, progress)
+        if normalize:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors[0] if isinstance(sentences, str) else vectors
+
+    def similarity(self, a: str | Sequence[str], b: str | Sequence[str]) -> Float[np.ndarray, "A B"]:
+        """Cosine similarity of every sentence of `a` with every sentence of `b`."""
+        first, second = (self.encode([x] if isinstance(x, str) else x) for x in (a, b))
+        product: Float[np.ndarray, "A B"] = first @ second.T
+        return product

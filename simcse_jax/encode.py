@@ -1,0 +1,74 @@
+"""Sentences to vectors in batches of like length, on every device."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+from tqdm import tqdm
+
+from simcse_jax.data.tokens import encode_batch, pad
+from simcse_jax.hf import Params
+from simcse_jax.model import SentenceEncoder
+from simcse_jax.sharding import put_batch, replicated
+
+# Padded lengths: each is one compilation, and the gaps are the padding that is computed for nothing.
+_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+class BatchEncoder:
+    """Encodes any number of sentences with whatever parameters it is given; compiled once a length."""
+
+    def __init__(
+        self, model: SentenceEncoder, tokenizer: Any, mesh: Mesh, max_length: int | None = None, batch_size: int = 64
+    ) -> None:
+        """Prepares the forward pass.
+
+        Args:
+          model: the module.
+          tokenizer: its fast tokenizer.
+          mesh: devices; the batch is split over all of them.
+          max_length: longer sentences are cut to this many tokens; the model's own limit where None.
+          batch_size: sentences a forward pass over all devices.
+        """
+        self.mesh = mesh
+        self.tokenizer = tokenizer
+        self.max_length = min(max_length or model.config.max_length, model.config.max_length)
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+
+        def forward(params: Params, batch: tuple[Int[Array, "B L"], Int[Array, "B"]]) -> Float[Array, "B H"]:
+            ids, lengths = batch
+            mask = jnp.arange(ids.shape[1]) < lengths[:, None]
+            vectors = jnp.asarray(model.apply({"params": params}, ids, mask))
+            return vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
+
+        self._forward = jax.jit(forward, out_shardings=replicated(mesh))
+
+    def __call__(self, params: Params, sentences: list[str], progress: bool = False) -> Float[np.ndarray, "S H"]:
+        """Vectors of the sentences, in their order, not normalised, float32 (float64 for a float64 model).
+
+        Each process of a multi-host job must call this with the same sentences; each gets all vectors.
+        """
+        tokens = encode_batch(self.tokenizer, sentences, self.max_length)
+        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
+        results = []
+        with tqdm(total=len(tokens), desc="encoding", unit=" sentences", disable=not progress) as bar:
+            for start in range(0, len(order), self.batch_size):
+                chosen = [tokens[i] for i in order[start : start + self.batch_size]]
+                results.append(self._forward(params, self._batch(chosen))[: len(chosen)])
+                bar.update(len(chosen))
+        vectors = np.concatenate([np.asarray(r) for r in results])
+        result = np.empty_like(vectors)
+        result[order] = vectors
+        return result
+
+    def _batch(self, tokens: list[list[int]]) -> Any:
+        longest = max(map(len, tokens))
+        length = next((n for n in _LENGTHS if n >= longest), longest)
+        # Few sentences (a query, the last batch) take the next power of two of rows, not a whole batch.
+        rows = min(self.mesh.size * 2 ** max(0, (len(tokens) - 1) // self.mesh.size).bit_length(), self.batch_size)
+        filled = tokens + [tokens[0]] * (rows - len(tokens))
+        ids, lengths = pad(filled, min(length, self.max_length), self.tokenizer.pad_token_id)
+        return put_batch(self.mesh, rows, lambda index: (ids[index], lengths[index]))

@@ -1,0 +1,225 @@
+"""Semantic textual similarity: SentEval's tasks, layout and protocol (Conneau & Kiela 2018), without its code.
+
+A task is a list of subsets of sentence pairs with gold scores. A model is scored by the correlation of the
+cosine of each pair's vectors with the gold score. STS12-16 are reported as Spearman over all subsets concatenated
+(`all`), STS-B and SICK-R as Spearman on the test split.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from simcse_jax.errors import InputError
+
+Mode = Literal["test", "dev"]
+EncodeFunction = Callable[[list[str]], Float[np.ndarray, "S H"]]
+
+_SUBSETS = {
+    "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
+    "STS13": ("FNWN", "headlines", "OnWN"),
+    "STS14": ("deft-forum", "deft-news", "headlines", "images", "OnWN", "tweet-news"),
+    "STS15": ("answers-forums", "answers-students", "belief", "headlines", "images"),
+    "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
+}
+_SPLITS = {
+    "STSBenchmark": {s: f"STS/STSBenchmark/sts-{s}.csv" for s in ("train", "dev", "test")},
+    "SICKRelatedness": {
+        "train": "SICK/SICK_train.txt",
+        "dev": "SICK/SICK_trial.txt",
+        "test": "SICK/SICK_test_annotated.txt",
+    },
+}
+STS_TASKS = (*_SUBSETS, *_SPLITS)
+"""The seven tasks of the usual table, in its order."""
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Sentence pairs and their gold scores."""
+
+    name: str
+    first: list[str]
+    second: list[str]
+    gold: Float[np.ndarray, "P"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as it will be scored.
+
+    Attributes:
+      name: one of `STS_TASKS`, or the path of a .tsv file.
+      subsets: what is encoded.
+      reported: the split whose Spearman is the task's figure, or "all" for all subsets concatenated.
+    """
+
+    name: str
+    subsets: list[Subset]
+    reported: str
+
+
+def expand_tasks(names: Iterable[str], mode: Mode) -> list[str]:
+    """Task names with the set `sts` written out; in mode `dev` it holds the two tasks that have a dev split."""
+    whole = list(STS_TASKS if mode == "test" else _SPLITS)
+    return list(dict.fromkeys(task for name in names for task in (whole if name == "sts" else [name])))
+
+
+def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool = False) -> Task:
+    """Reads a task.
+
+    Args:
+      name: one of `STS_TASKS`, or a .tsv file with the header sentence1, sentence2, score.
+      data: folder in SentEval's layout, with STS/ and SICK/ inside; not used for a .tsv file.
+      mode: the split that is reported; STS12-16 have a test split only.
+      all_splits: also read the splits of STS-B and SICK-R that are not reported, as SentEval does.
+
+    Raises:
+      InputError: unknown task, missing or malformed file, or no dev split.
+    """
+    if name.endswith(".tsv"):
+        return Task(name, [_read_tsv(Path(name).expanduser())], "all")
+    if name not in STS_TASKS:
+        close = difflib.get_close_matches(name, STS_TASKS, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise InputError(f"unknown task '{name}': {hint}known are {', '.join(STS_TASKS)}, sts (all) and .tsv files")
+    if not str(data):
+        raise InputError(f"task {name} needs the folder of SentEval's data (the one that holds STS/ and SICK/)")
+    root = Path(data).expanduser()
+    if name in _SPLITS:
+        wanted = list(_SPLITS[name]) if all_splits else [mode]
+        read = _read_stsb if name == "STSBenchmark" else _read_sick
+        return Task(name, [read(s, root / _SPLITS[name][s]) for s in wanted], mode)
+    if mode != "test":
+        raise InputError(f"{name} has no dev split: use --mode test, or the tasks {', '.join(_SPLITS)}")
+    return Task(name, [_read_sts(s, root / "STS" / f"{name}-en-test") for s in _SUBSETS[name]], "all")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8").removesuffix("\n").split("\n")
+    except FileNotFoundError as error:
+        raise InputError(f"no file {path}; SentEval's layout has STS/ and SICK/ in the data folder") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 (byte {error.start})") from error
+
+
+def _normal(sentence: str) -> str:
+    """Words joined with one blank, as SentEval hands them to a model."""
+    return " ".join(sentence.split())
+
+
+def _subset(name: str, path: Path, pairs: list[tuple[str, str, str]]) -> Subset:
+    if not pairs:
+        raise InputError(f"{path} holds no scored pair")
+    try:
+        gold = np.array([float(score) for _, _, score in pairs])
+    except ValueError as error:
+        raise InputError(f"{path} holds a score that is no number ({error})") from error
+    return Subset(name, [_normal(a) for a, _, _ in pairs], [_normal(b) for _, b, _ in pairs], gold)
+
+
+def _read_sts(name: str, folder: Path) -> Subset:
+    path = folder / f"STS.input.{name}.txt"
+    inputs, golds = _lines(path), _lines(folder / f"STS.gs.{name}.txt")
+    if len(inputs) != len(golds):
+        raise InputError(f"{path} has {len(inputs)} lines but its gold file has {len(golds)}")
+    fields = [(line.split("\t"), gold) for line, gold in zip(inputs, golds, strict=True) if gold.strip()]
+    return _subset(name, path, [(f[0], f[1], gold) for f, gold in fields])
+
+
+def _read_stsb(name: str, path: Path) -> Subset:
+    rows = [line.split("\t") for line in _lines(path)]
+    return _subset(name, path, [(row[5], row[6], row[4]) for row in rows])
+
+
+def _read_sick(name: str, path: Path) -> Subset:
+    rows = [line.split("\t") for line in _lines(path)[1:]]
+    return _subset(name, path, [(row[1], row[2], row[3]) for row in rows])
+
+
+def _read_tsv(path: Path) -> Subset:
+    header, *lines = _lines(path)
+    if header.rstrip("\r").split("\t") != ["sentence1", "sentence2", "score"]:
+        raise InputError(f"{path} must start with the header sentence1<tab>sentence2<tab>score; got {header!r}")
+    rows = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
+    for number, row in enumerate(rows, 2):
+        if len(row) != 3:
+            raise InputError(f"{path}, row {number} has {len(row)} columns; expected sentence1, sentence2, score")
+    return _subset("all", path, [(a, b, score) for a, b, score in rows])
+
+
+def cosine(a: Float[np.ndarray, "P H"], b: Float[np.ndarray, "P H"]) -> Float[np.ndarray, "P"]:
+    """Cosine of each pair of vectors; 0 where one is zero or not a number, as SentEval has it."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        similarity = np.sum(a * b, axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return np.nan_to_num(similarity, nan=0.0)
+
+
+def evaluate(tasks: list[Task], encode: EncodeFunction) -> dict[str, Any]:
+    """Scores a model.
+
+    Args:
+      tasks: from `load_task`.
+      encode: sentences to vectors; called once, with each distinct sentence of all tasks once.
+
+    Returns:
+      `{"tasks": {task: {subset: {"pearson", "spearman", "pairs"}, "all": {"pearson" | "spearman": {"all", "mean",
+      "wmean"}}}}, "reported": {task: Spearman, "Avg.": their mean}}`; correlations × 100, wmean weighted by pairs.
+    """
+    from scipy.stats import pearsonr, spearmanr
+
+    sentences = list(dict.fromkeys(s for t in tasks for u in t.subsets for s in (*u.first, *u.second)))
+    vectors = encode(sentences)
+    index = {sentence: i for i, sentence in enumerate(sentences)}
+
+    def correlate(system: Float[np.ndarray, "P"], gold: Float[np.ndarray, "P"]) -> dict[str, float]:
+        # A constant side has no correlation: scipy warns and gives nan, which we report as such.
+        if np.ptp(system) == 0 or np.ptp(gold) == 0:
+            return {"pearson": float("nan"), "spearman": float("nan")}
+        return {
+            "pearson": 100 * float(pearsonr(system, gold).statistic),
+            "spearman": 100 * float(spearmanr(system, gold).statistic),
+        }
+
+    scores: dict[str, Any] = {}
+    for task in tasks:
+        system = [
+            cosine(vectors[[index[s] for s in u.first]], vectors[[index[s] for s in u.second]]) for u in task.subsets
+        ]
+        parts = [correlate(s, u.gold) for s, u in zip(system, task.subsets, strict=True)]
+        whole = correlate(np.concatenate(system), np.concatenate([u.gold for u in task.subsets]))
+        weights = [len(u.gold) for u in task.subsets]
+        result: dict[str, Any] = {
+            u.name: {**part, "pairs": len(u.gold)} for u, part in zip(task.subsets, parts, strict=True)
+        }
+        result["all"] = {
+            kind: {
+                "all": whole[kind],
+                "mean": float(np.mean([p[kind] for p in parts])),
+                "wmean": float(np.average([p[kind] for p in parts], weights=weights)),
+            }
+            for kind in ("pearson", "spearman")
+        }
+        scores[task.name] = result
+    whole_or_split = {t.name: scores[t.name][t.reported]["spearman"] for t in tasks}
+    reported = {name: s["all"] if isinstance(s, dict) else s for name, s in whole_or_split.items()}
+    reported["Avg."] = float(np.mean(list(reported.values())))
+    return {"tasks": scores, "reported": reported}
+
+
+def format_table(rows: dict[str, dict[str, float]]) -> str:
+    """Reported figures as a text table: one row a model or moment, one column a task."""
+    columns = list(next(iter(rows.values())))
+    headers = [Path(c).stem if c.endswith(".tsv") else c for c in columns]
+    label = max(len(name) for name in rows)
+    widths = [max(len(h), 6) for h in headers]
+    lines = [" " * label + "".join(f"  {h:>{w}}" for h, w in zip(headers, widths, strict=True))]
+    for name, row in rows.items():
+        lines.append(f"{name:<{label}}" + "".join(f"  {row[c]:>{w}.2f}" for c, w in zip(columns, widths, strict=True)))
+    return "\n".join(lines)

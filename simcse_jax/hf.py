@@ -1,0 +1,288 @@
+"""Hugging Face checkpoints in and out: one table of parameter names, used both ways."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simcse_jax.errors import InputError
+from simcse_jax.model import EncoderConfig, check_pooler, read_encoder_config
+
+Params = dict[str, Any]
+SETTINGS = "simcse_jax"
+"""Key of config.json that holds the pooler settings of a model we saved."""
+
+# Hugging Face prefix -> ours, for modules that hold (weight, bias). `{i}` runs over the layers.
+_LAYER_MODULES = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "attention_output",
+    "attention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "intermediate",
+    "output.dense": "output",
+    "output.LayerNorm": "output_norm",
+}
+_EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+
+# Weights of pretraining heads and constant buffers that a checkpoint may hold and a sentence encoder has no use for.
+_UNUSED = re.compile(r"^(cls\.|lm_head\.|embeddings\.position_ids$|embeddings\.token_type_ids$)")
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How a saved model pools at evaluation."""
+
+    pooler: str
+    mlp_only_train: bool = False
+
+    @property
+    def at_evaluation(self) -> str:
+        """The pooler whose vectors the model gives once trained."""
+        return "cls_before_pooler" if self.pooler == "cls" and self.mlp_only_train else self.pooler
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder, read."""
+
+    folder: Path
+    hf_config: dict[str, Any]
+    config: EncoderConfig
+    pooling: Pooling | None
+    """None where the folder does not say, as for a plain BERT."""
+    max_length: int | None
+    """Length a sentence-transformers folder cuts sentences to; None elsewhere: the encoder's own limit."""
+
+
+def locate(name_or_path: str | Path) -> Path:
+    """The local folder of a checkpoint, downloaded from the hub when `name_or_path` is not a folder.
+
+    Raises:
+      InputError: a path that does not exist, or a name that the hub does not give.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    name = str(name_or_path)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"'{name}' is not a folder: give a Hugging Face model folder or a name on the hub")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.model", "1_Pooling/*", "2_Dense/*"]
+    try:
+        folder = snapshot_download(name, allow_patterns=[*patterns, "model*.safetensors"])
+        if not list(Path(folder).glob("model*.safetensors")):
+            folder = snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*.bin"])
+    except Exception as error:  # the hub client raises a dozen types, from name errors to connection errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"model '{name}' is neither a folder here nor to be had from the hub ({reason}): "
+            "check the name and the network, or download the model elsewhere and give its folder"
+        ) from error
+    return Path(folder)
+
+
+def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
+    """Reads the configuration of a checkpoint, not its weights.
+
+    Raises:
+      InputError: no such model, no readable `config.json`, or not a BERT or RoBERTa.
+    """
+    folder = locate(name_or_path)
+    hf_config = _read_json(folder / "config.json", f"'{folder}' is not a model folder")
+    try:
+        config = read_encoder_config(hf_config)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    settings = folder / "sentence_bert_config.json"
+    max_length = _read_json(settings, "").get("max_seq_length") if settings.is_file() else None
+    return Checkpoint(folder, hf_config, config, _read_pooling(folder, hf_config), max_length)
+
+
+def _read_json(path: Path, problem: str) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{problem}: it has no {path.name}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error})") from error
+
+
+def _read_pooling(folder: Path, hf_config: dict[str, Any]) -> Pooling | None:
+    """The pooler a folder names: in our own settings, or in sentence-transformers' modules.json."""
+    if settings := hf_config.get(SETTINGS):
+        check_pooler(settings["pooler"])
+        return Pooling(settings["pooler"], settings["mlp_only_train"])
+    if not (folder / "modules.json").is_file():
+        return None
+    modules = [m["type"].rsplit(".", 1)[-1] for m in _read_json(folder / "modules.json", "modules.json is missing")]
+    settings = _read_json(folder / "1_Pooling" / "config.json", f"{folder} names a Pooling module")
+    modes = [k for k, on in settings.items() if k.startswith("pooling_mode_") and on is True]
+    mode = settings.get("pooling_mode", modes[0] if len(modes) == 1 else modes)
+    known = {"mean": "avg", "pooling_mode_mean_tokens": "avg"}
+    known |= dict.fromkeys(("cls", "pooling_mode_cls_token"), "cls_before_pooler")
+    if modules not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or str(mode) not in known:
+        raise InputError(
+            f"{folder} is a sentence-transformers model of modules {modules} with pooling {mode}; "
+            "read are Transformer + Pooling (mean or cls) [+ Normalize]: give the pooler yourself, e.g. --pooler avg"
+        )
+    return Pooling(known[str(mode)])
+
+
+def _names(config: EncoderConfig) -> Iterator[tuple[tuple[str, ...], str, tuple[int, ...]]]:
+    """The table: our path, Hugging Face's name, and our shape, for every weight of the encoder and the head."""
+    h, f = config.hidden_size, config.intermediate_size
+    rows = (config.vocab_size, config.max_position_embeddings, config.type_vocab_size)
+    modules: list[tuple[tuple[str, ...], str, tuple[int, ...]]] = []
+    for name, n in zip(_EMBEDDINGS, rows, strict=True):
+        yield ("encoder", "embeddings", name, "embedding"), f"embeddings.{name}.weight", (n, h)
+    modules.append((("encoder", "embeddings", "layer_norm"), "embeddings.LayerNorm", (h,)))
+    shapes: dict[str, tuple[int, ...]] = {"intermediate": (h, f), "output": (f, h)}
+    for i in range(config.num_hidden_layers):
+        for theirs, ours in _LAYER_MODULES.items():
+            shape = (h,) if ours.endswith("norm") else shapes.get(ours, (h, h))
+            modules.append((("encoder", f"layer_{i}", ours), f"encoder.layer.{i}.{theirs}", shape))
+    modules.append((("head", "dense"), "pooler.dense", (h, h)))
+    for path, name, shape in modules:
+        yield (*path, "kernel" if len(shape) == 2 else "scale"), f"{name}.weight", shape
+        yield (*path, "bias"), f"{name}.bias", shape[-1:]
+
+
+def load_params(checkpoint: Checkpoint, dtype: Any = np.float32) -> Params:
+    """Reads the weights of a checkpoint as the parameter tree of `SentenceEncoder`.
+
+    Args:
+      checkpoint: from `read_checkpoint`.
+      dtype: type of the returned arrays.
+
+    Returns:
+      `{"encoder": ..., "head": ...}` of NumPy arrays; without "head" where the checkpoint has no pooler weights.
+
+    Raises:
+      InputError: unreadable file, or a missing, unexpected or misshapen weight, each named.
+    """
+    stored = _read_tensors(checkpoint.folder)
+    tensors = {_canonical(name): name for name in stored}
+    params: Params = {}
+    problems: list[str] = []
+    expected = set()
+    has_head = "pooler.dense.weight" in tensors
+    for path, name, shape in _names(checkpoint.config):
+        if path[0] == "head" and not has_head:
+            continue
+        expected.add(name)
+        if name not in tensors:
+            problems.append(f"missing {name}")
+            continue
+        value = stored[tensors[name]]
+        value = value.T if path[-1] == "kernel" else value
+        if value.shape != shape:
+            given, wanted = stored[tensors[name]].shape, shape[::-1] if path[-1] == "kernel" else shape
+            problems.append(f"{name} has shape {list(given)}, config.json asks for {list(wanted)}")
+            continue
+        node = params
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = np.ascontiguousarray(value, dtype)
+    problems += [f"unexpected {tensors[name]}" for name in sorted(set(tensors) - expected) if not _UNUSED.match(name)]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise InputError(f"the weights in {checkpoint.folder} do not fit its config.json: {shown}")
+    return params
+
+
+def _canonical(name: str) -> str:
+    """A weight's name without the model prefix and in today's spelling.
+
+    `bert.` and `roberta.` lead the names of checkpoints saved with a pretraining head; gamma and beta are those of the
+    first BERT releases; `mlp.dense` is the head in checkpoints of the original SimCSE code.
+    """
+    name = re.sub(r"^(bert|roberta)\.", "", name)
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+    return re.sub(r"^mlp\.dense\.", "pooler.dense.", name)
+
+
+def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = folder / f"{stem}.{suffix}.index.json"
+        if index.is_file():
+            files = sorted({folder / f for f in _read_json(index, "")["weight_map"].values()})
+        elif (folder / f"{stem}.{suffix}").is_file():
+            files = [folder / f"{stem}.{suffix}"]
+        else:
+            continue
+        tensors: dict[str, np.ndarray] = {}
+        for file in files:
+            tensors |= _read_safetensors(file) if suffix == "safetensors" else _read_torch(file)
+        return tensors
+    raise InputError(f"{folder} has no weights: expected model.safetensors, its sharded form, or pytorch_model.bin")
+
+
+def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(file)
+    except FileNotFoundError as error:
+        raise InputError(f"{file} is named by the weights' index but does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} cannot be read ({error}): truncated or damaged, copy it again") from error
+
+
+def _read_torch(file: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"{file} is a PyTorch pickle and torch is not installed: pip install torch, "
+            "or save the model as safetensors elsewhere"
+        ) from error
+    try:
+        # weights_only refuses pickles that could run code.
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        return {name: tensor.to(torch.float32).numpy() for name, tensor in tensors.items()}
+    except Exception as error:  # torch raises many types for damaged or refused pickles
+        raise InputError(f"{file} cannot be read as weights ({str(error).splitlines()[0]})") from error
+
+
+def to_tensors(params: Params, config: EncoderConfig) -> dict[str, np.ndarray]:
+    """The weights under Hugging Face's names and shapes, the head as `pooler.dense`."""
+    tensors = {}
+    for path, name, _ in _names(config):
+        value: Any = params
+        for part in path:
+            value = value[part]
+        # safetensors writes the wrong values for an array that is not contiguous, such as a transposed one.
+        tensors[name] = np.ascontiguousarray(value.T if path[-1] == "kernel" else value)
+    return tensors
+
+
+def with_dropout(config: EncoderConfig, probability: float | None) -> EncoderConfig:
+    """The config with both dropout probabilities set, unchanged for None."""
+    if probability is None:
+        return config
+    return replace(config, hidden_dropout_prob=probability, attention_probs_dropout_prob=probability)
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The fast tokenizer of a model folder.
+
+    Raises:
+      InputError: the folder holds no tokenizer that can be read, or only a slow one.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # transformers raises many types, down to bare Exception from the Rust side
+        raise InputError(f"{folder} has no tokenizer that can be read ({str(error).splitlines()[0]})") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"the tokenizer in {folder} has no tokenizer.json (no fast form)")
+    return tokenizer

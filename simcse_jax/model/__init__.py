@@ -1,0 +1,16 @@
+"""The encoder, its poolers and the SimCSE head. Flax is imported here only."""
+
+from simcse_jax.model.encoder import Encoder, EncoderConfig, read_encoder_config
+from simcse_jax.model.pooling import POOLERS, PoolerName, check_pooler, pool
+from simcse_jax.model.sentence_encoder import SentenceEncoder
+
+__all__ = [
+    "POOLERS",
+    "Encoder",
+    "EncoderConfig",
+    "PoolerName",
+    "SentenceEncoder",
+    "check_pooler",
+    "pool",
+    "read_encoder_config",
+]

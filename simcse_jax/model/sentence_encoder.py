@@ -1,0 +1,64 @@
+"""Encoder, pooler and the SimCSE head as one module."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from simcse_jax.model.encoder import Encoder, EncoderConfig
+from simcse_jax.model.pooling import pool
+
+
+class Head(nn.Module):
+    """tanh(x W + b), W ~ N(0, initializer_range), b = 0: the MLP over the [CLS] vector (SimCSE, section 6.3)."""
+
+    initializer_range: float
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H"]) -> Float[Array, "B H"]:
+        init = nn.initializers.normal(self.initializer_range)
+        dense = nn.Dense(x.shape[-1], dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=init, name="dense")
+        return nn.tanh(dense(x))
+
+
+class SentenceEncoder(nn.Module):
+    """Token ids to sentence vectors.
+
+    Attributes:
+      config: the encoder's sizes.
+      pooler: one of `POOLERS`.
+      mlp_only_train: with pooler `cls`, apply the head while training only; afterwards the vector is
+        `cls_before_pooler` (the unsupervised setting of SimCSE).
+      dtype, param_dtype, remat: see `Encoder`.
+
+    The head always has weights, used or not, because a Hugging Face BERT has them (`pooler.dense`).
+    """
+
+    config: EncoderConfig
+    pooler: str = "cls"
+    mlp_only_train: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    remat: bool = False
+
+    def setup(self) -> None:
+        self.encoder = Encoder(self.config, self.dtype, self.param_dtype, self.remat)
+        self.head = Head(self.config.initializer_range, self.dtype, self.param_dtype)
+
+    def __call__(
+        self, input_ids: Int[Array, "B L"], mask: Bool[Array, "B L"], rows: Int[Array, "B"] | None = None
+    ) -> Float[Array, "B H"]:
+        """One vector a sentence, not normalised.
+
+        Args:
+          input_ids: token ids, padded on the right.
+          mask: True at tokens, False at padding.
+          rows: number of each sentence in the global batch: given while training (dropout on, head on), None after.
+        """
+        training = rows is not None
+        vectors = pool(self.encoder(input_ids, mask, rows), mask, self.pooler)
+        use_head = self.pooler == "cls" and (training or not self.mlp_only_train)
+        return self.head(vectors) if use_head or self.is_initializing() else vectors

@@ -1,0 +1,125 @@
+"""The run folder: its layout, its creation in one piece, and what may differ when it is resumed.
+
+run.json            the resolved config, and the fingerprint of the training text
+model/              config.json and tokenizer of the encoder: with a checkpoint, all that a model needs
+checkpoints/<step>  latest and best train states
+metrics.jsonl       a line every `log_every` steps and for every evaluation
+results.json        scores before and after, once the run has ended
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simcse_jax import config as configs
+from simcse_jax.config import Config
+from simcse_jax.errors import InputError
+from simcse_jax.hf import SETTINGS, Checkpoint
+
+# What may change between the parts of one run: nothing here moves the parameters.
+_FREE = ("output", "log_every", "multi_host", "mesh.", "checkpoint.", "data.cache", "model.remat", "evaluation.")
+_FIXED = ("evaluation.dev",)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that exists."""
+
+    folder: Path
+    config: Config
+    data_fingerprint: str
+
+    @property
+    def model_folder(self) -> Path:
+        """Config and tokenizer of the encoder."""
+        return self.folder / "model"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a line."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def results_file(self) -> Path:
+        """Scores, written at the end of the run."""
+        return self.folder / "results.json"
+
+    def results(self) -> dict[str, Any]:
+        """The content of `results_file`; empty while the run has not ended."""
+        if not self.results_file.is_file():
+            return {}
+        results: dict[str, Any] = json.loads(self.results_file.read_text("utf-8"))
+        return results
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run folder."""
+    return (folder / "run.json").is_file()
+
+
+def open_run(folder: Path) -> Run:
+    """Reads an existing run folder.
+
+    Raises:
+      InputError: its run.json cannot be read.
+    """
+    try:
+        about = json.loads((folder / "run.json").read_text("utf-8"))
+        return Run(folder, configs.from_dict(Config, about["config"]), about["data_fingerprint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'run.json'} is not a run's config ({error})") from error
+
+
+def check_output(folder: Path) -> None:
+    """Raises `InputError` unless `folder` is a run, or absent or empty and can be created."""
+    if is_run(folder):
+        parent = folder
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"output {folder} exists and is not a run of ours: choose another --output, or remove it")
+    else:
+        parent = next(p for p in folder.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"output {folder} cannot be written: no permission in {parent}")
+
+
+def check_resume(run: Run, config: Config, data_fingerprint: str) -> None:
+    """Raises `InputError` if a run with `config` would not be the continuation of `run`."""
+    changed = [name for name in configs.differences(run.config, config) if name in _FIXED or not name.startswith(_FREE)]
+    if changed:
+        shown = "; ".join(
+            f"{n} was {configs.field_value(run.config, n)!r}, is {configs.field_value(config, n)!r}" for n in changed
+        )
+        raise InputError(f"{run.folder} is a run with other settings ({shown}): give the same or another --output")
+    if data_fingerprint != run.data_fingerprint:
+        raise InputError(
+            f"{run.folder} was trained on other text than {config.data.train} now holds: choose another --output"
+        )
+
+
+def create_run(folder: Path, config: Config, data_fingerprint: str, checkpoint: Checkpoint, tokenizer: Any) -> Run:
+    """Makes a run folder, complete or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        hf_config = {k: v for k, v in checkpoint.hf_config.items() if k != SETTINGS}
+        tokenizer.save_pretrained(partial / "model")
+        write_json(partial / "model" / "config.json", hf_config)
+        write_json(partial / "run.json", {"config": configs.to_dict(config), "data_fingerprint": data_fingerprint})
+        partial.chmod(0o755)
+        partial.rename(folder)
+    except OSError as error:
+        raise InputError(f"output {folder} cannot be written ({error.strerror}): choose another --output") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Run(folder, config, data_fingerprint)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, indented, replacing the file in one step."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    partial.replace(path)
