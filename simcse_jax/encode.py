@@ -40,7 +40,7 @@ class BatchEncoder:
 
         def forward(params: Params, batch: tuple[Int[Array, "B L"], Int[Array, "B"]]) -> Float[Array, "B H"]:
             ids, lengths = batch
-            mask = jnp.arange(ids.shape[1]) < lengths[:, None]
+            mask = jnp.arange(ids.shape[1])[None, :] < lengths[:, None]
             vectors = jnp.asarray(model.apply({"params": params}, ids, mask))
             return vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
 

@@ -1,8 +1,7 @@
 """The train state and the one pure function that advances it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +21,7 @@ from simcse_jax.sharding import batch_sharding, put, replicated, state_sharding
 Metrics = dict[str, Float[Array, ""]]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """N examples of C sentences each (1: the sentence; 2: with its positive; 3: with its hard negative too)."""
 
     input_ids: Int[Array, "N C L"] | Int[np.ndarray, "N C L"]
@@ -35,9 +32,7 @@ class Batch:
     """False for rows that only fill up the last batch of an epoch."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TrainState:
+class TrainState(NamedTuple):
     """All that a step changes."""
 
     step: Int[Array, ""]
@@ -79,7 +74,7 @@ def encode_views(model: SentenceEncoder, params: Params, batch: Batch, key: Arra
     if ids.shape[1] == 1:
         ids, lengths = jnp.repeat(ids, 2, axis=1), jnp.repeat(lengths, 2, axis=1)
     n, v, length = ids.shape
-    mask = jnp.arange(length) < lengths[:, :, None]
+    mask = jnp.arange(length)[None, None, :] < lengths[:, :, None]
     vectors = model.apply(
         {"params": params},
         ids.reshape(n * v, length),

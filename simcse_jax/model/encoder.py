@@ -75,6 +75,10 @@ def read_encoder_config(config: dict[str, Any]) -> EncoderConfig:
     return result
 
 
+# Flax's default takes the variance as E[x²] − E[x]², which cancels: ten times the rounding error of PyTorch's.
+LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
+
+
 class Dropout(nn.Module):
     """Inverted dropout whose noise belongs to the sentence.
 
@@ -120,7 +124,7 @@ class Embeddings(nn.Module):
             + embed(c.max_position_embeddings, name="position_embeddings")(positions)
             + embed(c.type_vocab_size, name="token_type_embeddings")(jnp.zeros((1, 1), jnp.int32))
         )
-        x = nn.LayerNorm(c.layer_norm_eps, self.dtype, self.param_dtype, name="layer_norm")(x)
+        x = LayerNorm(c.layer_norm_eps, self.dtype, self.param_dtype, name="layer_norm")(x)
         return Dropout(c.hidden_dropout_prob)(x, rows)
 
 
@@ -142,7 +146,7 @@ class Layer(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
-        norm = partial(nn.LayerNorm, c.layer_norm_eps, self.dtype, self.param_dtype)
+        norm = partial(LayerNorm, c.layer_norm_eps, self.dtype, self.param_dtype)
         heads = (*x.shape[:2], c.num_attention_heads, c.hidden_size // c.num_attention_heads)
 
         query = dense(c.hidden_size, name="query")(x).reshape(heads)

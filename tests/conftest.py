@@ -1,0 +1,154 @@
+"""Eight CPU devices for every test, checked array shapes, and the models that tests share."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Annotations of array shapes and types are checked at every call.
+install_import_hook("simcse_jax", "beartype.beartype")
+
+from simcse_jax import hf  # noqa: E402
+from simcse_jax.data.demo import minilm_folder  # noqa: E402
+from simcse_jax.embedder import init_params  # noqa: E402
+from simcse_jax.errors import InputError  # noqa: E402
+from simcse_jax.model import SentenceEncoder, read_encoder_config  # noqa: E402
+
+SENTENCES = [
+    "A man is playing a flute.",
+    "Someone plays an instrument.",
+    "The stock market fell by three per cent on Monday.",
+    "Two dogs run across a wet field while their owner shouts at them to come back before the storm arrives.",
+    "Nothing.",
+    "It isn't clear whether the committee, which met twice, will decide before March.",
+    "Naïve café façades — 東京 🙂",
+]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of golden figures."""
+    if "SIMCSE_GOLDEN" not in os.environ:
+        pytest.skip("SIMCSE_GOLDEN is not set: no golden figures here")
+    return Path(os.environ["SIMCSE_GOLDEN"])
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real text and tasks."""
+    if "SIMCSE_DATA" not in os.environ:
+        pytest.skip("SIMCSE_DATA is not set: no real data here")
+    return Path(os.environ["SIMCSE_DATA"])
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2."""
+    try:
+        return minilm_folder()
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+TINY: dict[str, Any] = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "hidden_act": "gelu",
+    "initializer_range": 0.2,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+}
+TINY_BERT = TINY | {
+    "model_type": "bert",
+    "max_position_embeddings": 40,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+    "layer_norm_eps": 1e-12,
+}
+TINY_ROBERTA = TINY | {
+    "model_type": "roberta",
+    "max_position_embeddings": 42,
+    "type_vocab_size": 1,
+    "pad_token_id": 1,
+    "layer_norm_eps": 1e-5,
+}
+
+
+def write_model(folder: Path, config: dict[str, Any], seed: int = 0) -> Path:
+    """A model folder with random weights and a small WordPiece tokenizer, without torch."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    encoder_config = read_encoder_config(config)
+    params = jax.jit(lambda: init_params(SentenceEncoder(encoder_config), seed))()
+    # Biases and scales are not left at 0 and 1, where an exchange of two would not show.
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32), params)
+    save_file(hf.to_tensors(params, encoder_config), folder / "model.safetensors", metadata={"format": "pt"})
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """WordPiece over single characters: every ASCII text has tokens, most of them several."""
+    characters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *characters,
+        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
+    ]
+    (folder / "vocab.txt").write_text("\n".join(words[: TINY["vocab_size"]]) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 40})
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random three-layer BERT of width 32 with a tokenizer."""
+    return write_model(tmp_path_factory.mktemp("tiny") / "bert", TINY_BERT)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """203 distinct sentences: a number that no batch size divides."""
+    rng = np.random.default_rng(0)
+    words = "the a man woman dog cat runs eats sees red blue house river slowly never two seven".split()
+    lines = dict.fromkeys(" ".join(rng.choice(words, rng.integers(3, 9))) for _ in range(400))
+    path = tmp_path_factory.mktemp("text") / "sentences.txt"
+    path.write_text("\n".join(list(lines)[:203]) + "\n")
+    return path
+
+
+def relative_error(actual: Any, expected: Any) -> float:
+    """‖actual − expected‖ / ‖expected‖ over all values."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+def tree_error(actual: Any, expected: Any) -> float:
+    """The same over all leaves of two trees."""
+    flat = [np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(t)]) for t in (actual, expected)]
+    return relative_error(*flat)
+
+
+def mask_of(lengths: Any, length: int) -> Any:
+    """Attention mask of sentences padded on the right."""
+    return jnp.arange(length) < jnp.asarray(lengths)[..., None]

@@ -1,0 +1,149 @@
+"""The golden figures: float64 values, gradients, hidden states and training trajectories."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from simcse_jax import hf
+from simcse_jax.config import Config, ObjectiveConfig, OptimizerConfig
+from simcse_jax.evaluation.sts import STS_TASKS, evaluate, load_task
+from simcse_jax.model import POOLERS, Encoder, SentenceEncoder
+from simcse_jax.objectives import info_nce
+from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.sharding import make_mesh
+from simcse_jax.step import Batch, create_state, make_train_step
+from tests.conftest import mask_of, relative_error
+
+PRECISIONS = {"float32": contextlib.nullcontext, "float64": lambda: jax.enable_x64(True)}
+ARCHITECTURES = ("tiny-bert", "tiny-roberta")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+def test_info_nce_values_and_gradients(golden: Path, dtype: str, tolerance: float) -> None:
+    arrays = np.load(golden / "info_nce.npz")
+    cases = sorted({key.split("/")[0] for key in arrays})
+    assert len(cases) == 5
+    with PRECISIONS[dtype]():
+        for case in cases:
+            vectors = [jnp.asarray(arrays[f"{case}/z{i}"], dtype) for i in (1, 2, 3) if f"{case}/z{i}" in arrays]
+            temperature, log_weight = (float(part[1:]) for part in case.split("_")[-2:])
+
+            def loss(*z: jax.Array, t: float = temperature, a: float = log_weight) -> jax.Array:
+                return info_nce(*z, temperature=t, hard_negative_log_weight=a)[0]
+
+            value, grads = jax.value_and_grad(loss, argnums=tuple(range(len(vectors))))(*vectors)
+            assert value.dtype == dtype
+            assert relative_error(value, arrays[f"{case}/loss"]) < tolerance, case
+            for i, grad in enumerate(grads, 1):
+                assert relative_error(grad, arrays[f"{case}/g{i}"]) < tolerance, (case, i)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
+def test_hidden_states_and_poolers(golden: Path, architecture: str, dtype: str, tolerance: float) -> None:
+    with PRECISIONS[dtype]():
+        checkpoint, params = _load(golden / architecture, dtype)
+        expected = np.load(golden / architecture / "encoder.npz")
+        ids, mask = jnp.asarray(expected["input_ids"], jnp.int32), jnp.asarray(expected["attention_mask"], bool)
+        encoder = Encoder(checkpoint.config, jnp.dtype(dtype), jnp.dtype(dtype))
+        states = encoder.apply({"params": params["encoder"]}, ids, mask)
+        # At padding the values are of no consequence, but they are the same too.
+        assert np.max(np.abs(np.stack(states) - expected["hidden_states"])) < tolerance
+        for pooler in POOLERS:
+            model = SentenceEncoder(checkpoint.config, pooler, False, jnp.dtype(dtype), jnp.dtype(dtype))
+            vectors = model.apply({"params": params}, ids, mask)
+            assert np.max(np.abs(vectors - expected[pooler])) < tolerance, pooler
+
+
+def _load(folder: Path, dtype: str) -> tuple[hf.Checkpoint, hf.Params]:
+    """The encoder, with the head of head.safetensors."""
+    checkpoint = hf.read_checkpoint(folder)
+    params = hf.load_params(checkpoint, np.dtype(dtype))
+    head = load_file(folder / "head.safetensors")
+    params["head"] = {
+        "dense": {
+            "kernel": np.ascontiguousarray(head["weight"].T, dtype),
+            "bias": head["bias"].astype(dtype),
+        }
+    }
+    return checkpoint, params
+
+
+RUNS = {
+    "sup_hard_negatives": ("sup", 3, 0.0, 1e-5),
+    "sup_hard_negatives_log_alpha_0.7": ("sup", 3, 0.7, 1e-5),
+    "sup_pairs": ("sup", 2, 0.0, 1e-5),
+    # The loss falls to 1e-3, where float32 has fewer digits to give.
+    "unsup_no_dropout": ("unsup", 1, 0.0, 5e-4),
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_trajectories(golden: Path, architecture: str, run: str, dtype: str) -> None:
+    source, columns, log_weight, tolerance = RUNS[run]
+    if dtype == "float64":
+        tolerance = 1e-9
+    batches = np.load(golden / architecture / "batches.npz")
+    expected = json.loads((golden / architecture / "trajectories.json").read_text())
+    config = Config(
+        batch_size=expected["batch"],
+        objective=ObjectiveConfig(temperature=expected["temperature"], hard_negative_log_weight=log_weight),
+        optimizer=OptimizerConfig(learning_rate=expected["peak_lr"], clip_norm=expected["clip_global_norm"]),
+    )
+    with PRECISIONS[dtype]():
+        checkpoint, params = _load(golden / architecture, dtype)
+        model = SentenceEncoder(checkpoint.config, "cls", False, jnp.dtype(dtype), jnp.dtype(dtype))
+        mesh = make_mesh(devices=jax.devices()[:1])
+        schedule = learning_rate_schedule(config.optimizer, expected["steps"])
+        state = create_state(mesh, params, make_optimizer(config.optimizer, schedule))
+        step = make_train_step(config, model, schedule, mesh, state)
+        measured: dict[str, list[float]] = {"loss": [], "grad_norm": []}
+        for i in range(expected["steps"]):
+            ids = batches[f"{source}_input_ids"][i, :columns].swapaxes(0, 1)
+            lengths = batches[f"{source}_attention_mask"][i, :columns].sum(-1).T.astype(np.int32)
+            state, metrics = step(state, Batch(ids, lengths, np.ones(len(ids), bool)))
+            for name, values in measured.items():
+                values.append(float(metrics[name]))
+    for name, values in measured.items():
+        wanted = np.array(expected["runs"][run][name])
+        error = np.max(np.abs(np.array(values) - wanted) / wanted)
+        assert error < tolerance, (name, error)
+
+
+@pytest.mark.parametrize("pooler", ["avg", "cls_before_pooler", "avg_first_last", "avg_top2", "cls"])
+def test_minilm_scores_as_senteval_does(golden: Path, real_data: Path, minilm: Path, pooler: str) -> None:
+    from simcse_jax.embedder import load_model
+    from simcse_jax.encode import BatchEncoder
+
+    expected = json.loads((golden / "minilm_sts.json").read_text())[pooler]
+    loaded = load_model(minilm, pooler)
+    encoder = BatchEncoder(loaded.model, hf.load_tokenizer(minilm), make_mesh(devices=jax.devices()[:1]))
+    tasks = [load_task(name, real_data / "senteval", "test", all_splits=True) for name in STS_TASKS]
+    params = jax.device_put(loaded.params, jax.devices()[0])
+    scores = evaluate(tasks, lambda sentences: encoder(params, sentences))
+    assert scores["reported"] == pytest.approx(expected["reported"], abs=0.02)
+    for task in STS_TASKS:
+        assert scores["tasks"][task].keys() == expected[task].keys()
+        for subset, figures in expected[task].items():
+            assert_close(scores["tasks"][task][subset], figures)
+
+
+def assert_close(actual: dict, expected: dict) -> None:
+    for name, value in expected.items():
+        if isinstance(value, dict):
+            assert_close(actual[name], value)
+        else:
+            assert actual[name] == pytest.approx(value, abs=0.02), name
+
+
+def test_every_trajectory_of_this_issue_is_there(golden: Path) -> None:
+    runs = json.loads((golden / "tiny-bert" / "trajectories.json").read_text())["runs"]
+    assert set(RUNS) <= set(runs)
