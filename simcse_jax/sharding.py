@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from simcse_jax.errors import InputError
 
@@ -91,9 +91,32 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Sharding of what every device holds whole."""
     return NamedSharding(mesh, REPLICATED)
+
+
+def gather(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """`x`, split as `sharding` says, whole on every device.
+
+    The gradient is summed over devices and split the same way again; a plain sharding constraint has itself as its
+    transpose and would make the gradient whole on every device, too.
+    """
+
+    @jax.custom_vjp
+    def whole(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, replicated(sharding.mesh))
+
+    def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+        return (jax.lax.with_sharding_constraint(gradient, sharding),)
+
+    whole.defvjp(lambda x: (whole(x), None), backward)
+    return whole(x)
+
+
+def gather_rows(mesh: Mesh, x: jax.Array) -> jax.Array:
+    """`gather` of an array whose rows, the last axis but one or the only one, are split over all devices."""
+    return gather(x, NamedSharding(mesh, PartitionSpec(*[None] * (x.ndim - 2), *BATCH)))
 
 
 def put(tree: Any, shardings: Any) -> Any:

@@ -1,6 +1,7 @@
 """The train state and the one pure function that advances it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from simcse_jax.hf import Params
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.objectives import info_nce
 from simcse_jax.optimizer import make_optimizer
-from simcse_jax.sharding import batch_sharding, put, replicated, state_sharding
+from simcse_jax.sharding import batch_sharding, gather, gather_rows, put, replicated, state_sharding
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -105,19 +106,22 @@ def make_train_step(
       `learning_rate`.
     """
     optimizer = make_optimizer(config.optimizer, schedule)
+    shardings = state_sharding(mesh, state)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         def loss_fn(params: Params) -> tuple[Float[Array, ""], Metrics]:
+            # Left to itself, XLA multiplies with split weights as they lie and moves the activations instead.
+            params = jax.tree.map(gather, params, shardings.params)
             z = encode_views(model, params, batch, rng.key(config.seed, "dropout", state.step))
-            z = jax.lax.with_sharding_constraint(z, batch_sharding(mesh))
-            keys, valid = jax.lax.with_sharding_constraint((z[:, 1:], batch.valid), replicated(mesh))
+            anchors = jax.lax.with_sharding_constraint(z[:, 0], batch_sharding(mesh))
             return info_nce(
-                z[:, 0],
-                keys[:, 0],
-                keys[:, 1] if keys.shape[1] == 2 else None,
+                anchors,
+                z[:, 1],
+                z[:, 2] if z.shape[1] == 3 else None,
                 temperature=config.objective.temperature,
                 hard_negative_log_weight=config.objective.hard_negative_log_weight,
-                valid=valid,
+                valid=jnp.asarray(batch.valid),
+                gather=partial(gather_rows, mesh),
             )
 
         grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -126,7 +130,6 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    shardings = state_sharding(mesh, state)
     return jax.jit(
         train_step,
         in_shardings=(shardings, batch_sharding(mesh)),

@@ -18,7 +18,7 @@ from simcse_jax.objectives import info_nce
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import make_mesh
 from simcse_jax.step import Batch, create_state, make_train_step
-from tests.conftest import mask_of, relative_error
+from tests.conftest import relative_error
 
 PRECISIONS = {"float32": contextlib.nullcontext, "float64": lambda: jax.enable_x64(True)}
 ARCHITECTURES = ("tiny-bert", "tiny-roberta")

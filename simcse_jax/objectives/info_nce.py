@@ -1,5 +1,7 @@
 """InfoNCE over the global batch (SimCSE, equations 1 and 5)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -21,6 +23,7 @@ def info_nce(
     temperature: float = 0.05,
     hard_negative_log_weight: float = 0.0,
     valid: Bool[Array, "N"] | None = None,
+    gather: Callable[[Array], Array] = lambda x: x,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Contrasts each z1_i with its positive z2_i against every other sentence of the global batch.
 
@@ -39,6 +42,8 @@ def info_nce(
       temperature: τ.
       hard_negative_log_weight: log α.
       valid: rows that count, as anchors and as negatives; all where None. At least one must be True.
+      gather: applied to what every anchor meets, the normalised z2 and z3 (stacked) and `valid`: where rows are split
+        over devices, it makes them whole on each.
 
     Returns:
       The loss, and scalar metrics: `loss`, `positive_similarity` (mean cosine of the pairs), `negative_similarity`
@@ -46,18 +51,20 @@ def info_nce(
       (log mean_{j≠i} exp(−2‖ẑ1_i − ẑ2_j‖²); Wang & Isola, arXiv 2005.10242, across the two views).
     """
     n = z1.shape[0]
-    z1, z2 = unit(z1), unit(z2)
-    valid = jnp.ones(n, bool) if valid is None else valid
+    z1 = unit(z1)
+    keys = gather(unit(jnp.stack([z2] if z3 is None else [z2, z3])))
+    valid = jnp.ones(n, bool) if valid is None else gather(valid)
     rows, columns = jnp.arange(n)[:, None], jnp.arange(n)[None, :]
     negative = valid[None, :] & (rows != columns)
     # Large but finite: a row without any negative then has loss and gradient 0, where -inf would give NaN.
     masked = jnp.finfo(z1.dtype).min / 2
 
-    positive = jnp.sum(z1 * z2, axis=-1)
-    cosine = jnp.matmul(z1, z2.T, precision=jax.lax.Precision.HIGHEST)
+    cosine = jnp.matmul(z1, keys[0].T, precision=jax.lax.Precision.HIGHEST)
+    # Read off the matrix: a product of the rows of z1 and z2 would suggest to XLA that z2 be split as z1 is.
+    positive = jnp.sum(jnp.where(rows == columns, cosine, 0), axis=1)
     logits = jnp.where(negative, cosine / temperature, masked)
     if z3 is not None:
-        hard = jnp.matmul(z1, unit(z3).T, precision=jax.lax.Precision.HIGHEST) / temperature
+        hard = jnp.matmul(z1, keys[1].T, precision=jax.lax.Precision.HIGHEST) / temperature
         hard = hard + jnp.where(rows == columns, hard_negative_log_weight, 0.0)
         logits = jnp.concatenate([logits, jnp.where(valid[None, :], hard, masked)], axis=1)
     losses = jax.nn.softplus(jax.nn.logsumexp(logits, axis=1) - positive / temperature)

@@ -1,0 +1,243 @@
+"""The train step: the same on any mesh, exact on short batches, and nothing moved between devices that need not be."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simcse_jax import rng
+from simcse_jax.config import Config, ModelConfig, OptimizerConfig
+from simcse_jax.embedder import build_model, init_params
+from simcse_jax.model import SentenceEncoder, read_encoder_config
+from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.sharding import make_mesh, put_batch
+from simcse_jax.step import Batch, TrainState, create_state, encode_views, make_train_step
+from tests.conftest import TINY_BERT, TINY_ROBERTA, tree_error
+
+N, LENGTH, STEPS = 16, 12, 20
+BERT = TINY_BERT | {"num_hidden_layers": 2}
+MESHES = {"1": (1, 1), "data8": (8, 1), "data4_fsdp2": (4, 2), "fsdp8": (1, 8)}
+
+
+def batches(columns: int, steps: int = STEPS, n: int = N) -> list[Batch]:
+    """Random ids; the last batch is short, as the last of an epoch is."""
+    generator = np.random.default_rng(columns)
+    made = []
+    for step in range(steps):
+        lengths = generator.integers(3, LENGTH + 1, (n, columns)).astype(np.int32)
+        ids = generator.integers(5, 120, (n, columns, LENGTH)).astype(np.int32)
+        ids = np.where(np.arange(LENGTH) < lengths[..., None], ids, 0)
+        made.append(Batch(ids, lengths, np.arange(n) < (n - 5 if step == steps - 1 else n)))
+    return made
+
+
+def train(
+    mesh_shape: tuple[int, int],
+    made: list[Batch],
+    dtype: str = "float32",
+    config: dict[str, Any] = BERT,
+    **settings: Any,
+) -> tuple[np.ndarray, Any]:
+    """Losses and gradient norms by step, and the parameters at the end."""
+    data, fsdp = mesh_shape
+    mesh = make_mesh(data, fsdp, jax.devices()[: data * fsdp])
+    run = Config(
+        batch_size=len(made[0].valid),
+        model=ModelConfig(pooler="cls", dtype=dtype, **settings),  # type: ignore[arg-type]
+        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.01, warmup_steps=3),
+    )
+    model = build_model(read_encoder_config(config), run.model)
+    schedule = learning_rate_schedule(run.optimizer, len(made))
+    state = create_state(mesh, lambda: init_params(model, 7), make_optimizer(run.optimizer, schedule))
+    step = make_train_step(run, model, schedule, mesh, state)
+    figures = []
+    for batch in made:
+        placed = put_batch(mesh, run.batch_size, lambda rows, b=batch: jax.tree.map(lambda x: x[rows], b))
+        with jax.transfer_guard("disallow"):
+            state, metrics = step(state, placed)
+        figures.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    return np.array(figures), jax.tree.map(np.asarray, state.params)
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Callable[[int, str], tuple[np.ndarray, Any]]:
+    """Training on one device, by columns and type; computed once."""
+    known: dict[tuple[int, str], tuple[np.ndarray, Any]] = {}
+
+    def get(columns: int, dtype: str) -> tuple[np.ndarray, Any]:
+        if (columns, dtype) not in known:
+            known[columns, dtype] = train((1, 1), batches(columns), dtype)
+        return known[columns, dtype]
+
+    return get
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("mesh", [name for name in MESHES if name != "1"])
+def test_any_mesh_trains_as_one_device(one_device: Any, mesh: str, columns: int) -> None:
+    figures, params = train(MESHES[mesh], batches(columns))
+    expected_figures, expected_params = one_device(columns, "float32")
+    assert np.max(np.abs(figures / expected_figures - 1)) < 5e-6
+    assert tree_error(without_key_biases(params), without_key_biases(expected_params)) < 1e-5
+
+
+def without_key_biases(params: Any) -> Any:
+    """Softmax ignores a key bias: its gradient is rounding noise, which Adam scales up to whole steps."""
+    return {str(path): x for path, x in jax.tree.leaves_with_path(params) if "'key'" not in str(path) or x.ndim > 1}
+
+
+def test_any_mesh_trains_as_one_device_to_float64_rounding(one_device: Any) -> None:
+    with jax.enable_x64(True):
+        figures, params = train(MESHES["data4_fsdp2"], batches(3), "float64")
+        expected_figures, expected_params = one_device(3, "float64")
+    assert np.max(np.abs(figures / expected_figures - 1)) < 1e-12
+    assert tree_error(params, expected_params) < 1e-12
+
+
+def compile_step(mesh_shape: tuple[int, int], columns: int, n: int = N) -> Any:
+    """The compiled step on a mesh."""
+    mesh = make_mesh(*mesh_shape, jax.devices()[: mesh_shape[0] * mesh_shape[1]])
+    run = Config(batch_size=n)
+    model = build_model(read_encoder_config(BERT), run.model)
+    schedule = learning_rate_schedule(run.optimizer, STEPS)
+    state = create_state(mesh, lambda: init_params(model, 7), make_optimizer(run.optimizer, schedule))
+    batch = batches(columns, 1, n)[0]
+    placed = put_batch(mesh, n, lambda rows: jax.tree.map(lambda x: x[rows], batch))
+    return make_train_step(run, model, schedule, mesh, state).lower(state, placed).compile()
+
+
+def collectives(program: str) -> list[tuple[str, list[tuple[str, tuple[int, ...]]]]]:
+    """Every collective of a program: its kind, and the types and shapes of its results."""
+    found = []
+    for line in program.splitlines():
+        match = re.search(r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)\(", line)
+        if match:
+            shapes = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
+            found.append((match[2], [(t, tuple(int(n) for n in dims.split(",") if n)) for t, dims in shapes]))
+    return found
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_collectives_of_the_step(columns: int) -> None:
+    """One gather of the normalised keys, the sum of their gradient, the sum of the weights' gradients."""
+    width, keys = BERT["hidden_size"], max(columns, 2) - 1
+    found = collectives(compile_step((8, 1), columns).as_text())
+    gathers = [shapes for kind, shapes in found if kind == "all-gather"]
+    assert sorted(gathers) == sorted([[("f32", (keys, N, width))], [("pred", (N,))]])
+    assert {kind for kind, _ in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
+    sums = [shape for kind, shapes in found if kind != "all-gather" for type_, shape in shapes if type_ == "f32"]
+    model = build_model(read_encoder_config(BERT), ModelConfig())
+    weights = [x.shape for x in jax.tree.leaves(jax.eval_shape(lambda: init_params(model, 0)))]
+    summed_keys = [shape for shape in sums if N in shape]
+    assert sum(np.prod(shape) for shape in summed_keys) == keys * N * width
+    # Each weight's gradient once; what else is summed are scalars of the metrics.
+    matrices = Counter(shape for shape in sums if len(shape) == 2 and shape not in summed_keys)
+    # The position table has as many gradients as there are positions in the batch.
+    expected = Counter(shape for shape in weights if len(shape) == 2)
+    assert sum(np.prod(s) * n for s, n in matrices.items()) <= sum(np.prod(s) * n for s, n in expected.items())
+    assert matrices.total() <= expected.total()
+
+
+@pytest.mark.parametrize("mesh", ["data8", "fsdp8"])
+def test_work_and_state_are_split_over_the_devices(mesh: str) -> None:
+    whole, split = compile_step((1, 1), 1, 128), compile_step(MESHES[mesh], 1, 128)
+    assert split.cost_analysis()["flops"] < whole.cost_analysis()["flops"] / 8 * 1.1
+    if mesh == "fsdp8":
+        sizes = [c.memory_analysis().argument_size_in_bytes for c in (whole, split)]
+        assert sizes[1] < sizes[0] / 8 * 1.5
+
+
+def test_short_batch_equals_a_smaller_one() -> None:
+    """Rows that are not valid change nothing: neither loss nor gradient sees them."""
+    full = batches(3)[-1]
+    count = int(full.valid.sum())
+    small = jax.tree.map(lambda x: x[:count], full)
+    changed = full._replace(input_ids=np.where(full.valid[:, None, None], full.input_ids, 9))
+    expected, _ = train((1, 1), [small])
+    for batch in (full, changed):
+        figures, _ = train((1, 1), [batch])
+        np.testing.assert_allclose(figures, expected, rtol=1e-5)
+
+
+def test_remat_changes_nothing() -> None:
+    figures, params = train((1, 1), batches(1, steps=5))
+    remat_figures, remat_params = train((1, 1), batches(1, steps=5), remat=True)
+    np.testing.assert_allclose(remat_figures, figures, rtol=1e-5)
+    assert tree_error(remat_params, params) < 1e-5
+
+
+def test_bfloat16_trains_close_to_float32() -> None:
+    figures, _ = train((1, 1), batches(3, steps=5))
+    bfloat16, params = train((1, 1), batches(3, steps=5), "bfloat16")
+    np.testing.assert_allclose(bfloat16[:, 0], figures[:, 0], rtol=0.05)
+    assert all(x.dtype == np.float32 for x in jax.tree.leaves(params))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[SentenceEncoder, Any]:
+    model = SentenceEncoder(read_encoder_config(TINY_ROBERTA | {"hidden_dropout_prob": 0.3}))
+    return model, jax.jit(lambda: init_params(model, 0))()
+
+
+def test_views_of_a_sentence_differ_by_their_noise_alone(tiny: tuple[SentenceEncoder, Any]) -> None:
+    model, params = tiny
+    batch = batches(1)[0]
+    first = encode_views(model, params, batch, rng.key(0, "dropout", 0))
+    again = encode_views(model, params, batch, rng.key(0, "dropout", 0))
+    later = encode_views(model, params, batch, rng.key(0, "dropout", 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.min(np.linalg.norm(first[:, 0] - first[:, 1], axis=-1)) > 0.1
+    assert np.min(np.linalg.norm(first - later, axis=-1)) > 0.1
+    quiet = SentenceEncoder(replace(model.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    same = encode_views(quiet, params, batch, rng.key(0, "dropout", 0))
+    np.testing.assert_array_equal(same[:, 0], same[:, 1])
+
+
+def test_noise_of_a_sentence_does_not_depend_on_its_neighbours(tiny: tuple[SentenceEncoder, Any]) -> None:
+    model, params = tiny
+    ids = jnp.asarray(batches(1)[0].input_ids[:, 0])
+    mask = jnp.ones(ids.shape, bool)
+
+    def encode(rows: slice) -> Any:
+        key = {"dropout": jax.random.key(3)}
+        return model.apply({"params": params}, ids[rows], mask[rows], jnp.arange(N)[rows], rngs=key)
+
+    np.testing.assert_allclose(encode(slice(4, 8)), encode(slice(0, N))[4:8], atol=1e-5)
+
+
+def test_dropout_rate_and_scale() -> None:
+    from simcse_jax.model.encoder import Dropout
+
+    x = jnp.ones((64, 50, 40))
+    kept = Dropout(0.1).apply({}, x, jnp.arange(64), rngs={"dropout": jax.random.key(0)})
+    share = float(jnp.mean(kept == 0))
+    # Three standard deviations of 128,000 draws.
+    assert abs(share - 0.1) < 3 * (0.1 * 0.9 / x.size) ** 0.5
+    np.testing.assert_allclose(np.unique(kept), [0, 1 / 0.9], rtol=1e-6)
+    rows = np.asarray(kept == 0).reshape(64, -1)
+    assert abs(np.corrcoef(rows)[np.triu_indices(64, 1)]).max() < 0.15
+
+
+def test_dropout_without_a_key_is_an_error(tiny: tuple[SentenceEncoder, Any]) -> None:
+    model, params = tiny
+    ids = jnp.zeros((2, 4), jnp.int32)
+    with pytest.raises(Exception, match='needs PRNG for "dropout"'):
+        model.apply({"params": params}, ids, jnp.ones((2, 4), bool), jnp.arange(2))
+
+
+def test_a_state_of_the_step_is_consumed() -> None:
+    """The state is donated: its buffers hold the next one."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    run = Config(batch_size=N)
+    model = build_model(read_encoder_config(BERT), run.model)
+    schedule = learning_rate_schedule(run.optimizer, STEPS)
+    state = create_state(mesh, lambda: init_params(model, 7), make_optimizer(run.optimizer, schedule))
+    after, _ = make_train_step(run, model, schedule, mesh, state)(state, batches(1)[0])
+    assert isinstance(after, TrainState)
+    assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
