@@ -44,9 +44,7 @@ class Checkpoints:
             preservation_policy=_policies.AnyPreservationPolicy(
                 [
                     _policies.LatestN(config.keep),
-                    _policies.BestN(
-                        get_metric_fn=lambda metrics: metrics["dev"], n=1, keep_checkpoints_without_metrics=False
-                    ),
+                    _policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),
                 ]
             ),
             cleanup_tmp_directories=writing,
@@ -65,13 +63,13 @@ class Checkpoints:
           state: the state.
           step: its step.
           progress: see `Progress`.
-          score: dev score at this step, if it was measured.
+          score: dev score at this step, if it was measured and is a number.
         """
         self._checkpointer.save_checkpointables_async(
             step,
             {"params": state.params, "training": {"step": state.step, "opt_state": state.opt_state}},
             force=True,
-            metrics=None if score is None else {"dev": score},
+            metrics=None if score is None else {"dev": score, "step": step},
             custom_metadata=asdict(progress),
         )
 
@@ -112,6 +110,11 @@ def open_checkpoints(folder: Path, config: CheckpointConfig, writing: bool = Tru
         yield checkpoints
     finally:
         checkpoints.close()
+
+
+def _rank(metrics: Any) -> Any:
+    """Orders checkpoints from worst to best; of equal scores the first counts, as in `Progress`."""
+    return metrics["dev"], -metrics["step"]
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

@@ -23,6 +23,8 @@ class Train:
 
     def run(self) -> None:
         """Trains and prints the scores."""
+        import jax
+
         from simcse_jax.evaluation.sts import format_table
         from simcse_jax.train import TrainingDiverged, train
 
@@ -31,6 +33,8 @@ class Train:
         except TrainingDiverged as error:
             print(f"simcse-jax: training diverged: {error}", file=sys.stderr)
             raise SystemExit(1) from None
+        if jax.process_index() != 0:
+            return
         if "stopped" in results:
             print(f"stopped at step {results['stopped']:,} and saved; the same command continues")
             return

@@ -133,7 +133,7 @@ class Config:
     epochs: int = 1
     """Passes over the data; the last, smaller batch of each pass is used."""
     max_steps: int = 0
-    """Stop after this many steps, learning rate decay included; 0 means all epochs."""
+    """Train for this many steps, learning rate decay included, whatever `epochs` says; 0 follows `epochs`."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     multi_host: bool = False

@@ -88,8 +88,7 @@ def prepare(config: Config) -> Prepared:
         lambda: tokenize_corpus(corpus, tokenizer, config.data.max_length, config.data.cache, jax.process_index() == 0)
     )
     order = EpochOrder(len(tokens), config.batch_size, config.seed)
-    total_steps = config.epochs * order.steps_per_epoch
-    total_steps = min(config.max_steps, total_steps) if config.max_steps else total_steps
+    total_steps = config.max_steps or config.epochs * order.steps_per_epoch
 
     def initial() -> Params | Callable[[], Params]:
         if config.model.random_init:
@@ -322,6 +321,9 @@ def _loop(
             return None
         check_metrics()
         score = prepared.dev_score(state.params)
+        if math.isnan(score):
+            echo(f"step {step:,}: the dev score is not a number (all pairs alike?) and does not count")
+            return None
         log.write(step, {"dev": score})
         improved = progress.best_score is None or score > progress.best_score
         progress = Progress(step, score) if improved else replace(progress, stale=progress.stale + 1)

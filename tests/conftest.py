@@ -151,4 +151,4 @@ def tree_error(actual: Any, expected: Any) -> float:
 
 def mask_of(lengths: Any, length: int) -> Any:
     """Attention mask of sentences padded on the right."""
-    return jnp.arange(length) < jnp.asarray(lengths)[..., None]
+    return jnp.asarray(np.arange(length) < np.asarray(lengths)[..., None])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from tqdm import tqdm
 
 from simcse_jax.data.corpus import Corpus, Example
@@ -35,7 +35,7 @@ class TokenTable:
       fingerprint: of the text, the tokenizer and the length.
     """
 
-    ids: Int[np.ndarray, "T"]
+    ids: Integer[np.ndarray, "T"]
     offsets: Int[np.ndarray, "S"]
     columns: int
     pad_id: int

@@ -10,9 +10,11 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 def unit(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
-    """x / ‖x‖ along the last axis, in at least float32; a zero vector stays zero."""
+    """x / ‖x‖ along the last axis, in at least float32; a zero vector stays zero, and its gradient finite."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), jnp.finfo(x.dtype).tiny))
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    # The gradient holds ‖x‖⁻³, which overflows in float32 below 1e-12.
+    return x * jax.lax.rsqrt(jnp.where(square > 1e-24, square, 1))
 
 
 def info_nce(

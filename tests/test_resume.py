@@ -1,0 +1,256 @@
+"""A run that is killed, stopped or moved to other devices goes on as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from simcse_jax.checkpoint import abstract, open_checkpoints
+from simcse_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
+from simcse_jax.embedder import build_model, init_params, load_model
+from simcse_jax.hf import read_checkpoint
+from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.run import open_run
+from simcse_jax.sharding import make_mesh, state_sharding
+from simcse_jax.step import TrainState, state_of
+from simcse_jax.train import train
+from tests.conftest import tree_error
+
+
+@pytest.fixture(scope="module")
+def dev_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dev") / "dev.tsv"
+    pairs = ["a man runs\ta woman runs\t3", "the dog eats\ta dog eats\t5", "red house\tnever two\t0", "cat\tdog\t2"]
+    path.write_text("sentence1\tsentence2\tscore\n" + "\n".join(pairs) + "\n")
+    return path
+
+
+@pytest.fixture
+def config(tiny_bert: Path, text_file: Path, dev_file: Path, tmp_path: Path) -> Config:
+    return Config(
+        output=str(tmp_path / "run"),
+        batch_size=16,
+        max_steps=12,
+        log_every=1,
+        model=ModelConfig(path=str(tiny_bert), pooler="cls", mlp_only_train=True),
+        data=DataConfig(train=str(text_file), max_length=12, cache=str(tmp_path / "cache")),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        evaluation=EvaluationConfig(dev=str(dev_file), every=4),
+        checkpoint=CheckpointConfig(every=3, keep=2),
+    )
+
+
+def final_state(folder: Path, step: int | None = None) -> TrainState:
+    """The train state of the latest checkpoint, or that of a step."""
+    run = open_run(folder)
+    model = build_model(read_checkpoint(run.model_folder).config, run.config.model)
+    optimizer = make_optimizer(run.config.optimizer, learning_rate_schedule(run.config.optimizer, 1))
+    shapes = jax.eval_shape(lambda: state_of(init_params(model, 0), optimizer))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with open_checkpoints(folder, run.config.checkpoint, writing=False) as checkpoints:
+        latest = step or checkpoints.latest
+        assert latest is not None
+        return checkpoints.restore(latest, abstract(shapes, state_sharding(mesh, shapes)))[0]
+
+
+def assert_identical(a: Any, b: Any) -> None:
+    """Every leaf, bit by bit."""
+    for (path, x), (_, y) in zip(jax.tree.leaves_with_path(a), jax.tree.leaves_with_path(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=str(path))
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Killed:
+    """A training process that is ended with SIGKILL when a condition on its run folder holds."""
+
+    def __init__(self, config_file: Path, output: Path, cache: Path) -> None:
+        self.output = output
+        self.command = [sys.executable, "-m", "simcse_jax", "train", str(config_file), "--output", str(output)]
+        self.environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+
+    def run_to_end(self) -> None:
+        done = subprocess.run(self.command, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    def run_until(self, condition: Any) -> None:
+        errors = self.output.with_suffix(".stderr")
+        with (
+            errors.open("w") as file,
+            subprocess.Popen(self.command, env=self.environment, stdout=subprocess.DEVNULL, stderr=file) as process,
+        ):
+            start, deadline = self.logged(), time.monotonic() + 120
+            while not condition(self.logged() - start):
+                assert time.monotonic() < deadline
+                assert process.poll() is None, f"ended before it was killed: {errors.read_text()[-3000:]}"
+            process.send_signal(signal.SIGKILL)
+
+    def logged(self) -> int:
+        path = self.output / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written: it has a temporary name until it is complete."""
+        folder = self.output / "checkpoints"
+        return folder.is_dir() and any("tmp" in path.name for path in folder.iterdir())
+
+
+def test_kill_9_ten_times_ends_bit_identical(tiny_bert: Path, text_file: Path, dev_file: Path, tmp_path: Path) -> None:
+    """Killed at a random step and, every other time, during a checkpoint write."""
+    config_file = tmp_path / "config.py"
+    config_file.write_text(f"""
+from simcse_jax.config import *
+config = Config(
+    batch_size=16, max_steps=600, log_every=1,
+    model=ModelConfig(path={str(tiny_bert)!r}, pooler="cls", mlp_only_train=True),
+    data=DataConfig(train={str(text_file)!r}, max_length=12, cache={str(tmp_path / "cache")!r}),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    evaluation=EvaluationConfig(dev={str(dev_file)!r}, every=50),
+    checkpoint=CheckpointConfig(every=7, keep=2),
+)
+""")
+    whole = Killed(config_file, tmp_path / "whole", tmp_path / "jax")
+    whole.run_to_end()
+    killed = Killed(config_file, tmp_path / "killed", tmp_path / "jax")
+    generator = random.Random(0)
+    during_writes = 0
+    for kill in range(10):
+        steps = generator.randint(2, 40)
+        if kill % 2:
+            killed.run_until(lambda new, steps=steps: new >= steps and killed.writing())
+            during_writes += killed.writing()
+        else:
+            killed.run_until(lambda new, steps=steps: new >= steps)
+    killed.run_to_end()
+    assert during_writes >= 3
+    assert_identical(final_state(killed.output), final_state(whole.output))
+    assert lines(killed.output) == lines(whole.output)
+    results = [json.loads((run.output / "results.json").read_text()) for run in (killed, whole)]
+    assert results[0] == results[1]
+
+
+def test_sigterm_saves_exits_0_and_resumes(config: Config, tmp_path: Path) -> None:
+    arguments = ["--model.path", config.model.path, "--data.train", config.data.train, "--batch-size", "16"]
+    arguments += ["--data.cache", config.data.cache, "--max-steps", "100000", "--log-every", "1"]
+    command = [sys.executable, "-m", "simcse_jax", "train", "unsup_bert_base", "--output", config.output, *arguments]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    command += ["--evaluation.dev", ""]
+    log = Path(config.output) / "metrics.jsonl"
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (log.is_file() and log.read_text().count("\n") > 5):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    step = max(int(path.name) for path in (Path(config.output) / "checkpoints").iterdir())
+    assert f"stopped at step {step:,} and saved; the same command continues" in output
+
+
+def test_resumed_in_parts_equals_whole(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped twice by request; a finished run is not trained again."""
+    whole = replace(config, output=str(tmp_path / "whole"))
+    expected = train(whole)
+    for stop_at in (2, 7):
+        monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", lambda self, step, n=stop_at: step == n)
+        assert train(config) == {"stopped": stop_at}
+    monkeypatch.undo()
+    assert train(config) == expected
+    assert_identical(final_state(Path(config.output)), final_state(Path(whole.output)))
+    assert lines(Path(config.output)) == lines(Path(whole.output))
+    before = (Path(config.output) / "metrics.jsonl").stat().st_mtime_ns
+    assert train(config) == expected
+    assert (Path(config.output) / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_resumes_on_other_devices(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From data 8 to data 2 × fsdp 4; settings that move no parameter may change too."""
+    whole = replace(config, output=str(tmp_path / "whole"))
+    train(whole)
+    monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", lambda self, step: step == 6)
+    train(config)
+    monkeypatch.undo()
+    train(replace(config, mesh=MeshConfig(fsdp=4), log_every=2, checkpoint=CheckpointConfig(every=100)))
+    a, b = final_state(Path(config.output)).params, final_state(Path(whole.output)).params
+    assert tree_error(without_key_biases(a), without_key_biases(b)) < 1e-5
+
+
+def without_key_biases(params: Any) -> Any:
+    """Softmax ignores a key bias: its gradient is rounding noise, which Adam scales up to whole steps."""
+    return {str(path): x for path, x in jax.tree.leaves_with_path(params) if "'key'" not in str(path) or x.ndim > 1}
+
+
+def test_keeps_the_latest_and_the_best(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([10.0, 30.0, 20.0, 30.0])
+    evaluations = {"reported": {}}
+
+    def evaluate(tasks: Any, encode: Any) -> Any:
+        return evaluations | {"reported": {tasks[0].name: next(scores)}}
+
+    monkeypatch.setattr("simcse_jax.train.evaluate", evaluate)
+    results = train(config)
+    assert (results["best_step"], results["dev"]) == (4, 30.0)
+    kept = {int(path.name) for path in (Path(config.output) / "checkpoints").iterdir()}
+    assert kept == {4, 9, 12}
+    loaded = load_model(config.output)
+    assert loaded.step == 4
+    assert_identical(loaded.params, final_state(Path(config.output), 4).params)
+
+
+def test_early_stopping(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([50.0, 40.0, 30.0, 20.0])
+    monkeypatch.setattr("simcse_jax.train.evaluate", lambda tasks, encode: {"reported": {tasks[0].name: next(scores)}})
+    patient = replace(config, evaluation=replace(config.evaluation, patience=2))
+    results = train(patient)
+    assert (results["step"], results["best_step"]) == (8, 0)
+
+
+def test_a_checkpoint_is_a_copy_of_its_moment(config: Config) -> None:
+    """The state is donated to the next step while the checkpoint is still being written."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    state = TrainState(jax.numpy.int32(1), {"w": jax.numpy.ones((512, 512))}, ())
+    advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    folder = Path(config.output)
+    from simcse_jax.checkpoint import Progress
+
+    with open_checkpoints(folder, CheckpointConfig(keep=4)) as checkpoints:
+        for step in range(1, 5):
+            checkpoints.save(state, step, Progress(), None)
+            state = advance(state)
+        checkpoints.wait()
+        for step in range(1, 5):
+            shape = {
+                "w": jax.ShapeDtypeStruct((512, 512), np.float32, sharding=state_sharding(mesh, state.params)["w"])
+            }
+            restored = checkpoints.restore_params(step, shape)
+            np.testing.assert_array_equal(restored["w"], np.full((512, 512), step, np.float32))
