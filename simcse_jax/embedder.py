@@ -1,7 +1,7 @@
 """Trained models: loading from a run, an export or a Hugging Face folder, and encoding with them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,13 @@ def load_model(name_or_path: str | Path, pooler: str | None = None, dtype: str =
     folder = Path(name_or_path).expanduser()
     run = open_run(folder) if is_run(folder) else None
     checkpoint = hf.read_checkpoint(run.model_folder if run else name_or_path)
-    if run:
-        saved = Pooling(run.config.model.pooler, run.config.model.mlp_only_train)
-        checkpoint = replace(checkpoint, pooling=saved)
-    pooling = checkpoint.pooling if pooler is None else Pooling(pooler)
+    pooling: Pooling | None
+    if pooler is not None:
+        pooling = Pooling(pooler)
+    elif run:
+        pooling = Pooling(run.config.model.pooler, run.config.model.mlp_only_train)
+    else:
+        pooling = checkpoint.pooling
     if pooling is None:
         raise InputError(
             f"{name_or_path} does not say how its sentence vectors are pooled: give the pooler, e.g. --pooler avg"

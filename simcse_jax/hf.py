@@ -15,6 +15,7 @@ from simcse_jax.model import EncoderConfig, check_pooler, read_encoder_config
 Params = dict[str, Any]
 SETTINGS = "simcse_jax"
 """Key of config.json that holds the pooler settings of a model we saved."""
+_HUB_TIMEOUT = 10.0  # seconds
 
 # Hugging Face prefix -> ours, for modules that hold (weight, bias). `{i}` runs over the layers.
 _LAYER_MODULES = {
@@ -53,10 +54,17 @@ class Checkpoint:
     folder: Path
     hf_config: dict[str, Any]
     config: EncoderConfig
-    pooling: Pooling | None
-    """None where the folder does not say, as for a plain BERT."""
     max_length: int | None
     """Length a sentence-transformers folder cuts sentences to; None elsewhere: the encoder's own limit."""
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """The pooler that the folder names; None where it does not say, as for a plain BERT.
+
+        Raises:
+          InputError: it names one that is not among ours. The weights can be used with another all the same.
+        """
+        return _read_pooling(self.folder, self.hf_config)
 
 
 def locate(name_or_path: str | Path) -> Path:
@@ -71,20 +79,31 @@ def locate(name_or_path: str | Path) -> Path:
     name = str(name_or_path)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"'{name}' is not a folder: give a Hugging Face model folder or a name on the hub")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", "1_Pooling/*", "2_Dense/*"]
+    unreachable = None
     try:
-        folder = snapshot_download(name, allow_patterns=[*patterns, "model*.safetensors"])
-        if not list(Path(folder).glob("model*.safetensors")):
-            folder = snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*.bin"])
+        # The download begins with the same request but sets no limit, and waits for minutes where packets are dropped.
+        HfApi().model_info(name, timeout=_HUB_TIMEOUT)
     except Exception as error:  # the hub client raises a dozen types, from name errors to connection errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        unreachable = error  # what was downloaded before is still there
+
+    def download(weights: str) -> Path:
+        patterns = ["*.json", "*.txt", "*.model", "1_Pooling/*", "2_Dense/*", weights]
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=unreachable is not None))
+
+    try:
+        folder = download("model*.safetensors")
+        if not list(folder.glob("model*.safetensors")):
+            folder = download("pytorch_model*.bin")
+    except Exception as error:
+        cause = unreachable or error
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise InputError(
             f"model '{name}' is neither a folder here nor to be had from the hub ({reason}): "
             "check the name and the network, or download the model elsewhere and give its folder"
-        ) from error
-    return Path(folder)
+        ) from cause
+    return folder
 
 
 def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
@@ -99,9 +118,7 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
         config = read_encoder_config(hf_config)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
-    settings = folder / "sentence_bert_config.json"
-    max_length = _read_json(settings, "").get("max_seq_length") if settings.is_file() else None
-    return Checkpoint(folder, hf_config, config, _read_pooling(folder, hf_config), max_length)
+    return Checkpoint(folder, hf_config, config, _read_max_length(folder, config))
 
 
 def _read_json(path: Path, problem: str) -> Any:
@@ -111,6 +128,17 @@ def _read_json(path: Path, problem: str) -> Any:
         raise InputError(f"{problem}: it has no {path.name}") from error
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error})") from error
+
+
+def _read_max_length(folder: Path, config: EncoderConfig) -> int | None:
+    """Length that a sentence-transformers folder names; since release 6 it does so in the tokenizer's config."""
+    if not (folder / "modules.json").is_file():
+        return None
+    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        limit = _read_json(folder / name, "").get(key) if (folder / name).is_file() else None
+        if limit:
+            return min(int(limit), config.max_length)  # a tokenizer without limit says 1e30
+    return None
 
 
 def _read_pooling(folder: Path, hf_config: dict[str, Any]) -> Pooling | None:

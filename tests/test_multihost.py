@@ -53,9 +53,7 @@ def losses(run: Path) -> list[tuple[float, float]]:
 
 def test_two_processes_of_four_devices_equal_one_process_of_eight(config_file: Path, tmp_path: Path) -> None:
     """Losses, gradient norms and dev scores over 20 steps with dropout; the parameters at the end."""
-    alone = subprocess.run(
-        command(config_file, tmp_path / "one"), env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    alone = subprocess.run(command(config_file, tmp_path / "one"), env=environment(), stderr=subprocess.PIPE, text=True)
     assert alone.returncode == 0, alone.stderr
     rehearsal = [*REHEARSE, "--logs", str(tmp_path), "2", "4", *command(config_file, tmp_path / "two")]
     done = subprocess.run(rehearsal, env=environment(), capture_output=True, text=True)

@@ -241,7 +241,9 @@ def test_dropout_draws_once_for_the_embeddings_and_three_times_a_layer() -> None
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.asarray(ids), mask_of(lengths, LENGTH)))
 
     def training(params: Any, rows: Any) -> Any:
-        return model.apply(params, jnp.asarray(ids), mask_of(lengths, LENGTH), rows, rngs={"dropout": jax.random.key(0)})
+        return model.apply(
+            params, jnp.asarray(ids), mask_of(lengths, LENGTH), rows, rngs={"dropout": jax.random.key(0)}
+        )
 
     def evaluation(params: Any) -> Any:
         return model.apply(params, jnp.asarray(ids), mask_of(lengths, LENGTH))
