@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from simcse_jax.config import Config, load_config_file
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, reason
 from simcse_jax.model.pooling import PoolerName
 
 
@@ -88,6 +88,8 @@ class Evaluate:
         if self.json:
             _check_writable(self.json)
         names = expand_tasks(self.tasks, self.mode)
+        if not names:
+            raise InputError("no task given: name STS tasks or .tsv files with --tasks, or leave it out for all seven")
         tasks = [load_task(name, self.data, self.mode, self.all_splits) for name in names]
         loaded = load_model(self.model, self.pooler, self.dtype)
         tokenizer = hf.load_tokenizer(loaded.checkpoint.folder)
@@ -97,7 +99,10 @@ class Evaluate:
         print(f"{self.model}, pooler {pooling}: Spearman × 100, {self.mode}")
         print(format_table({"": results["reported"]}))
         if self.json:
-            write_json(self.json, {"model": self.model, "pooler": pooling, "mode": self.mode, **results})
+            try:
+                write_json(self.json, {"model": self.model, "pooler": pooling, "mode": self.mode, **results})
+            except OSError as error:
+                raise InputError(f"{self.json} cannot be written ({reason(error)}): free space there") from error
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ class Encode:
             np.save(partial, vectors)
             partial.replace(self.output)
         except OSError as error:
-            raise InputError(f"{self.output} cannot be written ({error.strerror}): free space there") from error
+            raise InputError(f"{self.output} cannot be written ({reason(error)}): free space there") from error
         finally:
             partial.unlink(missing_ok=True)
         print(f"{self.output}: {vectors.shape[0]:,} vectors of width {vectors.shape[1]}")

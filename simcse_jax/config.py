@@ -4,14 +4,18 @@ as JSON beside the checkpoints."""
 import dataclasses
 import json
 import runpy
+import traceback
 import typing
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, reason
 from simcse_jax.model.pooling import PoolerName
+
+MIN_LENGTH = 3
+"""Fewest tokens a sentence can be cut to: two specials around one token."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +152,11 @@ class Config:
 
     def validate(self) -> None:
         """Raises `InputError` for a value that no run can use."""
+        _check_types(self)
         positive = {
             "batch_size": self.batch_size,
             "epochs": self.epochs,
             "log_every": self.log_every,
-            "data.max_length": self.data.max_length,
             "objective.temperature": self.objective.temperature,
             "mesh.fsdp": self.mesh.fsdp,
             "evaluation.every": self.evaluation.every,
@@ -174,6 +178,11 @@ class Config:
         for name, value in not_negative.items():
             if not value >= 0:
                 raise InputError(f"{name} is {value}; it must be 0 or more")
+        if self.data.max_length < MIN_LENGTH:
+            raise InputError(
+                f"data.max_length is {self.data.max_length}; it must be at least {MIN_LENGTH}: "
+                "two special tokens and one of the sentence"
+            )
         if self.model.dropout is not None and not 0 <= self.model.dropout < 1:
             raise InputError(f"model.dropout is {self.model.dropout}; it must be at least 0 and below 1")
         if self.model.mlp_only_train and self.model.pooler != "cls":
@@ -192,7 +201,7 @@ def load_config_file(name: str) -> Config:
       name: path of the file, or the name of a config that comes with the package, e.g. "quickstart".
 
     Raises:
-      InputError: no such file or name, or the file does not define `config` as a `Config`.
+      InputError: no such file or name, a file that cannot be run, or one that does not define `config` as a `Config`.
     """
     path = Path(name)
     if not path.is_file():
@@ -200,10 +209,44 @@ def load_config_file(name: str) -> Config:
         if path.stem not in shipped or len(path.parts) > 2:
             raise InputError(f"no config file '{name}'; configs that come with the package: {', '.join(shipped)}")
         path = shipped[path.stem]
-    config = runpy.run_path(str(path)).get("config")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except InputError:
+        raise
+    except Exception as error:  # whatever the file's own code raises
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f", line {lines[-1]}" if lines else ""
+        raise InputError(f"config file {path}{where}: {type(error).__name__}: {reason(error)}") from error
     if not isinstance(config, Config):
         raise InputError(f"{path} does not define `config = Config(...)` (found {type(config).__name__})")
+    _check_types(config)
     return config
+
+
+def _check_types(config: Any, prefix: str = "") -> None:
+    """Raises `InputError` for a value that its field's annotation does not allow; Python itself does not look."""
+    hints = typing.get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        name, value, hint = prefix + f.name, getattr(config, f.name), hints[f.name]
+        if not _fits(value, hint):
+            choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+            expected = "one of " + ", ".join(map(repr, choices)) if choices else getattr(f.type, "__name__", f.type)
+            raise InputError(f"{name} is {value!r}; expected {expected}")
+        if dataclasses.is_dataclass(value):
+            _check_types(value, f"{name}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return value in arguments
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)
+    if arguments:
+        return any(_fits(value, a) for a in arguments)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def _shipped_configs() -> dict[str, Path]:

@@ -143,7 +143,10 @@ class SimCSE:
         self._loaded = load_model(model, pooler)
         tokenizer = hf.load_tokenizer(self._loaded.checkpoint.folder)
         self._encoder = BatchEncoder(
-            self._loaded.model, tokenizer, make_mesh(), max_length or self._loaded.checkpoint.max_length
+            self._loaded.model,
+            tokenizer,
+            make_mesh(),
+            self._loaded.checkpoint.max_length if max_length is None else max_length,
         )
 
     def encode(

@@ -9,7 +9,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from simcse_jax.config import MIN_LENGTH
 from simcse_jax.data.tokens import encode_batch, pad
+from simcse_jax.errors import InputError
 from simcse_jax.hf import Params
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.sharding import put_batch, replicated
@@ -32,10 +34,24 @@ class BatchEncoder:
           mesh: devices; the batch is split over all of them.
           max_length: longer sentences are cut to this many tokens; the model's own limit where None.
           batch_size: sentences a forward pass over all devices.
+
+        Raises:
+          InputError: `max_length` leaves no room for a token, or the tokenizer has tokens that the model lacks.
         """
+        if max_length is not None and max_length < MIN_LENGTH:
+            raise InputError(
+                f"max_length is {max_length}; it must be at least {MIN_LENGTH}: "
+                "two special tokens and one of the sentence"
+            )
+        if len(tokenizer) > model.config.vocab_size:
+            raise InputError(
+                f"the tokenizer in {tokenizer.name_or_path} has {len(tokenizer):,} tokens but the model's vocabulary "
+                f"has {model.config.vocab_size:,}: they are not of one model"
+            )
         self.mesh = mesh
         self.tokenizer = tokenizer
-        self.max_length = min(max_length or model.config.max_length, model.config.max_length)
+        limit = model.config.max_length
+        self.max_length = limit if max_length is None else min(max_length, limit)
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
 
         def forward(params: Params, batch: tuple[Int[Array, "B L"], Int[Array, "B"]]) -> Float[Array, "B H"]:

@@ -1,6 +1,5 @@
 """One folder that transformers, sentence-transformers and this package read."""
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 
 from simcse_jax import __version__, hf
 from simcse_jax.embedder import LoadedModel
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, reason
 from simcse_jax.evaluation.sts import STS_TASKS
 from simcse_jax.run import write_json
 
@@ -32,9 +31,6 @@ def export(loaded: LoadedModel, output: str | Path) -> Path:
     Raises:
       InputError: the folder exists and is not empty, or cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     folder = Path(output).expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"output {folder} exists and is not an empty folder: choose another, or remove it")
@@ -48,13 +44,14 @@ def export(loaded: LoadedModel, output: str | Path) -> Path:
         partial.chmod(0o755)
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         write_json(partial / "config.json", _config(loaded))
-        tokenizer.save_pretrained(partial)
+        hf.save_tokenizer(tokenizer, partial)
         _write_modules(partial, loaded, tensors)
         (partial / "README.md").write_text(model_card(loaded), "utf-8")
         partial.rename(folder)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"output {folder} cannot be written ({reason}): free space or choose another") from error
+        raise InputError(
+            f"output {folder} cannot be written ({reason(error)}): free space or choose another"
+        ) from error
     finally:
         if partial:
             shutil.rmtree(partial, ignore_errors=True)
@@ -75,8 +72,6 @@ def _config(loaded: LoadedModel) -> dict[str, Any]:
 
 def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndarray]) -> None:
     """The sentence-transformers side: modules.json and one folder a module."""
-    from safetensors.numpy import save_file
-
     size, layers = loaded.model.config.hidden_size, loaded.model.config.num_hidden_layers
     pooler = hf.Pooling(loaded.model.pooler, loaded.model.mlp_only_train).at_evaluation
     modules = [("", "Transformer")]
@@ -86,7 +81,7 @@ def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndar
         path.mkdir()
         write_json(path / "config.json", config)
         if weights:
-            save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+            _write_weights(path / "model.safetensors", weights)
         modules.append((path.name, kind))
 
     if pooler == "avg_top2" or pooler in _FIRST_LAYER:

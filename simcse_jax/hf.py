@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, reason
 from simcse_jax.model import EncoderConfig, check_pooler, read_encoder_config
 
 Params = dict[str, Any]
@@ -114,6 +114,8 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
     """
     folder = locate(name_or_path)
     hf_config = _read_json(folder / "config.json", f"'{folder}' is not a model folder")
+    if not isinstance(hf_config, dict):
+        raise InputError(f"{folder / 'config.json'} holds a JSON {type(hf_config).__name__}; expected an object")
     try:
         config = read_encoder_config(hf_config)
     except InputError as error:
@@ -277,7 +279,7 @@ def _read_torch(file: Path) -> dict[str, np.ndarray]:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
         return {name: tensor.to(torch.float32).numpy() for name, tensor in tensors.items()}
     except Exception as error:  # torch raises many types for damaged or refused pickles
-        raise InputError(f"{file} cannot be read as weights ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{file} cannot be read as weights ({reason(error)})") from error
 
 
 def to_tensors(params: Params, config: EncoderConfig) -> dict[str, np.ndarray]:
@@ -310,7 +312,21 @@ def load_tokenizer(folder: str | Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises many types, down to bare Exception from the Rust side
-        raise InputError(f"{folder} has no tokenizer that can be read ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{folder} has no tokenizer that can be read ({reason(error)})") from error
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer in {folder} has no tokenizer.json (no fast form)")
     return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes a tokenizer.
+
+    Raises:
+      OSError: it cannot be written; the Rust side says so with a bare Exception.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(str(error)) from error

@@ -17,8 +17,8 @@ from typing import Any
 
 from simcse_jax import config as configs
 from simcse_jax.config import Config
-from simcse_jax.errors import InputError
-from simcse_jax.hf import SETTINGS, Checkpoint
+from simcse_jax.errors import InputError, reason
+from simcse_jax.hf import SETTINGS, Checkpoint, save_tokenizer
 
 # What may change between the parts of one run: nothing here moves the parameters.
 _FREE = ("output", "log_every", "multi_host", "mesh.", "checkpoint.", "data.cache", "model.remat", "evaluation.")
@@ -70,7 +70,7 @@ def open_run(folder: Path) -> Run:
     try:
         about = json.loads((folder / "run.json").read_text("utf-8"))
         return Run(folder, configs.from_dict(Config, about["config"]), about["data_fingerprint"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / 'run.json'} is not a run's config ({error})") from error
 
 
@@ -83,7 +83,8 @@ def check_output(folder: Path) -> None:
     else:
         parent = next(p for p in folder.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"output {folder} cannot be written: no permission in {parent}")
+        problem = f"no permission in {parent}" if parent.is_dir() else f"{parent} is not a folder"
+        raise InputError(f"output {folder} cannot be written ({problem}): choose another --output")
 
 
 def check_resume(run: Run, config: Config, data_fingerprint: str) -> None:
@@ -102,24 +103,29 @@ def check_resume(run: Run, config: Config, data_fingerprint: str) -> None:
 
 def create_run(folder: Path, config: Config, data_fingerprint: str, checkpoint: Checkpoint, tokenizer: Any) -> Run:
     """Makes a run folder, complete or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    partial = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         hf_config = {k: v for k, v in checkpoint.hf_config.items() if k != SETTINGS}
-        tokenizer.save_pretrained(partial / "model")
+        save_tokenizer(tokenizer, partial / "model")
         write_json(partial / "model" / "config.json", hf_config)
         write_json(partial / "run.json", {"config": configs.to_dict(config), "data_fingerprint": data_fingerprint})
         partial.chmod(0o755)
         partial.rename(folder)
     except OSError as error:
-        raise InputError(f"output {folder} cannot be written ({error.strerror}): choose another --output") from error
+        raise InputError(f"output {folder} cannot be written ({reason(error)}): choose another --output") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial:
+            shutil.rmtree(partial, ignore_errors=True)
     return Run(folder, config, data_fingerprint)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON, indented, replacing the file in one step."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -4,13 +4,14 @@ import csv
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from simcse_jax.config import DataConfig
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, reason
 
 Example = tuple[str, ...]
 FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
@@ -54,8 +55,11 @@ def open_corpus(config: DataConfig) -> Corpus:
     if path.is_file():
         if _format(path) not in FORMATS:
             raise InputError(f"{path} ends in '{path.suffix}'; expected {', '.join(FORMATS)}, each also with .gz")
-        with path.open("rb") as file:
-            identity = [_format(path), hashlib.file_digest(file, "sha256").hexdigest(), config.columns]
+        try:
+            with path.open("rb") as file:
+                identity = [_format(path), hashlib.file_digest(file, "sha256").hexdigest(), config.columns]
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({reason(error)})") from error
     elif path.is_dir():
         raise InputError(f"data.train is the folder {path}; give a file")
     elif any(s in FORMATS for s in path.suffixes) or config.train.startswith((".", "/", "~")):
@@ -92,16 +96,28 @@ def _read_file(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Exam
         yield from _read_parquet(path, columns)
         return
     readers = {".txt": _read_lines, ".csv": _read_delimited, ".tsv": _read_delimited, ".jsonl": _read_jsonl}
-    with _open_text(path) as file:
-        try:
+    try:
+        with _open_text(path) as file:
             yield from readers[_format(path)](path, file, columns)
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path} is not UTF-8 ({error.reason} at byte {error.start} of a block): convert it, e.g. "
-                f"iconv -f latin1 -t utf-8"
-            ) from error
-        except (gzip.BadGzipFile, EOFError) as error:
-            raise InputError(f"{path} is not a complete gzip file ({error})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({_undecodable(path)}): convert it with iconv -t utf-8") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is not a complete gzip file ({error}): copy or compress it again") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({reason(error)})") from error
+
+
+def _undecodable(path: Path) -> str:
+    """Where the first bytes are that are not UTF-8; the decoder itself only knows their place in its buffer."""
+    start = 0
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"line {number}, byte {start + error.start} of the text: {error.reason}"
+            start += len(line)
+    return "the file has changed meanwhile"
 
 
 def _open_text(path: Path) -> IO[str]:
@@ -168,7 +184,7 @@ def _read_jsonl(path: Path, file: IO[str], columns: tuple[str, ...]) -> Iterator
 
 def _sentences(where: str, row: dict[str, Any], columns: tuple[str, ...]) -> Example:
     wrong = [c for c in columns if not isinstance(row.get(c), str)]
-    if wrong or len(row) < len(columns):
+    if wrong:
         raise InputError(f"{where} has no text in column {', '.join(wrong)}; its columns are {', '.join(row)}")
     return tuple(row[c] for c in columns)
 
@@ -187,8 +203,8 @@ def _read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, E
             for row in batch.to_pylist():
                 number += 1
                 yield number, _sentences(f"{path}, row {number}", row, tuple(names))
-    except (pyarrow.ArrowException, OSError, EOFError) as error:
-        raise InputError(f"{path} is not a readable parquet file ({error})") from error
+    except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is not a readable parquet file ({reason(error)}): write it again") from error
 
 
 def _load_hub(config: DataConfig) -> Any:
@@ -199,7 +215,7 @@ def _load_hub(config: DataConfig) -> Any:
     except Exception as error:  # datasets raises many types, from a wrong name to a lost connection
         raise InputError(
             f"'{config.train}' is no file here, and the hub does not give it as a data set "
-            f"({str(error).strip().splitlines()[0]}): check the path or name, data.subset, data.split and the network"
+            f"({reason(error)}): check the path or name, data.subset, data.split and the network"
         ) from error
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Int, Integer
 from tqdm import tqdm
 
 from simcse_jax.data.corpus import Corpus, Example
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, reason
 
 _FORMAT = 1  # part of the cache key: raise it when the files below change
 _CHUNK = 8192
@@ -89,7 +89,7 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
     Raises:
       InputError: no sentence at all, a row that cannot be read, or a cache folder that cannot be written.
     """
-    identity = [_FORMAT, corpus.fingerprint, tokenizer.backend_tokenizer.to_str(), max_length]
+    identity = [_FORMAT, corpus.fingerprint, _rules(tokenizer), max_length]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     folder = Path(cache).expanduser() / f"tokens-{fingerprint}"
     if not folder.is_dir():
@@ -97,17 +97,23 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
             folder.parent.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
         except OSError as error:
-            raise InputError(f"cannot write to the cache {folder.parent} ({error.strerror}): set data.cache") from error
+            raise InputError(f"cannot write to the cache {folder.parent} ({reason(error)}): set data.cache") from error
         try:
             _write(corpus, tokenizer, max_length, partial, progress)
             _publish(partial, folder)
         except OSError as error:
             raise InputError(
-                f"cannot write tokens to {folder.parent} ({error.strerror}): free space or set data.cache"
+                f"cannot write tokens to {folder.parent} ({reason(error)}): free space or set data.cache"
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return _open(folder, fingerprint)
+
+
+def _rules(tokenizer: Any) -> dict[str, Any]:
+    """All that turns text into tokens, without the truncation and padding that each call leaves in the tokenizer."""
+    rules: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
 
 
 def _publish(partial: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, reason
 
 Mode = Literal["test", "dev"]
 EncodeFunction = Callable[[list[str]], Float[np.ndarray, "S H"]]
@@ -101,11 +101,21 @@ def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text("utf-8").removesuffix("\n").split("\n")
+        return path.read_text("utf-8-sig").removesuffix("\n").split("\n")
     except FileNotFoundError as error:
         raise InputError(f"no file {path}; SentEval's layout has STS/ and SICK/ in the data folder") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start})") from error
+        raise InputError(f"{path} is not UTF-8 (byte {error.start}): convert it with iconv -t utf-8") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({reason(error)})") from error
+
+
+def _row(path: Path, number: int, line: str, columns: int) -> list[str]:
+    """The fields of a line, at least `columns` of them; quotes are characters."""
+    fields = line.split("\t")
+    if len(fields) < columns:
+        raise InputError(f"{path}, line {number} has {len(fields)} columns; expected {columns}, separated by tabs")
+    return fields
 
 
 def _normal(sentence: str) -> str:
@@ -120,6 +130,8 @@ def _subset(name: str, path: Path, pairs: list[tuple[str, str, str]]) -> Subset:
         gold = np.array([float(score) for _, _, score in pairs])
     except ValueError as error:
         raise InputError(f"{path} holds a score that is no number ({error})") from error
+    if not np.isfinite(gold).all():
+        raise InputError(f"{path} holds a score that is not finite: give each pair a number, or leave the pair out")
     return Subset(name, [_normal(a) for a, _, _ in pairs], [_normal(b) for _, b, _ in pairs], gold)
 
 
@@ -128,17 +140,18 @@ def _read_sts(name: str, folder: Path) -> Subset:
     inputs, golds = _lines(path), _lines(folder / f"STS.gs.{name}.txt")
     if len(inputs) != len(golds):
         raise InputError(f"{path} has {len(inputs)} lines but its gold file has {len(golds)}")
-    fields = [(line.split("\t"), gold) for line, gold in zip(inputs, golds, strict=True) if gold.strip()]
-    return _subset(name, path, [(f[0], f[1], gold) for f, gold in fields])
+    rows = [_row(path, number, line, 2) for number, line in enumerate(inputs, 1)]
+    scored = [(row, gold) for row, gold in zip(rows, golds, strict=True) if gold.strip()]
+    return _subset(name, path, [(row[0], row[1], gold) for row, gold in scored])
 
 
 def _read_stsb(name: str, path: Path) -> Subset:
-    rows = [line.split("\t") for line in _lines(path)]
+    rows = [_row(path, number, line, 7) for number, line in enumerate(_lines(path), 1)]
     return _subset(name, path, [(row[5], row[6], row[4]) for row in rows])
 
 
 def _read_sick(name: str, path: Path) -> Subset:
-    rows = [line.split("\t") for line in _lines(path)[1:]]
+    rows = [_row(path, number, line, 4) for number, line in enumerate(_lines(path)[1:], 2)]
     return _subset(name, path, [(row[1], row[2], row[3]) for row in rows])
 
 
@@ -146,11 +159,11 @@ def _read_tsv(path: Path) -> Subset:
     header, *lines = _lines(path)
     if header.rstrip("\r").split("\t") != ["sentence1", "sentence2", "score"]:
         raise InputError(f"{path} must start with the header sentence1<tab>sentence2<tab>score; got {header!r}")
-    rows = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
-    for number, row in enumerate(rows, 2):
+    rows = [(number, line.rstrip("\r").split("\t")) for number, line in enumerate(lines, 2) if line.strip()]
+    for number, row in rows:
         if len(row) != 3:
-            raise InputError(f"{path}, row {number} has {len(row)} columns; expected sentence1, sentence2, score")
-    return _subset("all", path, [(a, b, score) for a, b, score in rows])
+            raise InputError(f"{path}, line {number} has {len(row)} columns; expected sentence1, sentence2, score")
+    return _subset("all", path, [(a, b, score) for _, (a, b, score) in rows])
 
 
 def cosine(a: Float[np.ndarray, "P H"], b: Float[np.ndarray, "P H"]) -> Float[np.ndarray, "P"]:

@@ -60,6 +60,10 @@ def read_encoder_config(config: dict[str, Any]) -> EncoderConfig:
     missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
     if missing:
         raise InputError(f"config.json lacks {', '.join(missing)}")
+    kinds: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
+    for f in fields:
+        if f.name in values and f.type in kinds and not isinstance(values[f.name], kinds[f.type]):
+            raise InputError(f"config.json says {f.name} {values[f.name]!r}; expected {kinds[f.type][-1].__name__}")
     result = EncoderConfig(**values)
     if result.hidden_act not in ACTIVATIONS:
         raise InputError(f"config.json says hidden_act '{result.hidden_act}'; known: {', '.join(ACTIVATIONS)}")

