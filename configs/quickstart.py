@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
-from simcse_jax.data.demo import demo_similarity, minilm_folder, write_demo_text
+from simcse_jax.data.demo import demo_similarity, demo_text, minilm_folder
 
 if root := os.environ.get("SIMCSE_DATA"):
     data = DataConfig(train=str(Path(root) / "wiki" / "wiki_en_1m.txt.gz"))
@@ -21,7 +21,7 @@ if root := os.environ.get("SIMCSE_DATA"):
         data=str(Path(root) / "senteval"), dev="STSBenchmark", every=25, test=("STSBenchmark",)
     )
 else:
-    data = DataConfig(train=str(write_demo_text(Path("~/.cache/simcse_jax/demo.txt").expanduser())))
+    data = DataConfig(train=str(demo_text(Path("~/.cache/simcse_jax"))))
     evaluation = EvaluationConfig(dev=str(demo_similarity("dev")), every=25, test=(str(demo_similarity("test")),))
 
 config = Config(

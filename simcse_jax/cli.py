@@ -23,11 +23,15 @@ class Train:
 
     def run(self) -> None:
         """Trains and prints the scores."""
+        import logging
+
         import jax
 
         from simcse_jax.evaluation.sts import format_table
         from simcse_jax.train import TrainingDiverged, train
 
+        # Where a checkpoint cannot be written, orbax logs a traceback of each of its threads and then raises, too.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         try:
             results = train(self.config)
         except TrainingDiverged as error:
@@ -193,3 +197,6 @@ def main(argv: list[str] | None = None) -> None:
     except InputError as error:
         print(f"simcse-jax: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("simcse-jax: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

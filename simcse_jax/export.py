@@ -37,25 +37,31 @@ def export(loaded: LoadedModel, output: str | Path) -> Path:
     checkpoint, config = loaded.checkpoint, loaded.checkpoint.config
     tensors = hf.to_tensors(jax.tree.map(np.asarray, loaded.params), config)
     tokenizer = hf.load_tokenizer(checkpoint.folder)
-    partial = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        partial.chmod(0o755)
-        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        write_json(partial / "config.json", _config(loaded))
-        hf.save_tokenizer(tokenizer, partial)
-        _write_modules(partial, loaded, tensors)
-        (partial / "README.md").write_text(model_card(loaded), "utf-8")
-        partial.rename(folder)
-    except (OSError, SafetensorError) as error:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
+        ) as private:
+            partial = Path(private) / "model"  # unlike the folder around it, with the user's usual permissions
+            partial.mkdir()
+            _write_weights(partial / "model.safetensors", tensors)
+            write_json(partial / "config.json", _config(loaded))
+            hf.save_tokenizer(tokenizer, partial)
+            _write_modules(partial, loaded, tensors)
+            (partial / "README.md").write_text(model_card(loaded), "utf-8")
+            partial.rename(folder)
+    except OSError as error:
         raise InputError(
             f"output {folder} cannot be written ({reason(error)}): free space or choose another"
         ) from error
-    finally:
-        if partial:
-            shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _write_weights(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    from safetensors.numpy import save
+
+    # Not `save_file`, whose files since safetensors 0.8 only their owner can read.
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def _config(loaded: LoadedModel) -> dict[str, Any]:

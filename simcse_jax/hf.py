@@ -98,9 +98,8 @@ def locate(name_or_path: str | Path) -> Path:
             folder = download("pytorch_model*.bin")
     except Exception as error:
         cause = unreachable or error
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise InputError(
-            f"model '{name}' is neither a folder here nor to be had from the hub ({reason}): "
+            f"model '{name}' is neither a folder here nor to be had from the hub ({reason(cause)}): "
             "check the name and the network, or download the model elsewhere and give its folder"
         ) from cause
     return folder

@@ -133,6 +133,7 @@ class FivePoolers(SentenceEncoder):
         return jnp.concatenate([*pooled[:-1], self.head(pooled[-1])], axis=1)
 
 
+@pytest.mark.slow
 def test_minilm_scores_as_senteval_does(golden: Path, real_data: Path, minilm: Path) -> None:
     """Every figure of the seven STS tasks, for five poolers."""
     expected = json.loads((golden / "minilm_sts.json").read_text())

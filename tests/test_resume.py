@@ -121,6 +121,7 @@ class Killed:
         return folder.is_dir() and any("tmp" in path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_kill_9_ten_times_ends_bit_identical(tiny_bert: Path, text_file: Path, dev_file: Path, tmp_path: Path) -> None:
     """Killed at a random step and, every other time, during a checkpoint write."""
     config_file = tmp_path / "config.py"

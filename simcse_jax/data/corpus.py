@@ -7,8 +7,9 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from simcse_jax.config import DataConfig
 from simcse_jax.errors import InputError, reason
@@ -120,21 +121,21 @@ def _undecodable(path: Path) -> str:
     return "the file has changed meanwhile"
 
 
-def _open_text(path: Path) -> IO[str]:
+def _open_text(path: Path) -> TextIOWrapper:
     # utf-8-sig drops the byte-order mark that Windows editors write.
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
 
 
-def _read_lines(path: Path, file: IO[str], columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
+def _read_lines(path: Path, file: TextIOWrapper, columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
     if columns:
         raise InputError(f"{path} is plain text, one sentence a line; data.columns {list(columns)} does not apply")
     for number, line in enumerate(file, 1):
         yield number, (line.rstrip("\r\n"),)
 
 
-def _read_delimited(path: Path, file: IO[str], columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
+def _read_delimited(path: Path, file: TextIOWrapper, columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
     """CSV with standard quoting; TSV without any, as sentence files are written. The first row names the columns."""
     tabs = _format(path) == ".tsv"
     reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file, strict=True)
@@ -167,7 +168,7 @@ def _pick(path: Path, header: list[str], columns: tuple[str, ...]) -> list[int]:
     return picked
 
 
-def _read_jsonl(path: Path, file: IO[str], columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
+def _read_jsonl(path: Path, file: TextIOWrapper, columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
     """One JSON object a line; the first line's keys are the columns where none are named."""
     for number, line in enumerate(file, 1):
         if not line.strip():

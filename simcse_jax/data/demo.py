@@ -8,6 +8,7 @@ The graded sentence pairs beside this module were written for this project.
 import ast
 import importlib.util
 import os
+import platform
 import re
 import sysconfig
 import warnings
@@ -65,12 +66,15 @@ def demo_sentences() -> list[str]:
     return list(found)
 
 
-def write_demo_text(path: Path) -> Path:
-    """Write :func:`demo_sentences` to ``path``, one a line in UTF-8, and return it.
+def demo_text(cache: Path) -> Path:
+    """A file in ``cache`` with :func:`demo_sentences`, one a line in UTF-8.
 
-    The file is replaced in one step, so a reader never sees half of it.
-    Missing parent folders are created.
+    It is written once for each version of Python, in one step, so a reader
+    never sees half of it.
     """
+    path = cache.expanduser() / f"demo-python-{platform.python_version()}.txt"
+    if path.is_file():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     # Replacing is atomic only within one file system, hence the same folder.
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")

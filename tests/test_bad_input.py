@@ -1,0 +1,595 @@
+"""What cannot be used is refused with one line that names it, and leaves no trace on disk."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from simcse_jax.cli import main
+from simcse_jax.embedder import SimCSE, load_model
+from simcse_jax.errors import InputError
+from tests.conftest import write_model
+
+CONFIG = """
+from simcse_jax.config import *
+config = Config(
+    batch_size=16, max_steps=2, log_every=1,
+    model=ModelConfig(path={model!r}, pooler="cls", mlp_only_train=True),
+    data=DataConfig(train={text!r}, max_length=12, cache={cache!r}),
+)
+"""
+DEV = "sentence1\tsentence2\tscore\na man runs\ta woman runs\t3\nthe dog eats\ta dog eats\t5\nred house\tnever two\t0\n"
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def config_file(tiny_bert: Path, text_file: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG.format(model=str(tiny_bert), text=str(text_file), cache=str(tmp_path / "cache")))
+    return path
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Every file below a folder with its content."""
+    paths = sorted(folder.rglob("*"))
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in paths}
+
+
+def error_line(stderr: str) -> str:
+    """The one error that a command prints, which is the last line; progress bars may come before it."""
+    assert "Traceback" not in stderr
+    assert stderr.count("simcse-jax: error: ") == 1
+    last = stderr.splitlines()[-1]
+    assert last.startswith("simcse-jax: error: ")
+    return last.removeprefix("simcse-jax: error: ")
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fails:
+    """Runs a command that must fail, and returns its error; complete entries of the token cache may be new."""
+
+    def run(*arguments: str | Path) -> str:
+        before = snapshot(tmp_path)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(a) for a in arguments])
+        assert caught.value.code == 2
+        message = error_line(capsys.readouterr().err)
+        after = snapshot(tmp_path)
+        new = {name for name in after if name not in before}
+        assert all(name == "cache" or name.startswith("cache/tokens-") for name in new)
+        assert {name: after.get(name) for name in before} == before
+        return message
+
+    return run
+
+
+@pytest.fixture
+def train_fails(fails: Fails, config_file: Path, tmp_path: Path) -> Fails:
+    """`fails` for training into the folder `run`, which must not exist afterwards."""
+
+    def run(*overrides: str | Path) -> str:
+        return fails("train", config_file, "--output", tmp_path / "run", *overrides)
+
+    return run
+
+
+LATIN1 = b"".join(b"sentence %d\n" % i for i in range(5000)) + b"caf\xe9\n" + b"more\n" * 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("empty.txt", b"", ["holds no sentence", "it is empty"]),
+        ("empty.csv", b"", ["holds no sentence", "it is empty"]),
+        ("header.csv", b"sentence\n", ["holds no sentence"]),
+        ("blank.txt", b"\n \n\t\n\r\n", ["holds no sentence", "only blank ones (4)"]),
+        ("latin1.txt", LATIN1, ["not UTF-8", "line 5001", f"byte {LATIN1.index(0xE9)} ", "iconv"]),
+        ("latin1.csv", b"a,b\nok,ok\nok,caf\xe9\n", ["not UTF-8", "line 3", "byte 19 "]),
+        ("utf16.txt", "text\n".encode("utf-16"), ["not UTF-8", "line 1", "byte 0 "]),
+        ("four.csv", b"a,b,c,d\n1,2,3,4\n", ["has 4 columns (a, b, c, d)", "data.columns"]),
+        ("four.jsonl", b'{"a": "1", "b": "2", "c": "3", "d": "4"}\n', ["row 1 has 4 columns", "data.columns"]),
+        ("ragged.csv", b"a,b\n1,2\n1,2,3\n", ["line 3 has 3 columns but the header has 2 (a, b)", "quote"]),
+        ("ragged.tsv", b"a\tb\n1\n", ["line 2 has 1 columns but the header has 2"]),
+        ("quote.csv", b'a\n"never closed\n', ["line 2"]),
+        ("broken.jsonl", b'{"a": "1"}\n{"a"\n', ["line 2 is not JSON"]),
+        ("list.jsonl", b'["a"]\n', ["line 1 is a JSON list; expected an object"]),
+        ("null.jsonl", b'{"a": "1"}\n{"a": null}\n', ["line 2 has no text in column a"]),
+        ("other.jsonl", b'{"a": "1"}\n{"b": "1"}\n', ["line 2 has no text in column a; its columns are b"]),
+        ("fake.parquet", b"text\n", ["not a readable parquet file"]),
+        ("fake.txt.gz", b"text\n", ["not a complete gzip file"]),
+        ("text.docx", b"text\n", ["ends in '.docx'", ".txt, .csv, .tsv, .jsonl, .parquet"]),
+    ],
+)
+def test_training_text(name: str, content: bytes, expected: list[str], train_fails: Fails, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    message = train_fails("--data.train", path)
+    assert str(path) in message
+    for part in expected:
+        assert part in message
+    assert not list(tmp_path.glob("cache/*"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_damaged_gzip(damage: str, text_file: Path, train_fails: Fails, tmp_path: Path) -> None:
+    import gzip
+
+    packed = bytearray(gzip.compress(text_file.read_bytes(), mtime=0))
+    if damage == "cut":
+        del packed[-100:]
+    else:
+        packed[len(packed) // 2] ^= 0xFF
+    path = tmp_path / "text.txt.gz"
+    path.write_bytes(packed)
+    assert f"{path} is not a complete gzip file" in train_fails("--data.train", path)
+
+
+def test_text_that_is_not_there(train_fails: Fails, tmp_path: Path) -> None:
+    assert f"no file {tmp_path / 'none.txt'} (data.train)" in train_fails("--data.train", tmp_path / "none.txt")
+    assert "no file none.csv.gz" in train_fails("--data.train", "none.csv.gz")
+    assert f"the folder {tmp_path}; give a file" in train_fails("--data.train", tmp_path)
+    assert "data.train is empty" in train_fails("--data.train", "")
+
+
+def test_columns_that_are_not_there(text_file: Path, train_fails: Fails, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("first,second\na,b\n")
+    message = train_fails("--data.train", path, "--data.columns", "anchor")
+    assert message == f"{path} has no column anchor; it has first, second"
+    assert "does not apply" in train_fails("--data.columns", "first")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["--batch-size", "12"], ["global batch of 12", "8 devices", "multiple of 8, e.g. 8 or 16"]),
+        (["--batch-size", "0"], ["batch_size is 0", "greater than 0"]),
+        (["--mesh.data", "3"], ["mesh data 3 × fsdp 1 does not fit 8 devices"]),
+        (["--data.max-length", "41"], ["data.max_length is 41", "positions for 40 tokens"]),
+        (["--data.max-length", "2"], ["data.max_length is 2", "at least 3"]),
+        (["--model.dropout", "1"], ["model.dropout is 1", "below 1"]),
+        (["--model.pooler", "avg"], ["model.mlp_only_train", "'avg'", "set mlp_only_train to False or the pooler"]),
+        (["--model.dtype", "float64"], ["float64", "JAX_ENABLE_X64=1"]),
+        (["--objective.temperature", "nan"], ["objective.temperature is nan", "greater than 0"]),
+        (["--evaluation.dev", "STSb"], ["unknown task 'STSb'"]),
+        (["--evaluation.dev", "STSBenchmark"], ["needs the folder of SentEval's data"]),
+        (["--evaluation.test", "none.tsv"], ["no file none.tsv"]),
+    ],
+)
+def test_settings(overrides: list[str], expected: list[str], train_fails: Fails) -> None:
+    message = train_fails(*overrides)
+    for part in expected:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["--batch-siz", "16"], ["Unrecognized options: --batch-siz", "--batch-size"]),
+        (["--data.max-lenght", "16"], ["--data.max-lenght", "--data.max-length"]),
+        (["--batch-size", "many"], ["--batch-size", "'many'"]),
+        (["--optimizer.learning-rate", "fast"], ["--optimizer.learning-rate", "fast"]),
+        (["--model.pooler", "clz"], ["'clz'", "--model.pooler", "'cls'", "avg_first_last"]),
+    ],
+)
+def test_overrides(
+    overrides: list[str], expected: list[str], config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt name gets a suggestion, a wrong value is quoted beside its option."""
+    before = snapshot(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["train", str(config_file), "--output", str(tmp_path / "run"), *overrides])
+    assert caught.value.code == 2
+    text = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    for part in expected:
+        assert part in text
+    assert "Traceback" not in text
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("config = 3", ["does not define `config = Config(...)`", "int"]),
+        ("", ["does not define `config"]),
+        ("config = (", ["config.py", "line 1", "never closed"]),
+        ("from simcse_jax.config import *\n\nconfig = Config(bach_size=3)", ["line 3", "bach_size"]),
+        ("1 / 0", ["line 1", "ZeroDivisionError"]),
+    ],
+)
+def test_config_files(content: str, expected: list[str], fails: Fails, tmp_path: Path) -> None:
+    path = tmp_path / "config.py"
+    path.write_text(content)
+    message = fails("train", path)
+    for part in (str(path), *expected):
+        assert part in message
+
+
+def test_config_names(fails: Fails) -> None:
+    message = fails("train", "unsup_bert_bas")
+    assert message.startswith("no config file 'unsup_bert_bas'; configs that come with the package: quickstart, ")
+    assert "unsup_bert_base" in message
+
+
+def run_python(program: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_ENABLE_COMPILATION_CACHE": "0",
+        **environment,
+    }
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+
+
+def test_values_of_a_config_file(tmp_path: Path) -> None:
+    """In a process where nothing but the package itself checks annotations."""
+    values = {
+        "model=ModelConfig(pooler='clz')": "model.pooler is 'clz'; expected one of 'cls', 'cls_before_pooler', 'avg', "
+        "'avg_top2', 'avg_first_last', 'avg_static_last'",
+        "batch_size='64'": "batch_size is '64'; expected int",
+        "data=DataConfig(train=3)": "data.train is 3; expected str",
+        "data=DataConfig(columns=['a'])": "data.columns is ['a']; expected tuple[str, ...]",
+        "model=DataConfig()": "model is DataConfig(",
+        "model=ModelConfig(dropout=True)": "model.dropout is True; expected float | None",
+    }
+    for i, value in enumerate(values):
+        (tmp_path / f"{i}.py").write_text(f"from simcse_jax.config import *\nconfig = Config({value})\n")
+    program = (
+        "import sys\n"
+        "from simcse_jax.cli import main\n"
+        "for path in sys.argv[1:]:\n"
+        "    try:\n"
+        "        main(['train', path])\n"
+        "    except SystemExit as error:\n"
+        "        assert error.code == 2\n"
+    )
+    done = run_python(program, *(tmp_path / f"{i}.py" for i in range(len(values))))
+    assert done.returncode == 0, done.stderr
+    for line, expected in zip(done.stderr.splitlines(), values.values(), strict=True):
+        assert line.startswith(f"simcse-jax: error: {expected}")
+
+
+@pytest.fixture
+def model(tiny_bert: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model, to be damaged."""
+    return Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+
+
+def change_weights(model: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    tensors = load_file(model / "model.safetensors")
+    change(tensors)
+    save_file(tensors, model / "model.safetensors")
+
+
+def change_config(model: Path, **values: Any) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | values))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "no config": (lambda m: (m / "config.json").unlink(), ["is not a model folder", "no config.json"]),
+    "no JSON": (lambda m: (m / "config.json").write_text("{"), ["config.json is not valid JSON"]),
+    "a list": (lambda m: (m / "config.json").write_text("[]"), ["config.json holds a JSON list"]),
+    "other type": (lambda m: change_config(m, model_type="t5"), ["model_type 't5'", "'bert' and 'roberta'"]),
+    "no width": (lambda m: change_config(m, hidden_size=None), ["config.json lacks hidden_size"]),
+    "bad width": (lambda m: change_config(m, hidden_size="32"), ["hidden_size '32'; expected int"]),
+    "no weights": (lambda m: (m / "model.safetensors").unlink(), ["has no weights", "model.safetensors"]),
+    "truncated": (
+        lambda m: os.truncate(m / "model.safetensors", 9000),
+        ["model.safetensors cannot be read", "truncated or damaged"],
+    ),
+    "missing": (
+        lambda m: change_weights(m, lambda t: t.pop("encoder.layer.1.output.dense.bias")),
+        ["missing encoder.layer.1.output.dense.bias"],
+    ),
+    "extra": (
+        lambda m: change_weights(m, lambda t: t.update({"encoder.layer.7.x": np.zeros(1, np.float32)})),
+        ["unexpected encoder.layer.7.x"],
+    ),
+    "misshapen": (
+        lambda m: change_weights(m, lambda t: t.update({"pooler.dense.bias": np.zeros(5, np.float32)})),
+        ["pooler.dense.bias has shape [5], config.json asks for [32]"],
+    ),
+    "no tokenizer": (
+        lambda m: [(m / name).unlink() for name in ("vocab.txt", "tokenizer_config.json")],
+        ["tokenizer"],
+    ),
+    "other tokenizer": (
+        lambda m: (m / "vocab.txt").open("a").write("\n".join(f"word{i}" for i in range(300))),
+        ["tokenizer", "vocabulary has 120", "not of one model"],
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+@pytest.mark.parametrize("command", ["train", "encode"])
+def test_model_folders(
+    damage: str, command: str, model: Path, text_file: Path, fails: Fails, train_fails: Fails, tmp_path: Path
+) -> None:
+    apply, expected = DAMAGES[damage]
+    apply(model)
+    if command == "train":
+        message = train_fails("--model.path", model)
+    else:
+        message = fails("encode", model, text_file, tmp_path / "out.npy", "--pooler", "avg")
+    for part in (str(model), *expected):
+        assert part in message
+
+
+def test_a_model_that_is_not_there(train_fails: Fails, tmp_path: Path) -> None:
+    message = train_fails("--model.path", tmp_path / "none")
+    assert message == f"'{tmp_path / 'none'}' is not a folder: give a Hugging Face model folder or a name on the hub"
+
+
+def forbidden(tmp_path: Path) -> dict[Path, str]:
+    """Places where nobody can make a folder, root neither."""
+    file = tmp_path / "file"
+    file.write_text("text")
+    return {
+        file: "exists",
+        file / "out": "is not a folder",
+        file / "a" / "out": "is not a folder",
+        Path("/proc/out"): "cannot be written",
+        Path("/proc/a/out"): "cannot be written",
+    }
+
+
+def test_outputs_that_cannot_be_made(train_fails: Fails, tmp_path: Path) -> None:
+    for output, expected in forbidden(tmp_path).items():
+        message = train_fails("--output", output)
+        assert message.startswith(f"output {output} ")
+        assert expected in message
+        assert "choose another --output" in message
+
+
+def test_exports_that_cannot_be_made(tiny_bert: Path, fails: Fails, tmp_path: Path) -> None:
+    for output in forbidden(tmp_path):
+        message = fails("export", tiny_bert, output, "--pooler", "cls")
+        assert message.startswith(f"output {output} ")
+        assert "choose another" in message
+
+
+def test_a_cache_that_cannot_be_made(train_fails: Fails, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    for cache in (tmp_path / "file", tmp_path / "file" / "cache", Path("/proc/cache")):
+        message = train_fails("--data.cache", cache)
+        assert f"cannot write to the cache {cache}" in message
+        assert "set data.cache" in message
+
+
+def test_folders_of_others_are_left_alone(tiny_bert: Path, train_fails: Fails, fails: Fails, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    assert "exists and is not a run of ours" in train_fails("--output", tmp_path / "mine")
+    message = fails("export", tiny_bert, tmp_path / "mine", "--pooler", "cls")
+    assert "exists and is not an empty folder" in message
+
+
+LIMITED = """
+import json, resource, sys
+from simcse_jax.cli import main
+for limit, command in json.loads(sys.argv[1]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        main(command)
+        code = 0
+    except SystemExit as error:
+        code = error.code
+    print("\\nexit", code, file=sys.stderr, flush=True)
+"""
+
+
+def test_a_full_disk_leaves_nothing(tiny_bert: Path, config_file: Path, text_file: Path, tmp_path: Path) -> None:
+    """Files that cannot grow beyond a limit stand for the disk: each command reaches the limit at another write."""
+    old = tmp_path / "old.npy"
+    old.write_bytes(b"earlier vectors")
+    dev = tmp_path / "dev.tsv"
+    dev.write_text(DEV)
+    train = ["train", str(config_file), "--output", str(tmp_path / "run")]
+    scores = ["evaluate", str(tiny_bert), "--pooler", "avg", "--tasks", str(dev), "--json", str(tmp_path / "x.json")]
+    commands: list[tuple[int, list[str], str]] = [
+        (20_000, ["export", str(tiny_bert), str(tmp_path / "export"), "--pooler", "cls"], f"output {tmp_path}/export"),
+        (100, ["encode", str(tiny_bert), str(text_file), str(old), "--pooler", "avg"], f"{old} cannot be written"),
+        (100, scores, f"{tmp_path}/x.json cannot be written"),
+        (2_000, train, f"cannot write tokens to {tmp_path}/cache"),
+    ]
+    before = snapshot(tmp_path)
+    done = run_python(LIMITED, json.dumps([(limit, command) for limit, command, _ in commands]))
+    assert done.returncode == 0, done.stderr
+    parts = done.stderr.split("\nexit 2\n")
+    assert parts.pop() == ""
+    for part, (*_, expected) in zip(parts, commands, strict=True):
+        message = error_line(part)
+        assert expected in message
+        assert "File too large" in message
+        assert "free space" in message
+    after = snapshot(tmp_path)
+    assert after.pop("cache") is None
+    assert after == before
+
+
+def test_a_full_disk_while_a_run_is_made(config_file: Path, text_file: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    """The text is tokenised already; the limit is met by the tokenizer, which Rust writes."""
+    from simcse_jax import hf
+    from simcse_jax.config import load_config_file
+    from simcse_jax.data.corpus import open_corpus
+    from simcse_jax.data.tokens import tokenize_corpus
+
+    data = load_config_file(str(config_file)).data
+    tokenize_corpus(open_corpus(data), hf.load_tokenizer(tiny_bert), data.max_length, data.cache, progress=False)
+    before = snapshot(tmp_path)
+    command = ["train", str(config_file), "--output", str(tmp_path / "run")]
+    done = run_python(LIMITED, json.dumps([(2_000, command)]))
+    assert done.returncode == 0, done.stderr
+    message = error_line(done.stderr.removesuffix("\nexit 2\n"))
+    assert f"output {tmp_path / 'run'} cannot be written" in message
+    assert "File too large" in message
+    assert snapshot(tmp_path) == before
+
+
+def test_a_full_disk_while_training(config_file: Path, tmp_path: Path) -> None:
+    """The run ends with an error, and its last complete checkpoint can be used and continued."""
+    output = tmp_path / "run"
+    program = "import sys; from simcse_jax.cli import main; main(sys.argv[1:])"
+    overrides = ["--max-steps", "100000", "--checkpoint.every", "5", "--checkpoint.keep", "2"]
+    command = [sys.executable, "-c", program, "train", str(config_file), "--output", str(output), *overrides]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as run:
+        deadline = time.monotonic() + 120
+        while not (output / "checkpoints" / "10").is_dir():
+            assert time.monotonic() < deadline
+            assert run.poll() is None
+            time.sleep(0.05)
+        limit = (output / "metrics.jsonl").stat().st_size + 5_000
+        resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        _, stderr = run.communicate(timeout=120)
+    assert run.returncode == 2, stderr
+    message = error_line(stderr)
+    assert f"writing to {output} failed" in message
+    assert "continues from the last complete checkpoint" in message
+    loaded = load_model(output)
+    assert loaded.step is not None
+    assert loaded.step >= 5
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(loaded.params))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_bert: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the config file of a finished run, its text and the run itself."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copy(text_file, folder / "text.txt")
+    values = {"model": str(tiny_bert), "text": str(folder / "text.txt"), "cache": str(folder / "cache")}
+    (folder / "config.py").write_text(CONFIG.format(**values))
+    main(["train", str(folder / "config.py"), "--output", str(folder / "run")])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["--optimizer.learning-rate", "1"], "optimizer.learning_rate was 3e-05, is 1.0"),
+        (["--seed", "1"], "seed was 42, is 1"),
+        (["--batch-size", "8"], "batch_size was 16, is 8"),
+        (["--model.path", "other"], "model.path was "),
+        (["--model.pooler", "avg", "--model.mlp-only-train", "False"], "model.pooler was 'cls', is 'avg'; "),
+        (["--data.train", "other.txt"], "data.train was "),
+    ],
+)
+def test_a_run_of_other_settings_is_not_continued(
+    overrides: list[str], expected: str, finished: Path, fails: Fails
+) -> None:
+    before = snapshot(finished)
+    message = fails("train", finished / "config.py", "--output", finished / "run", *overrides)
+    assert f"{finished / 'run'} is a run with other settings" in message
+    assert expected in message
+    assert "another --output" in message
+    assert snapshot(finished) == before
+
+
+def test_a_run_of_other_text_is_not_continued(finished: Path, fails: Fails) -> None:
+    text = finished / "text.txt"
+    original = text.read_bytes()
+    text.write_bytes(original + b"one sentence more\n")
+    before = snapshot(finished / "run")
+    try:
+        message = fails("train", finished / "config.py", "--output", finished / "run")
+    finally:
+        text.write_bytes(original)
+    assert f"{finished / 'run'} was trained on other text than {text} now holds: choose another --output" in message
+    assert snapshot(finished / "run") == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"config": []}', '{"config": {"sed": 1}, "data_fingerprint": ""}'])
+def test_a_damaged_run_is_named(content: str, train_fails: Fails, fails: Fails, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text(content)
+    for message in (
+        train_fails("--output", tmp_path / "broken"),
+        fails("export", tmp_path / "broken", tmp_path / "export"),
+    ):
+        assert f"{tmp_path / 'broken' / 'run.json'} is not a run's config" in message
+
+
+def test_a_diverged_run_keeps_its_checkpoint(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint of step 0, which has the best dev score."""
+    dev, output = tmp_path / "dev.tsv", tmp_path / "run"
+    dev.write_text(DEV)
+    overrides = ["--optimizer.learning-rate", "1e30", "--evaluation.dev", str(dev), "--max-steps", "20"]
+    with pytest.raises(SystemExit) as caught:
+        main(["train", str(config_file), "--output", str(output), *overrides])
+    assert caught.value.code == 1
+    stderr = capsys.readouterr().err
+    assert "Traceback" not in stderr
+    last = stderr.splitlines()[-1]
+    assert last.startswith("simcse-jax: training diverged: at step ")
+    assert "the last checkpoint, of step 0, is intact" in last
+    assert "Lower the learning rate" in last
+    assert [p.name for p in (output / "checkpoints").iterdir()] == ["0"]
+    assert np.isfinite(SimCSE(output).encode("A man runs.")).all()
+
+
+@pytest.mark.parametrize("pooler", [[], ["--pooler", "cls"]])
+def test_evaluate_without_data(
+    pooler: list[str], tiny_bert: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SIMCSE_DATA", raising=False)
+    message = fails("evaluate", tiny_bert, *pooler)
+    assert message == "task STS12 needs the folder of SentEval's data (the one that holds STS/ and SICK/)"
+
+
+def test_evaluate(tiny_bert: Path, fails: Fails, tmp_path: Path) -> None:
+    dev = tmp_path / "dev.tsv"
+    dev.write_text(DEV)
+    message = fails("evaluate", tiny_bert, "--tasks", dev)
+    assert message.startswith(f"{tiny_bert} does not say how its sentence vectors are pooled: give the pooler")
+    assert "no task given" in fails("evaluate", tiny_bert, "--tasks")
+    assert "batch_size is 0" in fails("evaluate", tiny_bert, "--batch-size", "0")
+    assert "did you mean STS12?" in fails("evaluate", tiny_bert, "--tasks", "STS21")
+    assert f"no file {tmp_path}/STS/" in fails("evaluate", tiny_bert, "--data", tmp_path, "--tasks", "STS12")
+    unwritable = tmp_path / "none" / "scores.json"
+    assert f"{unwritable} cannot be written" in fails("evaluate", tiny_bert, "--tasks", dev, "--json", unwritable)
+
+
+def test_encode(tiny_bert: Path, text_file: Path, fails: Fails, tmp_path: Path) -> None:
+    empty, table, out = tmp_path / "empty.txt", tmp_path / "table.csv", tmp_path / "out.npy"
+    empty.write_bytes(b"")
+    table.write_text("a\nb\n")
+    pooler = ("--pooler", "avg")
+    assert fails("encode", tiny_bert, empty, out, *pooler) == f"{empty} is empty"
+    assert f"no file {tmp_path / 'none.txt'}" in fails("encode", tiny_bert, tmp_path / "none.txt", out, *pooler)
+    assert "ends in '.csv'; expected .txt" in fails("encode", tiny_bert, table, out, *pooler)
+    assert f"{tmp_path / 'out.txt'} must end in .npy" in fails("encode", tiny_bert, text_file, tmp_path / "out.txt")
+    assert "does not say how" in fails("encode", tiny_bert, text_file, out)
+    for length in ("0", "-1", "2"):
+        message = fails("encode", tiny_bert, text_file, out, *pooler, "--max-length", length)
+        assert f"max_length is {length}; it must be at least 3" in message
+    unwritable = tmp_path / "none" / "out.npy"
+    assert f"{unwritable} cannot be written" in fails("encode", tiny_bert, text_file, unwritable, *pooler)
+
+
+def test_the_python_interface_raises_the_same(tiny_bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown pooler 'clz'; choose one of cls, "):
+        SimCSE(tiny_bert, "clz")
+    headless = write_model(tmp_path / "headless", json.loads((tiny_bert / "config.json").read_text()))
+    change_weights(headless, lambda t: [t.pop(f"pooler.dense.{name}") for name in ("weight", "bias")])
+    with pytest.raises(InputError, match=r"no weights pooler\.dense, which pooler 'cls' needs"):
+        SimCSE(headless, "cls")

@@ -1,0 +1,106 @@
+"""The commands, one after the other, as a user types them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simcse_jax import SimCSE
+from simcse_jax.cli import main
+from simcse_jax.config import Config, load_config_file
+
+PUBLISHED = {
+    "unsup_bert_base": ("bert-base-uncased", 64, 3e-5, 1, True),
+    "unsup_bert_large": ("bert-large-uncased", 64, 1e-5, 1, True),
+    "unsup_roberta_base": ("roberta-base", 512, 1e-5, 1, True),
+    "unsup_roberta_large": ("roberta-large", 512, 3e-5, 1, True),
+    "sup_bert_base": ("bert-base-uncased", 512, 5e-5, 3, False),
+    "sup_bert_large": ("bert-large-uncased", 512, 1e-5, 3, False),
+    "sup_roberta_base": ("roberta-base", 512, 5e-5, 3, False),
+    "sup_roberta_large": ("roberta-large", 512, 1e-5, 3, False),
+}
+
+
+def test_train_evaluate_encode_export(
+    tiny_bert: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = tmp_path / "pairs.tsv"
+    lines = ["a man runs\ta woman runs\t3", "the dog eats\ta dog eats\t5", "red house\tnever two\t0"]
+    pairs.write_text("sentence1\tsentence2\tscore\n" + "\n".join(lines) + "\n")
+    run, exported = str(tmp_path / "run"), str(tmp_path / "exported")
+    options = ["--model.path", str(tiny_bert), "--data.train", str(text_file), "--data.cache", str(tmp_path / "cache")]
+    options += ["--max-steps", "4", "--batch-size", "16", "--evaluation.dev", str(pairs), "--evaluation.every", "2"]
+    main(["train", "unsup_bert_base", "--output", run, *options, "--evaluation.test", str(pairs)])
+    printed = capsys.readouterr().out
+    assert "batch     16 over all devices: 15 negatives per anchor" in printed
+    assert "before" in printed
+    assert f"export it with: simcse-jax export {run} OUT" in printed
+
+    scores = tmp_path / "scores.json"
+    main(["evaluate", run, "--tasks", str(pairs), "--json", str(scores)])
+    assert "pooler cls_before_pooler" in capsys.readouterr().out
+    from_run = json.loads(scores.read_text())
+    results = json.loads((Path(run) / "results.json").read_text())
+    assert from_run["reported"]["Avg."] == pytest.approx(results["after"]["Avg."], abs=1e-6)
+
+    main(["export", run, exported])
+    main(["evaluate", exported, "--tasks", str(pairs), "--json", str(scores)])
+    assert json.loads(scores.read_text())["reported"] == from_run["reported"]
+
+    vectors = tmp_path / "vectors.npy"
+    main(["encode", exported, str(text_file), str(vectors), "--no-normalize"])
+    sentences = text_file.read_text().splitlines()
+    expected = SimCSE(run).encode(sentences, normalize=False)
+    assert np.load(vectors).dtype == np.float32
+    np.testing.assert_allclose(np.load(vectors), expected, atol=1e-6)
+
+
+def test_encode_takes_one_sentence_or_many(tiny_bert: Path) -> None:
+    model = SimCSE(tiny_bert, "avg")
+    sentences = ["a man runs", "the dog eats", ""]
+    before = list(sentences)
+    vectors = model.encode(sentences)
+    assert sentences == before
+    assert vectors.shape == (3, 32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(model.encode("a man runs"), vectors[0], atol=1e-6)
+    assert model.encode([]).shape == (0, 32)
+    np.testing.assert_allclose(model.similarity("a man runs", sentences), vectors[:1] @ vectors.T, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name: str) -> None:
+    config = load_config_file(name)
+    config.validate()
+    values = PUBLISHED[name]
+    assert (
+        config.model.path,
+        config.batch_size,
+        config.optimizer.learning_rate,
+        config.epochs,
+        config.model.mlp_only_train,
+    ) == values
+    optimizer, objective = config.optimizer, config.objective
+    assert (optimizer.warmup_steps, optimizer.weight_decay, optimizer.clip_norm) == (0, 0.0, 1.0)
+    assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.999, 1e-8)
+    assert (objective.temperature, objective.hard_negative_log_weight) == (0.05, 0.0)
+    assert (config.data.max_length, config.seed, config.evaluation.every) == (32, 42, 125)
+    assert (config.model.pooler, config.model.head, config.model.dropout) == ("cls", "fresh", None)
+
+
+def test_help_names_every_field_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "unsup_bert_base", "--help"])
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for option in ("--batch-size INT", "--model.pooler", "--optimizer.learning-rate", "--checkpoint.keep"):
+        assert option in shown
+    assert "Largest global gradient norm; 0 does not clip. (default: 1.0)" in shown
+
+
+def test_config_survives_json() -> None:
+    from simcse_jax import config as configs
+
+    config = load_config_file("sup_bert_base")
+    assert configs.from_dict(Config, configs.to_dict(config)) == config

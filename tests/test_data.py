@@ -1,0 +1,390 @@
+"""Text in: files of every format, tokens on disk, and the order in which examples reach the devices."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from simcse_jax import hf
+from simcse_jax.config import DataConfig
+from simcse_jax.data import tokens as tokens_module
+from simcse_jax.data.batches import EpochOrder, load_rows, prefetch
+from simcse_jax.data.corpus import Example, open_corpus, read_sentences
+from simcse_jax.data.tokens import TokenTable, tokenize_corpus
+from simcse_jax.errors import InputError
+from simcse_jax.sharding import make_mesh
+from tests.conftest import SENTENCES
+
+HEADER = ("sentence", "positive", "negative")
+ROWS = [("one, two", 'say "three"', "naïve"), ("four", "five\tsix", "東京 🙂"), ("seven", "eight", "nine")]
+
+
+def write_txt(rows: list[Example]) -> bytes:
+    return "".join(f"{row[0]}\n" for row in rows).encode()
+
+
+def write_csv(rows: list[Example]) -> bytes:
+    quoted = [",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows]
+    return "\n".join([",".join(HEADER[: len(rows[0])]), *quoted]).encode()
+
+
+def write_tsv(rows: list[Example]) -> bytes:
+    return "".join("\t".join(row) + "\n" for row in [HEADER[: len(rows[0])], *rows]).encode()
+
+
+def write_jsonl(rows: list[Example]) -> bytes:
+    return "".join(json.dumps(dict(zip(HEADER, row, strict=False))) + "\n" for row in rows).encode()
+
+
+def write_parquet(rows: list[Example]) -> bytes:
+    names = HEADER[: len(rows[0])]
+    sink = pyarrow.BufferOutputStream()
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    pyarrow.parquet.write_table(pyarrow.table(columns), sink, row_group_size=2)
+    return bytes(sink.getvalue())
+
+
+WRITERS = {"txt": write_txt, "csv": write_csv, "tsv": write_tsv, "jsonl": write_jsonl, "parquet": write_parquet}
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def read(path: Path, *columns: str) -> list[Example]:
+    return list(open_corpus(DataConfig(train=str(path), columns=columns)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_bert: Path) -> Any:
+    return hf.load_tokenizer(tiny_bert)
+
+
+def tokenize(path: Path, tokenizer: Any, cache: Path, max_length: int = 12) -> TokenTable:
+    return tokenize_corpus(open_corpus(DataConfig(train=str(path))), tokenizer, max_length, cache, progress=False)
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize(("ending", "columns"), [("txt", 1), *((e, c) for e in list(WRITERS)[1:] for c in (1, 2, 3))])
+def test_every_format_gives_the_same_examples(ending: str, columns: int, packed: str, tmp_path: Path) -> None:
+    rows = [tuple(cell.replace("\t", " ") if ending == "tsv" else cell for cell in row[:columns]) for row in ROWS]
+    assert read(write(tmp_path / f"text.{ending}{packed}", WRITERS[ending](rows))) == rows
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_columns_are_chosen_by_name_and_in_order(ending: str, tmp_path: Path) -> None:
+    rows = [("a", "b", "c"), ("d", "e", "f")]
+    path = write(tmp_path / f"text.{ending}", WRITERS[ending](rows))
+    assert read(path, "negative", "sentence") == [("c", "a"), ("f", "d")]
+    with pytest.raises(InputError, match=r"anchor.*sentence, positive, negative"):
+        read(path, "anchor")
+
+
+def test_more_than_three_columns_can_be_narrowed(tmp_path: Path) -> None:
+    path = write(tmp_path / "nli.csv", b"id,premise,hypothesis,label\n1,p,h,0\n")
+    assert read(path, "premise", "hypothesis") == [("p", "h")]
+
+
+@pytest.mark.parametrize("ending", ["txt", "csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_byte_order_mark_and_carriage_returns_are_no_text(ending: str, packed: str, tmp_path: Path) -> None:
+    rows = [("first",), ("second",)]
+    content = b"\xef\xbb\xbf" + WRITERS[ending](rows).replace(b"\n", b"\r\n")
+    path = write(tmp_path / f"text.{ending}{packed}", content)
+    assert read(path) == rows
+    if ending == "txt":
+        assert read_sentences(path) == ["first", "second"]
+
+
+def test_quoted_csv_may_hold_commas_quotes_and_newlines(tmp_path: Path) -> None:
+    path = write(tmp_path / "text.csv", b'sentence,positive\n"one,\ntwo","a ""b"" c"\nplain,"x, y"\n')
+    assert read(path) == [("one,\ntwo", 'a "b" c'), ("plain", "x, y")]
+
+
+def test_quotes_in_tsv_are_characters(tmp_path: Path) -> None:
+    path = write(tmp_path / "text.tsv", b'sentence\tpositive\n"unclosed\tb "c" d\n"e"\tf,g\n')
+    assert read(path) == [('"unclosed', 'b "c" d'), ('"e"', "f,g")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kept", "skipped"),
+    [
+        ("a.txt", b"one\n\n \t \ntwo\n\n", [["one"], ["two"]], 3),
+        ("a.csv", b"a,b\none,two\n,two\nthree,  \n\nfour,five\n", [["one", "two"], ["four", "five"]], 3),
+        ("a.tsv", b"a\tb\none\ttwo\n\ttwo\n\nfour\tfive\n", [["one", "two"], ["four", "five"]], 2),
+        ("a.jsonl", b'{"a": "one"}\n\n{"a": " "}\n{"a": "two"}\n', [["one"], ["two"]], 1),
+        ("a.parquet", write_parquet([("one", ""), ("two", "three")]), [["two", "three"]], 1),
+    ],
+)
+def test_examples_with_a_blank_cell_are_left_out_and_counted(
+    name: str, content: bytes, kept: list[list[str]], skipped: int, tokenizer: Any, tmp_path: Path
+) -> None:
+    table = tokenize(write(tmp_path / name, content), tokenizer, tmp_path / "cache")
+    assert (len(table), table.columns, table.skipped) == (len(kept), len(kept[0]), skipped)
+    ids, lengths = table.rows(np.arange(len(table)))
+    for example, row, length in zip(kept, ids, lengths, strict=True):
+        for sentence, r, n in zip(example, row, length, strict=True):
+            assert r[:n].tolist() == tokenizer(sentence)["input_ids"]
+
+
+@pytest.mark.parametrize("max_length", [3, 9, 40])
+def test_token_rows_are_the_tokenizers_own(max_length: int, tokenizer: Any, tmp_path: Path) -> None:
+    """Cut with the specials kept, and padded on the right with the tokenizer's padding token."""
+    path = write(tmp_path / "text.txt", "\n".join(SENTENCES).encode())
+    table = tokenize(path, tokenizer, tmp_path / "cache", max_length)
+    chosen = np.array([5, 0, 3, 3])
+    ids, lengths = table.rows(chosen)
+    expected = tokenizer(
+        [SENTENCES[i] for i in chosen],
+        max_length=max_length,
+        truncation=True,
+        padding="max_length",
+        return_tensors="np",
+    )
+    np.testing.assert_array_equal(ids[:, 0], expected["input_ids"])
+    np.testing.assert_array_equal(lengths[:, 0], expected["attention_mask"].sum(axis=1))
+    last = ids[np.arange(4), 0, lengths[:, 0] - 1]
+    assert set(last.tolist()) == {tokenizer.sep_token_id}
+    assert set(ids[:, 0, 0].tolist()) == {tokenizer.cls_token_id}
+
+
+def test_chunks_join_seamlessly(
+    text_file: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A corpus of many chunks has the table of one chunk."""
+    whole = tokenize(text_file, tokenizer, tmp_path / "whole")
+    monkeypatch.setattr(tokens_module, "_CHUNK", 7)
+    chunked = tokenize(text_file, tokenizer, tmp_path / "chunked")
+    np.testing.assert_array_equal(whole.ids, chunked.ids)
+    np.testing.assert_array_equal(whole.offsets, chunked.offsets)
+
+
+def refuse(*_: Any) -> Any:
+    raise AssertionError("the tokenizer was called")
+
+
+def test_the_cache_is_reused(text_file: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by another object of the same tokenizer, and by one saved after use, as a run folder has it."""
+    tokenizer = hf.load_tokenizer(tiny_bert)
+    first = tokenize(text_file, tokenizer, tmp_path / "cache")
+    hf.save_tokenizer(tokenizer, tmp_path / "saved")
+    monkeypatch.setattr(tokens_module, "encode_batch", refuse)
+    for again in (tokenizer, hf.load_tokenizer(tiny_bert), hf.load_tokenizer(tmp_path / "saved")):
+        table = tokenize(text_file, again, tmp_path / "cache")
+        assert table.fingerprint == first.fingerprint
+        np.testing.assert_array_equal(table.ids, first.ids)
+        np.testing.assert_array_equal(table.offsets, first.offsets)
+        for name in ("columns", "pad_id", "max_length", "skipped"):
+            assert getattr(table, name) == getattr(first, name)
+
+
+def test_the_cache_key_holds_content_tokenizer_and_length(tiny_bert: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "text.csv", b"a,b\nHello,you\n")
+    tokenizer = hf.load_tokenizer(tiny_bert)
+
+    def fingerprint(tokenizer: Any, max_length: int = 12, *columns: str) -> str:
+        corpus = open_corpus(DataConfig(train=str(path), columns=columns))
+        return tokenize_corpus(corpus, tokenizer, max_length, tmp_path / "cache", progress=False).fingerprint
+
+    cased = tmp_path / "cased"
+    cased.mkdir()
+    (cased / "vocab.txt").write_text((tiny_bert / "vocab.txt").read_text())
+    settings = json.loads((tiny_bert / "tokenizer_config.json").read_text())
+    (cased / "tokenizer_config.json").write_text(json.dumps(settings | {"do_lower_case": False}))
+    found = [
+        fingerprint(tokenizer),
+        fingerprint(tokenizer, 11),
+        fingerprint(tokenizer, 12, "b"),
+        fingerprint(hf.load_tokenizer(cased)),
+    ]
+    path.write_bytes(b"a,b\nHello,me\n")
+    found.append(fingerprint(tokenizer))
+    assert len(set(found)) == 5
+    assert len(list((tmp_path / "cache").iterdir())) == 5
+
+
+def test_the_cache_does_not_depend_on_the_files_place(tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    paths = [write(tmp_path / name, b"one\ntwo\n") for name in ("a.txt", "other/b.txt")]
+    fingerprints = {tokenize(path, tokenizer, tmp_path / "cache").fingerprint for path in paths}
+    assert len(fingerprints) == 1
+
+
+def test_a_failure_half_way_leaves_nothing(text_file: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """And the next call starts over."""
+    cache = tmp_path / "cache"
+
+    class Breaks:
+        def __init__(self, error: BaseException) -> None:
+            self.error, self.calls = error, 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def __len__(self) -> int:
+            return len(tokenizer)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.calls == 2:
+                assert any(cache.iterdir())
+                raise self.error
+            return tokenizer(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens_module, "_CHUNK", 50)
+        for error in (KeyboardInterrupt(), OSError(28, "No space left on device"), RuntimeError()):
+            with pytest.raises(InputError if isinstance(error, OSError) else type(error)):
+                tokenize(text_file, Breaks(error), cache)
+            assert list(cache.iterdir()) == []
+    assert len(tokenize(text_file, tokenizer, cache)) == 203
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(203, 16), (32, 16), (5, 8), (1, 1)])
+def test_an_epoch_is_a_permutation_with_a_short_last_batch(n: int, batch_size: int) -> None:
+    order = EpochOrder(n, batch_size, seed=3)
+    epochs = []
+    for epoch in range(3):
+        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+        batches = [order.examples(step) for step in steps]
+        assert [len(b) for b in batches[:-1]] == [batch_size] * (len(batches) - 1)
+        assert len(batches[-1]) == (n % batch_size or batch_size)
+        epochs.append(np.concatenate(batches))
+        np.testing.assert_array_equal(np.sort(epochs[-1]), np.arange(n))
+    if n > 1:
+        assert not np.array_equal(epochs[0], epochs[1])
+        assert not np.array_equal(epochs[1], epochs[2])
+
+
+def test_the_order_is_a_pure_function_of_seed_and_step() -> None:
+    """Asked for in any order, more than once, and from a fresh object."""
+    order = EpochOrder(203, 16, seed=3)
+    forward = [order.examples(step).copy() for step in range(60)]
+    for step in np.random.default_rng(0).permutation(60):
+        np.testing.assert_array_equal(order.examples(int(step)), forward[step])
+        np.testing.assert_array_equal(EpochOrder(203, 16, seed=3).examples(int(step)), forward[step])
+    assert not np.array_equal(EpochOrder(203, 16, seed=4).examples(0), forward[0])
+
+
+def table_of(n: int, columns: int = 2, max_length: int = 6) -> TokenTable:
+    """Examples whose tokens say which sentence they belong to."""
+    lengths = 1 + np.arange(n * columns) % max_length
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.repeat(np.arange(1, n * columns + 1), lengths)
+    return TokenTable(ids, offsets, columns, pad_id=0, max_length=max_length, skipped=0, fingerprint="")
+
+
+@pytest.mark.parametrize("step", [0, 12, 20])
+@pytest.mark.parametrize("hosts", [1, 2, 4, 16])
+def test_slices_of_hosts_make_the_global_batch(hosts: int, step: int) -> None:
+    """Step 12 is the last of its epoch, with 11 examples: the other rows are not valid."""
+    table, order = table_of(203), EpochOrder(203, 16, seed=0)
+    whole = load_rows(table, order, step, slice(0, 16))
+    size = 16 // hosts
+    parts = [load_rows(table, order, step, slice(h * size, (h + 1) * size)) for h in range(hosts)]
+    for name in whole._fields:
+        np.testing.assert_array_equal(np.concatenate([getattr(p, name) for p in parts]), getattr(whole, name))
+    examples = order.examples(step)
+    assert whole.valid.tolist() == [True] * len(examples) + [False] * (16 - len(examples))
+    np.testing.assert_array_equal(whole.input_ids[: len(examples), :, 0], examples[:, None] * 2 + [1, 2])
+    assert np.all(whole.lengths > 0)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("start", [0, 1, 12, 14])
+def test_prefetch_gives_the_batches_of_any_start(start: int, devices: int) -> None:
+    table, order = table_of(203), EpochOrder(203, 16, seed=0)
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    batches = list(prefetch(table, order, mesh, start, 16))
+    assert len(batches) == 16 - start
+    for step, batch in enumerate(batches, start):
+        for name, value in zip(batch._fields, load_rows(table, order, step, slice(None)), strict=True):
+            actual = getattr(batch, name)
+            assert len(actual.sharding.device_set) == devices
+            np.testing.assert_array_equal(np.asarray(actual), value)
+
+
+def test_prefetch_ends_its_thread_when_closed() -> None:
+    batches = prefetch(table_of(203), EpochOrder(203, 16, seed=0), make_mesh(), 0, 10**9)
+    next(batches)
+    assert any(t.name.startswith("prefetch") for t in threading.enumerate())
+    batches.close()
+    assert not any(t.name.startswith("prefetch") for t in threading.enumerate())
+
+
+def test_a_failed_read_reaches_the_consumer() -> None:
+    table = replace(table_of(203), offsets=np.zeros(3, np.int64))
+    with pytest.raises(IndexError):
+        next(prefetch(table, EpochOrder(203, 16, seed=0), make_mesh(), 0, 3))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[tuple[Any, ...]]]:
+    """Makes `datasets.load_dataset` give the columns it is handed, and returns the list of its calls."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    datasets = pytest.importorskip("datasets")
+    calls: list[tuple[Any, ...]] = []
+
+    def install(**columns: list[Any]) -> list[tuple[Any, ...]]:
+        def load_dataset(path: str, name: str | None = None, *, split: str) -> Any:
+            calls.append((path, name, split))
+            return datasets.Dataset.from_dict(columns)
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return calls
+
+    return install
+
+
+def test_a_hub_data_set_is_asked_for_as_configured(hub: Any, tokenizer: Any, tmp_path: Path) -> None:
+    calls = hub(premise=["a", "c", " "], label=[0, 1, 1], hypothesis=["b", "d", "f"])
+    config = DataConfig(train="org/nli", subset="pairs", split="validation", columns=("premise", "hypothesis"))
+    corpus = open_corpus(config)
+    assert list(corpus) == [("a", "b"), ("c", "d"), (" ", "f")]
+    assert set(calls) == {("org/nli", "pairs", "validation")}
+    table = tokenize_corpus(corpus, tokenizer, 8, tmp_path / "cache", progress=False)
+    assert (len(table), table.columns, table.skipped) == (2, 2, 1)
+    assert open_corpus(replace(config, split="train")).fingerprint != corpus.fingerprint
+
+
+def test_a_hub_column_that_is_no_text_is_named(hub: Any) -> None:
+    hub(text=["a"], label=[0])
+    with pytest.raises(InputError, match=r"org/set, row 1 .*column label"):
+        list(open_corpus(DataConfig(train="org/set")))
+    with pytest.raises(InputError, match="no column premise; it has text, label"):
+        list(open_corpus(DataConfig(train="org/set", columns=("premise",))))
+
+
+def test_a_hub_data_set_without_network_is_a_quick_error(tmp_path: Path) -> None:
+    """In a process of its own: the libraries read HF_HUB_OFFLINE when they are imported."""
+    program = (
+        "from simcse_jax.config import DataConfig\n"
+        "from simcse_jax.data.corpus import open_corpus\n"
+        "from simcse_jax.errors import InputError\n"
+        "try:\n"
+        "    open_corpus(DataConfig(train='no-such/data-set'))\n"
+        "except InputError as error:\n"
+        "    print(error)\n"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert time.monotonic() - start < 60
+    assert done.returncode == 0, done.stderr
+    assert "'no-such/data-set' is no file here" in done.stdout
+    assert "check the path or name" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
