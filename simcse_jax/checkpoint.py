@@ -10,6 +10,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from simcse_jax.config import CheckpointConfig
+from simcse_jax.errors import reason
 from simcse_jax.hf import Params
 from simcse_jax.step import TrainState
 
@@ -65,13 +66,14 @@ class Checkpoints:
           progress: see `Progress`.
           score: dev score at this step, if it was measured and is a number.
         """
-        self._checkpointer.save_checkpointables_async(
-            step,
-            {"params": state.params, "training": {"step": state.step, "opt_state": state.opt_state}},
-            force=True,
-            metrics=None if score is None else {"dev": score, "step": step},
-            custom_metadata=asdict(progress),
-        )
+        with _writer_errors():
+            self._checkpointer.save_checkpointables_async(
+                step,
+                {"params": state.params, "training": {"step": state.step, "opt_state": state.opt_state}},
+                force=True,
+                metrics=None if score is None else {"dev": score, "step": step},
+                custom_metadata=asdict(progress),
+            )
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Progress]:
         """Reads a checkpoint onto the shardings of `abstract`, whatever mesh wrote it."""
@@ -94,12 +96,23 @@ class Checkpoints:
         return Progress(**metadata)
 
     def wait(self) -> None:
-        """Returns once everything saved is on disk; raises what the writer raised."""
-        self._checkpointer.wait()
+        """Returns once everything saved is on disk; raises `OSError` where it could not be written."""
+        with _writer_errors():
+            self._checkpointer.wait()
 
     def close(self) -> None:
         """Waits and releases the writer."""
-        self._checkpointer.close()
+        with _writer_errors():
+            self._checkpointer.close()
+
+
+@contextmanager
+def _writer_errors() -> Iterator[None]:
+    """What the writer raises, as an `OSError`: tensorstore reports a full disk as a ValueError of many lines."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(reason(error)) from error
 
 
 @contextmanager

@@ -84,7 +84,7 @@ class Evaluate:
         from simcse_jax.embedder import load_model
         from simcse_jax.encode import BatchEncoder
         from simcse_jax.evaluation.sts import evaluate, expand_tasks, format_table, load_task
-        from simcse_jax.run import write_json
+        from simcse_jax.files import write_json
         from simcse_jax.sharding import make_mesh
 
         if self.batch_size < 1:

@@ -230,7 +230,13 @@ def _check_types(config: Any, prefix: str = "") -> None:
         name, value, hint = prefix + f.name, getattr(config, f.name), hints[f.name]
         if not _fits(value, hint):
             choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-            expected = "one of " + ", ".join(map(repr, choices)) if choices else getattr(f.type, "__name__", f.type)
+            expected = (
+                "one of " + ", ".join(map(repr, choices))
+                if choices
+                else f.type.__name__
+                if isinstance(f.type, type)
+                else f.type
+            )
             raise InputError(f"{name} is {value!r}; expected {expected}")
         if dataclasses.is_dataclass(value):
             _check_types(value, f"{name}.")

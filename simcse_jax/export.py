@@ -1,6 +1,5 @@
 """One folder that transformers, sentence-transformers and this package read."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ import numpy as np
 
 from simcse_jax import __version__, hf
 from simcse_jax.embedder import LoadedModel
-from simcse_jax.errors import InputError, reason
+from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import STS_TASKS
-from simcse_jax.run import write_json
+from simcse_jax.files import new_folder, write_json
 
 # Layers that sentence-transformers averages before it pools, for the poolers that look at two of n + 1 hidden states.
 _FIRST_LAYER = {"avg_static_last": 0, "avg_first_last": 1}
@@ -37,23 +36,12 @@ def export(loaded: LoadedModel, output: str | Path) -> Path:
     checkpoint, config = loaded.checkpoint, loaded.checkpoint.config
     tensors = hf.to_tensors(jax.tree.map(np.asarray, loaded.params), config)
     tokenizer = hf.load_tokenizer(checkpoint.folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
-        ) as private:
-            partial = Path(private) / "model"  # unlike the folder around it, with the user's usual permissions
-            partial.mkdir()
-            _write_weights(partial / "model.safetensors", tensors)
-            write_json(partial / "config.json", _config(loaded))
-            hf.save_tokenizer(tokenizer, partial)
-            _write_modules(partial, loaded, tensors)
-            (partial / "README.md").write_text(model_card(loaded), "utf-8")
-            partial.rename(folder)
-    except OSError as error:
-        raise InputError(
-            f"output {folder} cannot be written ({reason(error)}): free space or choose another"
-        ) from error
+    with new_folder(folder) as partial:
+        _write_weights(partial / "model.safetensors", tensors)
+        write_json(partial / "config.json", _config(loaded))
+        hf.save_tokenizer(tokenizer, partial)
+        _write_modules(partial, loaded, tensors)
+        (partial / "README.md").write_text(model_card(loaded), "utf-8")
     return folder
 
 

@@ -1,6 +1,7 @@
 """Hugging Face checkpoints in and out: one table of parameter names, used both ways."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ Params = dict[str, Any]
 SETTINGS = "simcse_jax"
 """Key of config.json that holds the pooler settings of a model we saved."""
 _HUB_TIMEOUT = 10.0  # seconds
+
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 
 # Hugging Face prefix -> ours, for modules that hold (weight, bias). `{i}` runs over the layers.
 _LAYER_MODULES = {
@@ -306,8 +309,13 @@ def load_tokenizer(folder: str | Path) -> Any:
     Raises:
       InputError: the folder holds no tokenizer that can be read, or only a slow one.
     """
+    # Said at import where PyTorch is absent; the tokenizer does not need it.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
+    # Without any of these transformers makes a tokenizer of special tokens only, to which all text is unknown.
+    if not any((Path(folder) / name).is_file() for name in _VOCABULARIES):
+        raise InputError(f"{folder} has no tokenizer: expected {', '.join(_VOCABULARIES)} (with merges.txt)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises many types, down to bare Exception from the Rust side

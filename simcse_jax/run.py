@@ -9,8 +9,6 @@ results.json        scores before and after, once the run has ended
 
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 from simcse_jax import config as configs
 from simcse_jax.config import Config
 from simcse_jax.errors import InputError, reason
+from simcse_jax.files import new_folder, write_json
 from simcse_jax.hf import SETTINGS, Checkpoint, save_tokenizer
 
 # What may change between the parts of one run: nothing here moves the parameters.
@@ -71,7 +70,7 @@ def open_run(folder: Path) -> Run:
         about = json.loads((folder / "run.json").read_text("utf-8"))
         return Run(folder, configs.from_dict(Config, about["config"]), about["data_fingerprint"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder / 'run.json'} is not a run's config ({error})") from error
+        raise InputError(f"{folder / 'run.json'} is not a run's config ({reason(error)})") from error
 
 
 def check_output(folder: Path) -> None:
@@ -103,29 +102,9 @@ def check_resume(run: Run, config: Config, data_fingerprint: str) -> None:
 
 def create_run(folder: Path, config: Config, data_fingerprint: str, checkpoint: Checkpoint, tokenizer: Any) -> Run:
     """Makes a run folder, complete or not at all."""
-    partial = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        hf_config = {k: v for k, v in checkpoint.hf_config.items() if k != SETTINGS}
+    with new_folder(folder) as partial:
         save_tokenizer(tokenizer, partial / "model")
+        hf_config = {k: v for k, v in checkpoint.hf_config.items() if k != SETTINGS}
         write_json(partial / "model" / "config.json", hf_config)
         write_json(partial / "run.json", {"config": configs.to_dict(config), "data_fingerprint": data_fingerprint})
-        partial.chmod(0o755)
-        partial.rename(folder)
-    except OSError as error:
-        raise InputError(f"output {folder} cannot be written ({reason(error)}): choose another --output") from error
-    finally:
-        if partial:
-            shutil.rmtree(partial, ignore_errors=True)
     return Run(folder, config, data_fingerprint)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, indented, replacing the file in one step."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -102,8 +102,8 @@ def make_train_step(
       state: the state, or its `ShapeDtypeStruct`s.
 
     Returns:
-      A function whose metrics are replicated float scalars: those of `info_nce`, `grad_norm` (before clipping) and
-      `learning_rate`.
+      A function whose metrics are replicated float scalars: those of `info_nce`, `grad_norm` (before clipping),
+      `learning_rate` and `weight_norm` (after the step).
     """
     optimizer = make_optimizer(config.optimizer, schedule)
     shardings = state_sharding(mesh, state)
@@ -128,6 +128,7 @@ def make_train_step(
         metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": jnp.asarray(schedule(state.step))}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        metrics["weight_norm"] = optax.tree.norm(params)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(

@@ -25,12 +25,13 @@ from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.tokens import TokenTable, tokenize_corpus
 from simcse_jax.embedder import build_model, init_params, param_dtype, with_fresh_head
 from simcse_jax.encode import BatchEncoder
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, reason
 from simcse_jax.evaluation.sts import evaluate, load_task
+from simcse_jax.files import write_json
 from simcse_jax.hf import Params
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.run import Run, check_output, check_resume, create_run, is_run, open_run, write_json
+from simcse_jax.run import Run, check_output, check_resume, create_run, is_run, open_run
 from simcse_jax.sharding import check_batch_size, join_processes, make_mesh, state_sharding
 from simcse_jax.step import Metrics, TrainState, create_state, make_train_step, state_of
 
@@ -268,14 +269,14 @@ def train(config: Config) -> dict[str, Any]:
     echo: Callable[[str], None] = tqdm.write if jax.process_index() == 0 else lambda text: None
     echo(describe(prepared))
     folder = prepared.run.folder
-    with open_checkpoints(folder, config.checkpoint) as checkpoints, _stop_on_signal() as stop:
-        try:
+    try:
+        with open_checkpoints(folder, config.checkpoint) as checkpoints, _stop_on_signal() as stop:
             return _loop(prepared, checkpoints, stop, echo)
-        except OSError as error:
-            raise InputError(
-                f"writing to {folder} failed ({error.strerror or error}): free space there and run the same command "
-                "again; it continues from the last complete checkpoint"
-            ) from error
+    except OSError as error:
+        raise InputError(
+            f"writing to {folder} failed ({reason(error)}): free space there and run the same command again; "
+            "it continues from the last complete checkpoint"
+        ) from error
 
 
 def _loop(
@@ -306,7 +307,7 @@ def _loop(
             return
         (step, metrics), pending = pending, None
         values = {name: float(value) for name, value in metrics.items()}
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+        if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm", "weight_norm")):
             checkpoints.wait()
             raise TrainingDiverged(_diverged(step, values, checkpoints.latest))
         if step % config.log_every == 0 or step == total:
@@ -386,8 +387,9 @@ def _exhausted(config: Config, progress: Progress) -> bool:
 def _diverged(step: int, values: dict[str, float], latest: int | None) -> str:
     kept = "there is no checkpoint yet" if latest is None else f"the last checkpoint, of step {latest}, is intact"
     return (
-        f"at step {step} the loss is {values['loss']} and the gradient norm {values['grad_norm']}: {kept}. "
-        "Lower the learning rate or raise the temperature; with bfloat16 try float32"
+        f"at step {step} the loss is {values['loss']}, the gradient norm {values['grad_norm']} and the norm of the "
+        f"weights {values['weight_norm']}: {kept}. Start again in another --output with a lower learning rate or a "
+        "higher temperature; with bfloat16 try float32"
     )
 
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 # Modules from the bottom up: each may import only from lower levels.
 LEVELS = [
     ["errors", "rng"],
-    ["model"],
+    ["files", "model"],
     ["config"],
     ["sharding", "hf", "objectives", "optimizer"],
     ["step", "run"],
