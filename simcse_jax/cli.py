@@ -1,6 +1,7 @@
 """Train sentence encoders with SimCSE, score them, encode with them, and export them to PyTorch."""
 
 import os
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,8 @@ class Train:
         if "after" in results:
             print("Spearman × 100, test")
             print(format_table({moment: results[moment] for moment in ("before", "after")}))
-        print(f"run in {self.config.output}; export it with: simcse-jax export {self.config.output} OUT")
+        output = shlex.quote(self.config.output)
+        print(f"run in {output}; export it with: simcse-jax export {output} OUT")
 
 
 def _data_folder() -> str:
@@ -193,7 +195,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         named = argv[:1] == ["train"] and len(argv) > 1 and not argv[1].startswith("-")
         preset = Train(argv[1], load_config_file(argv[1])) if named else None
-        tyro.cli(_command(preset), prog="simcse-jax", description=__doc__, args=argv).run()
+        command = tyro.cli(_command(preset), prog="simcse-jax", description=__doc__, args=argv)
+        if isinstance(command, Train) and preset is None:
+            raise InputError(f"give the config file right after train: simcse-jax train {command.config_file} ...")
+        command.run()
     except InputError as error:
         print(f"simcse-jax: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -178,6 +178,13 @@ class Config:
         for name, value in not_negative.items():
             if not value >= 0:
                 raise InputError(f"{name} is {value}; it must be 0 or more")
+        for name, value in (("optimizer.b1", self.optimizer.b1), ("optimizer.b2", self.optimizer.b2)):
+            if not 0 <= value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 0 and below 1")
+        if not self.optimizer.eps > 0:
+            raise InputError(f"optimizer.eps is {self.optimizer.eps}; it must be greater than 0")
+        if self.seed >= 2**32:
+            raise InputError(f"seed is {self.seed}; it must be below 2**32 = {2**32}")
         if self.data.max_length < MIN_LENGTH:
             raise InputError(
                 f"data.max_length is {self.data.max_length}; it must be at least {MIN_LENGTH}: "

@@ -16,6 +16,8 @@ from simcse_jax.hf import Params
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.sharding import put_batch, replicated
 
+_CHUNK = 8192  # sentences tokenised at a time
+
 # Padded lengths: each is one compilation, and the gaps are the padding that is computed for nothing.
 _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
@@ -67,20 +69,27 @@ class BatchEncoder:
 
         Each process of a multi-host job must call this with the same sentences; each gets all vectors.
         """
-        tokens = encode_batch(self.tokenizer, sentences, self.max_length)
+        # A Python list of ints takes eight times the room of an array.
+        tokens = [
+            np.asarray(ids, np.uint32)
+            for start in range(0, len(sentences), _CHUNK)
+            for ids in encode_batch(self.tokenizer, sentences[start : start + _CHUNK], self.max_length)
+        ]
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
-        results = []
+        results: list[Any] = []
         with tqdm(total=len(tokens), desc="encoding", unit=" sentences", disable=not progress) as bar:
             for start in range(0, len(order), self.batch_size):
                 chosen = [tokens[i] for i in order[start : start + self.batch_size]]
                 results.append(self._forward(params, self._batch(chosen))[: len(chosen)])
+                if len(results) > 2:  # fetched two batches late, so that the devices are never idle
+                    results[-3] = np.asarray(results[-3])
                 bar.update(len(chosen))
         vectors = np.concatenate([np.asarray(r) for r in results])
         result = np.empty_like(vectors)
         result[order] = vectors
         return result
 
-    def _batch(self, tokens: list[list[int]]) -> Any:
+    def _batch(self, tokens: list[np.ndarray]) -> Any:
         longest = max(map(len, tokens))
         length = next((n for n in _LENGTHS if n >= longest), longest)
         # Few sentences (a query, the last batch) take the next power of two of rows, not a whole batch.

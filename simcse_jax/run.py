@@ -20,8 +20,10 @@ from simcse_jax.files import new_folder, write_json
 from simcse_jax.hf import SETTINGS, Checkpoint, save_tokenizer
 
 # What may change between the parts of one run: nothing here moves the parameters.
-_FREE = ("output", "log_every", "multi_host", "mesh.", "checkpoint.", "data.cache", "model.remat", "evaluation.")
-_FIXED = ("evaluation.dev",)
+_FREE = (
+    *("output", "log_every", "multi_host", "mesh.", "checkpoint.", "model.remat", "evaluation.data"),
+    *("data.cache", "data.train"),  # the fingerprint of the text is compared, not the path
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Run:
         return self.folder / "results.json"
 
     def results(self) -> dict[str, Any]:
-        """The content of `results_file`; empty while the run has not ended."""
+        """The content of `results_file`: the scores before at first, all once the run has ended; or nothing."""
         if not self.results_file.is_file():
             return {}
         results: dict[str, Any] = json.loads(self.results_file.read_text("utf-8"))
@@ -88,7 +90,7 @@ def check_output(folder: Path) -> None:
 
 def check_resume(run: Run, config: Config, data_fingerprint: str) -> None:
     """Raises `InputError` if a run with `config` would not be the continuation of `run`."""
-    changed = [name for name in configs.differences(run.config, config) if name in _FIXED or not name.startswith(_FREE)]
+    changed = [name for name in configs.differences(run.config, config) if not name.startswith(_FREE)]
     if changed:
         shown = "; ".join(
             f"{n} was {configs.field_value(run.config, n)!r}, is {configs.field_value(config, n)!r}" for n in changed

@@ -1,5 +1,6 @@
 """The training loop: everything around the step that is not the step."""
 
+import fcntl
 import json
 import math
 import shutil
@@ -88,6 +89,8 @@ def prepare(config: Config) -> Prepared:
     tokens = _first_on_process_0(
         lambda: tokenize_corpus(corpus, tokenizer, config.data.max_length, config.data.cache, jax.process_index() == 0)
     )
+    if len(tokens) < 2:
+        raise InputError(f"{config.data.train} holds one example; contrast needs two or more")
     order = EpochOrder(len(tokens), config.batch_size, config.seed)
     total_steps = config.max_steps or config.epochs * order.steps_per_epoch
 
@@ -182,6 +185,8 @@ def _stop_on_signal() -> Iterator[StopRequest]:
 
     def handle(number: int, frame: Any) -> None:
         request.signal = number
+        tqdm.write(f"{signal.Signals(number).name}: saving and stopping after this step; once more to stop at once")
+        signal.signal(number, previous[signal.Signals(number)])
 
     # Under jax.distributed SIGTERM belongs to its preemption service; only a main thread may set handlers.
     if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
@@ -195,11 +200,27 @@ def _stop_on_signal() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Holds the run folder's lock, which the system releases however the process ends."""
+    if jax.process_index() != 0:
+        yield
+        return
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another process is training in {folder}: wait for it, or choose another --output"
+            ) from error
+        yield
+
+
 class MetricsLog:
     """metrics.jsonl, written by process 0."""
 
     def __init__(self, path: Path, step: int) -> None:
-        """Opens the log of a run that continues at `step`: later lines, of a part that is repeated, are removed."""
+        """Opens the log of a run that continues after `step` (-1: begins): lines of a part that is repeated go."""
         self._file = None
         if jax.process_index() == 0:
             lines = path.read_text("utf-8").splitlines() if path.is_file() else []
@@ -212,7 +233,9 @@ class MetricsLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends a line."""
         if self._file:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            # JSON has no word for a figure that is not finite, such as the uniformity of a batch of one.
+            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
             self._file.flush()
 
     def close(self) -> None:
@@ -234,7 +257,7 @@ def describe(prepared: Prepared) -> str:
     config, mesh, tokens = prepared.run.config, prepared.mesh, prepared.tokens
     shapes = jax.eval_shape(lambda: init_params(prepared.model, 0))
     size = sum(x.size for x in jax.tree.leaves(shapes))
-    n = config.batch_size
+    n = min(config.batch_size, len(tokens))
     hard = tokens.columns == 3
     skipped = f" ({tokens.skipped:,} with a blank sentence left out)" if tokens.skipped else ""
     kind = {1: "sentences", 2: "pairs", 3: "triplets"}[tokens.columns]
@@ -245,7 +268,7 @@ def describe(prepared: Prepared) -> str:
             f"devices   {mesh.size} × {mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "
             f"data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']}",
             f"data      {len(tokens):,} {kind}{skipped} from {config.data.train}",
-            f"batch     {n} over all devices: {2 * n - 1 if hard else n - 1} negatives per anchor"
+            f"batch     {config.batch_size} over all devices: {2 * n - 1 if hard else n - 1} negatives per anchor"
             f"{f' ({n} of them hard negatives)' if hard else ''}",
             f"steps     {prepared.total_steps:,}, peak learning rate {config.optimizer.learning_rate:g}",
             f"output    {prepared.run.folder}",
@@ -270,7 +293,11 @@ def train(config: Config) -> dict[str, Any]:
     echo(describe(prepared))
     folder = prepared.run.folder
     try:
-        with open_checkpoints(folder, config.checkpoint) as checkpoints, _stop_on_signal() as stop:
+        with (
+            _only_writer(folder),
+            open_checkpoints(folder, config.checkpoint) as checkpoints,
+            _stop_on_signal() as stop,
+        ):
             return _loop(prepared, checkpoints, stop, echo)
     except OSError as error:
         raise InputError(
@@ -294,7 +321,7 @@ def _loop(
         results = {"before": prepared.test_scores(state.params)}
         _write_results(run, results)
 
-    log = MetricsLog(run.metrics_file, start)
+    log = MetricsLog(run.metrics_file, -1 if checkpoints.latest is None else start)
     step_fn = make_train_step(config, prepared.model, schedule, mesh, state)
     batches = prefetch(prepared.tokens, prepared.order, mesh, start, total)
     bar = tqdm(total=total, initial=start, desc="training", unit=" steps", disable=jax.process_index() != 0)
@@ -345,7 +372,8 @@ def _loop(
             stopping = stop(step)
             score = measure_dev(step)
             ended = step == total or _exhausted(config, progress)
-            if stopping or ended or step % config.checkpoint.every == 0 or (score and progress.best_step == step):
+            best = score is not None and progress.best_step == step
+            if stopping or ended or best or step % config.checkpoint.every == 0:
                 check_metrics()
                 checkpoints.save(state, step, progress, score)
             if stopping and not ended:
@@ -388,8 +416,8 @@ def _diverged(step: int, values: dict[str, float], latest: int | None) -> str:
     kept = "there is no checkpoint yet" if latest is None else f"the last checkpoint, of step {latest}, is intact"
     return (
         f"at step {step} the loss is {values['loss']}, the gradient norm {values['grad_norm']} and the norm of the "
-        f"weights {values['weight_norm']}: {kept}. Start again in another --output with a lower learning rate or a "
-        "higher temperature; with bfloat16 try float32"
+        f"weights {values['weight_norm']}: {kept}. Lower the learning rate or raise the temperature, in another "
+        "--output; with bfloat16 try float32"
     )
 
 

@@ -104,3 +104,10 @@ def test_config_survives_json() -> None:
 
     config = load_config_file("sup_bert_base")
     assert configs.from_dict(Config, configs.to_dict(config)) == config
+
+
+def test_an_option_before_the_config_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """It would otherwise be taken for a run of default settings."""
+    with pytest.raises(SystemExit):
+        main(["train", "--batch-size", "8", "unsup_bert_base"])
+    assert "give the config file right after train" in capsys.readouterr().err

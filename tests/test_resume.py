@@ -26,6 +26,7 @@ from simcse_jax.config import (
     OptimizerConfig,
 )
 from simcse_jax.embedder import build_model, init_params, load_model
+from simcse_jax.errors import InputError
 from simcse_jax.hf import read_checkpoint
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.run import open_run
@@ -212,15 +213,16 @@ def without_key_biases(params: Any) -> Any:
 
 
 def test_keeps_the_latest_and_the_best(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([10.0, 30.0, 20.0, 30.0])
+    # The best is 0, which is a score like any other, and equalled later: the first counts.
+    scores = iter([-10.0, 0.0, -20.0, 0.0])
     evaluations = {"reported": {}}
 
     def evaluate(tasks: Any, encode: Any) -> Any:
         return evaluations | {"reported": {tasks[0].name: next(scores)}}
 
     monkeypatch.setattr("simcse_jax.train.evaluate", evaluate)
-    results = train(config)
-    assert (results["best_step"], results["dev"]) == (4, 30.0)
+    results = train(replace(config, checkpoint=CheckpointConfig(every=9, keep=2)))
+    assert (results["best_step"], results["dev"]) == (4, 0.0)
     kept = {int(path.name) for path in (Path(config.output) / "checkpoints").iterdir()}
     assert kept == {4, 9, 12}
     loaded = load_model(config.output)
@@ -255,3 +257,27 @@ def test_a_checkpoint_is_a_copy_of_its_moment(config: Config) -> None:
             }
             restored = checkpoints.restore_params(step, shape)
             np.testing.assert_array_equal(restored["w"], np.full((512, 512), step, np.float32))
+
+
+def test_only_one_process_trains_in_a_folder(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is refused while the first runs, and continues it afterwards."""
+
+    def meanwhile(self: Any, step: int) -> bool:
+        if step == 2:
+            with pytest.raises(InputError, match="another process is training in"):
+                train(config)
+        return step == 3
+
+    monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", meanwhile)
+    assert train(config) == {"stopped": 3}
+    monkeypatch.undo()
+    assert train(config)["step"] == 12
+
+
+def test_text_may_have_moved(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", lambda self, step: step == 3)
+    train(config)
+    monkeypatch.undo()
+    moved = tmp_path / "moved.txt"
+    moved.write_bytes(Path(config.data.train).read_bytes())
+    assert train(replace(config, data=replace(config.data, train=str(moved))))["step"] == 12

@@ -211,15 +211,16 @@ def test_noise_of_a_sentence_does_not_depend_on_its_neighbours(tiny: tuple[Sente
     np.testing.assert_allclose(encode(slice(4, 8)), encode(slice(0, N))[4:8], atol=1e-5)
 
 
-def test_dropout_rate_and_scale() -> None:
+@pytest.mark.parametrize("rate", [0.1, 0.6])
+def test_dropout_rate_and_scale(rate: float) -> None:
     from simcse_jax.model.encoder import Dropout
 
     x = jnp.ones((64, 50, 40))
-    kept = Dropout(0.1).apply({}, x, jnp.arange(64), rngs={"dropout": jax.random.key(0)})
+    kept = Dropout(rate).apply({}, x, jnp.arange(64), rngs={"dropout": jax.random.key(0)})
     share = float(jnp.mean(kept == 0))
     # Three standard deviations of 128,000 draws.
-    assert abs(share - 0.1) < 3 * (0.1 * 0.9 / x.size) ** 0.5
-    np.testing.assert_allclose(np.unique(kept), [0, 1 / 0.9], rtol=1e-6)
+    assert abs(share - rate) < 3 * (rate * (1 - rate) / x.size) ** 0.5
+    np.testing.assert_allclose(np.unique(kept), [0, 1 / (1 - rate)], rtol=1e-6)
     rows = np.asarray(kept == 0).reshape(64, -1)
     assert abs(np.corrcoef(rows)[np.triu_indices(64, 1)]).max() < 0.15
 

@@ -148,7 +148,7 @@ def test_task_names(senteval: Path) -> None:
         load_task("zzz", senteval)
     with pytest.raises(InputError, match="STS12 has no dev split"):
         load_task("STS12", senteval, "dev")
-    with pytest.raises(InputError, match="STS12 needs the folder"):
+    with pytest.raises(InputError, match="STS12 needs SentEval's data"):
         load_task("STS12", "")
 
 

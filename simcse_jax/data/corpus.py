@@ -187,6 +187,9 @@ def _sentences(where: str, row: dict[str, Any], columns: tuple[str, ...]) -> Exa
     wrong = [c for c in columns if not isinstance(row.get(c), str)]
     if wrong:
         raise InputError(f"{where} has no text in column {', '.join(wrong)}; its columns are {', '.join(row)}")
+    broken = [c for c in columns if not row[c].isascii() and row[c].encode(errors="ignore").decode() != row[c]]
+    if broken:
+        raise InputError(f"{where} has half of a surrogate pair in column {', '.join(broken)}: not a Unicode text")
     return tuple(row[c] for c in columns)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -58,7 +58,9 @@ class TokenTable:
         return np.where(inside, self.ids[flat], self.pad_id).astype(np.int32), lengths.astype(np.int32)
 
 
-def pad(sentences: list[list[int]], length: int, pad_id: int) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B"]]:
+def pad(
+    sentences: Sequence[Sequence[int] | np.ndarray], length: int, pad_id: int
+) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B"]]:
     """Token lists as one array of `length` columns, and their lengths."""
     ids = np.full((len(sentences), length), pad_id, np.int32)
     for row, tokens in zip(ids, sentences, strict=True):
@@ -126,9 +128,14 @@ def _publish(partial: Path, folder: Path) -> None:
 
 
 def _open(folder: Path, fingerprint: str) -> TokenTable:
-    about = json.loads((folder / "about.json").read_text())
-    ids = np.memmap(folder / "ids.bin", dtype=about["dtype"], mode="r")
-    offsets = np.memmap(folder / "offsets.bin", dtype=np.int64, mode="r")
+    try:
+        about = json.loads((folder / "about.json").read_text())
+        ids = np.memmap(folder / "ids.bin", dtype=about["dtype"], mode="r")
+        offsets = np.memmap(folder / "offsets.bin", dtype=np.int64, mode="r")
+        if len(ids) != offsets[-1]:
+            raise ValueError(f"ids.bin holds {len(ids)} tokens, not {offsets[-1]}")
+    except (OSError, ValueError) as error:
+        raise InputError(f"the token cache {folder} is damaged ({reason(error)}): delete that folder") from error
     rest = {name: about[name] for name in ("columns", "pad_id", "max_length", "skipped")}
     return TokenTable(ids, offsets, **rest, fingerprint=fingerprint)
 

@@ -88,7 +88,9 @@ def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool
         hint = f"did you mean {close[0]}? " if close else ""
         raise InputError(f"unknown task '{name}': {hint}known are {', '.join(STS_TASKS)}, sts (all) and .tsv files")
     if not str(data):
-        raise InputError(f"task {name} needs the folder of SentEval's data (the one that holds STS/ and SICK/)")
+        raise InputError(
+            f"task {name} needs SentEval's data: give the folder that holds STS/ and SICK/ (--data), or set SIMCSE_DATA"
+        )
     root = Path(data).expanduser()
     if name in _SPLITS:
         wanted = list(_SPLITS[name]) if all_splits else [mode]
@@ -103,7 +105,8 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text("utf-8-sig").removesuffix("\n").split("\n")
     except FileNotFoundError as error:
-        raise InputError(f"no file {path}; SentEval's layout has STS/ and SICK/ in the data folder") from error
+        hint = "" if path.suffix == ".tsv" else "; SentEval's layout has STS/ and SICK/ in the data folder"
+        raise InputError(f"no file {path}{hint}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 (byte {error.start}): convert it with iconv -t utf-8") from error
     except OSError as error:

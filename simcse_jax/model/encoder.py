@@ -98,7 +98,8 @@ class Dropout(nn.Module):
             return x
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.make_rng("dropout"), rows)
         bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint32))(keys)
-        return jnp.where(bits >= round(self.rate * 2**32), x / (1 - self.rate), jnp.zeros((), x.dtype))
+        dropped = bits < jnp.uint32(min(round(self.rate * 2**32), 2**32 - 1))
+        return jnp.where(dropped, jnp.zeros((), x.dtype), x / (1 - self.rate))
 
 
 class Embeddings(nn.Module):
