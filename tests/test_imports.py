@@ -12,14 +12,15 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 # Modules from the bottom up: each may import only from lower levels.
 LEVELS = [
     ["errors", "rng"],
-    ["files", "model"],
+    ["files", "metrics_log", "model", "preemption"],
     ["config"],
     ["sharding", "hf", "objectives", "optimizer"],
     ["step", "run"],
     ["checkpoint", "data"],
     ["encode"],
     ["evaluation", "embedder"],
-    ["export", "train"],
+    ["export", "prepare"],
+    ["train"],
     ["cli"],
     ["__main__", "__init__"],
 ]

@@ -24,7 +24,7 @@ from simcse_jax.config import Config, DataConfig, ModelConfig
 from simcse_jax.embedder import SimCSE, build_model, load_model
 from simcse_jax.errors import InputError
 from simcse_jax.model import read_encoder_config
-from simcse_jax.train import prepare
+from simcse_jax.prepare import prepare
 from tests.conftest import SENTENCES, TINY_BERT, TINY_ROBERTA, write_model
 
 Tensors = dict[str, np.ndarray]

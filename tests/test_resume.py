@@ -220,7 +220,7 @@ def test_keeps_the_latest_and_the_best(config: Config, monkeypatch: pytest.Monke
     def evaluate(tasks: Any, encode: Any) -> Any:
         return evaluations | {"reported": {tasks[0].name: next(scores)}}
 
-    monkeypatch.setattr("simcse_jax.train.evaluate", evaluate)
+    monkeypatch.setattr("simcse_jax.prepare.evaluate", evaluate)
     results = train(replace(config, checkpoint=CheckpointConfig(every=9, keep=2)))
     assert (results["best_step"], results["dev"]) == (4, 0.0)
     kept = {int(path.name) for path in (Path(config.output) / "checkpoints").iterdir()}
@@ -232,7 +232,9 @@ def test_keeps_the_latest_and_the_best(config: Config, monkeypatch: pytest.Monke
 
 def test_early_stopping(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([50.0, 40.0, 30.0, 20.0])
-    monkeypatch.setattr("simcse_jax.train.evaluate", lambda tasks, encode: {"reported": {tasks[0].name: next(scores)}})
+    monkeypatch.setattr(
+        "simcse_jax.prepare.evaluate", lambda tasks, encode: {"reported": {tasks[0].name: next(scores)}}
+    )
     patient = replace(config, evaluation=replace(config.evaluation, patience=2))
     results = train(patient)
     assert (results["step"], results["best_step"]) == (8, 0)

@@ -1,0 +1,43 @@
+"""metrics.jsonl: what a run measured, step by step."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+
+
+class MetricsLog:
+    """metrics.jsonl, written by process 0."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Opens the log of a run that continues after `step` (-1: begins): lines of a part that is repeated go."""
+        self._file = None
+        if jax.process_index() == 0:
+            lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+            kept = [line for line in lines if _step_of(line) <= step]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+            partial.replace(path)
+            self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Appends a line."""
+        if self._file:
+            # JSON has no word for a figure that is not finite, such as the uniformity of a batch of one.
+            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file:
+            self._file.close()
+
+
+def _step_of(line: str) -> float:
+    """Step of a line of the log; infinite for one that a kill cut short."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf
