@@ -82,9 +82,10 @@ def _loop(
 ) -> dict[str, Any]:
     config, mesh, run, total = prepared.run.config, prepared.mesh, prepared.run, prepared.total_steps
     schedule = learning_rate_schedule(config.optimizer, total)
+    resumed = checkpoints.latest is not None  # also where the latest is that of step 0
     state, start, progress = _start(prepared, checkpoints, make_optimizer(config.optimizer, schedule))
     results = run.results()
-    if start:
+    if resumed:
         echo(f"resumed   at step {start:,} of {total:,}")
         if "step" in results:
             return results
@@ -92,7 +93,7 @@ def _loop(
         results = {"before": prepared.test_scores(state.params)}
         _write_results(run, results)
 
-    log = MetricsLog(run.metrics_file, -1 if checkpoints.latest is None else start)
+    log = MetricsLog(run.metrics_file, start if resumed else -1)
     step_fn = make_train_step(config, prepared.model, schedule, mesh, state)
     batches = prefetch(prepared.tokens, prepared.order, mesh, start, total)
     bar = tqdm(total=total, initial=start, desc="training", unit=" steps", disable=jax.process_index() != 0)
@@ -114,7 +115,7 @@ def _loop(
         bar.set_postfix(loss=f"{values['loss']:.4f}", **dev, refresh=False)
 
     def measure_dev(step: int) -> float | None:
-        """Scores the dev task where one is due, and says whether the run goes on."""
+        """The dev score where one is due and is a number; keeps account of the best."""
         nonlocal progress
         if prepared.dev_score is None or (step % config.evaluation.every and step != total):
             return None
@@ -131,7 +132,7 @@ def _loop(
 
     try:
         step = start
-        if start == 0 and (score := measure_dev(0)) is not None:
+        if not resumed and (score := measure_dev(0)) is not None:
             checkpoints.save(state, 0, progress, score)
         while step < total and not _exhausted(config, progress):
             batch = next(batches)

@@ -153,6 +153,11 @@ def tree_error(actual: Any, expected: Any) -> float:
     return relative_error(*flat)
 
 
+def without_key_biases(params: Any) -> Any:
+    """Softmax ignores a key bias: its gradient is rounding noise, which Adam scales up to whole steps."""
+    return {str(path): x for path, x in jax.tree.leaves_with_path(params) if "'key'" not in str(path) or x.ndim > 1}
+
+
 def mask_of(lengths: Any, length: int) -> Any:
     """Attention mask of sentences padded on the right."""
     return jnp.asarray(np.arange(length) < np.asarray(lengths)[..., None])

@@ -33,7 +33,7 @@ from simcse_jax.run import open_run
 from simcse_jax.sharding import make_mesh, state_sharding
 from simcse_jax.step import TrainState, state_of
 from simcse_jax.train import train
-from tests.conftest import tree_error
+from tests.conftest import tree_error, without_key_biases
 
 
 @pytest.fixture(scope="module")
@@ -207,11 +207,6 @@ def test_resumes_on_other_devices(config: Config, tmp_path: Path, monkeypatch: p
     assert tree_error(without_key_biases(a), without_key_biases(b)) < 1e-5
 
 
-def without_key_biases(params: Any) -> Any:
-    """Softmax ignores a key bias: its gradient is rounding noise, which Adam scales up to whole steps."""
-    return {str(path): x for path, x in jax.tree.leaves_with_path(params) if "'key'" not in str(path) or x.ndim > 1}
-
-
 def test_keeps_the_latest_and_the_best(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     # The best is 0, which is a score like any other, and equalled later: the first counts.
     scores = iter([-10.0, 0.0, -20.0, 0.0])
@@ -283,3 +278,24 @@ def test_text_may_have_moved(config: Config, tmp_path: Path, monkeypatch: pytest
     moved = tmp_path / "moved.txt"
     moved.write_bytes(Path(config.data.train).read_bytes())
     assert train(replace(config, data=replace(config.data, train=str(moved))))["step"] == 12
+
+
+def test_killed_with_the_checkpoint_of_step_0_only(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dev score of step 0 is neither measured nor counted twice."""
+    config = replace(config, checkpoint=CheckpointConfig(every=9))
+    whole = replace(config, output=str(tmp_path / "whole"))
+    expected = train(whole)
+
+    def die(self: Any, step: int) -> bool:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", die)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config)
+    monkeypatch.undo()
+    assert [path.name for path in (Path(config.output) / "checkpoints").iterdir()] == ["0"]
+    assert train(config) == expected
+    assert lines(Path(config.output)) == lines(Path(whole.output))
+    assert_identical(final_state(Path(config.output)), final_state(Path(whole.output)))

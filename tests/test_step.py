@@ -18,7 +18,7 @@ from simcse_jax.model import SentenceEncoder, read_encoder_config
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import make_mesh, put_batch
 from simcse_jax.step import Batch, TrainState, create_state, encode_views, make_train_step
-from tests.conftest import TINY_BERT, TINY_ROBERTA, tree_error
+from tests.conftest import TINY_BERT, TINY_ROBERTA, tree_error, without_key_biases
 
 N, LENGTH, STEPS = 16, 12, 20
 BERT = TINY_BERT | {"num_hidden_layers": 2}
@@ -85,11 +85,6 @@ def test_any_mesh_trains_as_one_device(one_device: Any, mesh: str, columns: int)
     expected_figures, expected_params = one_device(columns, "float32")
     assert np.max(np.abs(figures / expected_figures - 1)) < 5e-6
     assert tree_error(without_key_biases(params), without_key_biases(expected_params)) < 1e-5
-
-
-def without_key_biases(params: Any) -> Any:
-    """Softmax ignores a key bias: its gradient is rounding noise, which Adam scales up to whole steps."""
-    return {str(path): x for path, x in jax.tree.leaves_with_path(params) if "'key'" not in str(path) or x.ndim > 1}
 
 
 def test_any_mesh_trains_as_one_device_to_float64_rounding(one_device: Any) -> None:
