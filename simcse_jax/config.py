@@ -66,6 +66,14 @@ class ObjectiveConfig:
     """τ: similarities are divided by it."""
     hard_negative_log_weight: float = 0.0
     """log α, added to the logit of a sentence's own hard negative (SimCSE, section 4 and appendix)."""
+    implementation: Literal["auto", "dense", "tiled"] = "auto"
+    """`dense` holds the matrix of logits, `tiled` never does (over several devices, a ring); the same figures to
+    rounding. `auto` takes `tiled` where the logits of one device would take more than 64 MiB."""
+    block_size: int = 0
+    """Largest side of a tile; 0 chooses by the kind of device."""
+    product_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of what is multiplied in tiles; sums are float32. `bfloat16` is faster on accelerators and not exact: a
+    cosine is then good to about 1e-3."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,9 @@ class Config:
     """Decides the data order, the dropout noise and fresh weights."""
     batch_size: int = 64
     """Sentences (or pairs, or triplets) per step over all devices: the global batch."""
+    micro_batch: int | Literal["auto"] = 0
+    """Examples that each device encodes at a time; 0 encodes all at once, `auto` as many as fit its memory. The
+    gradient is that of the whole batch (GradCache); a second forward pass pays for the memory."""
     epochs: int = 1
     """Passes over the data; the last, smaller batch of each pass is used."""
     max_steps: int = 0
@@ -165,6 +176,8 @@ class Config:
         }
         not_negative = {
             "seed": self.seed,
+            "micro_batch": 0 if self.micro_batch == "auto" else self.micro_batch,
+            "objective.block_size": self.objective.block_size,
             "max_steps": self.max_steps,
             "optimizer.learning_rate": self.optimizer.learning_rate,
             "optimizer.warmup_steps": self.optimizer.warmup_steps,
@@ -197,6 +210,13 @@ class Config:
                 f"model.mlp_only_train drops the head of pooler 'cls' after training, but model.pooler is "
                 f"'{self.model.pooler}', which has no head: set mlp_only_train to False or the pooler to 'cls'"
             )
+        if self.objective.product_dtype == "bfloat16" and self.objective.implementation != "tiled":
+            raise InputError(
+                f"objective.product_dtype is 'bfloat16' but objective.implementation is "
+                f"'{self.objective.implementation}': only 'tiled' has it, so set that"
+            )
+        if self.objective.product_dtype == "bfloat16" and self.model.dtype == "float64":
+            raise InputError("objective.product_dtype is 'bfloat16' but model.dtype is 'float64': leave one out")
         if not self.data.train:
             raise InputError("data.train is empty: give a file of sentences, e.g. --data.train wiki.txt")
 

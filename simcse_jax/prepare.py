@@ -20,9 +20,11 @@ from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import evaluate, load_task
 from simcse_jax.hf import Params
+from simcse_jax.memory import CompiledStep, available_memory, compile_step
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.run import Run, check_output, check_resume, create_run, is_run, open_run
 from simcse_jax.sharding import check_batch_size, make_mesh
+from simcse_jax.step import uses_tiles
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Prepared:
     tokens: TokenTable
     order: EpochOrder
     total_steps: int
+    step: CompiledStep
     dev_score: Callable[[Params], float] | None
     test_scores: Callable[[Params], dict[str, float]] | None
 
@@ -77,6 +80,8 @@ def prepare(config: Config) -> Prepared:
         raise InputError(f"{config.data.train} holds one example; contrast needs two or more")
     order = EpochOrder(len(tokens), config.batch_size, config.seed)
     total_steps = config.max_steps or config.epochs * order.steps_per_epoch
+    # A step that does not fit is found before the folder exists, too.
+    step = compile_step(config, model, mesh, tokens.columns, total_steps)
 
     if resuming:
         check_resume(resuming, config, tokens.fingerprint)
@@ -88,7 +93,7 @@ def prepare(config: Config) -> Prepared:
             lambda: is_run(folder) or bool(create_run(folder, config, tokens.fingerprint, checkpoint, tokenizer))
         )
         run, initial = Run(folder, config, tokens.fingerprint), lambda: loaded
-    return Prepared(run, mesh, model, initial, tokens, order, total_steps, dev_score, test_scores)
+    return Prepared(run, mesh, model, initial, tokens, order, total_steps, step, dev_score, test_scores)
 
 
 def initial_params(config: Config, model: SentenceEncoder) -> Params | Callable[[], Params]:
@@ -118,6 +123,11 @@ def describe(prepared: Prepared) -> str:
     hard = tokens.columns == 3
     skipped = f" ({tokens.skipped:,} with a blank sentence left out)" if tokens.skipped else ""
     kind = {1: "sentences", 2: "pairs", 3: "triplets"}[tokens.columns]
+    rows, chunk = config.batch_size // mesh.size, prepared.step.micro_batch
+    chunks = "at once" if chunk == rows else f"{chunk:,} at a time, twice (GradCache)"
+    pairs = "tiled" if uses_tiles(config, mesh, 2 if hard else 1) else "dense"
+    available = available_memory(mesh)
+    free = "" if available is None else f", {available / 1e9:.2f} GB available"
     return "\n".join(
         [
             f"model     {config.model.path}, {size / 1e6:.1f} M parameters, {config.model.dtype}, "
@@ -125,8 +135,10 @@ def describe(prepared: Prepared) -> str:
             f"devices   {mesh.size} × {mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "
             f"data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']}",
             f"data      {len(tokens):,} {kind}{skipped} from {config.data.train}",
-            f"batch     {config.batch_size} over all devices: {2 * n - 1 if hard else n - 1} negatives per anchor"
-            f"{f' ({n} of them hard negatives)' if hard else ''}",
+            f"batch     {config.batch_size:,} over all devices: {2 * n - 1 if hard else n - 1:,} negatives per anchor"
+            f"{f' ({n:,} of them hard negatives)' if hard else ''}, {pairs} InfoNCE",
+            f"encoding  {rows:,} examples a device, {chunks}",
+            f"memory    {prepared.step.memory / 1e9:.2f} GB a device for the step{free}",
             f"steps     {prepared.total_steps:,}, peak learning rate {config.optimizer.learning_rate:g}",
             f"output    {prepared.run.folder}",
         ]

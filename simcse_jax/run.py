@@ -19,9 +19,10 @@ from simcse_jax.errors import InputError, reason
 from simcse_jax.files import new_folder, write_json
 from simcse_jax.hf import SETTINGS, Checkpoint, save_tokenizer
 
-# What may change between the parts of one run: nothing here moves the parameters.
+# What may change between the parts of one run: nothing here moves the parameters by more than rounding.
 _FREE = (
     *("output", "log_every", "multi_host", "mesh.", "checkpoint.", "model.remat", "evaluation.data"),
+    *("micro_batch", "objective.implementation", "objective.block_size"),
     *("data.cache", "data.train"),  # the fingerprint of the text is compared, not the path
 )
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +25,7 @@ from simcse_jax.preemption import StopRequest, stop_on_signal
 from simcse_jax.prepare import Prepared, describe, prepare
 from simcse_jax.run import Run
 from simcse_jax.sharding import join_processes, state_sharding
-from simcse_jax.step import Metrics, TrainState, create_state, make_train_step, state_of
+from simcse_jax.step import Metrics, TrainState, create_state, state_of
 
 
 class TrainingDiverged(RuntimeError):
@@ -52,7 +53,9 @@ def train(config: Config) -> dict[str, Any]:
 
     Returns:
       What `results.json` holds: `step`, `best_step`, `dev` (best score), and `before` and `after` (test scores, where
-      the config names test tasks); or `{"stopped": step}` when a signal ended the run early.
+      the config names test tasks); or `{"stopped": step}` when a signal ended the run early. Besides, of this call
+      alone: `steps` it took, `seconds` they took without evaluations and checkpoints, and `memory`, bytes a device of
+      the compiled step.
 
     Raises:
       InputError: see `prepare`; also a run folder that can no longer be written.
@@ -94,18 +97,20 @@ def _loop(
         _write_results(run, results)
 
     log = MetricsLog(run.metrics_file, start if resumed else -1)
-    step_fn = make_train_step(config, prepared.model, schedule, mesh, state)
     batches = prefetch(prepared.tokens, prepared.order, mesh, start, total)
     bar = tqdm(total=total, initial=start, desc="training", unit=" steps", disable=jax.process_index() != 0)
     pending: tuple[int, Metrics] | None = None
+    seconds, mark = 0.0, time.perf_counter()
 
     def check_metrics() -> None:
         """Looks at the metrics of the last step, a step late, so that the devices are never idle."""
-        nonlocal pending
+        nonlocal pending, seconds, mark
         if pending is None:
             return
         (step, metrics), pending = pending, None
         values = {name: float(value) for name, value in metrics.items()}
+        now = time.perf_counter()
+        seconds, mark = seconds + now - mark, now
         if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm", "weight_norm")):
             checkpoints.wait()
             raise TrainingDiverged(_diverged(step, values, checkpoints.latest))
@@ -137,7 +142,7 @@ def _loop(
         while step < total and not _exhausted(config, progress):
             batch = next(batches)
             with jax.transfer_guard("disallow"):
-                state, metrics = step_fn(state, batch)
+                state, metrics = prepared.step.function(state, batch)
             check_metrics()
             step, pending = step + 1, (step + 1, metrics)
             bar.update()
@@ -148,6 +153,8 @@ def _loop(
             if stopping or ended or best or step % config.checkpoint.every == 0:
                 check_metrics()
                 checkpoints.save(state, step, progress, score)
+            if pending is None:  # what was done meanwhile was not the step
+                mark = time.perf_counter()
             if stopping and not ended:
                 checkpoints.wait()
                 return {"stopped": step}
@@ -164,7 +171,7 @@ def _loop(
     if prepared.test_scores:
         results["after"] = prepared.test_scores(params)
     _write_results(run, results)
-    return results
+    return results | {"steps": step - start, "seconds": seconds, "memory": prepared.step.memory}
 
 
 def _start(

@@ -1,6 +1,7 @@
 """The commands, one after the other, as a user types them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,9 @@ def test_train_evaluate_encode_export(
     options += ["--max-steps", "4", "--batch-size", "16", "--evaluation.dev", str(pairs), "--evaluation.every", "2"]
     main(["train", "unsup_bert_base", "--output", run, *options, "--evaluation.test", str(pairs)])
     printed = capsys.readouterr().out
-    assert "batch     16 over all devices: 15 negatives per anchor" in printed
+    assert "batch     16 over all devices: 15 negatives per anchor, dense InfoNCE" in printed
+    assert "encoding  2 examples a device, at once" in printed
+    assert re.search(r"memory    0\.\d+ GB a device for the step, \d+\.\d+ GB available", printed)
     assert "before" in printed
     assert f"export it with: simcse-jax export {run} OUT" in printed
 

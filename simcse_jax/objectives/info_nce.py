@@ -1,10 +1,10 @@
 """InfoNCE over the global batch (SimCSE, equations 1 and 5)."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from simcse_jax.objectives.pairs import Pairs, dense
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -25,7 +25,7 @@ def info_nce(
     temperature: float = 0.05,
     hard_negative_log_weight: float = 0.0,
     valid: Bool[Array, "N"] | None = None,
-    gather: Callable[[Array], Array] = lambda x: x,
+    pairs: Pairs = dense,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Contrasts each z1_i with its positive z2_i against every other sentence of the global batch.
 
@@ -44,44 +44,37 @@ def info_nce(
       temperature: τ.
       hard_negative_log_weight: log α.
       valid: rows that count, as anchors and as negatives; all where None. At least one must be True.
-      gather: applied to what every anchor meets, the normalised z2 and z3 (stacked) and `valid`: where rows are split
-        over devices, it makes them whole on each.
+      pairs: how the N × N pairs are gone through: `dense`, `tiled`, or one of them with its arguments bound.
 
     Returns:
       The loss, and scalar metrics: `loss`, `positive_similarity` (mean cosine of the pairs), `negative_similarity`
-      (mean cosine of z1_i, z2_j, j≠i), `alignment` (mean ‖ẑ1_i − ẑ2_i‖²) and `uniformity`
-      (log mean_{j≠i} exp(−2‖ẑ1_i − ẑ2_j‖²); Wang & Isola, arXiv 2005.10242, across the two views).
+      (mean cosine of z1_i, z2_j, j≠i), `alignment` (mean ‖ẑ1_i − ẑ2_i‖²), `uniformity`
+      (log mean_{j≠i} exp(−2‖ẑ1_i − ẑ2_j‖²); Wang & Isola, arXiv 2005.10242, across the two views) and
+      `effective_negatives` (mean of exp H_i, H_i the entropy of the softmax over the negatives of i: their number where
+      all are equally hard, 1 where one outweighs the rest).
     """
     n = z1.shape[0]
-    z1 = unit(z1)
-    keys = gather(unit(jnp.stack([z2] if z3 is None else [z2, z3])))
-    valid = jnp.ones(n, bool) if valid is None else gather(valid)
-    rows, columns = jnp.arange(n)[:, None], jnp.arange(n)[None, :]
-    negative = valid[None, :] & (rows != columns)
-    # Large but finite: a row without any negative then has loss and gradient 0, where -inf would give NaN.
-    masked = jnp.finfo(z1.dtype).min / 2
+    valid = jnp.ones(n, bool) if valid is None else valid
+    keys = unit(jnp.stack([z2] if z3 is None else [z2, z3]))
+    own = () if z3 is None else (hard_negative_log_weight,)
+    statistics = pairs(unit(z1), keys, valid, temperature=temperature, own=own)
+    losses = jax.nn.softplus(statistics.logsumexp - statistics.positive / temperature)
 
-    cosine = jnp.matmul(z1, keys[0].T, precision=jax.lax.Precision.HIGHEST)
-    # Read off the matrix: a product of the rows of z1 and z2 would suggest to XLA that z2 be split as z1 is.
-    positive = jnp.sum(jnp.where(rows == columns, cosine, 0), axis=1)
-    logits = jnp.where(negative, cosine / temperature, masked)
-    if z3 is not None:
-        hard = jnp.matmul(z1, keys[1].T, precision=jax.lax.Precision.HIGHEST) / temperature
-        hard = hard + jnp.where(rows == columns, hard_negative_log_weight, 0.0)
-        logits = jnp.concatenate([logits, jnp.where(valid[None, :], hard, masked)], axis=1)
-    losses = jax.nn.softplus(jax.nn.logsumexp(logits, axis=1) - positive / temperature)
+    count = jnp.maximum(jnp.sum(valid), 1)
 
-    def mean(x: Float[Array, "..."], where: Bool[Array, "..."]) -> Float[Array, ""]:
-        return jnp.sum(jnp.where(where, x, 0)) / jnp.maximum(jnp.sum(where), 1)
+    def mean(x: Float[Array, "N"], terms: Array = count) -> Float[Array, ""]:
+        return jnp.sum(jnp.where(valid, x, 0)) / terms
 
-    loss = mean(losses, valid)
-    pairs = negative & valid[:, None]
-    positive, cosine = jax.lax.stop_gradient((positive, cosine))
+    loss = mean(losses)
+    positive, _, entropy, similarity, potential = jax.lax.stop_gradient(statistics)
+    # As a float: above 65,536 rows the number of pairs does not fit an int32.
+    others = jnp.maximum(count.astype(loss.dtype) * (count - 1), 1)
     metrics = {
         "loss": loss,
-        "positive_similarity": mean(positive, valid),
-        "negative_similarity": mean(cosine, pairs),
-        "alignment": mean(2 - 2 * positive, valid),
-        "uniformity": jnp.log(mean(jnp.exp(4 * cosine - 4), pairs)),
+        "positive_similarity": mean(positive),
+        "negative_similarity": mean(similarity, others),
+        "alignment": mean(2 - 2 * positive),
+        "uniformity": jnp.log(mean(potential, others)),
+        "effective_negatives": mean(jnp.exp(entropy)),
     }
     return loss, metrics

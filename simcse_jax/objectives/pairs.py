@@ -1,0 +1,132 @@
+"""What a contrastive loss asks of all pairs of the global batch, computed with the matrix of logits whole."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+class PairStatistics(NamedTuple):
+    """A few numbers an anchor, in which a loss over all N × N pairs can be written.
+
+    With cosine c_i,kj of anchor i and sentence j of kind k, S_i,kj = c_i,kj/τ + [i=j] own_k, and P_i = c_i,0i. The
+    negatives of i are all (k, j) whose row j is valid, but for its positive (0, i).
+    """
+
+    positive: Float[Array, "N"]
+    """P_i."""
+    logsumexp: Float[Array, "N"]
+    """n_i = log Σ_{negatives} exp S_i,kj; a large negative number for an anchor without negatives."""
+    entropy: Float[Array, "N"]
+    """Entropy in nats of the softmax over the negatives, 0 without any; no gradient flows through it."""
+    similarity: Float[Array, "N"]
+    """Σ_{j≠i} c_i,0j over valid rows j; no gradient."""
+    potential: Float[Array, "N"]
+    """Σ_{j≠i} exp(−2‖q_i − k_0j‖²) = Σ exp(4 c_i,0j − 4) over valid rows j; no gradient."""
+
+
+@runtime_checkable
+class Pairs(Protocol):
+    """A way to compute the statistics. All ways give the same values and gradients, to rounding."""
+
+    def __call__(
+        self,
+        queries: Float[Array, "N H"],
+        keys: Float[Array, "K N H"],
+        valid: Bool[Array, "N"],
+        *,
+        temperature: float,
+        own: tuple[float, ...],
+    ) -> PairStatistics:
+        """Computes the statistics.
+
+        Args:
+          queries: anchors of length 1, float32 or float64.
+          keys: K kinds of sentences of length 1, those of one row belonging to the anchor of that row. Kind 0 holds the
+            positives.
+          valid: rows that are negatives of others.
+          temperature: τ.
+          own: for kinds 1 to K−1, what is added to the logit of an anchor with the sentence of its own row.
+        """
+
+
+def masked(dtype: jnp.dtype) -> float:
+    """Stands for −∞: finite, so that an anchor without any negative has loss and gradient 0 and not NaN."""
+    return float(jnp.finfo(dtype).min) / 2
+
+
+def similarities(queries: Float[Array, "A H"], keys: Float[Array, "B H"]) -> Float[Array, "A B"]:
+    """All inner products, accumulated in float32 at least; float32 inputs are not rounded to a shorter type."""
+    return jnp.matmul(
+        queries,
+        keys.T,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.promote_types(queries.dtype, jnp.float32),
+    )
+
+
+def block_logits(
+    cosine: Float[Array, "A B"],
+    same: Bool[Array, "A B"],
+    valid: Bool[Array, "B"],
+    temperature: float,
+    own: float | None,
+) -> tuple[Float[Array, "A B"], Bool[Array, "A B"]]:
+    """Logits of a block of pairs of one kind, and which of them are negatives.
+
+    Args:
+      cosine: the block.
+      same: where anchor and sentence are of one row of the batch.
+      valid: of the sentences.
+      temperature: τ.
+      own: what is added where they are of one row; None where that pair is the positive.
+    """
+    logits = cosine / temperature
+    if own is None:
+        return logits, valid[None, :] & ~same
+    return logits + jnp.where(same, own, 0.0), jnp.broadcast_to(valid[None, :], cosine.shape)
+
+
+def dense(
+    queries: Float[Array, "N H"],
+    keys: Float[Array, "K N H"],
+    valid: Bool[Array, "N"],
+    *,
+    temperature: float,
+    own: tuple[float, ...],
+    gather: Callable[[Array], Array] = lambda x: x,
+) -> PairStatistics:
+    """The statistics from the whole matrix of logits: K·N² numbers, several times over. See `Pairs`.
+
+    Args:
+      queries, keys, valid, temperature, own: see `Pairs`.
+      gather: applied to what every anchor meets, `keys` and `valid`: where rows are split over devices, it makes them
+        whole on each.
+    """
+    keys, valid = gather(keys), gather(valid)
+    kinds, n = keys.shape[:2]
+    cosine = similarities(queries, keys.reshape(kinds * n, -1))
+    same = jnp.eye(n, dtype=bool)
+    blocks = [
+        block_logits(part, same, valid, temperature, bias)
+        for part, bias in zip(jnp.split(cosine, kinds, axis=1), (None, *own), strict=True)
+    ]
+    logits = jnp.concatenate([jnp.where(negative, s, masked(s.dtype)) for s, negative in blocks], axis=1)
+    logsumexp = jax.nn.logsumexp(logits, axis=1)
+
+    cosine, negative = cosine[:, :n], blocks[0][1]
+    # Read off the matrix: a product of the rows of both sides would suggest to XLA that keys be split as queries are.
+    positive = jnp.sum(jnp.where(same, cosine, 0), axis=1)
+    constant = jax.lax.stop_gradient
+    logits, cosine, top = constant((logits, cosine, logsumexp))
+    weights = jnp.exp(logits - top[:, None])
+    entropy = -jnp.sum(weights * jnp.where(weights > 0, logits - top[:, None], 0), axis=1)
+    return PairStatistics(
+        positive,
+        logsumexp,
+        jnp.where(top > masked(top.dtype) / 2, entropy, 0),
+        jnp.sum(jnp.where(negative, cosine, 0), axis=1),
+        jnp.sum(jnp.where(negative, jnp.exp(4 * cosine - 4), 0), axis=1),
+    )
