@@ -63,12 +63,20 @@ def reference(z: list[np.ndarray], temperature: float, log_weight: float, valid:
     metrics = {
         "loss": loss,
         "positive_similarity": float(positive.mean()),
+        "effective_negatives": effective_negatives(ratios),
         "alignment": float(np.mean(np.sum((units[0] - units[1]) ** 2, axis=1))),
     }
     if others:
         metrics["negative_similarity"] = float(np.mean([units[0][i] @ units[1][j] for i, j in others]))
         metrics["uniformity"] = float(np.log(np.mean(np.exp(-2 * np.array(distances)))))
     return Reference(loss, gradients, sizes, metrics)
+
+
+def effective_negatives(weights: np.ndarray) -> float:
+    """Mean perplexity of the rows, each divided by its sum; 1 for a row of zeros."""
+    totals = weights.sum(axis=1, keepdims=True)
+    p = np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0)
+    return float(np.mean(np.exp(-np.sum(p * np.log(np.where(p > 0, p, 1)), axis=1))))
 
 
 def compute(
@@ -129,6 +137,7 @@ def check(problem: dict[str, Any], dtype: str) -> None:
         "negative_similarity",
         "alignment",
         "uniformity",
+        "effective_negatives",
     }
 
 

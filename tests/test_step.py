@@ -121,16 +121,17 @@ def collectives(program: str) -> list[tuple[str, list[tuple[str, tuple[int, ...]
 @pytest.mark.parametrize("columns", [1, 3])
 def test_collectives_of_the_step(columns: int) -> None:
     """One gather of the normalised keys, the sum of their gradient, the sum of the weights' gradients."""
-    width, keys = BERT["hidden_size"], max(columns, 2) - 1
-    found = collectives(compile_step((8, 1), columns).as_text())
+    # A number of rows that no weight has.
+    n, width, keys = 56, BERT["hidden_size"], max(columns, 2) - 1
+    found = collectives(compile_step((8, 1), columns, n).as_text())
     gathers = [shapes for kind, shapes in found if kind == "all-gather"]
-    assert sorted(gathers) == sorted([[("f32", (keys, N, width))], [("pred", (N,))]])
+    assert sorted(gathers) == sorted([[("f32", (keys, n, width))], [("pred", (n,))]])
     assert {kind for kind, _ in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
     sums = [shape for kind, shapes in found if kind != "all-gather" for type_, shape in shapes if type_ == "f32"]
     model = build_model(read_encoder_config(BERT), ModelConfig())
     weights = [x.shape for x in jax.tree.leaves(jax.eval_shape(lambda: init_params(model, 0)))]
-    summed_keys = [shape for shape in sums if N in shape]
-    assert sum(np.prod(shape) for shape in summed_keys) == keys * N * width
+    summed_keys = [shape for shape in sums if n in shape or keys * n in shape]
+    assert sum(np.prod(shape) for shape in summed_keys) == keys * n * width
     # Each weight's gradient once; what else is summed are scalars of the metrics.
     matrices = Counter(shape for shape in sums if len(shape) == 2 and shape not in summed_keys)
     # The position table has as many gradients as there are positions in the batch.

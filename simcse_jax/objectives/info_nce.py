@@ -55,10 +55,12 @@ def info_nce(
     """
     n = z1.shape[0]
     valid = jnp.ones(n, bool) if valid is None else valid
-    keys = unit(jnp.stack([z2] if z3 is None else [z2, z3]))
+    queries, keys = unit(z1), unit(jnp.stack([z2] if z3 is None else [z2, z3]))
     own = () if z3 is None else (hard_negative_log_weight,)
-    statistics = pairs(unit(z1), keys, valid, temperature=temperature, own=own)
-    losses = jax.nn.softplus(statistics.logsumexp - statistics.positive / temperature)
+    statistics = pairs(queries, keys, valid, temperature=temperature, own=own)
+    # Not read off a matrix of logits, so that it is the same number, bit for bit, with every way through the pairs.
+    positive = jnp.sum(queries * keys[0], axis=-1)
+    losses = jax.nn.softplus(statistics.logsumexp - positive / temperature)
 
     count = jnp.maximum(jnp.sum(valid), 1)
 
@@ -66,7 +68,7 @@ def info_nce(
         return jnp.sum(jnp.where(valid, x, 0)) / terms
 
     loss = mean(losses)
-    positive, _, entropy, similarity, potential = jax.lax.stop_gradient(statistics)
+    positive, (_, entropy, similarity, potential) = jax.lax.stop_gradient((positive, statistics))
     # As a float: above 65,536 rows the number of pairs does not fit an int32.
     others = jnp.maximum(count.astype(loss.dtype) * (count - 1), 1)
     metrics = {

@@ -11,12 +11,10 @@ from jaxtyping import Array, Bool, Float
 class PairStatistics(NamedTuple):
     """A few numbers an anchor, in which a loss over all N × N pairs can be written.
 
-    With cosine c_i,kj of anchor i and sentence j of kind k, S_i,kj = c_i,kj/τ + [i=j] own_k, and P_i = c_i,0i. The
-    negatives of i are all (k, j) whose row j is valid, but for its positive (0, i).
+    With cosine c_i,kj of anchor i and sentence j of kind k, S_i,kj = c_i,kj/τ + [i=j] own_k. The negatives of i are all
+    (k, j) whose row j is valid, but for its positive (0, i).
     """
 
-    positive: Float[Array, "N"]
-    """P_i."""
     logsumexp: Float[Array, "N"]
     """n_i = log Σ_{negatives} exp S_i,kj; a large negative number for an anchor without negatives."""
     entropy: Float[Array, "N"]
@@ -116,15 +114,11 @@ def dense(
     logits = jnp.concatenate([jnp.where(negative, s, masked(s.dtype)) for s, negative in blocks], axis=1)
     logsumexp = jax.nn.logsumexp(logits, axis=1)
 
-    cosine, negative = cosine[:, :n], blocks[0][1]
-    # Read off the matrix: a product of the rows of both sides would suggest to XLA that keys be split as queries are.
-    positive = jnp.sum(jnp.where(same, cosine, 0), axis=1)
-    constant = jax.lax.stop_gradient
-    logits, cosine, top = constant((logits, cosine, logsumexp))
+    logits, cosine, top = jax.lax.stop_gradient((logits, cosine[:, :n], logsumexp))
+    negative = blocks[0][1]
     weights = jnp.exp(logits - top[:, None])
     entropy = -jnp.sum(weights * jnp.where(weights > 0, logits - top[:, None], 0), axis=1)
     return PairStatistics(
-        positive,
         logsumexp,
         jnp.where(top > masked(top.dtype) / 2, entropy, 0),
         jnp.sum(jnp.where(negative, cosine, 0), axis=1),

@@ -86,8 +86,7 @@ def tiled(
         float32. Not rounded where None.
     """
     settings = _Settings(temperature, (None, *own), block, mesh, axes, dtype)
-    positive = jnp.sum(queries * keys[0], axis=-1)
-    return PairStatistics(positive, *_over_negatives(settings, queries, keys, valid))
+    return PairStatistics(*_over_negatives(settings, queries, keys, valid))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,0 +1,230 @@
+#!/usr/bin/env python3
+"""Time and memory of large global batches: tiled against dense InfoNCE, micro-batches against the batch at once.
+
+    python benchmarks/large_batch.py tiled              # tiled against dense, alternately, where dense fits
+    python benchmarks/large_batch.py micro-batch        # a step in chunks against the step at once, alternately
+    python benchmarks/large_batch.py loss               # the tiled loss alone, forward and backward
+    python benchmarks/large_batch.py memory             # by the compiler's account; computes nothing
+    python benchmarks/large_batch.py step --train wiki.txt    # one optimisation step of a run at 65,536
+
+Ratios are of neighbouring measurements; given are their median and their range.
+"""
+
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from simcse_jax import hf
+from simcse_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig
+from simcse_jax.data.demo import minilm_folder
+from simcse_jax.embedder import build_model, init_params
+from simcse_jax.memory import compile_step
+from simcse_jax.objectives import Pairs, dense, info_nce, tiled
+from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.sharding import make_mesh
+from simcse_jax.step import BLOCK_SIZES, Batch, create_state
+from simcse_jax.train import train
+
+SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
+
+
+def compiled_loss(rows: int, width: int, pairs: Pairs) -> jax.stages.Compiled:
+    """Loss, metrics and gradients of two views as one program."""
+
+    def loss(z: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return info_nce(*z, pairs=pairs)
+
+    shape = jax.ShapeDtypeStruct((rows, width), jnp.float32)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True)).lower((shape, shape)).compile()
+
+
+def vectors(rows: int, width: int) -> tuple[jax.Array, jax.Array]:
+    """Two views of random sentences, of cosine about 0.7."""
+    first, other = (jax.random.normal(key, (rows, width)) for key in jax.random.split(jax.random.key(0)))
+    return first, first + other
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Time of a call, its results waited for."""
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def alternate(functions: dict[str, Callable[[], Any]], repeats: int) -> None:
+    """Prints the time of each, called in turn, and the ratios to the first."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(-1, repeats):  # the first round warms up
+        for name, function in functions.items():
+            taken = seconds(function)
+            if repeat >= 0:
+                times[name].append(taken)
+    first = next(iter(times))
+    for name, taken in times.items():
+        ratios = [a / b for a, b in zip(taken, times[first], strict=True)]
+        print(
+            f"{name:<16} {statistics.median(taken):8.2f} s   {statistics.median(ratios):.2f} × {first} "
+            f"({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+
+
+def peak() -> str:
+    """Most memory that this process has held."""
+    return f"peak of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB"
+
+
+@dataclass
+class Tiled:
+    """Forward and backward of the loss, tiled against dense."""
+
+    rows: tuple[int, ...] = (256, 1024, 4096, 16384)
+    widths: tuple[int, ...] = (384, 768)
+    repeats: int = 5
+
+    def run(self) -> None:
+        """Prints a table for each size."""
+        block = BLOCK_SIZES[jax.devices()[0].platform]
+        for rows in self.rows:
+            for width in self.widths:
+                z = vectors(rows, width)
+                ways = {"dense": dense, f"tiled {block}": partial(tiled, block=block)}
+                programs = {name: compiled_loss(rows, width, pairs) for name, pairs in ways.items()}
+                (value, _), gradients = programs["dense"](z)
+                for name, program in programs.items():
+                    (other, _), others = program(z)
+                    both = zip((value, *gradients), (other, *others), strict=True)
+                    error = max(float(jnp.linalg.norm(a - b) / jnp.linalg.norm(a)) for a, b in both)
+                    assert error < 5e-6, f"{name} computes something else"
+                del gradients, others
+                print(f"\n{rows:,} rows of width {width}")
+                alternate({name: partial(program, z) for name, program in programs.items()}, self.repeats)
+
+
+def step_config(batch_size: int, micro_batch: int, layers: int) -> tuple[Config, Any]:
+    """A run of a random encoder of MiniLM's width, and its module."""
+    config = Config(batch_size=batch_size, micro_batch=micro_batch, data=DataConfig(train="random", max_length=32))
+    config = replace(config, model=ModelConfig(random_init=True, mlp_only_train=True))
+    encoder = replace(hf.read_checkpoint(str(minilm_folder())).config, num_hidden_layers=layers)
+    return config, build_model(encoder, config.model)
+
+
+@dataclass
+class MicroBatch:
+    """One optimisation step of an encoder of MiniLM's width, in chunks against at once."""
+
+    batch_size: int = 256
+    micro_batches: tuple[int, ...] = (128, 64, 32)
+    layers: int = 6
+    repeats: int = 5
+
+    def run(self) -> None:
+        """Prints the ratios."""
+        mesh, n = make_mesh(devices=jax.devices()[:1]), self.batch_size
+        ids = jax.random.randint(jax.random.key(0), (n, 1, 32), 1000, 20000)
+        batch = Batch(ids, jnp.full((n, 1), 32), jnp.ones(n, bool))
+        steps = {}
+        for size in (n, *self.micro_batches):
+            config, model = step_config(n, size, self.layers)
+            step = compile_step(config, model, mesh, 1, 100)
+            optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, 100))
+            state = create_state(mesh, lambda model=model: init_params(model, 0), optimizer)
+
+            def advance(step: Any = step, held: list[Any] = [state]) -> Any:  # noqa: B006  the state is donated
+                held[0], metrics = step.function(held[0], batch)
+                return metrics
+
+            name = "at once" if size == n else f"chunks of {size}"
+            steps[name] = advance
+            print(f"{name:<16} {step.memory / 1e9:8.2f} GB")
+        losses = [float(advance()["loss"]) for advance in steps.values()]
+        assert max(losses) - min(losses) < 1e-4 * max(losses), losses
+        alternate(steps, self.repeats)
+
+
+@dataclass
+class Loss:
+    """The tiled loss alone, forward and backward."""
+
+    rows: int = 131072
+    width: int = 384
+
+    def run(self) -> None:
+        """Prints its time, once."""
+        program = compiled_loss(self.rows, self.width, partial(tiled, block=BLOCK_SIZES[jax.devices()[0].platform]))
+        z = vectors(self.rows, self.width)
+        taken = seconds(lambda: program(z))
+        rate = 8 * self.rows**2 * self.width / taken / 1e9
+        print(f"{self.rows:,} rows of width {self.width}: {taken:.1f} s, {rate:.0f} GFLOP/s, {peak()}")
+
+
+@dataclass
+class Memory:
+    """What the compiled programs take of one device, by the compiler's account."""
+
+    def run(self) -> None:
+        """Prints the tables."""
+        print("loss, forward and backward: GB of arguments, results, temporaries")
+        for rows, width, name, pairs in (
+            (16384, 768, "dense", dense),
+            (65536, 768, "dense", dense),
+            (65536, 768, "tiled", partial(tiled, block=1024)),
+            (131072, 768, "tiled", partial(tiled, block=1024)),
+            (1048576, 768, "tiled", partial(tiled, block=1024)),
+        ):
+            used: Any = compiled_loss(rows, width, pairs).memory_analysis()
+            sizes = (used.argument_size_in_bytes, used.output_size_in_bytes, used.temp_size_in_bytes)
+            print(f"{rows:>9,} × {width} {name}  " + "  ".join(f"{size / 1e9:8.3f}" for size in sizes))
+        print("step of a 6-layer encoder of width 384, chunks of 64: GB in all")
+        for batch_size in (64, 1024, 4096, 16384, 65536):
+            config, model = step_config(batch_size, 64, layers=6)
+            config = replace(config, objective=ObjectiveConfig(implementation="tiled"))
+            memory = compile_step(config, model, make_mesh(devices=jax.devices()[:1]), 1, 100).memory
+            print(f"{batch_size:>9,}  {memory / 1e9:8.3f}")
+
+
+@dataclass
+class Step:
+    """One optimisation step of a run: a random encoder of 2 layers of width 128 on real text."""
+
+    train: Path
+    """Sentences, one a line; at least `batch_size` of them."""
+    batch_size: int = 65536
+    micro_batch: int = 256
+
+    def run(self) -> None:
+        """Prints what the step took."""
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = hf.read_checkpoint(str(minilm_folder()))
+            hf.save_tokenizer(hf.load_tokenizer(checkpoint.folder), Path(folder) / "model")
+            (Path(folder) / "model" / "config.json").write_text(json.dumps({**checkpoint.hf_config, **SMALL}))
+            results = train(
+                Config(
+                    output=f"{folder}/run",
+                    batch_size=self.batch_size,
+                    micro_batch=self.micro_batch,
+                    max_steps=1,
+                    log_every=1,
+                    model=ModelConfig(path=f"{folder}/model", random_init=True, mlp_only_train=True),
+                    data=DataConfig(train=str(self.train), max_length=32),
+                    checkpoint=CheckpointConfig(keep=1),
+                )
+            )
+            print((Path(folder) / "run" / "metrics.jsonl").read_text().strip())
+        print(f"{results['seconds']:.1f} s; {results['memory'] / 1e9:.2f} GB by the compiler's account; {peak()}")
+
+
+if __name__ == "__main__":
+    Command = Tiled | MicroBatch | Loss | Memory | Step
+    tyro.cli(Command, description=__doc__, args=sys.argv[1:]).run()
