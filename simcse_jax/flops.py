@@ -12,9 +12,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 def matrix_flops(jaxpr: ClosedJaxpr | Jaxpr) -> Counter[str]:
     """Multiplications and additions of all matrix products, over all devices.
 
-    Loops count as often as they run, the body of a `shard_map` once a device, and what is recomputed counts again. Of the
-    branches of a condition, the one with the most counts. All else, softmax to optimizer, is left out: at the sizes of
-    an encoder it is a few per cent.
+    Loops count as often as they run, the body of a `shard_map` once a device, and what is recomputed counts again. Of
+    the branches of a condition, the one with the most counts. All else, softmax to optimizer, is left out.
 
     Returns:
       FLOPs by the arithmetic they ask for: the type of the operands ("bfloat16", "float32", ...), or "float32 highest"
@@ -28,9 +27,8 @@ def matrix_flops(jaxpr: ClosedJaxpr | Jaxpr) -> Counter[str]:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
-            lhs, out = equation.invars[0].aval, equation.outvars[0].aval
-            length = math.prod(lhs.shape[axis] for axis in contracted)
-            total[_arithmetic(equation)] += 2 * math.prod(out.shape) * length
+            lhs, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
+            total[_arithmetic(equation)] += 2 * math.prod(out) * math.prod(lhs[axis] for axis in contracted)
             continue
         inner = [matrix_flops(sub) for sub in _jaxprs(params.values())]
         if name == "cond":
@@ -41,6 +39,10 @@ def matrix_flops(jaxpr: ClosedJaxpr | Jaxpr) -> Counter[str]:
             for key, count in counts.items():
                 total[key] += count * _times(name, params)
     return total
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return tuple(variable.aval.shape)
 
 
 def _times(name: str, params: dict[str, Any]) -> int:

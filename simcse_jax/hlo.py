@@ -159,7 +159,9 @@ def _collectives_of(
 def _work_follows(rest: list[_Instruction], start: str) -> bool:
     """Whether something is computed before the end of the asynchronous `start`."""
     between = itertools.takewhile(lambda i: not (i.opcode.endswith("-done") and start in _operands(i)), rest)
-    return any(not i.opcode.removesuffix("-start").removesuffix("-done").startswith((*_NOT_WORK, *KINDS)) for i in between)
+    return any(
+        not i.opcode.removesuffix("-start").removesuffix("-done").startswith((*_NOT_WORK, *KINDS)) for i in between
+    )
 
 
 def _bytes(kind: str, shape: tuple[int, ...]) -> int:

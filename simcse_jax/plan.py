@@ -1,0 +1,324 @@
+"""A run on devices that are not here: its train step compiled for them, and what the hardware's limits make of it."""
+
+import dataclasses
+import json
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from simcse_jax.config import Config
+from simcse_jax.embedder import build_model, init_params
+from simcse_jax.errors import InputError, reason
+from simcse_jax.flops import matrix_flops
+from simcse_jax.hf import read_checkpoint
+from simcse_jax.hlo import Collective, collectives
+from simcse_jax.model import EncoderConfig, SentenceEncoder, read_encoder_config
+from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.sharding import batch_sharding, check_batch_size, make_mesh, state_sharding
+from simcse_jax.step import Batch, make_train_step, state_of
+from simcse_jax.topology import Topology, devices_of, parse_topology
+
+_BERT = {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2}
+_ROBERTA = {
+    **{"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1},
+    **{"pad_token_id": 1, "layer_norm_eps": 1e-5},
+}
+_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+PUBLISHED = {
+    "bert-base-uncased": _BERT | _BASE,
+    "bert-large-uncased": _BERT | _LARGE,
+    "roberta-base": _ROBERTA | _BASE,
+    "roberta-large": _ROBERTA | _LARGE,
+}
+"""Sizes of the encoders of the published runs, from the config.json of each: no hub is asked."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a compiled step on one device, as its compiler laid them out."""
+
+    arguments: int
+    outputs: int
+    aliased: int
+    """Outputs that lie where arguments were: the donated state."""
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        """The most that is there at once."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one step of a run costs on one topology.
+
+    The times are a roofline: what the step takes at the least if the hardware works at its peak all the time and each
+    of three things overlaps the others completely. No step is faster, and this one has not been measured.
+
+    - compute: FLOPs of matrix products over the peak for their arithmetic; all else counts as free.
+    - memory: state and batch read once and written once; activations are left out.
+    - communication: what a device sends in each collective, by a ring over all its links (a permute: over one), or,
+      where a group of GPUs spans nodes, the part that must cross between nodes over the nodes' adapters, whichever
+      takes longer; latency counts as nothing.
+    """
+
+    topology: str
+    devices: int
+    data: int
+    fsdp: int
+    batch_size: int
+    columns: int
+    """Sentences an example, as in the training text."""
+    compile_seconds: float
+    memory: Memory | None
+    """None where the compiler gave up because the step does not fit."""
+    memory_needed: int | None
+    """Bytes on one device; None where the compiler gave up without saying."""
+    memory_limit: int | None
+    """Bytes that one device has for a program; None on CPUs, which share theirs."""
+    flops: dict[str, float]
+    """Matrix-product FLOPs of one device, by arithmetic."""
+    collectives: tuple[Collective, ...]
+    seconds: dict[str, float]
+    """`compute`, `memory` and `communication`; empty where no peak is known or the step does not fit."""
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the step fits into the memory of a device; None where its size is not known."""
+        if self.memory is None:
+            return False
+        return None if self.memory_limit is None else self.memory.total <= self.memory_limit
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The longest of the three times: a lower bound."""
+        return max(self.seconds.values()) if self.seconds else None
+
+    @property
+    def pairs_per_second(self) -> float | None:
+        """Examples a second at that bound, over all devices."""
+        return self.batch_size / self.step_seconds if self.step_seconds else None
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends in one step; a loop of unknown length counts once."""
+        return sum(c.sent * (c.count or 1) for c in self.collectives)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain JSON values."""
+        figures = dataclasses.asdict(self)
+        for collective, values in zip(self.collectives, figures["collectives"], strict=True):
+            values |= {"group": len(collective.group), "sent": collective.sent}
+        derived = ("fits", "step_seconds", "pairs_per_second", "sent")
+        figures |= {name: getattr(self, name) for name in derived}
+        result: dict[str, Any] = json.loads(json.dumps(figures))
+        return result
+
+
+def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
+    """Compiles the train step of a run for a topology and reads off what it costs. Nothing runs.
+
+    Args:
+      config: the run. Neither its training text nor its weights are read, and no hub is asked.
+      topology: see `parse_topology`.
+      columns: sentences an example, 1 to 3; from `data.columns` where not given, or 1 for plain text.
+
+    Raises:
+      InputError: an unknown topology, a compiler that is not installed, or a run that does not fit the mesh or model.
+    """
+    config.validate()
+    target = parse_topology(topology)
+    columns = _columns(config) if columns is None else columns
+    if columns not in (1, 2, 3):
+        raise InputError(f"columns is {columns}; an example has 1 (a sentence), 2 (a pair) or 3 (a triplet)")
+    if config.model.dtype == "float64" and target.chip:
+        raise InputError(f"model.dtype is float64, of which {target.name} has no peak to plan with: use another")
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices_of(target))
+    check_batch_size(mesh, config.batch_size)
+    encoder = _encoder_config(config.model.path)
+    if config.data.max_length > encoder.max_length:
+        raise InputError(
+            f"data.max_length is {config.data.max_length} but {config.model.path} has positions for "
+            f"{encoder.max_length} tokens: use at most that"
+        )
+    traced = trace_step(config, build_model(encoder, config.model), mesh, columns)
+    flops = {kind: count / mesh.size for kind, count in matrix_flops(traced.jaxpr).items()}
+    started = time.monotonic()
+    memory: Memory | None = None
+    needed: int | None = None
+    found: tuple[Collective, ...] = ()
+    try:
+        compiled = traced.lower().compile(compiler_options=target.compiler_options or None)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise InputError(f"the compiler of {target.name} refuses the step: {reason(error)}") from error
+        needed = _needed(str(error))
+    else:
+        memory = _memory(compiled)
+        needed = memory.total
+        found = tuple(collectives(compiled.as_text() or ""))
+    return Plan(
+        topology=target.name,
+        devices=mesh.size,
+        data=mesh.shape["data"],
+        fsdp=mesh.shape["fsdp"],
+        batch_size=config.batch_size,
+        columns=columns,
+        compile_seconds=time.monotonic() - started,
+        memory=memory,
+        memory_needed=needed,
+        memory_limit=target.chip.memory if target.chip else None,
+        flops=flops,
+        collectives=found,
+        seconds=_roofline(target, memory, flops, found) if memory else {},
+    )
+
+
+def trace_step(config: Config, model: SentenceEncoder, mesh: Mesh, columns: int) -> Any:
+    """The train step of a run traced for a mesh, from shapes alone: `jax.stages.Traced`."""
+    schedule = learning_rate_schedule(config.optimizer, max(config.max_steps, 1))
+    optimizer = make_optimizer(config.optimizer, schedule)
+    shapes = jax.eval_shape(lambda: state_of(init_params(model, 0), optimizer))
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_sharding(mesh, shapes)
+    )
+    n, length = config.batch_size, config.data.max_length
+    arrays: dict[str, Any] = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+        for name, shape, dtype in (
+            ("input_ids", (n, columns, length), jnp.int32),
+            ("lengths", (n, columns), jnp.int32),
+            ("valid", (n,), jnp.bool_),
+        )
+    }
+    step: Any = make_train_step(config, model, schedule, mesh, state)
+    return step.trace(state, Batch(**arrays))
+
+
+def _columns(config: Config) -> int:
+    if config.data.columns:
+        return len(config.data.columns)
+    if config.data.train.removesuffix(".gz").endswith(".txt"):
+        return 1
+    raise InputError(
+        f"data.columns is empty and {config.data.train} is not read here: say with --columns whether an example is a "
+        "sentence (1), a pair (2) or a triplet (3)"
+    )
+
+
+def _encoder_config(path: str) -> EncoderConfig:
+    if path in PUBLISHED:
+        return read_encoder_config(PUBLISHED[path])
+    if Path(path).expanduser().is_dir():
+        return read_checkpoint(path).config
+    raise InputError(
+        f"model.path '{path}' is not a folder: give one that holds a config.json, or {', '.join(PUBLISHED)}"
+    )
+
+
+def _memory(compiled: Any) -> Memory:
+    figures = compiled.memory_analysis()
+    return Memory(
+        arguments=figures.argument_size_in_bytes,
+        outputs=figures.output_size_in_bytes,
+        aliased=figures.alias_size_in_bytes,
+        temporaries=figures.temp_size_in_bytes,
+        code=figures.generated_code_size_in_bytes,
+    )
+
+
+def _needed(message: str) -> int | None:
+    """What the compiler says a step would have needed, e.g. "Used 20.1G of 15.75G hbm"."""
+    match = re.search(r"(?:Used |\()([\d.]+)([KMG])\b", message)
+    return int(float(match[1]) * 1024 ** (1 + "KMG".index(match[2]))) if match else None
+
+
+def _roofline(
+    target: Topology, memory: Memory, flops: dict[str, float], found: tuple[Collective, ...]
+) -> dict[str, float]:
+    """See `Plan`."""
+    chip = target.chip
+    if chip is None:
+        return {}
+
+    def seconds(c: Collective) -> float:
+        links = chip.links if c.kind == "collective-permute" else 1
+        inside = c.sent * links / chip.interconnect
+        nodes = Counter(partition // target.node for partition in c.group)
+        if len(nodes) == 1:
+            return inside
+        # Each node sends its part once, through the adapters of its devices that take part; a ring crosses at one.
+        crossing = float(c.bytes)
+        if c.kind != "collective-permute":
+            share = (len(nodes) - 1) / len(nodes)
+            crossing = (2 if c.kind == "all-reduce" else 1) * share * c.bytes / min(nodes.values())
+        return max(inside, crossing / chip.network)
+
+    return {
+        "compute": sum(count / chip.flops[kind] for kind, count in flops.items()),
+        "memory": (memory.arguments + memory.outputs) / chip.bandwidth,
+        "communication": sum(seconds(c) * (c.count or 1) for c in found),
+    }
+
+
+_HEAD = (
+    *("topology", "devices", "batch", "memory", "of GB", "fits", "GFLOP", "sent MB"),
+    *("compute", "memory", "communic.", "step ms", "pairs/s"),
+)
+
+
+def format_plans(plans: list[Plan]) -> str:
+    """One table of all plans, and the collectives of each."""
+    rows = [_HEAD, *map(_row, plans)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in rows]
+    lines.append(
+        "GFLOP and MB: one device, one step. Times in ms at the hardware's limit: a lower bound, not measured."
+    )
+    for p in plans:
+        lines.append(f"\n{p.topology}, batch {p.batch_size:,}, mesh data {p.data} × fsdp {p.fsdp}: collectives a step")
+        lines += _collective_lines(p) or ["  none" if p.memory else "  not known: the step does not fit"]
+    return "\n".join(lines)
+
+
+def _row(p: Plan) -> tuple[str, ...]:
+    def number(value: float | None, scale: float, digits: int) -> str:
+        return "?" if value is None else f"{value / scale:,.{digits}f}"
+
+    limits = [p.seconds.get(name) for name in ("compute", "memory", "communication")]
+    return (
+        *(p.topology, f"{p.devices:,}", f"{p.batch_size:,}"),
+        *(number(p.memory_needed, 1e9, 2), number(p.memory_limit, 1e9, 2)),
+        {True: "yes", False: "NO", None: "?"}[p.fits],
+        *(number(sum(p.flops.values()), 1e9, 1), number(p.sent if p.memory else None, 1e6, 1)),
+        *(number(value, 1e-3, 2) for value in (*limits, p.step_seconds)),
+        number(p.pairs_per_second, 1, 0),
+    )
+
+
+def _collective_lines(p: Plan) -> list[str]:
+    """The collectives of one kind, group size and number of runs on one line, the largest first."""
+    together: dict[tuple[Any, ...], list[Collective]] = {}
+    for c in p.collectives:
+        together.setdefault((c.kind, len(c.group), c.count, c.overlapped), []).append(c)
+    lines = []
+    for (kind, group, count, overlapped), members in sorted(
+        together.items(), key=lambda item: -sum(c.bytes * (c.count or 1) for c in item[1])
+    ):
+        times = "? times" if count is None else f"{count * len(members)} ×"
+        mean = sum(c.bytes for c in members) / len(members) / 1e6
+        lines.append(
+            f"  {kind:<18} over {group:>4}: {times:>7} {mean:,.3f} MB on average, a device sends "
+            f"{sum(c.sent for c in members) * (count or 1) / 1e6:,.3f} MB{', while it computes' if overlapped else ''}"
+        )
+    return lines
