@@ -50,7 +50,7 @@ def _times(name: str, params: dict[str, Any]) -> int:
     if name == "scan":
         return int(params["length"])
     if name == "shard_map":
-        return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     return 1
 
 

@@ -180,8 +180,8 @@ def _group(attributes: str, devices: int) -> tuple[int, ...]:
         order = [int(n) for n in match[3].split(",")] if match[3] else list(range(len(sizes)))
         strides = [math.prod(sizes[i + 1 :]) for i in order]
         places = itertools.product(*(range(sizes[i]) for i in order))
-        members = (sum(i * s for i, s in zip(place, strides, strict=True)) for place in places)
-        return tuple(itertools.islice(members, int(match[1].split(",")[-1])))
+        numbered = (sum(i * s for i, s in zip(place, strides, strict=True)) for place in places)
+        return tuple(itertools.islice(numbered, int(match[1].split(",")[-1])))
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
         axes = [(name, int(n)) for name, n in re.findall(r"'([^']+)'=(\d+)", match[1])]
         chosen = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", match[2])

@@ -1,5 +1,6 @@
 """A run on devices that are not here: its train step compiled for them, and what the hardware's limits make of it."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -23,7 +24,7 @@ from simcse_jax.model import EncoderConfig, SentenceEncoder, read_encoder_config
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import batch_sharding, check_batch_size, make_mesh, state_sharding
 from simcse_jax.step import Batch, make_train_step, state_of
-from simcse_jax.topology import Topology, devices_of, parse_topology
+from simcse_jax.topology import Topology, devices_of, parse_topology, without_cache
 
 _BERT = {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2}
 _ROBERTA = {
@@ -158,7 +159,8 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
     needed: int | None = None
     found: tuple[Collective, ...] = ()
     try:
-        compiled = traced.lower().compile(compiler_options=target.compiler_options or None)
+        with without_cache() if target.chip else contextlib.nullcontext():
+            compiled = traced.lower().compile(compiler_options=target.compiler_options or None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise InputError(f"the compiler of {target.name} refuses the step: {reason(error)}") from error

@@ -5,11 +5,13 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from simcse_jax.errors import InputError, reason
 
@@ -151,6 +153,19 @@ def prepare_process(wanted: list[Topology]) -> None:
         jax.config.update("jax_platforms", "cpu")
 
 
+@contextlib.contextmanager
+def without_cache() -> Iterator[None]:
+    """Leaves JAX's compilation cache alone: a program for a device that is not here can be written to it, not read."""
+    used = jax.config.values["jax_enable_compilation_cache"]
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        reset_cache()  # JAX decides once whether it has a cache
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", used)
+        reset_cache()
+
+
 def devices_of(topology: Topology) -> list[jax.Device]:
     """The devices of a topology: to compile for only, except CPUs, which are here.
 
@@ -189,6 +204,7 @@ def _tpus(topology: Topology) -> list[jax.Device]:
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v4-8"),  # any that libtpu knows; the name of the topology decides
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
         ("TPU_STDERR_LOG_LEVEL", "3"),
         ("TPU_MIN_LOG_LEVEL", "3"),

@@ -11,15 +11,15 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 
 # Modules from the bottom up: each may import only from lower levels.
 LEVELS = [
-    ["errors", "rng"],
-    ["files", "metrics_log", "model", "preemption"],
+    ["errors", "flops", "hlo", "rng"],
+    ["files", "metrics_log", "model", "preemption", "topology"],
     ["config"],
     ["sharding", "hf", "objectives", "optimizer"],
     ["step", "run"],
     ["checkpoint", "data"],
     ["encode"],
     ["evaluation", "embedder"],
-    ["export", "prepare"],
+    ["export", "plan", "prepare"],
     ["train"],
     ["cli"],
     ["__main__", "__init__"],
