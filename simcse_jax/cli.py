@@ -78,7 +78,7 @@ class Plan:
 
     config_file: tyro.conf.Positional[str]
     """Python file that defines `config`, or the name of a config that comes with the package."""
-    topology: tuple[str, ...]
+    topology: tuple[str, ...] = ()
     """TPU slices (v5e:16x16, v4:4x4x4), GPUs (h200:8 is one node, h200:4x8 four nodes of 8) or cpu:8."""
     columns: Literal[1, 2, 3] | None = None
     """Sentences an example; by default as many as data.columns, or 1 for .txt files."""
@@ -92,6 +92,10 @@ class Plan:
         from simcse_jax.plan import format_plans, plan
         from simcse_jax.topology import parse_topology, prepare_process
 
+        if not self.topology or not self.config.batch_size:
+            raise InputError(
+                "nothing to plan for: name devices with --topology, e.g. v5e:16x16 h200:8, and a --batch-size"
+            )
         if self.json:
             _check_writable(self.json)
         prepare_process([parse_topology(name) for name in self.topology])
@@ -255,7 +259,7 @@ def _preset(argv: list[str]) -> Train | Plan | None:
     if argv[:1] not in (["train"], ["plan"]) or len(argv) < 2 or argv[1].startswith("-"):
         return None
     config = load_config_file(argv[1])
-    return Train(argv[1], config) if argv[0] == "train" else Plan(argv[1], tyro.MISSING, config=PlanConfig.of(config))
+    return Train(argv[1], config) if argv[0] == "train" else Plan(argv[1], config=PlanConfig.of(config))
 
 
 def main(argv: list[str] | None = None) -> None:

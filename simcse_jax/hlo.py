@@ -41,14 +41,16 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that each device sends each time it runs, by a ring: b the whole, W devices.
+        """Bytes that each device sends each time it runs: `ring_bytes`."""
+        return ring_bytes(self.kind, self.bytes, len(self.group))
 
-        2(W−1)/W · b for a sum, (W−1)/W · b for a gather, a scatter or an exchange, b for a permute.
-        """
-        if self.kind in ("collective-permute", "collective-broadcast"):
-            return float(self.bytes)
-        share = (len(self.group) - 1) / len(self.group)
-        return (2 if self.kind == "all-reduce" else 1) * share * self.bytes
+
+def ring_bytes(kind: str, size: int, devices: int) -> float:
+    """Bytes that each of W devices sends by a ring, b = `size` the whole: b for a permute or broadcast, 2(W−1)/W · b
+    for a sum, (W−1)/W · b for all else; no other way sends less."""
+    if kind in ("collective-permute", "collective-broadcast"):
+        return float(size) if devices > 1 else 0.0
+    return (2 if kind == "all-reduce" else 1) * (devices - 1) / devices * size
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import re
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ from simcse_jax.embedder import build_model, init_params
 from simcse_jax.errors import InputError, reason
 from simcse_jax.flops import matrix_flops
 from simcse_jax.hf import read_checkpoint
-from simcse_jax.hlo import Collective, collectives
+from simcse_jax.hlo import Collective, collectives, ring_bytes
 from simcse_jax.model import EncoderConfig, SentenceEncoder, read_encoder_config
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import batch_sharding, check_batch_size, make_mesh, state_sharding
@@ -68,9 +69,9 @@ class Plan:
 
     - compute: FLOPs of matrix products over the peak for their arithmetic; all else counts as free.
     - memory: state and batch read once and written once; activations are left out.
-    - communication: what a device sends in each collective, by a ring over all its links (a permute: over one), or,
-      where a group of GPUs spans nodes, the part that must cross between nodes over the nodes' adapters, whichever
-      takes longer; latency counts as nothing.
+    - communication: what a device sends in each collective, by a ring over all its links (a permute: over one). Where
+      a group of GPUs spans nodes: within its node, or between nodes over one adapter a GPU, whichever takes longer.
+      Latency counts as nothing.
     """
 
     topology: str
@@ -113,7 +114,7 @@ class Plan:
     @property
     def sent(self) -> float:
         """Bytes that a device sends in one step; a loop of unknown length counts once."""
-        return sum(c.sent * (c.count or 1) for c in self.collectives)
+        return math.fsum(c.sent * (c.count or 1) for c in self.collectives)
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain JSON values."""
@@ -182,7 +183,7 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
         memory_limit=target.chip.memory if target.chip else None,
         flops=flops,
         collectives=found,
-        seconds=_roofline(target, memory, flops, found) if memory else {},
+        seconds=roofline(target, memory, flops, found) if memory else {},
     )
 
 
@@ -245,7 +246,7 @@ def _needed(message: str) -> int | None:
     return int(float(match[1]) * 1024 ** (1 + "KMG".index(match[2]))) if match else None
 
 
-def _roofline(
+def roofline(
     target: Topology, memory: Memory, flops: dict[str, float], found: tuple[Collective, ...]
 ) -> dict[str, float]:
     """See `Plan`."""
@@ -254,22 +255,20 @@ def _roofline(
         return {}
 
     def seconds(c: Collective) -> float:
-        links = chip.links if c.kind == "collective-permute" else 1
-        inside = c.sent * links / chip.interconnect
         nodes = Counter(partition // target.node for partition in c.group)
+        permute = c.kind == "collective-permute"
+        inside = ring_bytes(c.kind, c.bytes, max(nodes.values()))
+        inside *= chip.links if permute else 1
         if len(nodes) == 1:
-            return inside
-        # Each node sends its part once, through the adapters of its devices that take part; a ring crosses at one.
-        crossing = float(c.bytes)
-        if c.kind != "collective-permute":
-            share = (len(nodes) - 1) / len(nodes)
-            crossing = (2 if c.kind == "all-reduce" else 1) * share * c.bytes / min(nodes.values())
-        return max(inside, crossing / chip.network)
+            return inside / chip.interconnect
+        # Each member of a node sends its share of what the node sends; of a permute, one sends all.
+        crossing = ring_bytes(c.kind, c.bytes, len(nodes)) / (1 if permute else min(nodes.values()))
+        return max(inside / chip.interconnect, crossing / chip.network)
 
     return {
-        "compute": sum(count / chip.flops[kind] for kind, count in flops.items()),
+        "compute": math.fsum(count / chip.flops[kind] for kind, count in flops.items()),
         "memory": (memory.arguments + memory.outputs) / chip.bandwidth,
-        "communication": sum(seconds(c) * (c.count or 1) for c in found),
+        "communication": math.fsum(seconds(c) * (c.count or 1) for c in found),
     }
 
 
@@ -294,7 +293,7 @@ def format_plans(plans: list[Plan]) -> str:
 
 
 def _row(p: Plan) -> tuple[str, ...]:
-    def number(value: float | None, scale: float, digits: int) -> str:
+    def number(value: float | int | None, scale: float, digits: int) -> str:
         return "?" if value is None else f"{value / scale:,.{digits}f}"
 
     limits = [p.seconds.get(name) for name in ("compute", "memory", "communication")]
@@ -304,7 +303,7 @@ def _row(p: Plan) -> tuple[str, ...]:
         {True: "yes", False: "NO", None: "?"}[p.fits],
         *(number(sum(p.flops.values()), 1e9, 1), number(p.sent if p.memory else None, 1e6, 1)),
         *(number(value, 1e-3, 2) for value in (*limits, p.step_seconds)),
-        number(p.pairs_per_second, 1, 0),
+        number(p.pairs_per_second, 1.0, 0),
     )
 
 

@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from simcse_jax.errors import InputError, reason
 
-TERA, GIGA, GIB = 10**12, 10**9, 2**30
+TERA, GIGA, GIB = 1e12, 1e9, 2**30
 
 
 @dataclass(frozen=True)
