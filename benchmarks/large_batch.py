@@ -147,7 +147,7 @@ class MicroBatch:
 
             name = "at once" if size == n else f"chunks of {size}"
             steps[name] = advance
-            print(f"{name:<16} {step.memory / 1e9:8.2f} GB")
+            print(f"{name:<16} {(step.needed or 0) / 1e9:8.2f} GB")
         losses = [float(advance()["loss"]) for advance in steps.values()]
         assert max(losses) - min(losses) < 1e-4 * max(losses), losses
         alternate(steps, self.repeats)
@@ -190,8 +190,8 @@ class Memory:
         for batch_size in (64, 1024, 4096, 16384, 65536):
             config, model = step_config(batch_size, 64, layers=6)
             config = replace(config, objective=ObjectiveConfig(implementation="tiled"))
-            memory = compile_step(config, model, make_mesh(devices=jax.devices()[:1]), 1, 100).memory
-            print(f"{batch_size:>9,}  {memory / 1e9:8.3f}")
+            needed = compile_step(config, model, make_mesh(devices=jax.devices()[:1]), 1, 100).needed
+            print(f"{batch_size:>9,}  {(needed or 0) / 1e9:8.3f}")
 
 
 @dataclass

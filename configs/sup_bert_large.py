@@ -12,7 +12,7 @@ config = Config(
     batch_size=512,
     epochs=3,
     model=ModelConfig(path="bert-large-uncased", pooler="cls"),
-    data=DataConfig(train="nli_for_simcse.csv", max_length=32),
+    data=DataConfig(train="nli_for_simcse.csv", columns=("sent0", "sent1", "hard_neg"), max_length=32),
     optimizer=OptimizerConfig(learning_rate=1e-5),
     evaluation=EvaluationConfig(dev="STSBenchmark", every=125),
 )

@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,6 +50,67 @@ class Train:
             print(format_table({moment: results[moment] for moment in ("before", "after")}))
         output = shlex.quote(self.config.output)
         print(f"run in {output}; export it with: simcse-jax export {output} OUT")
+
+
+@dataclass(frozen=True)
+class PlanConfig(Config):
+    """The run to plan, of one global batch or several."""
+
+    batch_size: tuple[int, ...] = (64,)  # type: ignore[assignment]
+    """Sentences (or pairs, or triplets) per step over all devices; each size given is planned."""
+
+    @classmethod
+    def of(cls, config: Config) -> "PlanConfig":
+        """The same run."""
+        return cls(**{**vars(config), "batch_size": (config.batch_size,)})
+
+    def each(self) -> list[Config]:
+        """One run a global batch."""
+        return [
+            Config(**{**{f.name: getattr(self, f.name) for f in fields(self)}, "batch_size": n})
+            for n in self.batch_size
+        ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Compile a run's train step for devices that are not here: memory, collectives, FLOPs, and what they allow."""
+
+    config_file: tyro.conf.Positional[str]
+    """Python file that defines `config`, or the name of a config that comes with the package."""
+    topology: tuple[str, ...] = ()
+    """TPU slices (v5e:16x16, v4:4x4x4), GPUs (h200:8 is one node, h200:4x8 four nodes of 8) or cpu:8."""
+    columns: Literal[1, 2, 3] | None = None
+    """Sentences an example; by default as many as data.columns, or 1 for .txt files."""
+    json: Path | None = None
+    """Write all figures to this file."""
+    config: Annotated[PlanConfig, tyro.conf.arg(name="")] = field(default_factory=PlanConfig)
+
+    def run(self) -> None:
+        """Prints the table."""
+        from simcse_jax.files import write_json
+        from simcse_jax.plan import format_plans, plan
+        from simcse_jax.topology import parse_topology, prepare_process
+
+        if not self.topology or not self.config.batch_size:
+            raise InputError(
+                "nothing to plan for: name devices with --topology, e.g. v5e:16x16 h200:8, and a --batch-size"
+            )
+        if self.json:
+            _check_writable(self.json)
+        prepare_process([parse_topology(name) for name in self.topology])
+        plans = []
+        for name in self.topology:
+            for config in self.config.each():
+                print(f"compiling for {name}, batch {config.batch_size:,} ...", end=" ", file=sys.stderr, flush=True)
+                plans.append(plan(config, name, self.columns))
+                print(f"{plans[-1].compile_seconds:.1f} s", file=sys.stderr)
+        print(format_plans(plans))
+        if self.json:
+            try:
+                write_json(self.json, {"plans": [p.to_dict() for p in plans]})
+            except OSError as error:
+                raise InputError(f"{self.json} cannot be written ({reason(error)}): free space there") from error
 
 
 def _data_folder() -> str:
@@ -178,26 +239,38 @@ def _check_writable(path: Path) -> None:
         raise InputError(f"{path} cannot be written: give a file in a folder that exists and is writable")
 
 
-def _command(preset: Train | None) -> Any:
+def _command(preset: Train | Plan | None) -> Any:
     """The commands as one type, for tyro; the settings of a named config are the defaults that options override."""
-    train = tyro.conf.subcommand("train") if preset is None else tyro.conf.subcommand("train", default=preset)
+
+    def subcommand(name: str, of: type) -> Any:
+        return tyro.conf.subcommand(name, default=preset) if isinstance(preset, of) else tyro.conf.subcommand(name)
+
     return (
-        Annotated[Train, train]
+        Annotated[Train, subcommand("train", Train)]
+        | Annotated[Plan, subcommand("plan", Plan)]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Encode, tyro.conf.subcommand("encode")]
         | Annotated[Export, tyro.conf.subcommand("export")]
     )
 
 
+def _preset(argv: list[str]) -> Train | Plan | None:
+    """The command with the settings of the config file that follows it."""
+    if argv[:1] not in (["train"], ["plan"]) or len(argv) < 2 or argv[1].startswith("-"):
+        return None
+    config = load_config_file(argv[1])
+    return Train(argv[1], config) if argv[0] == "train" else Plan(argv[1], config=PlanConfig.of(config))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs a command; bad input is one line on stderr and exit status 2."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        named = argv[:1] == ["train"] and len(argv) > 1 and not argv[1].startswith("-")
-        preset = Train(argv[1], load_config_file(argv[1])) if named else None
+        preset = _preset(argv)
         command = tyro.cli(_command(preset), prog="simcse-jax", description=__doc__, args=argv)
-        if isinstance(command, Train) and preset is None:
-            raise InputError(f"give the config file right after train: simcse-jax train {command.config_file} ...")
+        if isinstance(command, Train | Plan) and preset is None:
+            name, given = argv[0], command.config_file
+            raise InputError(f"give the config file right after {name}: simcse-jax {name} {given} ...")
         command.run()
     except InputError as error:
         print(f"simcse-jax: error: {error}", file=sys.stderr)

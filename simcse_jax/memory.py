@@ -1,14 +1,17 @@
 """The compiled step, what it takes of a device's memory, and the largest micro-batch that fits."""
 
-from dataclasses import replace
-from typing import NamedTuple
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from simcse_jax.config import Config
 from simcse_jax.embedder import init_params
@@ -19,27 +22,51 @@ from simcse_jax.sharding import batch_sharding, state_sharding
 from simcse_jax.step import Batch, make_train_step, state_of
 
 
-class CompiledStep(NamedTuple):
-    """The step of a run, ready to be called."""
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a compiled step on one device, as its compiler laid them out."""
 
-    function: jax.stages.Compiled
-    """`state, batch -> state, metrics`."""
-    micro_batch: int
-    """Examples that each device encodes at a time."""
+    arguments: int
+    """State and batch."""
+    outputs: int
+    aliased: int
+    """Outputs that lie where arguments were: the donated state."""
+    temporaries: int
+    code: int
 
     @property
-    def memory(self) -> int:
-        """Bytes a device holds at the peak: state, batch, and all that is in between, by the compiler's account."""
-        used = self.function.memory_analysis()
-        assert used is not None
-        live = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
-        return int(live + used.temp_size_in_bytes + used.generated_code_size_in_bytes)
+    def total(self) -> int:
+        """The most that is there at once."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
-def lower_step(
-    config: Config, model: SentenceEncoder, mesh: Mesh, columns: int, total_steps: int
-) -> jax.stages.Lowered:
-    """The step of a run for the devices of a mesh, which need not exist; needs no weights and no text.
+@dataclass(frozen=True)
+class CompiledStep:
+    """The step of a run, compiled for the devices of a mesh."""
+
+    traced: Any
+    """The step before compilation: `jax.stages.Traced`."""
+    micro_batch: int
+    """Examples that each device encodes at a time."""
+    executable: jax.stages.Compiled | None
+    """`state, batch -> state, metrics`; None where the compiler gave up because the step does not fit."""
+    memory: Memory | None
+    needed: int | None
+    """Bytes that a device needs; None where the compiler gave up without saying."""
+
+    def fits(self, available: int | None) -> bool:
+        """Whether the step fits into so many bytes; None is no limit but the compiler's own."""
+        return self.memory is not None and (available is None or self.memory.total <= available)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The executable of a step that compiled."""
+        assert self.executable is not None
+        return self.executable
+
+
+def trace_step(config: Config, model: SentenceEncoder, mesh: Mesh, columns: int, total_steps: int) -> Any:
+    """The step of a run traced for devices that need not be here, from shapes alone: `jax.stages.Traced`.
 
     Args:
       config: the run, with a number for `micro_batch`.
@@ -51,7 +78,6 @@ def lower_step(
     schedule = learning_rate_schedule(config.optimizer, total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     state = jax.eval_shape(lambda: state_of(init_params(model, 0), optimizer))
-
     n = config.batch_size
     batch = jax.eval_shape(
         lambda: Batch(
@@ -61,12 +87,12 @@ def lower_step(
         )
     )
 
-    def placed(x: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
+    def placed(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     state = jax.tree.map(placed, state, state_sharding(mesh, state))
     batch = jax.tree.map(lambda x: placed(x, batch_sharding(mesh)), batch)
-    return make_train_step(config, model, schedule, mesh, state).lower(state, batch)
+    return make_train_step(config, model, schedule, mesh, state).trace(state, batch)
 
 
 def available_memory(mesh: Mesh) -> int | None:
@@ -78,34 +104,78 @@ def available_memory(mesh: Mesh) -> int | None:
     else:
         free = (device.memory_stats() or {}).get("bytes_limit", 0)
     if jax.process_count() > 1:
-        free = int(np.min(multihost_utils.process_allgather(np.asarray(free, np.float64))))
+        free = int(np.min(multihost_utils.process_allgather(np.asarray(free, np.float32))))
     return free or None
 
 
+def fit_step(
+    config: Config,
+    model: SentenceEncoder,
+    mesh: Mesh,
+    columns: int,
+    total_steps: int,
+    available: int | None,
+    compiler_options: dict[str, Any] | None = None,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> CompiledStep:
+    """Compiles the step of a run; where the micro-batch is `auto`, the largest that fits.
+
+    Args:
+      config, model, mesh, columns, total_steps: see `trace_step`.
+      available: bytes of a device; None where they are not known.
+      compiler_options: for XLA.
+      context: entered around the compilation.
+
+    Returns:
+      The step, which need not fit: with `auto` it is then the one of micro-batch 1.
+    """
+    rows = config.batch_size // mesh.size
+    size = rows if config.micro_batch in (0, "auto") else min(int(config.micro_batch), rows)
+    while True:
+        traced = trace_step(replace(config, micro_batch=size), model, mesh, columns, total_steps)
+        with context():
+            step = _compile(traced, size, compiler_options)
+        if config.micro_batch != "auto" or size == 1 or step.fits(available):
+            return step
+        # The state does not shrink, so at most in proportion. Powers of two divide most batches.
+        share = available / step.needed if available and step.needed else 0.25
+        size = 2 ** int(np.log2(max(1.0, size * min(share, 0.99))))
+
+
+def _compile(traced: Any, micro_batch: int, compiler_options: dict[str, Any] | None) -> CompiledStep:
+    try:
+        executable: jax.stages.Compiled = traced.lower().compile(compiler_options=compiler_options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        # What the compiler says a step would have needed, e.g. "Used 20.1G of 15.75G hbm".
+        match = re.search(r"(?:Used |\()([\d.]+)([KMG])\b", str(error))
+        needed = int(float(match[1]) * 1024 ** (1 + "KMG".index(match[2]))) if match else None
+        return CompiledStep(traced, micro_batch, None, None, needed)
+    figures: Any = executable.memory_analysis()
+    memory = Memory(
+        arguments=figures.argument_size_in_bytes,
+        outputs=figures.output_size_in_bytes,
+        aliased=figures.alias_size_in_bytes,
+        temporaries=figures.temp_size_in_bytes,
+        code=figures.generated_code_size_in_bytes,
+    )
+    return CompiledStep(traced, micro_batch, executable, memory, memory.total)
+
+
 def compile_step(config: Config, model: SentenceEncoder, mesh: Mesh, columns: int, total_steps: int) -> CompiledStep:
-    """Compiles the step of a run, choosing the micro-batch where that is left to us.
+    """Compiles the step of a run for the devices that are here. For the arguments see `trace_step`.
 
     Raises:
       InputError: the step does not fit the memory of a device.
     """
-    rows = config.batch_size // mesh.size
     available = available_memory(mesh)
-    size = rows if config.micro_batch in (0, "auto") else min(int(config.micro_batch), rows)
-    while True:
-        lowered = lower_step(replace(config, micro_batch=size), model, mesh, columns, total_steps)
-        step = CompiledStep(lowered.compile(), size)
-        if available is None or step.memory <= available:
-            return step
-        if config.micro_batch != "auto" or size == 1:
-            raise InputError(_does_not_fit(config, step, available))
-        # At most in proportion: the state does not shrink. Whole powers of two, which divide most batches.
-        size = 2 ** int(np.log2(max(1, size * available / step.memory)))
-
-
-def _does_not_fit(config: Config, step: CompiledStep, available: int) -> str:
+    step = fit_step(config, model, mesh, columns, total_steps, available)
+    if step.fits(available):
+        return step
     advice = "set --micro-batch auto" if config.micro_batch != "auto" and step.micro_batch > 1 else "use more devices"
-    return (
-        f"a step of {config.batch_size:,} examples, {step.micro_batch:,} encoded at a time, takes "
-        f"{step.memory / 1e9:.2f} GB of each device and {available / 1e9:.2f} GB are available: {advice}, "
-        "or a smaller --batch-size"
+    needs, has = ("?" if size is None else f"{size / 1e9:.2f}" for size in (step.needed, available))
+    raise InputError(
+        f"a step of {config.batch_size:,} examples, {step.micro_batch:,} encoded at a time, takes {needs} GB of each "
+        f"device and {has} GB are available: {advice}, or a smaller --batch-size"
     )

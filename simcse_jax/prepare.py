@@ -127,6 +127,7 @@ def describe(prepared: Prepared) -> str:
     chunks = "at once" if chunk == rows else f"{chunk:,} at a time, twice (GradCache)"
     pairs = "tiled" if uses_tiles(config, mesh, 2 if hard else 1) else "dense"
     available = available_memory(mesh)
+    needed = prepared.step.needed or 0
     free = "" if available is None else f", {available / 1e9:.2f} GB available"
     return "\n".join(
         [
@@ -138,7 +139,7 @@ def describe(prepared: Prepared) -> str:
             f"batch     {config.batch_size:,} over all devices: {2 * n - 1 if hard else n - 1:,} negatives per anchor"
             f"{f' ({n:,} of them hard negatives)' if hard else ''}, {pairs} InfoNCE",
             f"encoding  {rows:,} examples a device, {chunks}",
-            f"memory    {prepared.step.memory / 1e9:.2f} GB a device for the step{free}",
+            f"memory    {needed / 1e9:.2f} GB a device for the step{free}",
             f"steps     {prepared.total_steps:,}, peak learning rate {config.optimizer.learning_rate:g}",
             f"output    {prepared.run.folder}",
         ]

@@ -171,7 +171,7 @@ def _loop(
     if prepared.test_scores:
         results["after"] = prepared.test_scores(params)
     _write_results(run, results)
-    return results | {"steps": step - start, "seconds": seconds, "memory": prepared.step.memory}
+    return results | {"steps": step - start, "seconds": seconds, "memory": prepared.step.needed}
 
 
 def _start(

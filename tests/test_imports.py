@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 
 # Modules from the bottom up: each may import only from lower levels.
 LEVELS = [
-    ["errors", "rng"],
-    ["files", "metrics_log", "model", "preemption"],
+    ["errors", "flops", "hlo", "rng"],
+    ["files", "metrics_log", "model", "preemption", "topology"],
     ["config"],
     ["sharding", "hf", "objectives", "optimizer"],
     ["step", "run"],
@@ -20,7 +20,7 @@ LEVELS = [
     ["encode"],
     ["evaluation", "embedder"],
     ["export", "memory"],
-    ["prepare"],
+    ["plan", "prepare"],
     ["train"],
     ["cli"],
     ["__main__", "__init__"],

@@ -1,6 +1,5 @@
 """The train step: the same on any mesh, exact on short batches, and nothing moved between devices that need not be."""
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,7 @@ import pytest
 from simcse_jax import rng
 from simcse_jax.config import Config, ModelConfig, OptimizerConfig
 from simcse_jax.embedder import build_model, init_params
+from simcse_jax.hlo import collectives
 from simcse_jax.model import SentenceEncoder, read_encoder_config
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import make_mesh, put_batch
@@ -107,27 +107,16 @@ def compile_step(mesh_shape: tuple[int, int], columns: int, n: int = N) -> Any:
     return make_train_step(run, model, schedule, mesh, state).lower(state, placed).compile()
 
 
-def collectives(program: str) -> list[tuple[str, list[tuple[str, tuple[int, ...]]]]]:
-    """Every collective of a program: its kind, and the types and shapes of its results."""
-    found = []
-    for line in program.splitlines():
-        match = re.search(r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)\(", line)
-        if match:
-            shapes = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-            found.append((match[2], [(t, tuple(int(n) for n in dims.split(",") if n)) for t, dims in shapes]))
-    return found
-
-
 @pytest.mark.parametrize("columns", [1, 3])
 def test_collectives_of_the_step(columns: int) -> None:
     """One gather of the normalised keys, the sum of their gradient, the sum of the weights' gradients."""
     # A number of rows that no weight has.
     n, width, keys = 56, BERT["hidden_size"], max(columns, 2) - 1
     found = collectives(compile_step((8, 1), columns, n).as_text())
-    gathers = [shapes for kind, shapes in found if kind == "all-gather"]
-    assert sorted(gathers) == sorted([[("f32", (keys, n, width))], [("pred", (n,))]])
-    assert {kind for kind, _ in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
-    sums = [shape for kind, shapes in found if kind != "all-gather" for type_, shape in shapes if type_ == "f32"]
+    gathers = [c.arrays for c in found if c.kind == "all-gather"]
+    assert sorted(gathers) == sorted([(("f32", (keys, n, width)),), (("pred", (n,)),)])
+    assert {c.kind for c in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
+    sums = [shape for c in found if c.kind != "all-gather" for type_, shape in c.arrays if type_ == "f32"]
     model = build_model(read_encoder_config(BERT), ModelConfig())
     weights = [x.shape for x in jax.tree.leaves(jax.eval_shape(lambda: init_params(model, 0)))]
     summed_keys = [shape for shape in sums if n in shape or keys * n in shape]

@@ -1,0 +1,307 @@
+"""Plans: the real step compiled for devices that are here and, where their compilers are installed, that are not."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from simcse_jax.cli import main
+from simcse_jax.config import Config, DataConfig, MeshConfig, ModelConfig, load_config_file
+from simcse_jax.embedder import build_model, init_params
+from simcse_jax.errors import InputError
+from simcse_jax.hlo import Collective
+from simcse_jax.model import read_encoder_config
+from simcse_jax.plan import PUBLISHED, Memory, Plan, format_plans, plan, roofline
+from simcse_jax.topology import CHIPS, parse_topology
+from tests.conftest import TINY_BERT
+
+LAYERS, WIDTH, INNER, LENGTH = 2, 32, 48, 12
+NO_TPU = importlib.util.find_spec("libtpu") is None
+NO_GPU = importlib.util.find_spec("jax_cuda13_plugin") is None
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with nothing but config.json: neither weights nor tokenizer are needed."""
+    folder = tmp_path_factory.mktemp("plan") / "bert"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(TINY_BERT | {"num_hidden_layers": LAYERS}))
+    return folder
+
+
+def run_of(encoder: Path, batch_size: int = 32, **model: Any) -> Config:
+    return Config(
+        batch_size=batch_size,
+        # Without dropout, of which most of the program would be.
+        model=ModelConfig(path=str(encoder), dropout=0.0, **model),
+        data=DataConfig(train="nowhere.csv", columns=("a", "b", "c"), max_length=LENGTH),
+    )
+
+
+def encoder_flops(sentences: int) -> int:
+    """Forward and, twice that, backward: projections and feed-forward, attention, head."""
+    layer = sentences * LENGTH * (2 * (4 * WIDTH**2 + 2 * WIDTH * INNER) + 4 * LENGTH * WIDTH)
+    return 3 * (LAYERS * layer + 2 * sentences * WIDTH**2)
+
+
+def test_cpu_plan_by_hand(encoder: Path) -> None:
+    n, devices = 32, 8
+    p = plan(run_of(encoder, n), "cpu:8")
+    assert (p.topology, p.devices, p.data, p.fsdp, p.batch_size, p.columns) == ("cpu:8", 8, 8, 1, n, 3)
+    # The products of InfoNCE, two matrices of n × n, ask for full precision.
+    assert p.flops == {
+        "float32": encoder_flops(3 * n) / devices,
+        "float32 highest": 3 * 2 * 2 * n * n * WIDTH / devices,
+    }
+    model = build_model(read_encoder_config(TINY_BERT | {"num_hidden_layers": LAYERS}), ModelConfig())
+    weights = sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: init_params(model, 0))))
+    assert p.memory is not None
+    # Parameters and two moments, step and counts, and a device's rows of the batch.
+    batch = n // devices * 3 * (LENGTH + 1) * 4 + n // devices
+    assert 0 <= p.memory.arguments - 3 * weights * 4 - batch < 1000
+    assert p.memory.total == p.memory_needed < 10 * p.memory.arguments
+    gathered = [c for c in p.collectives if c.kind == "all-gather" and c.bytes > n]
+    assert [c.bytes for c in gathered] == [2 * n * WIDTH * 4]
+    assert p.sent >= 2 * 7 / 8 * weights * 4 * 0.9
+    assert (p.fits, p.seconds, p.step_seconds, p.pairs_per_second) == (None, {}, None, None)
+
+
+def test_fsdp_splits_the_state(encoder: Path) -> None:
+    config = run_of(encoder)
+    whole, split = plan(config, "cpu:4", 2), plan(replace(config, mesh=MeshConfig(fsdp=4)), "cpu:4", 2)
+    assert whole.memory is not None
+    assert split.memory is not None
+    assert split.memory.arguments < whole.memory.arguments / 2
+    assert (split.data, split.fsdp, whole.data, whole.fsdp) == (1, 4, 4, 1)
+
+
+def test_command(encoder: Path, tmp_path: Path) -> None:
+    """In a process of its own, which has one CPU device until the command asks for more."""
+    settings = ["--model.path", str(encoder), "--model.dropout", "0", "--data.max-length", "4"]
+    command = ["plan", "sup_bert_base", "--topology", "cpu:1", "cpu:4", "--batch-size", "8", *settings]
+    command += ["--json", str(tmp_path / "plans.json")]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "simcse_jax", *command],
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")},
+    )
+    assert done.returncode == 0, done.stderr
+    plans = json.loads((tmp_path / "plans.json").read_text())["plans"]
+    assert [(p["topology"], p["batch_size"], p["columns"]) for p in plans] == [("cpu:1", 8, 3), ("cpu:4", 8, 3)]
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("cpu:") and "collectives" not in line]
+    assert [row[:3] for row in rows] == [["cpu:1", "1", "8"], ["cpu:4", "4", "8"]]
+    assert "cpu:1, batch 8, mesh data 1 × fsdp 1: collectives a step\n  none" in done.stdout
+    assert "all-gather         over    4:" in done.stdout
+    assert {"kind", "bytes", "sent", "count", "group"} <= set(plans[1]["collectives"][0])
+    assert plans[0]["memory"]["arguments"] > 0
+
+
+def test_each_batch_size_given_is_planned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[tuple[str, int, int | None]] = []
+
+    def figures(config: Config, topology: str, columns: int | None) -> Plan:
+        assert type(config) is Config
+        assert config.model.dtype == "bfloat16"
+        asked.append((topology, config.batch_size, columns))
+        return replace(KNOWN, topology=topology, batch_size=config.batch_size)
+
+    monkeypatch.setattr("simcse_jax.plan.plan", figures)
+    options = ["--batch-size", "512", "1024", "--columns", "2", "--model.dtype", "bfloat16"]
+    main(["plan", "sup_bert_base", "--topology", "v5e:4x4", "h200:16", *options])
+    assert asked == [("v5e:4x4", 512, 2), ("v5e:4x4", 1024, 2), ("h200:16", 512, 2), ("h200:16", 1024, 2)]
+    asked.clear()
+    main(["plan", "sup_bert_base", "--topology", "v5e:4x4", "--model.dtype", "bfloat16"])
+    assert asked == [("v5e:4x4", 512, None)]
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x4", "v4:2x2x1"])
+@pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
+def test_tpu(encoder: Path, topology: str) -> None:
+    p = plan(run_of(encoder, dtype="bfloat16"), topology)
+    check_accelerator(p, 8 if topology == "v6e:2x4" else 4)
+
+
+@pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
+def test_what_does_not_fit_is_said(encoder: Path) -> None:
+    p = plan(run_of(encoder, 2**17), "v5e:1x1")
+    assert p.fits is False
+    assert p.memory_needed is not None
+    assert p.memory_limit is not None
+    # The logits are 2 × 2**34 numbers.
+    assert p.memory_needed > p.memory_limit
+    assert p.step_seconds is None
+    assert "NO" in format_plans([p])
+
+
+@pytest.mark.parametrize("topology", ["h200:8", "h100:2x4"])
+@pytest.mark.skipif(NO_GPU, reason="jax-cuda13-plugin, the compiler for GPUs, is not installed")
+def test_gpu(encoder: Path, topology: str) -> None:
+    p = plan(run_of(encoder, dtype="bfloat16"), topology)
+    check_accelerator(p, 8)
+
+
+def check_accelerator(p: Plan, devices: int) -> None:
+    """What holds of the tiny step on any accelerator."""
+    assert p.devices == devices
+    assert p.fits is True
+    assert p.flops["bfloat16"] == encoder_flops(3 * 32) / devices
+    # The keys of InfoNCE are gathered once.
+    assert [c.bytes for c in p.collectives if c.kind == "all-gather" and c.bytes > 1000] == [
+        pytest.approx(2 * 32 * WIDTH * 4, abs=32)
+    ]
+    assert p.step_seconds == max(p.seconds.values()) > 0
+    assert set(p.seconds) == {"compute", "memory", "communication"}
+
+
+def collective(kind: str, size: int, group: range, count: int | None = 1) -> Collective:
+    return Collective(kind, (("f32", (size // 4,)),), size, tuple(group), count, False)
+
+
+# 20 GB, of which a v5e has 15.75 GiB.
+LARGE = Memory(arguments=10 * 10**9, outputs=10 * 10**9, aliased=10 * 10**9, temporaries=10 * 10**9, code=0)
+MEMORY = Memory(arguments=300, outputs=200, aliased=190, temporaries=70, code=5)
+
+
+KNOWN = Plan(
+    topology="v5e:4x4",
+    devices=16,
+    data=16,
+    fsdp=1,
+    batch_size=1024,
+    columns=1,
+    compile_seconds=1.0,
+    memory=LARGE,
+    memory_needed=LARGE.total,
+    memory_limit=CHIPS["v5e"].memory,
+    flops={"bfloat16": 3e12},
+    collectives=(collective("all-reduce", 4_000_000, range(16), 2), collective("all-gather", 8, range(4), None)),
+    seconds={"compute": 0.5, "memory": 0.25, "communication": 0.125},
+)
+
+
+def test_roofline_by_hand() -> None:
+    assert MEMORY.total == 385
+    v5e = parse_topology("v5e:4x4")
+    found = (collective("all-reduce", 1600, range(16), 3), collective("collective-permute", 1000, range(16)))
+    times = roofline(v5e, MEMORY, {"bfloat16": 197e12, "float32 highest": 197e12}, found)
+    assert times["compute"] == pytest.approx(1 + 6)
+    assert times["memory"] == pytest.approx(500 / 819e9)
+    # Sums use all four links at once, a permute one.
+    assert times["communication"] == pytest.approx(3 * 2 * 15 / 16 * 1600 / 200e9 + 1000 / 50e9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "group", "seconds"),
+    [
+        ("all-gather", range(8), 7 / 8 * 8000 / 450e9),
+        ("all-gather", range(16), 7 / 8 * 8000 / 450e9),
+        # Half of the whole enters each node, a quarter of it through each adapter.
+        ("all-gather", range(4, 12), 8000 / 2 / 4 / 50e9),
+        ("all-reduce", range(4, 12), 2 * 8000 / 2 / 4 / 50e9),
+        ("all-gather", range(0, 16, 8), 8000 / 2 / 50e9),
+        ("collective-permute", range(16), 8000 / 50e9),
+        ("collective-permute", range(4), 8000 / 450e9),
+    ],
+)
+def test_communication_between_nodes(kind: str, group: range, seconds: float) -> None:
+    times = roofline(parse_topology("h200:2x8"), MEMORY, {}, (collective(kind, 8000, group),))
+    assert times["communication"] == pytest.approx(seconds)
+
+
+def test_table_of_known_figures() -> None:
+    assert KNOWN.pairs_per_second == 2048
+    assert KNOWN.sent == 2 * 2 * 15 / 16 * 4_000_000 + 6
+    table = format_plans([KNOWN])
+    row = "v5e:4x4 16 1,024 20.00 16.91 NO 3,000.0 15.0 500.00 250.00 125.00 500.00 2,048"
+    assert table.splitlines()[1].split() == row.split()
+    assert "all-reduce         over   16:     2 × 4.000 MB on average, a device sends 15.000 MB" in table
+    assert "all-gather         over    4: ? times" in table
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name: str) -> None:
+    """Their parameters, as published in millions, poolers included."""
+    millions = {"bert-base": 109.5, "bert-large": 335.1, "roberta-base": 124.6, "roberta-large": 355.4}
+    model = build_model(read_encoder_config(PUBLISHED[name]), ModelConfig())
+    size = sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: init_params(model, 0))))
+    assert round(size / 1e6, 1) == millions[name.removesuffix("-uncased")]
+    assert model.config.max_length == 512
+
+
+def test_columns_of_the_published_runs() -> None:
+    assert load_config_file("sup_bert_base").data.columns == ("sent0", "sent1", "hard_neg")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["v5e", "v5e:16", "v5e:4x4x4", "v4:4x4", "h200:0", "h200:1x2x8", "tpu:8", "cpu:2x2", "v5e:axb", "", "a100:8"],
+)
+def test_unknown_topology(name: str) -> None:
+    with pytest.raises(InputError, match="is not known: give a TPU slice"):
+        parse_topology(name)
+
+
+@pytest.mark.parametrize(
+    ("topology", "changes", "message"),
+    [
+        ("cpu:9", {}, "needs 9 CPU devices and this process has 8: set the environment variable"),
+        ("cpu:8", {"batch_size": 12}, "a global batch of 12 cannot be split over 8 devices"),
+        ("cpu:8", {"mesh": MeshConfig(fsdp=3)}, "mesh data -1 × fsdp 3 does not fit 8 devices"),
+        ("cpu:8", {"model": ModelConfig(path="some/model")}, "model.path 'some/model' is not a folder: give one that"),
+        ("cpu:8", {"data": DataConfig(train="a.csv")}, "data.columns is empty and a.csv is not read here: say with"),
+        ("cpu:8", {"data": DataConfig(train="a.txt", max_length=41)}, "max_length is 41 but .* positions for 40"),
+        ("v5e:2x2", {"model": ModelConfig(dtype="float64")}, "float64, of which v5e:2x2 has no peak"),
+    ],
+)
+def test_bad_input(encoder: Path, topology: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan(replace(run_of(encoder), **changes), topology)
+
+
+@pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
+def test_a_slice_that_does_not_exist(encoder: Path) -> None:
+    with pytest.raises(InputError, match="no devices to compile for as v5e:3x5"):
+        plan(run_of(encoder), "v5e:3x5")
+
+
+@pytest.mark.parametrize(
+    ("topology", "package", "extra"),
+    [("v5e:2x2", "libtpu", "tpu-compiler"), ("h200:8", "jax-cuda13-plugin", "gpu-compiler")],
+)
+def test_missing_compiler(
+    encoder: Path, topology: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=rf'{package}: pip install "simcse-jax\[{extra}\]"'):
+        plan(run_of(encoder), topology)
+
+
+def test_the_config_file_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--columns", "1", "sup_bert_base"])
+    assert "give the config file right after plan: simcse-jax plan" in capsys.readouterr().err
+
+
+def test_a_topology_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "sup_bert_base"])
+    assert "name devices with --topology" in capsys.readouterr().err
+
+
+def test_txt_is_one_sentence_a_line(encoder: Path) -> None:
+    config = replace(run_of(encoder, 8), data=DataConfig(train="wiki.txt.gz", max_length=LENGTH))
+    assert plan(config, "cpu:1").columns == 1
+
+
+def test_json_is_checked_before_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "sup_bert_base", "--topology", "cpu:8", "--json", "/nowhere/plans.json"])
+    assert "/nowhere/plans.json cannot be written" in capsys.readouterr().err
