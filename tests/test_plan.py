@@ -115,8 +115,8 @@ def test_each_batch_size_given_is_planned(monkeypatch: pytest.MonkeyPatch, capsy
 
     monkeypatch.setattr("simcse_jax.plan.plan", figures)
     options = ["--batch-size", "512", "1024", "--columns", "2", "--model.dtype", "bfloat16"]
-    main(["plan", "sup_bert_base", "--topology", "v5e:4x4", "h200:16", *options])
-    assert asked == [("v5e:4x4", 512, 2), ("v5e:4x4", 1024, 2), ("h200:16", 512, 2), ("h200:16", 1024, 2)]
+    main(["plan", "sup_bert_base", "--topology", "v5e:4x4", "h100:8", *options])
+    assert asked == [("v5e:4x4", 512, 2), ("v5e:4x4", 1024, 2), ("h100:8", 512, 2), ("h100:8", 1024, 2)]
     asked.clear()
     main(["plan", "sup_bert_base", "--topology", "v5e:4x4", "--model.dtype", "bfloat16"])
     assert asked == [("v5e:4x4", 512, None)]
@@ -242,7 +242,20 @@ def test_columns_of_the_published_runs() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["v5e", "v5e:16", "v5e:4x4x4", "v4:4x4", "h200:0", "h200:1x2x8", "tpu:8", "cpu:2x2", "v5e:axb", "", "a100:8"],
+    [
+        "v5e",
+        "v5e:16",
+        "v5e:4x4x4",
+        "v4:4x4",
+        "h200:0",
+        "h200:16",
+        "h200:1x2x8",
+        "tpu:8",
+        "cpu:2x2",
+        "v5e:axb",
+        "",
+        "a100:8",
+    ],
 )
 def test_unknown_topology(name: str) -> None:
     with pytest.raises(InputError, match="is not known: give a TPU slice"):
