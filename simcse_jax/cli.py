@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from simcse_jax.config import Config, load_config_file
+from simcse_jax.config import Config, load_config_file, load_variable
 from simcse_jax.errors import InputError, reason
 from simcse_jax.model.pooling import PoolerName
+from simcse_jax.study import Study as StudySettings
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,33 @@ class Train:
             print(format_table({moment: results[moment] for moment in ("before", "after")}))
         output = shlex.quote(self.config.output)
         print(f"run in {output}; export it with: simcse-jax export {output} OUT")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Train over a grid of batch × learning-rate rule × seed, or continue; write table, figures and report."""
+
+    config_file: tyro.conf.Positional[str]
+    """Python file that defines `study`, or the name of one that comes with the package: study_batch_size."""
+    study: Annotated[StudySettings, tyro.conf.arg(name="")] = field(default_factory=StudySettings)
+
+    def run(self) -> None:
+        """Runs the cells that are not done."""
+        import logging
+
+        import jax
+
+        from simcse_jax.study.run import run_study
+
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in Train
+        results = run_study(self.study)
+        if jax.process_index() != 0:
+            return
+        if "stopped" in results:
+            done, name = results["done"], results["stopped"]
+            print(f"{done} cells are done, stopped in {name} and saved; the same command continues")
+        else:
+            print(f"{results['cells']} cells are done; the report is {shlex.quote(results['report'])}")
 
 
 def _data_folder() -> str:
@@ -178,26 +206,39 @@ def _check_writable(path: Path) -> None:
         raise InputError(f"{path} cannot be written: give a file in a folder that exists and is writable")
 
 
-def _command(preset: Train | None) -> Any:
+def _command(preset: Train | Study | None) -> Any:
     """The commands as one type, for tyro; the settings of a named config are the defaults that options override."""
-    train = tyro.conf.subcommand("train") if preset is None else tyro.conf.subcommand("train", default=preset)
+
+    def command(kind: type, name: str) -> Any:
+        return tyro.conf.subcommand(name, default=preset) if isinstance(preset, kind) else tyro.conf.subcommand(name)
+
     return (
-        Annotated[Train, train]
+        Annotated[Train, command(Train, "train")]
+        | Annotated[Study, command(Study, "study")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Encode, tyro.conf.subcommand("encode")]
         | Annotated[Export, tyro.conf.subcommand("export")]
     )
 
 
+def _preset(argv: list[str]) -> Train | Study | None:
+    """The command with the settings of the config file that stands right after its name, if one does."""
+    if len(argv) < 2 or argv[1].startswith("-"):
+        return None
+    if argv[0] == "train":
+        return Train(argv[1], load_config_file(argv[1]))
+    return Study(argv[1], load_variable(argv[1], "study", StudySettings)) if argv[0] == "study" else None
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs a command; bad input is one line on stderr and exit status 2."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        named = argv[:1] == ["train"] and len(argv) > 1 and not argv[1].startswith("-")
-        preset = Train(argv[1], load_config_file(argv[1])) if named else None
+        preset = _preset(argv)
         command = tyro.cli(_command(preset), prog="simcse-jax", description=__doc__, args=argv)
-        if isinstance(command, Train) and preset is None:
-            raise InputError(f"give the config file right after train: simcse-jax train {command.config_file} ...")
+        if isinstance(command, Train | Study) and preset is None:
+            name = type(command).__name__.lower()
+            raise InputError(f"give the config file right after {name}: simcse-jax {name} {command.config_file} ...")
         command.run()
     except InputError as error:
         print(f"simcse-jax: error: {error}", file=sys.stderr)

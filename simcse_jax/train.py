@@ -117,14 +117,15 @@ def _loop(
     def measure_dev(step: int) -> float | None:
         """The dev score where one is due and is a number; keeps account of the best."""
         nonlocal progress
-        if prepared.dev_score is None or (step % config.evaluation.every and step != total):
+        if prepared.dev_scores is None or (step % config.evaluation.every and step != total):
             return None
         check_metrics()
-        score = prepared.dev_score(state.params)
+        scores = prepared.dev_scores(state.params)
+        score = scores["dev"]
         if math.isnan(score):
             echo(f"step {step:,}: the dev score is not a number (all pairs alike?) and does not count")
             return None
-        log.write(step, {"dev": score})
+        log.write(step, scores)
         improved = progress.best_score is None or score > progress.best_score
         progress = Progress(step, score) if improved else replace(progress, stale=progress.stale + 1)
         echo(f"step {step:,}: dev {score:.2f}{' (best so far)' if improved else ''}")

