@@ -11,7 +11,6 @@ from simcse_jax.study.table import Row, mean_sd, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _COLOURS = {"constant": "#0072B2", "sqrt": "#D55E00", "linear": "#009E73"}
 _MARKERS = {"constant": "o", "sqrt": "s", "linear": "^"}
@@ -21,6 +20,7 @@ _STYLE: dict[Any, Any] = {
     **{"svg.hashsalt": "simcse_jax", "svg.fonttype": "none"},
 }
 
+Draw = Callable[[list["Axes"]], None]
 Panel = tuple[str, str, str, bool]
 """Measure, title, label of the axis, logarithmic or not."""
 
@@ -39,7 +39,7 @@ def write_figures(study: Study, rows: list[Row], measures: dict[Cell, Any], befo
     """
     from matplotlib import rc_context
 
-    spread = f"mean and standard deviation of {len(study.seeds)} seeds"
+    spread = f"mean and standard deviation over {len(study.seeds)} seeds"
     score = [("dev", "Dev", "Spearman × 100", False), ("test", "Test average", "Spearman × 100", False)]
     hardness = [
         ("loss", "Loss, last quarter of steps", "nats", False),
@@ -51,7 +51,7 @@ def write_figures(study: Study, rows: list[Row], measures: dict[Cell, Any], befo
         ("noise_scale_before", "Gradient noise scale, before training", "examples", True),
         ("noise_scale", "Gradient noise scale, selected parameters", "examples", True),
         ("steps_per_second", "Speed", "steps / s", True),
-        ("memory_bytes", "Peak memory", "bytes", True),
+        ("memory_bytes", "Peak memory", "GB", False),
     ]
     written = []
     with rc_context(_STYLE):
@@ -64,75 +64,78 @@ def write_figures(study: Study, rows: list[Row], measures: dict[Cell, Any], befo
             if panels:
                 baseline = {"test": before["Avg."], "dev": float(np.mean(values(rows, "dev_before")))}
                 draw = _lines(study, rows, panels, baseline if name == "score" else {})
-                _write(study.folder / name, draw, f"{title} ({spread})", panels=len(panels))
+                _write(study.folder / name, draw, f"{title} ({spread})", len(panels))
                 written.append(name)
         if any(len(m.get("path", [])) > 1 for m in measures.values()):
             draw = _paths(study, measures)
-            _write(study.folder / "path", draw, "Alignment and uniformity during training", panels=len(study.rules))
+            title = "Alignment and uniformity on the dev pairs during training (× start, ● end)"
+            _write(study.folder / "path", draw, title, len(study.rules), share=True)
             written.append("path")
     return written
 
 
-def _write(file: Path, draw: "Callable[[Figure, list[Axes]], None]", title: str, panels: int) -> None:
+def _write(file: Path, draw: Draw, title: str, panels: int, share: bool = False) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * panels if panels < 4 else 8.4, 3.7 if panels < 4 else 6.6), layout="constrained")
-    axes = figure.subplots(1 if panels < 4 else 2, panels if panels < 4 else 2, squeeze=False)
-    draw(figure, list(axes.flat))
+    rows = 1 if panels < 4 else 2
+    columns = -(-panels // rows)
+    figure = Figure(figsize=(4.2 * columns, 3.4 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
+    draw(list(axes.flat))
     figure.suptitle(title, fontsize=12)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.savefig(file.with_suffix(".png"), dpi=150)
     figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
 
 
-def _batch_axis(axes: "Axes", batches: list[int]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(batches, [f"{b:,}" for b in batches])
-    axes.minorticks_off()
-    axes.set_xlabel("global batch (examples)")
-
-
-def _lines(
-    study: Study, rows: list[Row], panels: list[Panel], baseline: dict[str, float]
-) -> "Callable[[Figure, list[Axes]], None]":
-    """A panel a measure: one line a rule, the band its standard deviation over seeds."""
+def _lines(study: Study, rows: list[Row], panels: list[Panel], baseline: dict[str, float]) -> Draw:
+    """A panel a measure: one line a rule, its bars the standard deviation over seeds."""
     batches = sorted(study.batch_sizes)
 
-    def draw(figure: "Figure", axes: "list[Axes]") -> None:
+    def draw(axes: "list[Axes]") -> None:
         for a, (name, title, unit, logarithmic) in zip(axes, panels, strict=False):
-            for rule in study.rules:
-                points = [mean_sd(values(rows, name, batch_size=b, rule=rule)) for b in batches]
-                mean, sd = np.array(points).T
-                style: dict[str, Any] = {
-                    "color": _COLOURS[rule],
-                    "marker": _MARKERS[rule],
-                    "markersize": 5,
-                    "linewidth": 1.6,
-                }
-                a.plot(batches, mean, label=rule, **style)
-                sd = np.nan_to_num(sd)
-                low = np.maximum(mean - sd, mean / 10) if logarithmic else mean - sd
-                a.fill_between(batches, low, mean + sd, color=_COLOURS[rule], alpha=0.15, linewidth=0)
+            a.set_xscale("log", base=2)
+            if logarithmic:
+                _logarithmic(a)
+            for number, rule in enumerate(study.rules):
+                # A little apart, so that equal figures do not hide each other.
+                x = np.array(batches) * 2.0 ** (0.14 * (number - (len(study.rules) - 1) / 2))
+                found = [values(rows, name, batch_size=b, rule=rule) for b in batches]
+                mean, sd = np.array([mean_sd(y / 1e9 if unit == "GB" else y) for y in found]).T
+                # On a logarithmic axis a bar that reaches below zero would have no end.
+                low = np.minimum(sd, 0.9 * np.abs(mean)) if logarithmic else sd
+                style: dict[str, Any] = {"marker": _MARKERS[rule], "markersize": 5, "linewidth": 1.4, "capsize": 2.5}
+                bars = np.nan_to_num(np.stack([low, sd]))
+                a.errorbar(x, mean, bars, label=f"{rule} learning rate", color=_COLOURS[rule], **style)
             if name in baseline:
-                a.axhline(baseline[name], color="#555555", linestyle=":", linewidth=1.2, label="before training")
-            if logarithmic and len(values(rows, name)) and np.any(values(rows, name) > 0):
-                a.set_yscale("log")
-            _batch_axis(a, batches)
-            a.set(title=title, ylabel=unit)
+                a.axhline(baseline[name], color="#555555", linestyle=":", linewidth=1.3, label="before training")
+            a.set_xticks(batches, [f"{b:,}" for b in batches])
+            a.minorticks_off()
+            a.set(title=title, ylabel=unit, xlabel="global batch (examples)")
         for unused in axes[len(panels) :]:
             unused.set_axis_off()
-        axes[0].legend(title="learning rate")
 
     return draw
 
 
-def _paths(study: Study, measures: dict[Cell, Any]) -> "Callable[[Figure, list[Axes]], None]":
+def _logarithmic(axes: "Axes") -> None:
+    """A logarithmic y axis whose labels are plain numbers, a few to each power of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 1000 else f"{y:g}"))
+
+
+def _paths(study: Study, measures: dict[Cell, Any]) -> Draw:
     """A panel a rule: the mean path of each batch over seeds, the seeds' own paths thin."""
     from matplotlib import colormaps
 
     batches = sorted(study.batch_sizes)
     colours = colormaps["viridis"](np.linspace(0.0, 0.88, len(batches)))
 
-    def draw(figure: "Figure", axes: "list[Axes]") -> None:
+    def draw(axes: "list[Axes]") -> None:
         for a, rule in zip(axes, study.rules, strict=False):
             for batch, colour in zip(batches, colours, strict=True):
                 found = [measures[study.cell(batch, rule, seed)].get("path", []) for seed in study.seeds]
@@ -141,14 +144,10 @@ def _paths(study: Study, measures: dict[Cell, Any]) -> "Callable[[Figure, list[A
                     a.plot(path[:, 1], path[:, 0], color=colour, linewidth=0.7, alpha=0.45)
                 if paths and len({len(path) for path in paths}) == 1:
                     alignment, uniformity = np.mean(paths, axis=0).T
-                    a.plot(uniformity, alignment, color=colour, linewidth=1.8, label=f"{batch:,}")
+                    a.plot(uniformity, alignment, color=colour, linewidth=1.8, label=f"batch {batch:,}")
                     a.plot(uniformity[-1:], alignment[-1:], color=colour, marker="o", markersize=6)
                     a.plot(uniformity[:1], alignment[:1], color="black", marker="x", markersize=6, zorder=5)
             a.set(title=f"{rule} learning rate", xlabel="uniformity (lower: more uniform)")
         axes[0].set_ylabel("alignment (lower: closer)")
-        for a in axes[1:]:
-            a.sharex(axes[0])
-            a.sharey(axes[0])
-        axes[-1].legend(title="batch; × start, ● end", loc="best")
 
     return draw
