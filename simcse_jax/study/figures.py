@@ -100,7 +100,7 @@ def _lines(study: Study, rows: list[Row], panels: list[Panel], baseline: dict[st
                 _logarithmic(a)
             for number, rule in enumerate(study.rules):
                 # A little apart, so that equal figures do not hide each other.
-                x = np.array(batches) * 2.0 ** (0.14 * (number - (len(study.rules) - 1) / 2))
+                x = np.array(batches) * 2.0 ** (0.1 * (number - (len(study.rules) - 1) / 2))
                 found = [values(rows, name, batch_size=b, rule=rule) for b in batches]
                 mean, sd = np.array([mean_sd(y / 1e9 if unit == "GB" else y) for y in found]).T
                 # On a logarithmic axis a bar that reaches below zero would have no end.

@@ -175,9 +175,19 @@ def _trade(study: Study, rows: list[Row]) -> list[str]:
         if not math.isnan(a[0] + b[0]):
             sentences.append(
                 f"{label[0].upper()}{label[1:]}: {_spread(*a, digits)} at batch {small:,}, "
-                f"{_spread(*b, digits)} at batch {large:,} (over rules and seeds)."
+                f"{_spread(*b, digits)} at batch {large:,} (over rules and seeds){_trend(rows, name)}."
             )
     return sentences
+
+
+def _trend(rows: list[Row], name: str) -> str:
+    """How a figure moves with the batch, over the runs of all rules, in words."""
+    _, transform, kind = _SLOPES[name]
+    fit = slope(rows, name, transform)
+    if fit is None:
+        return ""
+    by = f"{fit[0]:.3f} ± {fit[1]:.3f}"
+    return f"; fitted, as the batch to the power {by}" if kind == "exponent" else f"; fitted, {by} at {kind}"
 
 
 def _condition(study: Study, batch: int, rule: str) -> str:
