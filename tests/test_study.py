@@ -224,7 +224,7 @@ def test_learning_rates_and_steps() -> None:
     assert rates == pytest.approx({"constant": 3e-5, "sqrt": 6e-5, "linear": 12e-5})
     assert study.learning_rate(study.cell(16, "sqrt", 0)) == pytest.approx(1.5e-5)
     assert {study.cell(64, rule, 0) for rule in study.rules} == {Cell(64, "reference", 0)}  # type: ignore[arg-type]
-    assert [study.steps_of(Cell(b, "sqrt", 0)) for b in (16, 4096, 6000, 100_000)] == [512, 2, 1, 1]
+    assert [study.steps_of(Cell(b, "sqrt", 0)) for b in (16, 4096, 6000, 100_000)] == [512, 2, 2, 1]
     assert replace(study, sentences=0, steps=7).steps_of(Cell(16, "sqrt", 0)) == 7
 
 
@@ -331,12 +331,12 @@ def test_noise_scale_of_known_gradients() -> None:
     assert math.isnan(noise_scale([jnp.array([1.0]), jnp.array([-1.0])], 8))
 
 
-def test_noise_scale_takes_whole_batches_only() -> None:
-    """203 examples hold six batches of 32; the seventh of the order, with 11, is left out."""
+def test_noise_scale_takes_whole_independent_batches() -> None:
+    """203 examples hold six batches of 32 that share none, in another order than a run with the seed has."""
     tokens = TokenTable(np.arange(203), np.arange(204), 1, 0, 1, 0, "")
-    seen = list(batch_gradients(lambda params, batch, key: batch, {}, tokens, make_mesh(), 32, 1, 8))
+    seen = list(batch_gradients(lambda params, batch, key: batch, {}, tokens, make_mesh(), 32, 1, 6))
     assert all(bool(jnp.all(batch.valid)) for batch in seen)
-    first = np.concatenate([np.asarray(batch.input_ids).ravel() for batch in seen[:6]])
+    first = np.concatenate([np.asarray(batch.input_ids).ravel() for batch in seen])
     assert len(set(first.tolist())) == 6 * 32
     assert set(first[:32].tolist()) != set(EpochOrder(203, 32, 1).examples(0).tolist())
 

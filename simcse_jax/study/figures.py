@@ -96,6 +96,7 @@ def _lines(study: Study, rows: list[Row], panels: list[Panel], baseline: dict[st
     def draw(axes: "list[Axes]") -> None:
         for a, (name, title, unit, logarithmic) in zip(axes, panels, strict=False):
             a.set_xscale("log", base=2)
+            logarithmic = logarithmic and bool(np.all(values(rows, name) > 0))
             if logarithmic:
                 _logarithmic(a)
             for number, rule in enumerate(study.rules):

@@ -51,7 +51,7 @@ class Study:
     reference_batch_size: int = 64
     """The batch that base.optimizer.learning_rate is meant for."""
     sentences: int = 0
-    """Budget of each run in examples seen; it takes the nearest number of whole steps. 0: `steps` counts."""
+    """Budget of each run in examples: it takes as many steps as see at least these. 0: `steps` counts."""
     steps: int = 0
     """Budget of each run in steps. 0: `sentences` counts."""
     evaluations: int = 8
@@ -63,7 +63,8 @@ class Study:
     false_negative_threshold: float = 0.7
     """Two training sentences whose cosine under the frozen model is above this are a false negative of each other."""
     noise_scale_batches: int = 4
-    """Batches whose gradients estimate the gradient noise scale, two or more; 0 leaves it out."""
+    """Batches whose gradients estimate the gradient noise scale, two or more, fewer where the text has not as many; 0
+    leaves it out."""
     noise_scale_sentences: int = 0
     """For small batches: take as many more batches as fit in this many sentences."""
     keep_checkpoints: bool = False
@@ -123,8 +124,8 @@ class Study:
         return self.base.optimizer.learning_rate * ratio ** EXPONENTS[cell.rule]
 
     def steps_of(self, cell: Cell) -> int:
-        """Steps of a cell: the budget's, or as many as come nearest to its sentences, at least one."""
-        return self.steps or max(1, round(self.sentences / cell.batch_size))
+        """Steps of a cell: the budget's, or as many as see its sentences."""
+        return self.steps or -(-self.sentences // cell.batch_size)
 
     def config(self, cell: Cell) -> Config:
         """The training run of a cell."""

@@ -107,9 +107,10 @@ class Meter:
 
     def _noise(self, cell: Cell, params: Params) -> float:
         study, size = self._study, cell.batch_size
-        if not study.noise_scale_batches:
+        wanted = max(study.noise_scale_batches, study.noise_scale_sentences // size)
+        count = min(wanted, len(self.tokens) // size)  # batches that share examples are not independent
+        if not study.noise_scale_batches or count < 2:
             return math.nan
-        count = max(study.noise_scale_batches, study.noise_scale_sentences // size)
         gradients = batch_gradients(self._gradient, params, self.tokens, self._mesh, size, cell.seed, count)
         return noise_scale(gradients, size)
 

@@ -81,9 +81,11 @@ def make_gradient(config: Config, model: SentenceEncoder, mesh: Mesh) -> Gradien
 def batch_gradients(
     gradient: Gradient, params: Params, tokens: TokenTable, mesh: Mesh, batch_size: int, seed: int, count: int
 ) -> Iterator[Params]:
-    """Gradients of `count` whole batches, in an order of examples and with dropout noise that no training run has."""
+    """Gradients of `count` whole batches, in an order of examples and with dropout noise that no training run has.
+
+    They are independent where no two share an example: `count` · `batch_size` must not exceed the examples.
+    """
     order = EpochOrder(len(tokens), batch_size, 2**32 + seed)  # the seeds of runs are below 2**32
     for i in range(count):
-        epoch, batch = divmod(i, len(tokens) // batch_size)
-        rows = partial(load_rows, tokens, order, epoch * order.steps_per_epoch + batch)
+        rows = partial(load_rows, tokens, order, i)
         yield gradient(params, put_batch(mesh, batch_size, rows), rng.key(seed, "noise_scale", i))
