@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from simcse_jax.config import Config, load_config_file
+from simcse_jax.config import Config, load_config_file, load_variable
 from simcse_jax.errors import InputError, reason
 from simcse_jax.model.pooling import PoolerName
+from simcse_jax.study import Study as StudySettings
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,33 @@ class Plan:
                 write_json(self.json, {"plans": [p.to_dict() for p in plans]})
             except OSError as error:
                 raise InputError(f"{self.json} cannot be written ({reason(error)}): free space there") from error
+
+
+@dataclass(frozen=True)
+class Study:
+    """Train over a grid of batch × learning-rate rule × seed, or continue; write table, figures and report."""
+
+    config_file: tyro.conf.Positional[str]
+    """Python file that defines `study`, or the name of one that comes with the package: study_batch_size."""
+    study: Annotated[StudySettings, tyro.conf.arg(name="")] = field(default_factory=StudySettings)
+
+    def run(self) -> None:
+        """Runs the cells that are not done."""
+        import logging
+
+        import jax
+
+        from simcse_jax.study.run import run_study
+
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in Train
+        results = run_study(self.study)
+        if jax.process_index() != 0:
+            return
+        if "stopped" in results:
+            done, name = results["done"], results["stopped"]
+            print(f"{done} cells are done, stopped in {name} and saved; the same command continues")
+        else:
+            print(f"{results['cells']} cells are done; the report is {shlex.quote(results['report'])}")
 
 
 def _data_folder() -> str:
@@ -239,27 +267,32 @@ def _check_writable(path: Path) -> None:
         raise InputError(f"{path} cannot be written: give a file in a folder that exists and is writable")
 
 
-def _command(preset: Train | Plan | None) -> Any:
+def _command(preset: Train | Plan | Study | None) -> Any:
     """The commands as one type, for tyro; the settings of a named config are the defaults that options override."""
 
-    def subcommand(name: str, of: type) -> Any:
-        return tyro.conf.subcommand(name, default=preset) if isinstance(preset, of) else tyro.conf.subcommand(name)
+    def command(kind: type, name: str) -> Any:
+        return tyro.conf.subcommand(name, default=preset) if isinstance(preset, kind) else tyro.conf.subcommand(name)
 
     return (
-        Annotated[Train, subcommand("train", Train)]
-        | Annotated[Plan, subcommand("plan", Plan)]
+        Annotated[Train, command(Train, "train")]
+        | Annotated[Plan, command(Plan, "plan")]
+        | Annotated[Study, command(Study, "study")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Encode, tyro.conf.subcommand("encode")]
         | Annotated[Export, tyro.conf.subcommand("export")]
     )
 
 
-def _preset(argv: list[str]) -> Train | Plan | None:
-    """The command with the settings of the config file that follows it."""
-    if argv[:1] not in (["train"], ["plan"]) or len(argv) < 2 or argv[1].startswith("-"):
+def _preset(argv: list[str]) -> Train | Plan | Study | None:
+    """The command with the settings of the config file that stands right after its name, if one does."""
+    if len(argv) < 2 or argv[1].startswith("-"):
         return None
-    config = load_config_file(argv[1])
-    return Train(argv[1], config) if argv[0] == "train" else Plan(argv[1], config=PlanConfig.of(config))
+    name, file = argv[:2]
+    if name == "train":
+        return Train(file, load_config_file(file))
+    if name == "plan":
+        return Plan(file, config=PlanConfig.of(load_config_file(file)))
+    return Study(file, load_variable(file, "study", StudySettings)) if name == "study" else None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -268,9 +301,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         preset = _preset(argv)
         command = tyro.cli(_command(preset), prog="simcse-jax", description=__doc__, args=argv)
-        if isinstance(command, Train | Plan) and preset is None:
-            name, given = argv[0], command.config_file
-            raise InputError(f"give the config file right after {name}: simcse-jax {name} {given} ...")
+        if isinstance(command, Train | Plan | Study) and preset is None:
+            name = type(command).__name__.lower()
+            raise InputError(f"give the config file right after {name}: simcse-jax {name} {command.config_file} ...")
         command.run()
     except InputError as error:
         print(f"simcse-jax: error: {error}", file=sys.stderr)

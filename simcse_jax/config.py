@@ -9,7 +9,7 @@ import typing
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from simcse_jax.errors import InputError, reason
 from simcse_jax.model.pooling import PoolerName
@@ -163,7 +163,7 @@ class Config:
 
     def validate(self) -> None:
         """Raises `InputError` for a value that no run can use."""
-        _check_types(self)
+        check_types(self)
         positive = {
             "batch_size": self.batch_size,
             "epochs": self.epochs,
@@ -221,36 +221,46 @@ class Config:
             raise InputError("data.train is empty: give a file of sentences, e.g. --data.train wiki.txt")
 
 
+T = TypeVar("T")
+
+
 def load_config_file(name: str) -> Config:
-    """Reads the variable `config` of a Python config file.
+    """Reads the variable `config` of a Python config file, see `load_variable`."""
+    return load_variable(name, "config", Config)
+
+
+def load_variable(name: str, variable: str, kind: type[T]) -> T:
+    """Reads a variable of a Python config file.
 
     Args:
-      name: path of the file, or the name of a config that comes with the package, e.g. "quickstart".
+      name: path of the file, or the name of one that comes with the package, e.g. "quickstart".
+      variable: what to read.
+      kind: its type, a dataclass.
 
     Raises:
-      InputError: no such file or name, a file that cannot be run, or one that does not define `config` as a `Config`.
+      InputError: no such file or name, a file that cannot be run, or one that does not define the variable as a `kind`.
     """
     path = Path(name)
     if not path.is_file():
-        shipped = _shipped_configs()
+        shipped = _shipped_configs(variable)
         if path.stem not in shipped or len(path.parts) > 2:
             raise InputError(f"no config file '{name}'; configs that come with the package: {', '.join(shipped)}")
         path = shipped[path.stem]
     try:
-        config = runpy.run_path(str(path)).get("config")
+        value = runpy.run_path(str(path)).get(variable)
     except InputError:
         raise
     except Exception as error:  # whatever the file's own code raises
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f", line {lines[-1]}" if lines else ""
         raise InputError(f"config file {path}{where}: {type(error).__name__}: {reason(error)}") from error
-    if not isinstance(config, Config):
-        raise InputError(f"{path} does not define `config = Config(...)` (found {type(config).__name__})")
-    _check_types(config)
-    return config
+    if not isinstance(value, kind):
+        raise InputError(f"{path} does not define `{variable} = {kind.__name__}(...)` (found {type(value).__name__})")
+    check_types(value)
+    return value
 
 
-def _check_types(config: Any, prefix: str = "") -> None:
+def check_types(config: Any, prefix: str = "") -> None:
     """Raises `InputError` for a value that its field's annotation does not allow; Python itself does not look."""
     hints = typing.get_type_hints(type(config))
     for f in dataclasses.fields(config):
@@ -266,7 +276,7 @@ def _check_types(config: Any, prefix: str = "") -> None:
             )
             raise InputError(f"{name} is {value!r}; expected {expected}")
         if dataclasses.is_dataclass(value):
-            _check_types(value, f"{name}.")
+            check_types(value, f"{name}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -282,9 +292,11 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else hint)
 
 
-def _shipped_configs() -> dict[str, Path]:
+def _shipped_configs(variable: str) -> dict[str, Path]:
+    """The files that come with the package and define the variable: those of studies are named study_*."""
     folder = Path(str(resources.files("simcse_jax.configs")))
-    return {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"}
+    files = [p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"]
+    return {p.stem: p for p in files if p.stem.startswith("study_") == (variable == "study")}
 
 
 def to_dict(config: Any) -> dict[str, Any]:

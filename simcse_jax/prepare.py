@@ -3,12 +3,15 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from simcse_jax import hf
 from simcse_jax.config import Config
@@ -18,7 +21,8 @@ from simcse_jax.data.tokens import TokenTable, tokenize_corpus
 from simcse_jax.embedder import build_model, init_params, with_fresh_head
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
-from simcse_jax.evaluation.sts import evaluate, load_task
+from simcse_jax.evaluation.geometry import geometry
+from simcse_jax.evaluation.sts import Task, distinct_sentences, evaluate, load_task
 from simcse_jax.hf import Params
 from simcse_jax.memory import CompiledStep, available_memory, compile_step
 from simcse_jax.model import SentenceEncoder
@@ -40,7 +44,8 @@ class Prepared:
     order: EpochOrder
     total_steps: int
     step: CompiledStep
-    dev_score: Callable[[Params], float] | None
+    dev_scores: Callable[[Params], dict[str, float]] | None
+    """`dev`, and alignment and uniformity of the dev pairs as `dev_alignment` and `dev_uniformity`."""
     test_scores: Callable[[Params], dict[str, float]] | None
 
 
@@ -69,7 +74,7 @@ def prepare(config: Config) -> Prepared:
     model = build_model(checkpoint.config, config.model)
     tokenizer = hf.load_tokenizer(checkpoint.folder)
     encoder = BatchEncoder(model, tokenizer, mesh)
-    dev_score, test_scores = _scorers(config, encoder)
+    dev_scores, test_scores = _scorers(config, encoder)
 
     corpus = open_corpus(config.data)
     # Process 0 fills a cache that others may share; where they do not, each fills its own afterwards.
@@ -93,7 +98,7 @@ def prepare(config: Config) -> Prepared:
             lambda: is_run(folder) or bool(create_run(folder, config, tokens.fingerprint, checkpoint, tokenizer))
         )
         run, initial = Run(folder, config, tokens.fingerprint), lambda: loaded
-    return Prepared(run, mesh, model, initial, tokens, order, total_steps, step, dev_score, test_scores)
+    return Prepared(run, mesh, model, initial, tokens, order, total_steps, step, dev_scores, test_scores)
 
 
 def initial_params(config: Config, model: SentenceEncoder) -> Params | Callable[[], Params]:
@@ -148,20 +153,27 @@ def describe(prepared: Prepared) -> str:
 
 def _scorers(
     config: Config, encoder: BatchEncoder
-) -> tuple[Callable[[Params], float] | None, Callable[[Params], dict[str, float]] | None]:
-    """Functions from parameters to the dev score and to the table of test scores, where the config asks for them."""
+) -> tuple[Callable[[Params], dict[str, float]] | None, Callable[[Params], dict[str, float]] | None]:
+    """Functions from parameters to the dev figures and to the table of test scores, where the config asks for them."""
     settings = config.evaluation
-    dev = [load_task(settings.dev, settings.data, "dev")] if settings.dev else []
+    dev = load_task(settings.dev, settings.data, "dev") if settings.dev else None
     test = [load_task(name, settings.data, "test") for name in settings.test]
 
-    def scores(tasks: list[Any], params: Params) -> dict[str, float]:
-        reported: dict[str, float] = evaluate(tasks, lambda sentences: encoder(params, sentences))["reported"]
+    def dev_scores(task: Task, params: Params) -> dict[str, float]:
+        sentences = distinct_sentences([task])
+        vectors = dict(zip(sentences, encoder(params, sentences), strict=True))
+
+        def encode(wanted: list[str]) -> Float[np.ndarray, "S H"]:
+            return np.stack([vectors[sentence] for sentence in wanted])
+
+        score = evaluate([task], encode)["reported"][task.name]
+        return {"dev": score, **{f"dev_{name}": value for name, value in geometry(task, encode).items()}}
+
+    def test_scores(params: Params) -> dict[str, float]:
+        reported: dict[str, float] = evaluate(test, lambda sentences: encoder(params, sentences))["reported"]
         return reported
 
-    return (
-        (lambda params: scores(dev, params)[dev[0].name]) if dev else None,
-        (lambda params: scores(test, params)) if test else None,
-    )
+    return partial(dev_scores, dev) if dev else None, test_scores if test else None
 
 
 T = TypeVar("T")

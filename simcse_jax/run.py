@@ -89,9 +89,14 @@ def check_output(folder: Path) -> None:
         raise InputError(f"output {folder} cannot be written ({problem}): choose another --output")
 
 
+def changes(before: Config, now: Config) -> list[str]:
+    """Names of the fields that differ and make `now` another run than `before`."""
+    return [name for name in configs.differences(before, now) if not name.startswith(_FREE)]
+
+
 def check_resume(run: Run, config: Config, data_fingerprint: str) -> None:
     """Raises `InputError` if a run with `config` would not be the continuation of `run`."""
-    changed = [name for name in configs.differences(run.config, config) if not name.startswith(_FREE)]
+    changed = changes(run.config, config)
     if changed:
         shown = "; ".join(
             f"{n} was {configs.field_value(run.config, n)!r}, is {configs.field_value(config, n)!r}" for n in changed

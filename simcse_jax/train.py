@@ -54,8 +54,8 @@ def train(config: Config) -> dict[str, Any]:
     Returns:
       What `results.json` holds: `step`, `best_step`, `dev` (best score), and `before` and `after` (test scores, where
       the config names test tasks); or `{"stopped": step}` when a signal ended the run early. Besides, of this call
-      alone: `steps` it took, `seconds` they took without evaluations and checkpoints, and `memory`, bytes a device of
-      the compiled step.
+      alone: `steps` it took, `seconds` they took without evaluations and checkpoints, `memory`, bytes a device of the
+      compiled step, and its `micro_batch`.
 
     Raises:
       InputError: see `prepare`; also a run folder that can no longer be written.
@@ -88,10 +88,11 @@ def _loop(
     resumed = checkpoints.latest is not None  # also where the latest is that of step 0
     state, start, progress = _start(prepared, checkpoints, make_optimizer(config.optimizer, schedule))
     results = run.results()
+    about = {"memory": prepared.step.needed, "micro_batch": prepared.step.micro_batch}
     if resumed:
         echo(f"resumed   at step {start:,} of {total:,}")
         if "step" in results:
-            return results
+            return results | {"steps": 0, "seconds": 0.0} | about
     elif prepared.test_scores:
         results = {"before": prepared.test_scores(state.params)}
         _write_results(run, results)
@@ -122,14 +123,15 @@ def _loop(
     def measure_dev(step: int) -> float | None:
         """The dev score where one is due and is a number; keeps account of the best."""
         nonlocal progress
-        if prepared.dev_score is None or (step % config.evaluation.every and step != total):
+        if prepared.dev_scores is None or (step % config.evaluation.every and step != total):
             return None
         check_metrics()
-        score = prepared.dev_score(state.params)
+        scores = prepared.dev_scores(state.params)
+        score = scores["dev"]
         if math.isnan(score):
             echo(f"step {step:,}: the dev score is not a number (all pairs alike?) and does not count")
             return None
-        log.write(step, {"dev": score})
+        log.write(step, scores)
         improved = progress.best_score is None or score > progress.best_score
         progress = Progress(step, score) if improved else replace(progress, stale=progress.stale + 1)
         echo(f"step {step:,}: dev {score:.2f}{' (best so far)' if improved else ''}")
@@ -171,7 +173,7 @@ def _loop(
     if prepared.test_scores:
         results["after"] = prepared.test_scores(params)
     _write_results(run, results)
-    return results | {"steps": step - start, "seconds": seconds, "memory": prepared.step.needed}
+    return results | {"steps": step - start, "seconds": seconds} | about
 
 
 def _start(

@@ -22,6 +22,7 @@ LEVELS = [
     ["export", "memory"],
     ["plan", "prepare"],
     ["train"],
+    ["study"],
     ["cli"],
     ["__main__", "__init__"],
 ]
@@ -67,7 +68,7 @@ def test_every_module_has_a_level() -> None:
 
 @pytest.mark.parametrize("module", ["simcse_jax", "simcse_jax.cli", "simcse_jax.train", "simcse_jax.embedder"])
 def test_importing_loads_no_other_framework(module: str) -> None:
-    heavy = "torch", "datasets", "tensorflow", "tensorflow_datasets", "transformers", "pyarrow"
+    heavy = "torch", "matplotlib", "datasets", "tensorflow", "tensorflow_datasets", "transformers", "pyarrow"
     code = f"import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert loaded == []

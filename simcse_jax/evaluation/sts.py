@@ -181,6 +181,11 @@ def cosine(a: Float[np.ndarray, "P H"], b: Float[np.ndarray, "P H"]) -> Float[np
     return np.round(np.nan_to_num(similarity, nan=0.0), 6)
 
 
+def distinct_sentences(tasks: list[Task]) -> list[str]:
+    """Each sentence of the tasks once, in order of appearance."""
+    return list(dict.fromkeys(s for t in tasks for u in t.subsets for s in (*u.first, *u.second)))
+
+
 def evaluate(tasks: list[Task], encode: EncodeFunction) -> dict[str, Any]:
     """Scores a model.
 
@@ -194,7 +199,7 @@ def evaluate(tasks: list[Task], encode: EncodeFunction) -> dict[str, Any]:
     """
     from scipy.stats import pearsonr, spearmanr
 
-    sentences = list(dict.fromkeys(s for t in tasks for u in t.subsets for s in (*u.first, *u.second)))
+    sentences = distinct_sentences(tasks)
     vectors = encode(sentences)
     index = {sentence: i for i, sentence in enumerate(sentences)}
 

@@ -1,0 +1,118 @@
+"""Negatives that mean the same as their anchor, by the cosine of a frozen model."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from simcse_jax import hf
+from simcse_jax.config import Config
+from simcse_jax.data.corpus import Corpus
+from simcse_jax.data.tokens import is_complete
+from simcse_jax.embedder import load_model
+from simcse_jax.encode import BatchEncoder
+from simcse_jax.sharding import make_mesh
+
+_BLOCK = 1024  # anchors whose similarities are there at a time
+
+
+class Reference:
+    """Unit vectors, under the frozen model, of the first sentences of some examples."""
+
+    def __init__(self, examples: Int[np.ndarray, "E"], vectors: Float[np.ndarray, "E H"]) -> None:
+        """Args:
+        examples: their numbers in the token table, ascending.
+        vectors: their vectors, of any scale.
+        """
+        self.examples = examples
+        self.vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    def of(self, examples: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B H"]:
+        """The vectors of these examples."""
+        return self.vectors[np.searchsorted(self.examples, examples)]
+
+
+def reference_pooler(config: Config) -> str:
+    """The pooler of a run's model once trained."""
+    return hf.Pooling(config.model.pooler, config.model.mlp_only_train).at_evaluation
+
+
+def load_reference(
+    file: Path, model: str, pooler: str | None, config: Config, corpus: Corpus, wanted: Int[np.ndarray, "E"]
+) -> Reference:
+    """Vectors of the wanted examples: those kept in `file`, and the others encoded and added to it.
+
+    Args:
+      file: an .npz file, made where absent.
+      model: the frozen model.
+      pooler: its pooler; the one saved with it where None.
+      config: a run; sentences are cut to its data.max_length, as training does.
+      corpus: the training text.
+      wanted: examples, as the token table numbers them, ascending.
+
+    Raises:
+      InputError: see `load_model`.
+    """
+    examples, vectors = np.zeros(0, np.int64), None
+    if file.is_file():
+        with np.load(file) as stored:
+            examples, vectors = stored["examples"], stored["vectors"]
+    missing = np.setdiff1d(wanted, examples)
+    if len(missing) or vectors is None:
+        loaded = load_model(model, pooler)
+        tokenizer = hf.load_tokenizer(loaded.checkpoint.folder)
+        encoder = BatchEncoder(loaded.model, tokenizer, make_mesh(), config.data.max_length)
+        tqdm.write(f"encoding {len(missing):,} training sentences with the frozen model {model}")
+        new = encoder(loaded.params, first_sentences(corpus, missing), progress=True)
+        examples = np.concatenate([examples, missing])
+        order = np.argsort(examples)
+        examples = examples[order]
+        vectors = (new if vectors is None else np.concatenate([vectors, new]))[order]
+        partial = file.with_name(f".{file.stem}.partial.npz")
+        np.savez(partial, examples=examples, vectors=vectors)
+        partial.replace(file)
+    return Reference(examples, vectors)
+
+
+def first_sentences(corpus: Corpus, wanted: Int[np.ndarray, "E"]) -> list[str]:
+    """The first sentence of the given examples, ascending, as the token table numbers them."""
+    numbers = iter([*wanted.tolist(), -1])
+    following, texts = next(numbers), []
+    for number, example in enumerate(filter(is_complete, corpus)):
+        if following < 0:
+            break
+        if number == following:
+            texts.append(example[0])
+            following = next(numbers)
+    return texts
+
+
+def false_negatives(batches: Iterable[Float[np.ndarray, "_ H"]], threshold: float) -> dict[str, float]:
+    """How often two sentences of a batch are alike.
+
+    Args:
+      batches: unit vectors of the anchors of each step.
+      threshold: two different rows of a batch with a greater cosine are a false negative of each other.
+
+    Returns:
+      `false_negative_pairs`: share of all (anchor, other) pairs; `false_negative_anchors`: share of anchors with at
+      least one; `false_negatives`: their mean number an anchor. NaN where there is no pair.
+    """
+    pairs = anchors = found = affected = 0
+    for vectors in batches:
+        n = len(vectors)
+        pairs, anchors = pairs + n * (n - 1), anchors + n
+        for start in range(0, n, _BLOCK):
+            similar = vectors[start : start + _BLOCK] @ vectors.T > threshold
+            rows = np.arange(len(similar))
+            similar[rows, start + rows] = False
+            counts = np.count_nonzero(similar, axis=1)
+            found, affected = found + int(counts.sum()), affected + int(np.count_nonzero(counts))
+    share = found / pairs if pairs else float("nan")
+    return {
+        "false_negative_pairs": share,
+        "false_negative_anchors": affected / anchors if pairs else float("nan"),
+        "false_negatives": found / anchors if pairs else float("nan"),
+    }

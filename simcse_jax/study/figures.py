@@ -1,0 +1,154 @@
+"""The figures of a study, through matplotlib's object-oriented interface; nothing is shown on a screen."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simcse_jax.study.grid import Cell, Study
+from simcse_jax.study.table import Row, mean_sd, values
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = {"constant": "#0072B2", "sqrt": "#D55E00", "linear": "#009E73"}
+_MARKERS = {"constant": "o", "sqrt": "s", "linear": "^"}
+_STYLE: dict[Any, Any] = {
+    **{"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False},
+    **{"axes.grid": True, "grid.color": "#e3e3e3", "axes.axisbelow": True, "legend.frameon": False},
+    **{"svg.hashsalt": "simcse_jax", "svg.fonttype": "none"},
+}
+
+Draw = Callable[[list["Axes"]], None]
+Panel = tuple[str, str, str, bool]
+"""Measure, title, label of the axis, logarithmic or not."""
+
+
+def write_figures(study: Study, rows: list[Row], measures: dict[Cell, Any], before: dict[str, float]) -> list[str]:
+    """Writes each figure as .png and .svg.
+
+    Args:
+      study: the study, whose folder takes them.
+      rows: from `rows_of`.
+      measures: of each cell, for the paths.
+      before: test scores before training.
+
+    Returns:
+      Their names, without ending; a figure of which nothing was measured is left out.
+    """
+    from matplotlib import rc_context
+
+    spread = f"mean and standard deviation over {len(study.seeds)} seeds"
+    score = [("dev", "Dev", "Spearman × 100", False), ("test", "Test average", "Spearman × 100", False)]
+    hardness = [
+        ("loss", "Loss, last quarter of steps", "nats", False),
+        ("effective_negatives", "Effective number of negatives", "perplexity", True),
+        ("false_negatives", "False negatives an anchor", "number", True),
+        ("false_negative_anchors", "Anchors with a false negative", "share", False),
+    ]
+    dynamics = [
+        ("noise_scale_before", "Gradient noise scale, before training", "examples", True),
+        ("noise_scale", "Gradient noise scale, selected parameters", "examples", True),
+        ("steps_per_second", "Speed", "steps / s", True),
+        ("memory_bytes", "Peak memory", "GB", False),
+    ]
+    written = []
+    with rc_context(_STYLE):
+        for name, panels, title in (
+            ("score", score, "Score against global batch"),
+            ("hardness", hardness, "Hardness of the negatives against global batch"),
+            ("dynamics", dynamics, "Gradient noise and cost against global batch"),
+        ):
+            panels = [panel for panel in panels if len(values(rows, panel[0]))]
+            if panels:
+                baseline = {"test": before["Avg."], "dev": float(np.mean(values(rows, "dev_before")))}
+                draw = _lines(study, rows, panels, baseline if name == "score" else {})
+                _write(study.folder / name, draw, f"{title} ({spread})", len(panels))
+                written.append(name)
+        if any(len(m.get("path", [])) > 1 for m in measures.values()):
+            draw = _paths(study, measures)
+            title = "Alignment and uniformity on the dev pairs during training (× start, ● end)"
+            _write(study.folder / "path", draw, title, len(study.rules), share=True)
+            written.append("path")
+    return written
+
+
+def _write(file: Path, draw: Draw, title: str, panels: int, share: bool = False) -> None:
+    from matplotlib.figure import Figure
+
+    rows = 1 if panels < 4 else 2
+    columns = -(-panels // rows)
+    figure = Figure(figsize=(4.2 * columns, 3.4 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
+    draw(list(axes.flat))
+    figure.suptitle(title, fontsize=12)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.savefig(file.with_suffix(".png"), dpi=150)
+    figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
+
+
+def _lines(study: Study, rows: list[Row], panels: list[Panel], baseline: dict[str, float]) -> Draw:
+    """A panel a measure: one line a rule, its bars the standard deviation over seeds."""
+    batches = sorted(study.batch_sizes)
+
+    def draw(axes: "list[Axes]") -> None:
+        for a, (name, title, unit, logarithmic) in zip(axes, panels, strict=False):
+            a.set_xscale("log", base=2)
+            logarithmic = logarithmic and bool(np.all(values(rows, name) > 0))
+            if logarithmic:
+                _logarithmic(a)
+            for number, rule in enumerate(study.rules):
+                # A little apart, so that equal figures do not hide each other.
+                x = np.array(batches) * 2.0 ** (0.1 * (number - (len(study.rules) - 1) / 2))
+                found = [values(rows, name, batch_size=b, rule=rule) for b in batches]
+                mean, sd = np.array([mean_sd(y / 1e9 if unit == "GB" else y) for y in found]).T
+                # On a logarithmic axis a bar that reaches below zero would have no end.
+                low = np.minimum(sd, 0.9 * np.abs(mean)) if logarithmic else sd
+                style: dict[str, Any] = {"marker": _MARKERS[rule], "markersize": 5, "linewidth": 1.4, "capsize": 2.5}
+                bars = np.nan_to_num(np.stack([low, sd]))
+                a.errorbar(x, mean, bars, label=f"{rule} learning rate", color=_COLOURS[rule], **style)
+            if name in baseline:
+                a.axhline(baseline[name], color="#555555", linestyle=":", linewidth=1.3, label="before training")
+            a.set_xticks(batches, [f"{b:,}" for b in batches])
+            a.minorticks_off()
+            a.set(title=title, ylabel=unit, xlabel="global batch (examples)")
+        for unused in axes[len(panels) :]:
+            unused.set_axis_off()
+
+    return draw
+
+
+def _logarithmic(axes: "Axes") -> None:
+    """A logarithmic y axis whose labels are plain numbers, a few to each power of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 1000 else f"{y:g}"))
+
+
+def _paths(study: Study, measures: dict[Cell, Any]) -> Draw:
+    """A panel a rule: the mean path of each batch over seeds, the seeds' own paths thin."""
+    from matplotlib import colormaps
+
+    batches = sorted(study.batch_sizes)
+    colours = colormaps["viridis"](np.linspace(0.0, 0.88, len(batches)))
+
+    def draw(axes: "list[Axes]") -> None:
+        for a, rule in zip(axes, study.rules, strict=False):
+            for batch, colour in zip(batches, colours, strict=True):
+                found = [measures[study.cell(batch, rule, seed)].get("path", []) for seed in study.seeds]
+                paths = [np.array(path, np.float64)[:, 1:] for path in found if len(path) > 1]
+                for path in paths:
+                    a.plot(path[:, 1], path[:, 0], color=colour, linewidth=0.7, alpha=0.45)
+                if paths and len({len(path) for path in paths}) == 1:
+                    alignment, uniformity = np.mean(paths, axis=0).T
+                    a.plot(uniformity, alignment, color=colour, linewidth=1.8, label=f"batch {batch:,}")
+                    a.plot(uniformity[-1:], alignment[-1:], color=colour, marker="o", markersize=6)
+                    a.plot(uniformity[:1], alignment[:1], color="black", marker="x", markersize=6, zorder=5)
+            a.set(title=f"{rule} learning rate", xlabel="uniformity (lower: more uniform)")
+        axes[0].set_ylabel("alignment (lower: closer)")
+
+    return draw

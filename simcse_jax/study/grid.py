@@ -1,0 +1,161 @@
+"""What a study is: its settings, its cells, and the training run of each cell."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from simcse_jax import config as configs
+from simcse_jax import run
+from simcse_jax.config import Config
+from simcse_jax.errors import InputError
+from simcse_jax.model.pooling import PoolerName
+
+Rule = Literal["constant", "sqrt", "linear"]
+EXPONENTS: dict[str, float] = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0, "reference": 0.0}
+"""lr(B) = lr_ref · (B / B_ref)^exponent."""
+
+_LOGGED = 64  # lines of training metrics a cell, of which the last quarter is averaged
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of the grid."""
+
+    batch_size: int
+    rule: Literal["constant", "sqrt", "linear", "reference"]
+    """`reference` at the reference batch, where all rules are one run."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"batch{self.batch_size}-{self.rule}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of training runs that differ in global batch, learning-rate rule and seed."""
+
+    base: Config = field(default_factory=Config)
+    """What all runs share. Its output, seed, batch_size, epochs, max_steps, log_every, evaluation.every and .patience
+    and checkpoint.every are the study's to set; its learning rate is that of the reference batch."""
+    output: str = "runs/study"
+    """Study folder. A study that exists there with the same settings is continued; batch sizes, rules and seeds may be
+    added."""
+    batch_sizes: tuple[int, ...] = (16, 64, 256, 1024)
+    """Global batches."""
+    rules: tuple[Rule, ...] = ("constant", "sqrt", "linear")
+    """Learning rate by batch: lr · (B / reference_batch_size) to the power 0, 1/2 or 1."""
+    seeds: tuple[int, ...] = (42, 43, 44)
+    """A run of each cell with each."""
+    reference_batch_size: int = 64
+    """The batch that base.optimizer.learning_rate is meant for."""
+    sentences: int = 0
+    """Budget of each run in examples: it takes as many steps as see at least these. 0: `steps` counts."""
+    steps: int = 0
+    """Budget of each run in steps. 0: `sentences` counts."""
+    evaluations: int = 8
+    """Evaluations on base.evaluation.dev during each run, besides the one before the first step."""
+    reference_model: str = ""
+    """Frozen model that says which negatives are false; base.model.path where empty."""
+    reference_pooler: PoolerName | None = None
+    """Its pooler; where not given, the one saved with reference_model, or that of base.model."""
+    false_negative_threshold: float = 0.7
+    """Two training sentences whose cosine under the frozen model is above this are a false negative of each other."""
+    noise_scale_batches: int = 4
+    """Batches whose gradients estimate the gradient noise scale, two or more, fewer where the text has not as many; 0
+    leaves it out."""
+    noise_scale_sentences: int = 0
+    """For small batches: take as many more batches as fit in this many sentences."""
+    keep_checkpoints: bool = False
+    """Keep the checkpoints of cells that are measured."""
+
+    def validate(self) -> None:
+        """Raises `InputError` for a value that no study can use."""
+        configs.check_types(self)
+        for name in ("batch_sizes", "rules", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise InputError(f"{name} is {list(values)}; give at least one, each once")
+        if bool(self.sentences) == bool(self.steps) or min(self.sentences, self.steps) < 0:
+            raise InputError(
+                f"the budget is sentences {self.sentences} and steps {self.steps}: set one of them, the other 0"
+            )
+        for name in ("reference_batch_size", "evaluations"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be greater than 0")
+        if not -1 <= self.false_negative_threshold < 1:
+            raise InputError(
+                f"false_negative_threshold is {self.false_negative_threshold}; a cosine from -1 to below 1 was expected"
+            )
+        if self.noise_scale_batches < 0 or self.noise_scale_batches == 1 or self.noise_scale_sentences < 0:
+            raise InputError(
+                f"noise_scale_batches is {self.noise_scale_batches} and noise_scale_sentences "
+                f"{self.noise_scale_sentences}: batches must be 0 (off) or at least 2, sentences 0 or more"
+            )
+        if not self.base.evaluation.dev or not self.base.evaluation.test:
+            raise InputError(
+                "a study compares scores: name a dev task in base.evaluation.dev and test tasks in base.evaluation.test"
+            )
+        for cell in self.cells():
+            self.config(cell).validate()
+
+    @property
+    def folder(self) -> Path:
+        """The study folder."""
+        return Path(self.output).expanduser()
+
+    def cell(self, batch_size: int, rule: Rule, seed: int) -> Cell:
+        """The run that stands for a point of the grid."""
+        return Cell(batch_size, "reference" if batch_size == self.reference_batch_size else rule, seed)
+
+    def cells(self) -> list[Cell]:
+        """The distinct runs, seed by seed."""
+        grid = [self.cell(b, r, s) for s in self.seeds for b in self.batch_sizes for r in self.rules]
+        return list(dict.fromkeys(grid))
+
+    def cell_folder(self, cell: Cell) -> Path:
+        """The run folder of a cell."""
+        return self.folder / "cells" / cell.name
+
+    def learning_rate(self, cell: Cell) -> float:
+        """lr(B) = lr_ref · (B / B_ref)^exponent of the rule."""
+        ratio = cell.batch_size / self.reference_batch_size
+        return self.base.optimizer.learning_rate * ratio ** EXPONENTS[cell.rule]
+
+    def steps_of(self, cell: Cell) -> int:
+        """Steps of a cell: the budget's, or as many as see its sentences."""
+        return self.steps or -(-self.sentences // cell.batch_size)
+
+    def config(self, cell: Cell) -> Config:
+        """The training run of a cell."""
+        base, steps = self.base, self.steps_of(cell)
+        every = max(1, steps // self.evaluations)
+        return replace(
+            base,
+            output=str(self.cell_folder(cell)),
+            seed=cell.seed,
+            batch_size=cell.batch_size,
+            epochs=1,
+            max_steps=steps,
+            log_every=max(1, steps // _LOGGED),
+            optimizer=replace(base.optimizer, learning_rate=self.learning_rate(cell)),
+            # The study scores the test tasks itself, once a cell.
+            evaluation=replace(base.evaluation, every=every, patience=0, test=()),
+            checkpoint=replace(base.checkpoint, every=every),
+        )
+
+
+# Fields of the base config that `Study.config` sets.
+_SET_BY_STUDY = (
+    *("output", "seed", "batch_size", "epochs", "max_steps", "log_every"),
+    *("evaluation.every", "evaluation.patience", "checkpoint.every"),
+)
+# Fields of a study that may change while its cells stay what they are.
+_FREE = ("base.", "output", "batch_sizes", "rules", "seeds", "keep_checkpoints")
+
+
+def changes(before: Study, now: Study) -> list[str]:
+    """Names of the fields that differ and make a cell of `now` another than that of `before`."""
+    own = [name for name in configs.differences(before, now) if not name.startswith(_FREE)]
+    return own + [f"base.{n}" for n in run.changes(before.base, now.base) if n not in _SET_BY_STUDY]

@@ -1,0 +1,157 @@
+"""What is measured of a trained cell."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from simcse_jax import hf
+from simcse_jax.data.batches import EpochOrder
+from simcse_jax.data.corpus import open_corpus
+from simcse_jax.data.tokens import tokenize_corpus
+from simcse_jax.embedder import build_model, load_model
+from simcse_jax.encode import BatchEncoder
+from simcse_jax.errors import InputError
+from simcse_jax.evaluation.sts import evaluate, load_task
+from simcse_jax.hf import Params
+from simcse_jax.prepare import initial_params
+from simcse_jax.sharding import check_batch_size, make_mesh, put, state_sharding
+from simcse_jax.study.false_negatives import Reference, false_negatives, load_reference, reference_pooler
+from simcse_jax.study.grid import Cell, Study
+from simcse_jax.study.noise_scale import Gradient, batch_gradients, make_gradient, noise_scale
+
+Measures = dict[str, Any]
+
+
+class Meter:
+    """Measures cells; what they share is loaded once."""
+
+    def __init__(self, study: Study) -> None:
+        """Loads model, text and tasks, and checks the study against them.
+
+        Raises:
+          InputError: see `prepare`; also a batch that the text does not fill or that the devices do not divide.
+        """
+        config = study.base
+        self._study = study
+        self._mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+        self._tasks = [load_task(name, config.evaluation.data, "test") for name in config.evaluation.test]
+        checkpoint = hf.read_checkpoint(config.model.path)
+        self._model = build_model(checkpoint.config, config.model)
+        tokenizer = hf.load_tokenizer(checkpoint.folder)
+        self._encoder = BatchEncoder(self._model, tokenizer, self._mesh)
+        self._corpus = open_corpus(config.data)
+        self.tokens = tokenize_corpus(
+            self._corpus, tokenizer, config.data.max_length, config.data.cache, jax.process_index() == 0
+        )
+        for batch_size in study.batch_sizes:
+            check_batch_size(self._mesh, batch_size)
+            if batch_size > len(self.tokens):
+                raise InputError(
+                    f"batch_sizes holds {batch_size} but {config.data.train} has {len(self.tokens):,} examples: "
+                    "leave out batches larger than the data"
+                )
+        self._gradients: dict[int, Gradient] = {}  # by batch size
+        self._reference: Reference | None = None
+        self._noise_before: dict[tuple[int, int], float] = {}
+
+    def initial_scores(self) -> dict[str, float]:
+        """Test scores before training, with the parameters of the first seed."""
+        return self._test(self._initial(self._study.cells()[0]))
+
+    def __call__(self, cell: Cell, results: dict[str, Any]) -> Measures:
+        """Measures a cell whose training has ended.
+
+        Args:
+          cell: the cell.
+          results: what `train` returned.
+
+        Returns:
+          Scores, and the names that the columns of study.csv explain; `path` holds [step, alignment, uniformity] on
+          the dev pairs, evaluation by evaluation.
+        """
+        study, folder = self._study, self._study.cell_folder(cell)
+        steps = study.steps_of(cell)
+        params = load_model(folder).params
+        test = self._test(params)
+        seconds = results.get("seconds") or math.nan
+        if cell.batch_size not in self._gradients:
+            config = replace(study.config(cell), micro_batch=results["micro_batch"])
+            self._gradients[cell.batch_size] = make_gradient(config, self._model, self._mesh, params)
+        key = cell.batch_size, cell.seed  # before training, all rules are one
+        if key not in self._noise_before:
+            self._noise_before[key] = self._noise(cell, self._initial(cell))
+        return {
+            "best_step": results["best_step"],
+            "dev": results["dev"],
+            "test": test.pop("Avg."),
+            **{f"test_{Path(name).stem}": score for name, score in test.items()},
+            **from_log(folder / "metrics.jsonl", steps, results["best_step"]),
+            **self._false_negatives(cell),
+            "noise_scale_before": self._noise_before[key],
+            "noise_scale": self._noise(cell, params),
+            "seconds": seconds,
+            "steps_per_second": results["steps"] / seconds,
+            "memory_bytes": results["memory"],
+        }
+
+    def _test(self, params: Params) -> dict[str, float]:
+        reported: dict[str, float] = evaluate(self._tasks, lambda s: self._encoder(params, s))["reported"]
+        return reported
+
+    def _initial(self, cell: Cell) -> Params:
+        initial = initial_params(self._study.config(cell), self._model)
+        if callable(initial):
+            return jax.jit(initial, out_shardings=state_sharding(self._mesh, jax.eval_shape(initial)))()
+        return put(initial, state_sharding(self._mesh, initial))
+
+    def _noise(self, cell: Cell, params: Params) -> float:
+        study, size = self._study, cell.batch_size
+        wanted = max(study.noise_scale_batches, study.noise_scale_sentences // size)
+        count = min(wanted, len(self.tokens) // size)  # batches that share examples are not independent
+        if not study.noise_scale_batches or count < 2:
+            return math.nan
+        gradients = batch_gradients(self._gradients[size], params, self.tokens, self._mesh, size, cell.seed, count)
+        return noise_scale(gradients, size)
+
+    def _batches(self, cell: Cell) -> list[np.ndarray]:
+        """The examples of each step of a cell."""
+        order = EpochOrder(len(self.tokens), cell.batch_size, cell.seed)
+        return [order.examples(step) for step in range(self._study.steps_of(cell))]
+
+    def _false_negatives(self, cell: Cell) -> Measures:
+        study = self._study
+        if self._reference is None:
+            wanted = np.unique(np.concatenate([batch for c in study.cells() for batch in self._batches(c)]))
+            model = study.reference_model or study.base.model.path
+            pooler = study.reference_pooler or (None if study.reference_model else reference_pooler(study.base))
+            file = study.folder / "reference.npz"
+            self._reference = load_reference(file, model, pooler, study.base, self._corpus, wanted)
+        batches, reference = self._batches(cell), self._reference
+        shares = false_negatives((reference.of(batch) for batch in batches), study.false_negative_threshold)
+        return {"sentences": sum(map(len, batches)), **shares}
+
+
+def from_log(file: Path, steps: int, best_step: int | None) -> Measures:
+    """What metrics.jsonl of a run says: means over the last quarter of its steps, and the dev figures."""
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    late = [line for line in lines if "loss" in line and line["step"] > 0.75 * steps]
+    names = ("loss", "effective_negatives", "positive_similarity", "negative_similarity")
+    dev = {line["step"]: line for line in lines if "dev" in line}
+    selected = dev.get(best_step, {})
+    return {
+        **{name: float(np.mean([_number(line.get(name)) for line in late])) for name in names},
+        "dev_before": _number(dev.get(0, {}).get("dev")),
+        "dev_last": _number(dev.get(steps, {}).get("dev")),
+        "alignment": _number(selected.get("dev_alignment")),
+        "uniformity": _number(selected.get("dev_uniformity")),
+        "path": [[s, _number(d.get("dev_alignment")), _number(d.get("dev_uniformity"))] for s, d in dev.items()],
+    }
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,84 @@
+"""The gradient noise scale (McCandlish et al., arXiv 1812.06162) of a loss that is no sum over examples.
+
+InfoNCE couples the examples of a batch, so noise is defined for the gradient of a whole batch: with gradients g_1 … g_k
+of k independent batches of B examples at the same parameters and ḡ their mean,
+
+    S = Σ_i ‖g_i − ḡ‖² / (k − 1),   |G|² = ‖ḡ‖² − S / k,   noise scale = B · S / |G|²   (in examples).
+
+S and |G|² are without bias; the ratio is not, and where the estimate of |G|² is not positive it is NaN. Dropout is part
+of a gradient's noise. The expected gradient itself depends on B, through the number of negatives.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from simcse_jax import rng
+from simcse_jax.config import Config
+from simcse_jax.data.batches import EpochOrder, load_rows
+from simcse_jax.data.tokens import TokenTable
+from simcse_jax.hf import Params
+from simcse_jax.model import SentenceEncoder
+from simcse_jax.sharding import put_batch
+from simcse_jax.step import Batch, make_loss
+
+Gradient = Callable[[Params, Batch, Array], Params]
+
+
+def noise_scale(gradients: Iterable[Any], batch_size: int) -> float:
+    """The noise scale, in examples, from the gradients of two or more batches of `batch_size`, each a tree.
+
+    Two trees are held at a time: the mean and the latest (Welford's recurrence).
+    """
+    mean, total, k = None, jnp.zeros(()), 0
+    for k, gradient in enumerate(gradients, 1):
+        if mean is None:
+            mean = gradient
+        else:
+            mean, total = _accumulate(mean, total, gradient, k)
+    variance = float(total) / (k - 1)
+    square = float(optax.tree.norm(mean, squared=True)) - variance / k
+    return batch_size * variance / square if square > 0 else float("nan")
+
+
+@partial(jax.jit, donate_argnums=0)
+def _accumulate(
+    mean: Any, total: Float[Array, ""], gradient: Any, k: Int[Array, ""] | int
+) -> tuple[Any, Float[Array, ""]]:
+    """Mean of k gradients and Σ ‖g_i − mean‖², from those of k − 1."""
+    deviation = optax.tree.sub(gradient, mean)
+    mean = optax.tree.add(mean, optax.tree.scale(1 / k, deviation))
+    return mean, total + optax.tree.vdot(deviation, optax.tree.sub(gradient, mean))
+
+
+def make_gradient(config: Config, model: SentenceEncoder, mesh: Mesh, params: Any) -> Gradient:
+    """The gradient of a run's training loss: `params, batch, dropout key -> gradient`.
+
+    Args:
+      config: the run, with a number for `micro_batch`.
+      model: the module.
+      mesh: the mesh.
+      params: the parameters, or their `ShapeDtypeStruct`s.
+    """
+    gradient = jax.grad(make_loss(config, model, mesh, params), has_aux=True)
+    return jax.jit(lambda params, batch, key: gradient(params, batch, key)[0])
+
+
+def batch_gradients(
+    gradient: Gradient, params: Params, tokens: TokenTable, mesh: Mesh, batch_size: int, seed: int, count: int
+) -> Iterator[Params]:
+    """Gradients of `count` whole batches, in an order of examples and with dropout noise that no training run has.
+
+    They are independent where no two share an example: `count` · `batch_size` must not exceed the examples.
+    """
+    order = EpochOrder(len(tokens), batch_size, 2**32 + seed)  # the seeds of runs are below 2**32
+    for i in range(count):
+        rows = partial(load_rows, tokens, order, i)
+        yield gradient(params, put_batch(mesh, batch_size, rows), rng.key(seed, "noise_scale", i))

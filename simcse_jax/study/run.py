@@ -1,0 +1,152 @@
+"""Running a study: cell by cell, each measured once.
+
+study.json                the settings and the fingerprint of the training text
+initial.json              test scores before training
+reference.npz             the frozen model's vectors of the sentences that cells train on
+cells/<name>/             the run folder of a cell
+cells/<name>/cell.json    what was measured of it: there once the cell is done
+study.csv, report.md, *.png, *.svg
+"""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from simcse_jax import config as configs
+from simcse_jax.errors import InputError, reason
+from simcse_jax.files import write_json
+from simcse_jax.sharding import join_processes
+from simcse_jax.study.grid import Cell, Study, changes
+from simcse_jax.study.measure import Measures, Meter
+from simcse_jax.study.report import write_report
+from simcse_jax.train import TrainingDiverged, train
+
+
+def run_study(study: Study) -> dict[str, Any]:
+    """Trains and measures the cells that are not done yet, and writes table, figures and report.
+
+    Returns:
+      `{"cells": n, "report": path}`; or `{"stopped": name of the cell, "done": n}` when a signal ended it early.
+
+    Raises:
+      InputError: see `prepare`; also a study folder made with other settings or from other text.
+    """
+    study.validate()
+    join_processes(study.base.multi_host)
+    folder = study.folder
+    fingerprint = _check_folder(study)
+    cells = study.cells()
+    done = {cell: measures for cell in cells if (measures := _read(study, cell)) is not None}
+    if len(done) < len(cells) or not (folder / "initial.json").is_file():
+        _echo(f"study     {len(cells)} cells, {len(done)} of them done, in {folder}")
+        meter = Meter(study)
+        if fingerprint not in (None, meter.tokens.fingerprint):
+            raise InputError(
+                f"{folder} was made from other text than {study.base.data.train} now holds: choose another --output"
+            )
+        _make_folder(folder)
+        _save(folder / "study.json", {"study": configs.to_dict(study), "data_fingerprint": meter.tokens.fingerprint})
+        if not (folder / "initial.json").is_file():
+            _save(folder / "initial.json", meter.initial_scores())
+        for number, cell in enumerate(cells, 1):
+            if cell not in done:
+                _echo(f"cell      {number} of {len(cells)}: {cell.name}")
+                measures = _run(study, cell, meter)
+                if measures is None:
+                    return {"stopped": cell.name, "done": len(done)}
+                done[cell] = measures
+    elif fingerprint is not None:
+        _save(folder / "study.json", {"study": configs.to_dict(study), "data_fingerprint": fingerprint})
+    for cell in cells if not study.keep_checkpoints else []:
+        _drop_checkpoints(study, cell)
+    if jax.process_index() == 0:
+        write_report(study, done, json.loads((folder / "initial.json").read_text("utf-8")))
+    return {"cells": len(cells), "report": str(folder / "report.md")}
+
+
+def _run(study: Study, cell: Cell, meter: Meter) -> Measures | None:
+    """Trains and measures a cell; None where a signal stopped it."""
+    try:
+        results = train(study.config(cell))
+    except TrainingDiverged as error:
+        _echo(f"{cell.name} diverged: {error}")
+        measures: Measures = {"diverged": str(error)}
+    else:
+        if "stopped" in results:
+            return None
+        measures = _finite(meter(cell, results))
+    _save(study.cell_folder(cell) / "cell.json", measures)
+    if not study.keep_checkpoints:
+        _drop_checkpoints(study, cell)
+    return measures
+
+
+def _check_folder(study: Study) -> str | None:
+    """The text's fingerprint of the study that is in the folder, None where there is none.
+
+    Raises:
+      InputError: the folder holds a study with other settings, or something else.
+    """
+    folder, file = study.folder, study.folder / "study.json"
+    if not file.is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"output {folder} exists and is not a study: choose another --output, or remove it")
+        return None
+    try:
+        about = json.loads(file.read_text("utf-8"))
+        before, fingerprint = configs.from_dict(Study, about["study"]), str(about["data_fingerprint"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is not a study's settings ({reason(error)})") from error
+    if changed := changes(before, study):
+        shown = "; ".join(
+            f"{n} was {configs.field_value(before, n)!r}, is {configs.field_value(study, n)!r}" for n in changed
+        )
+        raise InputError(
+            f"{folder} is a study with other settings ({shown}): give the same or another --output; "
+            "only batch_sizes, rules and seeds may be extended"
+        )
+    return fingerprint
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output {folder} cannot be made ({reason(error)}): choose another --output") from error
+
+
+def _finite(value: Any) -> Any:
+    """Without figures that are not finite, for which JSON has no word."""
+    if isinstance(value, dict):
+        return {name: _finite(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read(study: Study, cell: Cell) -> Measures | None:
+    file = study.cell_folder(cell) / "cell.json"
+    if not file.is_file():
+        return None
+    measures: Measures = json.loads(file.read_text("utf-8"))
+    return measures
+
+
+def _drop_checkpoints(study: Study, cell: Cell) -> None:
+    if jax.process_index() == 0:
+        shutil.rmtree(study.cell_folder(cell) / "checkpoints", ignore_errors=True)
+
+
+def _save(file: Path, value: dict[str, Any]) -> None:
+    if jax.process_index() == 0:
+        write_json(file, value)
+
+
+def _echo(text: str) -> None:
+    if jax.process_index() == 0:
+        tqdm.write(text)
