@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from simcse_jax.cli import main
-from simcse_jax.config import Config, DataConfig, MeshConfig, ModelConfig, load_config_file
+from simcse_jax.config import Config, DataConfig, MeshConfig, ModelConfig, ObjectiveConfig, load_config_file
 from simcse_jax.embedder import build_model, init_params
 from simcse_jax.errors import InputError
 from simcse_jax.hlo import Collective
@@ -131,7 +131,8 @@ def test_tpu(encoder: Path, topology: str) -> None:
 
 @pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
 def test_what_does_not_fit_is_said(encoder: Path) -> None:
-    p = plan(run_of(encoder, 2**17), "v5e:1x1")
+    dense = ObjectiveConfig(implementation="dense")
+    p = plan(replace(run_of(encoder, 2**17), objective=dense, micro_batch=1024), "v5e:1x1")
     assert p.fits is False
     assert p.memory_needed is not None
     assert p.memory_limit is not None
@@ -146,6 +147,41 @@ def test_what_does_not_fit_is_said(encoder: Path) -> None:
 def test_gpu(encoder: Path, topology: str) -> None:
     p = plan(run_of(encoder, dtype="bfloat16"), topology)
     check_accelerator(p, 8)
+
+
+def ring(encoder: Path, topology: str) -> Plan:
+    """A step of 1,024 triplets in tiles, encoded eight at a time."""
+    objective = ObjectiveConfig(implementation="tiled", block_size=16)
+    return plan(replace(run_of(encoder, 1024), objective=objective, micro_batch=8), topology)
+
+
+def check_ring(p: Plan) -> None:
+    """The keys go round, W − 1 times forward and 2W − 1 backward with their gradients, and nothing gathers them."""
+    assert p.tiled
+    share = 2 * 1024 * WIDTH * 4 // p.devices
+    passed = [c for c in p.collectives if c.kind == "collective-permute" and c.bytes >= share]
+    assert sum(c.count or 0 for c in passed) == 3 * p.devices - 2
+    assert not [c for c in p.collectives if c.kind in ("all-gather", "all-to-all") and c.bytes >= share]
+    # Once a step, however many chunks.
+    assert all(c.count == 1 for c in p.collectives if c.kind in ("all-reduce", "reduce-scatter"))
+
+
+def test_ring_on_cpus(encoder: Path) -> None:
+    check_ring(ring(encoder, "cpu:8"))
+
+
+@pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
+def test_ring_on_tpu(encoder: Path) -> None:
+    p = ring(encoder, "v5e:4x4")
+    check_ring(p)
+    turns = [c for c in p.collectives if c.kind == "collective-permute" and (c.count or 0) > 1]
+    assert turns
+    assert all(c.overlapped for c in turns)
+
+
+@pytest.mark.skipif(NO_GPU, reason="jax-cuda13-plugin, the compiler for GPUs, is not installed")
+def test_ring_on_gpus(encoder: Path) -> None:
+    check_ring(ring(encoder, "h200:8"))
 
 
 def check_accelerator(p: Plan, devices: int) -> None:
@@ -177,6 +213,8 @@ KNOWN = Plan(
     fsdp=1,
     batch_size=1024,
     columns=1,
+    micro_batch=64,
+    tiled=True,
     compile_seconds=1.0,
     memory=LARGE,
     memory_needed=LARGE.total,
@@ -220,7 +258,7 @@ def test_table_of_known_figures() -> None:
     assert KNOWN.pairs_per_second == 2048
     assert KNOWN.sent == 2 * 2 * 15 / 16 * 4_000_000 + 6
     table = format_plans([KNOWN])
-    row = "v5e:4x4 16 1,024 20.00 16.91 NO 3,000.0 15.0 500.00 250.00 125.00 500.00 2,048"
+    row = "v5e:4x4 16 1,024 64 tiled 20.00 16.91 NO 3,000.0 15.0 500.00 250.00 125.00 500.00 2,048"
     assert table.splitlines()[1].split() == row.split()
     assert "all-reduce         over   16:     2 × 4.000 MB on average, a device sends 15.000 MB" in table
     assert "all-gather         over    4: ? times" in table
