@@ -39,7 +39,8 @@ def write_figures(study: Study, rows: list[Row], measures: dict[Cell, Any], befo
     """
     from matplotlib import rc_context
 
-    spread = f"mean and standard deviation over {len(study.seeds)} seeds"
+    seeds = len(study.seeds)
+    spread = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     score = [("dev", "Dev", "Spearman × 100", False), ("test", "Test average", "Spearman × 100", False)]
     hardness = [
         ("loss", "Loss, last quarter of steps", "nats", False),
@@ -68,7 +69,7 @@ def write_figures(study: Study, rows: list[Row], measures: dict[Cell, Any], befo
                 written.append(name)
         if any(len(m.get("path", [])) > 1 for m in measures.values()):
             draw = _paths(study, measures)
-            title = "Alignment and uniformity on the dev pairs during training (× start, ● end)"
+            title = "Alignment and uniformity of the dev pairs during training (× start, ● end)"
             _write(study.folder / "path", draw, title, len(study.rules), share=True)
             written.append("path")
     return written
@@ -79,7 +80,7 @@ def _write(file: Path, draw: Draw, title: str, panels: int, share: bool = False)
 
     rows = 1 if panels < 4 else 2
     columns = -(-panels // rows)
-    figure = Figure(figsize=(4.2 * columns, 3.4 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(max(4.2 * columns, 7.0), 3.4 * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
     draw(list(axes.flat))
     figure.suptitle(title, fontsize=12)

@@ -62,8 +62,8 @@ def write_report(study: Study, measures: dict[Cell, dict[str, Any]], before: dic
         "## What was found",
         "\n".join(f"- {sentence}" for sentence in findings(study, rows, before)),
         "## By batch and rule",
-        f"Mean ± standard deviation over {len(study.seeds)} seeds. The run at the reference batch is the same for all "
-        "rules. Every figure of every run is in [study.csv](study.csv).",
+        f"Mean ± standard deviation over seeds ({len(study.seeds)}). The run at the reference batch is the same for "
+        "all rules. Every figure of every run is in [study.csv](study.csv).",
         _table(study, rows),
         "## How figures move with the batch",
         "Least squares over runs, ± standard error. *Exponent*: p in figure ∝ batch^p. *Each doubling*: what a batch "
