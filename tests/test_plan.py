@@ -201,6 +201,10 @@ def check_accelerator(p: Plan, devices: int) -> None:
     assert [c.bytes for c in p.collectives if c.kind == "all-gather" and c.bytes > 1000] == [
         pytest.approx(2 * 32 * WIDTH * 4, abs=32)
     ]
+    # Each device's gradient is widened to float32 before it is summed over devices.
+    sums = [c for c in p.collectives if c.kind in ("all-reduce", "reduce-scatter") and c.bytes > 1000]
+    assert sums
+    assert {kind for c in sums for kind, _ in c.arrays} == {"f32"}
     assert p.step_seconds == max(p.seconds.values()) > 0
     assert set(p.seconds) == {"compute", "memory", "communication"}
 

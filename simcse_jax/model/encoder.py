@@ -202,9 +202,23 @@ class Encoder(nn.Module):
           The hidden states hs[0..n], n the number of layers: embedding output first, last layer last.
         """
         x = Embeddings(self.config, self.dtype, self.param_dtype, name="embeddings")(input_ids, rows)
-        layer = nn.remat(Layer) if self.remat else Layer
-        hidden_states = [x]
-        for i in range(self.config.num_hidden_layers):
-            x = layer(self.config, self.dtype, self.param_dtype, name=f"layer_{i}")(x, mask, rows)
-            hidden_states.append(x)
-        return tuple(hidden_states)
+        names = [f"layer_{i}" for i in range(self.config.num_hidden_layers)]
+        if self.is_initializing():
+            for name in names:
+                Layer(self.config, self.dtype, self.param_dtype, name=name)(x, mask, rows)
+            return (x,) * (len(names) + 1)
+
+        # Compiled once, not once a layer: a large model takes a compiler for TPUs minutes otherwise.
+        layer = Layer(self.config, self.dtype, self.param_dtype, parent=None)
+        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self.variables["params"][name] for name in names))
+        key = None if rows is None else self.make_rng("dropout")
+
+        def body(x: Array, at: tuple[Any, Array]) -> tuple[Array, Array]:
+            weights, i = at
+            rngs = None if key is None else {"dropout": jax.random.fold_in(key, i)}
+            x = jnp.asarray(layer.apply({"params": weights}, x, mask, rows, rngs=rngs))
+            return x, x
+
+        body = jax.checkpoint(body) if self.remat else body
+        _, states = jax.lax.scan(body, x, (params, jnp.arange(len(names))))
+        return (x, *states)
