@@ -219,19 +219,19 @@ def test_dropout_acts_where_it_does_in_transformers(
 
 
 def shapes_of_noise(function: Callable[..., Any], *arguments: Any) -> list[tuple[int, ...]]:
-    """Shape of every random draw in the jaxpr of a function."""
-    shapes = []
+    """Shape of every random draw in the jaxpr of a function, in order, those in a scan as often as it runs."""
 
-    def visit(jaxpr: Any) -> None:
+    def visit(jaxpr: Any) -> list[tuple[int, ...]]:
+        shapes = []
         for equation in jaxpr.eqns:
             if equation.primitive.name == "random_bits":
                 shapes.append(tuple(equation.outvars[0].aval.shape))
             for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
                 if hasattr(getattr(inner, "jaxpr", inner), "eqns"):
-                    visit(getattr(inner, "jaxpr", inner))
+                    shapes += visit(getattr(inner, "jaxpr", inner)) * equation.params.get("length", 1)
+        return shapes
 
-    visit(jax.make_jaxpr(function)(*arguments).jaxpr)
-    return shapes
+    return visit(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def test_dropout_draws_once_for_the_embeddings_and_three_times_a_layer() -> None:
