@@ -90,7 +90,7 @@ class Plan:
     def run(self) -> None:
         """Prints the table."""
         from simcse_jax.files import write_json
-        from simcse_jax.plan import format_plans, plan
+        from simcse_jax.plan import check_plan, format_plans, plan
         from simcse_jax.topology import parse_topology, prepare_process
 
         if not self.topology or not self.config.batch_size:
@@ -100,6 +100,9 @@ class Plan:
         if self.json:
             _check_writable(self.json)
         prepare_process([parse_topology(name) for name in self.topology])
+        for name in self.topology:
+            for config in self.config.each():
+                check_plan(config, name, self.columns)  # before minutes of compiling are spent on another
         plans = []
         for name in self.topology:
             for config in self.config.each():

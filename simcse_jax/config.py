@@ -3,6 +3,7 @@ as JSON beside the checkpoints."""
 
 import dataclasses
 import json
+import math
 import runpy
 import traceback
 import typing
@@ -70,7 +71,7 @@ class ObjectiveConfig:
     """`dense` holds the matrix of logits, `tiled` never does (over several devices, a ring); the same figures to
     rounding. `auto` takes `tiled` where the logits of one device would take more than 64 MiB."""
     block_size: int = 0
-    """Largest side of a tile; 0 chooses by the kind of device."""
+    """Largest side of a tile, where pairs are gone through in tiles; 0 chooses by the kind of device."""
     product_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of what is multiplied in tiles; sums are float32. `bfloat16` is faster on accelerators and not exact: a
     cosine is then good to about 1e-3."""
@@ -194,6 +195,13 @@ class Config:
         for name, value in (("optimizer.b1", self.optimizer.b1), ("optimizer.b2", self.optimizer.b2)):
             if not 0 <= value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 0 and below 1")
+        finite = {
+            "objective.temperature": self.objective.temperature,
+            "objective.hard_negative_log_weight": self.objective.hard_negative_log_weight,
+        }
+        for name, value in finite.items():
+            if not math.isfinite(value):
+                raise InputError(f"{name} is {value}; it must be a finite number")
         if not self.optimizer.eps > 0:
             raise InputError(f"optimizer.eps is {self.optimizer.eps}; it must be greater than 0")
         if self.seed >= 2**32:

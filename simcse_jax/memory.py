@@ -53,10 +53,13 @@ class CompiledStep:
     memory: Memory | None
     needed: int | None
     """Bytes that a device needs; None where the compiler gave up without saying."""
+    available: int | None
+    """Bytes that a device has; None where that is not known."""
 
-    def fits(self, available: int | None) -> bool:
-        """Whether the step fits into so many bytes; None is no limit but the compiler's own."""
-        return self.memory is not None and (available is None or self.memory.total <= available)
+    @property
+    def fits(self) -> bool:
+        """Whether the step fits; where it is not known what a device has, whether the compiler made it."""
+        return self.memory is not None and (self.available is None or self.memory.total <= self.available)
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -102,7 +105,8 @@ def available_memory(mesh: Mesh) -> int | None:
         # The devices of a process share the memory of its host.
         free = psutil.virtual_memory().available // len(mesh.local_devices)
     else:
-        free = (device.memory_stats() or {}).get("bytes_limit", 0)
+        stats = device.memory_stats() or {}
+        free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
     if jax.process_count() > 1:
         free = int(np.min(multihost_utils.process_allgather(np.asarray(free, np.float32))))
     return free or None
@@ -132,17 +136,20 @@ def fit_step(
     rows = config.batch_size // mesh.size
     size = rows if config.micro_batch in (0, "auto") else min(int(config.micro_batch), rows)
     while True:
+        size = -(-rows // -(-rows // size))  # chunks are of equal size
         traced = trace_step(replace(config, micro_batch=size), model, mesh, columns, total_steps)
         with context():
-            step = _compile(traced, size, compiler_options)
-        if config.micro_batch != "auto" or size == 1 or step.fits(available):
+            step = _compile(traced, size, available, compiler_options)
+        if config.micro_batch != "auto" or size == 1 or step.fits:
             return step
         # The state does not shrink, so at most in proportion. Powers of two divide most batches.
-        share = available / step.needed if available and step.needed else 0.25
+        share = available / step.needed if available and step.needed else 0.5
         size = 2 ** int(np.log2(max(1.0, size * min(share, 0.99))))
 
 
-def _compile(traced: Any, micro_batch: int, compiler_options: dict[str, Any] | None) -> CompiledStep:
+def _compile(
+    traced: Any, micro_batch: int, available: int | None, compiler_options: dict[str, Any] | None
+) -> CompiledStep:
     try:
         executable: jax.stages.Compiled = traced.lower().compile(compiler_options=compiler_options)
     except jax.errors.JaxRuntimeError as error:
@@ -151,7 +158,7 @@ def _compile(traced: Any, micro_batch: int, compiler_options: dict[str, Any] | N
         # What the compiler says a step would have needed, e.g. "Used 20.1G of 15.75G hbm".
         match = re.search(r"(?:Used |\()([\d.]+)([KMG])\b", str(error))
         needed = int(float(match[1]) * 1024 ** (1 + "KMG".index(match[2]))) if match else None
-        return CompiledStep(traced, micro_batch, None, None, needed)
+        return CompiledStep(traced, micro_batch, None, None, needed, available)
     figures: Any = executable.memory_analysis()
     memory = Memory(
         arguments=figures.argument_size_in_bytes,
@@ -160,7 +167,7 @@ def _compile(traced: Any, micro_batch: int, compiler_options: dict[str, Any] | N
         temporaries=figures.temp_size_in_bytes,
         code=figures.generated_code_size_in_bytes,
     )
-    return CompiledStep(traced, micro_batch, executable, memory, memory.total)
+    return CompiledStep(traced, micro_batch, executable, memory, memory.total, available)
 
 
 def compile_step(config: Config, model: SentenceEncoder, mesh: Mesh, columns: int, total_steps: int) -> CompiledStep:
@@ -169,12 +176,11 @@ def compile_step(config: Config, model: SentenceEncoder, mesh: Mesh, columns: in
     Raises:
       InputError: the step does not fit the memory of a device.
     """
-    available = available_memory(mesh)
-    step = fit_step(config, model, mesh, columns, total_steps, available)
-    if step.fits(available):
+    step = fit_step(config, model, mesh, columns, total_steps, available_memory(mesh))
+    if step.fits:
         return step
     advice = "set --micro-batch auto" if config.micro_batch != "auto" and step.micro_batch > 1 else "use more devices"
-    needs, has = ("?" if size is None else f"{size / 1e9:.2f}" for size in (step.needed, available))
+    needs, has = ("?" if size is None else f"{size / 1e9:.2f}" for size in (step.needed, step.available))
     raise InputError(
         f"a step of {config.batch_size:,} examples, {step.micro_batch:,} encoded at a time, takes {needs} GB of each "
         f"device and {has} GB are available: {advice}, or a smaller --batch-size"

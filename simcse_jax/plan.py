@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from simcse_jax.config import Config
 from simcse_jax.embedder import build_model
@@ -111,16 +112,11 @@ class Plan:
         return result
 
 
-def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
-    """Compiles the train step of a run for a topology and reads off what it costs. Nothing runs.
+def check_plan(config: Config, topology: str, columns: int | None = None) -> tuple[Topology, int, Mesh, EncoderConfig]:
+    """What can be said against a plan before anything is compiled. For arguments and errors see `plan`.
 
-    Args:
-      config: the run. Neither its training text nor its weights are read, and no hub is asked.
-      topology: see `parse_topology`.
-      columns: sentences an example, 1 to 3; from `data.columns` where not given, or 1 for plain text.
-
-    Raises:
-      InputError: an unknown topology, a compiler that is not installed, or a run that does not fit the mesh or model.
+    Returns:
+      The topology, sentences an example, the mesh, and the encoder's sizes.
     """
     config.validate()
     target = parse_topology(topology)
@@ -137,6 +133,21 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
             f"data.max_length is {config.data.max_length} but {config.model.path} has positions for "
             f"{encoder.max_length} tokens: use at most that"
         )
+    return target, columns, mesh, encoder
+
+
+def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
+    """Compiles the train step of a run for a topology and reads off what it costs. Nothing runs.
+
+    Args:
+      config: the run. Neither its training text nor its weights are read, and no hub is asked.
+      topology: see `parse_topology`.
+      columns: sentences an example, 1 to 3; from `data.columns` where not given, or 1 for plain text.
+
+    Raises:
+      InputError: an unknown topology, a compiler that is not installed, or a run that does not fit the mesh or model.
+    """
+    target, columns, mesh, encoder = check_plan(config, topology, columns)
     limit = target.chip.memory if target.chip else None
     started = time.monotonic()
     try:

@@ -24,7 +24,7 @@ from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import geometry
 from simcse_jax.evaluation.sts import Task, distinct_sentences, evaluate, load_task
 from simcse_jax.hf import Params
-from simcse_jax.memory import CompiledStep, available_memory, compile_step
+from simcse_jax.memory import CompiledStep, compile_step
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.run import Run, check_output, check_resume, create_run, is_run, open_run
 from simcse_jax.sharding import check_batch_size, make_mesh
@@ -43,7 +43,8 @@ class Prepared:
     tokens: TokenTable
     order: EpochOrder
     total_steps: int
-    step: CompiledStep
+    step: CompiledStep | None
+    """None where the run has ended."""
     dev_scores: Callable[[Params], dict[str, float]] | None
     """`dev`, and alignment and uniformity of the dev pairs as `dev_alignment` and `dev_uniformity`."""
     test_scores: Callable[[Params], dict[str, float]] | None
@@ -85,15 +86,18 @@ def prepare(config: Config) -> Prepared:
         raise InputError(f"{config.data.train} holds one example; contrast needs two or more")
     order = EpochOrder(len(tokens), config.batch_size, config.seed)
     total_steps = config.max_steps or config.epochs * order.steps_per_epoch
-    # A step that does not fit is found before the folder exists, too.
-    step = compile_step(config, model, mesh, tokens.columns, total_steps)
 
+    step: CompiledStep | None = None
     if resuming:
         check_resume(resuming, config, tokens.fingerprint)
         run, initial = replace(resuming, config=config), lambda: initial_params(config, model)
+        if not run.has_ended():
+            step = compile_step(config, model, mesh, tokens.columns, total_steps)
     else:
-        loaded = initial_params(config, model)  # unreadable weights are found before the folder exists
+        # Unreadable weights and a step that does not fit are found before the folder exists.
+        loaded = initial_params(config, model)
         _check_space(folder, config, model)
+        step = compile_step(config, model, mesh, tokens.columns, total_steps)
         _first_on_process_0(
             lambda: is_run(folder) or bool(create_run(folder, config, tokens.fingerprint, checkpoint, tokenizer))
         )
@@ -128,12 +132,7 @@ def describe(prepared: Prepared) -> str:
     hard = tokens.columns == 3
     skipped = f" ({tokens.skipped:,} with a blank sentence left out)" if tokens.skipped else ""
     kind = {1: "sentences", 2: "pairs", 3: "triplets"}[tokens.columns]
-    rows, chunk = config.batch_size // mesh.size, prepared.step.micro_batch
-    chunks = "at once" if chunk == rows else f"{chunk:,} at a time, twice (GradCache)"
     pairs = "tiled" if uses_tiles(config, mesh, 2 if hard else 1) else "dense"
-    available = available_memory(mesh)
-    needed = prepared.step.needed or 0
-    free = "" if available is None else f", {available / 1e9:.2f} GB available"
     return "\n".join(
         [
             f"model     {config.model.path}, {size / 1e6:.1f} M parameters, {config.model.dtype}, "
@@ -143,12 +142,20 @@ def describe(prepared: Prepared) -> str:
             f"data      {len(tokens):,} {kind}{skipped} from {config.data.train}",
             f"batch     {config.batch_size:,} over all devices: {2 * n - 1 if hard else n - 1:,} negatives per anchor"
             f"{f' ({n:,} of them hard negatives)' if hard else ''}, {pairs} InfoNCE",
-            f"encoding  {rows:,} examples a device, {chunks}",
-            f"memory    {needed / 1e9:.2f} GB a device for the step{free}",
+            *(_describe_step(prepared.step, config.batch_size // mesh.size) if prepared.step else []),
             f"steps     {prepared.total_steps:,}, peak learning rate {config.optimizer.learning_rate:g}",
             f"output    {prepared.run.folder}",
         ]
     )
+
+
+def _describe_step(step: CompiledStep, rows: int) -> list[str]:
+    chunks = "at once" if step.micro_batch == rows else f"{step.micro_batch:,} at a time, twice (GradCache)"
+    free = "" if step.available is None else f", {step.available / 1e9:.2f} GB available"
+    return [
+        f"encoding  {rows:,} examples a device, {chunks}",
+        f"memory    {(step.needed or 0) / 1e9:.2f} GB a device for the step{free}",
+    ]
 
 
 def _scorers(

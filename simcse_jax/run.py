@@ -50,6 +50,10 @@ class Run:
         """Scores, written at the end of the run."""
         return self.folder / "results.json"
 
+    def has_ended(self) -> bool:
+        """Whether all steps of the run are done and scored."""
+        return "step" in self.results()
+
     def results(self) -> dict[str, Any]:
         """The content of `results_file`: the scores before at first, all once the run has ended; or nothing."""
         if not self.results_file.is_file():

@@ -52,10 +52,10 @@ def train(config: Config) -> dict[str, Any]:
     """Trains, or continues, the run that a config describes.
 
     Returns:
-      What `results.json` holds: `step`, `best_step`, `dev` (best score), and `before` and `after` (test scores, where
-      the config names test tasks); or `{"stopped": step}` when a signal ended the run early. Besides, of this call
-      alone: `steps` it took, `seconds` they took without evaluations and checkpoints, `memory`, bytes a device of the
-      compiled step, and its `micro_batch`.
+      What `results.json` holds: `step`, `best_step`, `dev` (best score), `before` and `after` (test scores, where the
+      config names test tasks), `memory` (bytes a device of the compiled step) and its `micro_batch`; or
+      `{"stopped": step}` when a signal ended the run early. Besides, of this call alone: `steps` it took, and `seconds`
+      they took without evaluations and checkpoints.
 
     Raises:
       InputError: see `prepare`; also a run folder that can no longer be written.
@@ -88,15 +88,16 @@ def _loop(
     resumed = checkpoints.latest is not None  # also where the latest is that of step 0
     state, start, progress = _start(prepared, checkpoints, make_optimizer(config.optimizer, schedule))
     results = run.results()
-    about = {"memory": prepared.step.needed, "micro_batch": prepared.step.micro_batch}
     if resumed:
         echo(f"resumed   at step {start:,} of {total:,}")
-        if "step" in results:
-            return results | {"steps": 0, "seconds": 0.0} | about
+        if prepared.step is None:
+            return results | {"steps": 0, "seconds": 0.0}
     elif prepared.test_scores:
         results = {"before": prepared.test_scores(state.params)}
         _write_results(run, results)
 
+    assert prepared.step is not None
+    step_fn = prepared.step.function
     log = MetricsLog(run.metrics_file, start if resumed else -1)
     batches = prefetch(prepared.tokens, prepared.order, mesh, start, total)
     bar = tqdm(total=total, initial=start, desc="training", unit=" steps", disable=jax.process_index() != 0)
@@ -144,7 +145,7 @@ def _loop(
         while step < total and not _exhausted(config, progress):
             batch = next(batches)
             with jax.transfer_guard("disallow"):
-                state, metrics = prepared.step.function(state, batch)
+                state, metrics = step_fn(state, batch)
             check_metrics()
             step, pending = step + 1, (step + 1, metrics)
             bar.update()
@@ -167,13 +168,14 @@ def _loop(
         log.close()
 
     results |= {"step": step, "best_step": progress.best_step, "dev": progress.best_score}
+    results |= {"memory": prepared.step.needed, "micro_batch": prepared.step.micro_batch}
     params = state.params
     if progress.best_step not in (None, step):
         params = checkpoints.restore_params(progress.best_step, abstract(params, state_sharding(mesh, params)))
     if prepared.test_scores:
         results["after"] = prepared.test_scores(params)
     _write_results(run, results)
-    return results | {"steps": step - start, "seconds": seconds} | about
+    return results | {"steps": step - start, "seconds": seconds}
 
 
 def _start(

@@ -112,7 +112,8 @@ def test_auto_takes_the_largest_chunk_that_fits(monkeypatch: pytest.MonkeyPatch)
     limit = (compiled(2048, 256).needed or 0) + 1
     monkeypatch.setattr("simcse_jax.memory.available_memory", lambda mesh: limit)
     step = compiled(2048, "auto")
-    assert step.fits(limit)
+    assert step.available == limit
+    assert step.fits
     assert 128 <= step.micro_batch <= 256
     with pytest.raises(
         InputError, match=r"a step of 2,048 examples, 2,048 encoded at a time, takes .* GB .*micro-batch"

@@ -128,6 +128,16 @@ def test_tiled_is_dense_for_16384_rows(devices: int) -> None:
     compare(z, np.ones(16384, bool), devices, 1000, 0.05, 0.0)
 
 
+def test_heavy_hard_negatives_and_padding() -> None:
+    """exp(log α) overflows float32; a tile's padding must not meet it."""
+    z = [x.astype(np.float32) for x in sentences(0, 20, 3, 0.5)]
+    valid = np.ones(20, bool)
+    assert np.isfinite(compare(z, valid, 4, 3, 0.05, 100.0))
+    _, ring, mesh = both(4, 3, 0.05, 100.0)
+    _, gradients = ring(*jax.device_put((tuple(z), valid), batch_sharding(mesh)))
+    assert np.all(np.isfinite(gradients))
+
+
 @pytest.mark.parametrize("n", [1, 5])
 def test_a_single_pair_has_nothing_to_learn(n: int) -> None:
     z = [jnp.asarray(x, jnp.float32) for x in sentences(0, n, 2, 0.5)]

@@ -203,22 +203,25 @@ class Encoder(nn.Module):
         """
         x = Embeddings(self.config, self.dtype, self.param_dtype, name="embeddings")(input_ids, rows)
         names = [f"layer_{i}" for i in range(self.config.num_hidden_layers)]
-        if self.is_initializing():
+        if rows is None:
+            hidden_states = [x]
             for name in names:
-                Layer(self.config, self.dtype, self.param_dtype, name=name)(x, mask, rows)
-            return (x,) * (len(names) + 1)
+                x = Layer(self.config, self.dtype, self.param_dtype, name=name)(x, mask, rows)
+                hidden_states.append(x)
+            return tuple(hidden_states)
 
-        # Compiled once, not once a layer: a large model takes a compiler for TPUs minutes otherwise.
+        # In training a layer is compiled once, not once each: a large model takes a compiler for TPUs minutes
+        # otherwise. The stack is a copy of the weights, small beside activations, which evaluation does not keep.
         layer = Layer(self.config, self.dtype, self.param_dtype, parent=None)
         params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self.variables["params"][name] for name in names))
-        key = None if rows is None else self.make_rng("dropout")
+        key = self.make_rng("dropout")
 
         def body(x: Array, at: tuple[Any, Array]) -> tuple[Array, Array]:
             weights, i = at
-            rngs = None if key is None else {"dropout": jax.random.fold_in(key, i)}
-            x = jnp.asarray(layer.apply({"params": weights}, x, mask, rows, rngs=rngs))
-            return x, x
+            noise = {"dropout": jax.random.fold_in(key, i)}
+            return jnp.asarray(layer.apply({"params": weights}, x, mask, rows, rngs=noise)), x
 
         body = jax.checkpoint(body) if self.remat else body
-        _, states = jax.lax.scan(body, x, (params, jnp.arange(len(names))))
-        return (x, *states)
+        # Each step gives what went in: where only the last state is used, the others are then never kept.
+        last, states = jax.lax.scan(body, x, (params, jnp.arange(len(names))))
+        return (*states, last)

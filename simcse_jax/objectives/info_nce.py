@@ -51,7 +51,7 @@ def info_nce(
       (mean cosine of z1_i, z2_j, j≠i), `alignment` (mean ‖ẑ1_i − ẑ2_i‖²), `uniformity`
       (log mean_{j≠i} exp(−2‖ẑ1_i − ẑ2_j‖²); Wang & Isola, arXiv 2005.10242, across the two views) and
       `effective_negatives` (mean of exp H_i, H_i the entropy of the softmax over the negatives of i: their number where
-      all are equally hard, 1 where one outweighs the rest).
+      all are equally hard, 1 where one outweighs the rest or there is none).
     """
     n = z1.shape[0]
     valid = jnp.ones(n, bool) if valid is None else valid

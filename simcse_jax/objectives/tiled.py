@@ -156,8 +156,9 @@ def _multiplied(settings: _Settings, x: Array) -> Array:
 
 
 def _numbers(device: Int[Array, ""] | int, n: int, tiles: tuple[int, ...]) -> Int[Array, "T B"]:
-    """Global numbers of the rows of a device; those behind its `n` rows are padding."""
-    return device * n + jnp.arange(tiles[0] * tiles[1]).reshape(tiles)
+    """Global numbers of the rows of a device; −1 for the padding behind its `n` rows."""
+    local = jnp.arange(tiles[0] * tiles[1]).reshape(tiles)
+    return jnp.where(local < n, device * n + local, -1)
 
 
 def _me(settings: _Settings) -> Int[Array, ""] | int:

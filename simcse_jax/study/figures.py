@@ -52,7 +52,7 @@ def write_figures(study: Study, rows: list[Row], measures: dict[Cell, Any], befo
         ("noise_scale_before", "Gradient noise scale, before training", "examples", True),
         ("noise_scale", "Gradient noise scale, selected parameters", "examples", True),
         ("steps_per_second", "Speed", "steps / s", True),
-        ("memory_bytes", "Peak memory", "GB", False),
+        ("memory_bytes", "Memory of the step", "GB", False),
     ]
     written = []
     with rc_context(_STYLE):

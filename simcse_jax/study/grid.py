@@ -130,7 +130,8 @@ class Study:
     def config(self, cell: Cell) -> Config:
         """The training run of a cell."""
         base, steps = self.base, self.steps_of(cell)
-        every = max(1, steps // self.evaluations)
+        # Never more evaluations than asked for: the best of more candidates would be higher for that alone.
+        every = -(-steps // self.evaluations)
         return replace(
             base,
             output=str(self.cell_folder(cell)),

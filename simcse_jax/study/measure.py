@@ -94,7 +94,8 @@ class Meter:
             **self._false_negatives(cell),
             "noise_scale_before": self._noise_before[key],
             "noise_scale": self._noise(cell, params),
-            "seconds": seconds,
+            # Of the whole cell, also where this process trained a part of it only.
+            "seconds": steps * seconds / results["steps"] if results["steps"] else math.nan,
             "steps_per_second": results["steps"] / seconds,
             "memory_bytes": results["memory"],
         }
