@@ -114,6 +114,7 @@ def test_each_batch_size_given_is_planned(monkeypatch: pytest.MonkeyPatch, capsy
         return replace(KNOWN, topology=topology, batch_size=config.batch_size)
 
     monkeypatch.setattr("simcse_jax.plan.plan", figures)
+    monkeypatch.setattr("simcse_jax.plan.check_plan", lambda *_: None)
     options = ["--batch-size", "512", "1024", "--columns", "2", "--model.dtype", "bfloat16"]
     main(["plan", "sup_bert_base", "--topology", "v5e:4x4", "h100:8", *options])
     assert asked == [("v5e:4x4", 512, 2), ("v5e:4x4", 1024, 2), ("h100:8", 512, 2), ("h100:8", 1024, 2)]
@@ -351,6 +352,15 @@ def test_the_config_file_comes_first(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         main(["plan", "--columns", "1", "sup_bert_base"])
     assert "give the config file right after plan: simcse-jax plan" in capsys.readouterr().err
+
+
+def test_all_is_checked_before_anything_is_compiled(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model.path", str(encoder), "--data.max-length", "4", "--batch-size", "8"]
+    with pytest.raises(SystemExit):
+        main(["plan", "sup_bert_base", "--topology", "cpu:2", "cpu:3", *options])
+    printed = capsys.readouterr().err
+    assert "a global batch of 8 cannot be split over 3 devices" in printed
+    assert "compiling" not in printed
 
 
 def test_a_topology_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
