@@ -30,11 +30,12 @@ from simcse_jax import hf
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig
 from simcse_jax.data.demo import minilm_folder
 from simcse_jax.embedder import build_model, init_params
+from simcse_jax.loss import BLOCK_SIZES, Batch
 from simcse_jax.memory import compile_step
 from simcse_jax.objectives import Pairs, dense, info_nce, tiled
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import make_mesh
-from simcse_jax.step import BLOCK_SIZES, Batch, create_state
+from simcse_jax.step import create_state
 from simcse_jax.train import train
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
@@ -44,7 +45,7 @@ def compiled_loss(rows: int, width: int, pairs: Pairs) -> jax.stages.Compiled:
     """Loss, metrics and gradients of two views as one program."""
 
     def loss(z: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return info_nce(*z, pairs=pairs)
+        return info_nce(*z, temperature=0.05, pairs=pairs)
 
     shape = jax.ShapeDtypeStruct((rows, width), jnp.float32)
     return jax.jit(jax.value_and_grad(loss, has_aux=True)).lower((shape, shape)).compile()
@@ -139,7 +140,7 @@ class MicroBatch:
             config, model = step_config(n, size, self.layers)
             step = compile_step(config, model, mesh, 1, 100)
             optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, 100))
-            state = create_state(mesh, lambda model=model: init_params(model, 0), optimizer)
+            state = create_state(config, mesh, lambda model=model: init_params(model, 0), optimizer)
 
             def advance(step: Any = step, held: list[Any] = [state]) -> Any:  # noqa: B006  the state is donated
                 held[0], metrics = step.function(held[0], batch)

@@ -12,7 +12,7 @@ from orbax.checkpoint import v1 as ocp
 from simcse_jax.config import CheckpointConfig
 from simcse_jax.errors import reason
 from simcse_jax.hf import Params
-from simcse_jax.step import TrainState
+from simcse_jax.step import TrainState, sentence_encoder
 
 _policies = ocp.training.preservation_policies
 
@@ -69,7 +69,7 @@ class Checkpoints:
         with _writer_errors():
             self._checkpointer.save_checkpointables_async(
                 step,
-                {"params": state.params, "training": {"step": state.step, "opt_state": state.opt_state}},
+                _items(state),
                 force=True,
                 metrics=None if score is None else {"dev": score, "step": step},
                 custom_metadata=asdict(progress),
@@ -77,13 +77,16 @@ class Checkpoints:
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Progress]:
         """Reads a checkpoint onto the shardings of `abstract`, whatever mesh wrote it."""
-        loaded = self._checkpointer.load_checkpointables(
-            step,
-            {"params": abstract.params, "training": {"step": abstract.step, "opt_state": abstract.opt_state}},
-        )
+        loaded = self._checkpointer.load_checkpointables(step, _items(abstract))
         metadata: Any = self._checkpointer.metadata(step).custom_metadata
         training = loaded["training"]
-        return TrainState(training["step"], loaded["params"], training["opt_state"]), Progress(**metadata)
+        state = TrainState(
+            training["step"],
+            loaded["params"] | training.get("auxiliary", {}),
+            training["opt_state"],
+            training.get("buffer"),
+        )
+        return state, Progress(**metadata)
 
     def restore_params(self, step: int, abstract: Params) -> Params:
         """Reads the parameters alone."""
@@ -104,6 +107,17 @@ class Checkpoints:
         """Waits and releases the writer."""
         with _writer_errors():
             self._checkpointer.close()
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """A state as it lies on disk: the sentence encoder apart from what only training needs."""
+    params = sentence_encoder(state.params)
+    training: dict[str, Any] = {"step": state.step, "opt_state": state.opt_state}
+    if auxiliary := {name: x for name, x in state.params.items() if name not in params}:
+        training["auxiliary"] = auxiliary
+    if state.buffer is not None:
+        training["buffer"] = state.buffer
+    return {"params": params, "training": training}
 
 
 @contextmanager

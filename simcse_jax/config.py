@@ -33,6 +33,9 @@ class ModelConfig:
     """The `cls` head starts from N(0, initializer_range) (`fresh`, as published) or from the checkpoint's pooler."""
     random_init: bool = False
     """Draw the encoder's weights from `seed` instead of loading them; only the config and tokenizer are read."""
+    encoders: Literal[1, 2] = 1
+    """Encoders that are trained: with 2, which start from the same weights, positives and hard negatives pass through
+    the second, and sentences are encoded with the first afterwards (an ablation of SimCSE)."""
     dropout: float | None = None
     """Dropout probability in all four places; the checkpoint's own where not given."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -60,9 +63,44 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
-    """InfoNCE over the global batch (SimCSE, section 2)."""
+class SmoothingConfig:
+    """Instance smoothing (IS-CSE, section 3): a second contrast, with averaged positives."""
 
+    weight: float = 0.0
+    """α; 0 leaves smoothing out."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """α over the run: `cosine` rises from `start_weight` to `weight` at half of the steps and stays there."""
+    start_weight: float = 0.005
+    """α at the first step, with `cosine`."""
+    buffer_size: int = 1024
+    """Q: positives that are kept. Like the weights, the buffer is split over the devices of mesh axis `fsdp`."""
+    grouping: Literal["nearest", "kmeans"] = "nearest"
+    """Neighbours of a positive: the `neighbours` nearest of the buffer, or those of its k-means cluster."""
+    neighbours: int = 16
+    """k, for `nearest`."""
+    clusters: int = 64
+    """Clusters of the buffer, for `kmeans`."""
+    aggregation: Literal["attention", "mean"] = "attention"
+    """How a group becomes one vector."""
+    temperature: float = 2.0
+    """β of the attention."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimised over the global batch (SimCSE, section 2)."""
+
+    loss: str = "info_nce"
+    """The contrast: info_nce, symmetric, decoupled, sigmoid, focal, off_dropout or own_negative, or a function of your
+    own as module:function (docs/objectives.md)."""
+    options: dict[str, float] = field(default_factory=dict)
+    """Settings that only this loss has, e.g. margin of `focal`."""
+    widths: tuple[int, ...] = ()
+    """Matryoshka (arXiv 2205.13147): the mean of the loss over the first so many dimensions of the vectors, for each
+    width given; all dimensions alone where empty."""
+    noise: Literal["independent", "shared"] = "independent"
+    """Dropout noise of a sentence and its positive: each its own, or the same (an ablation, which collapses)."""
+    smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
     temperature: float = 0.05
     """τ: similarities are divided by it."""
     hard_negative_log_weight: float = 0.0
@@ -170,6 +208,10 @@ class Config:
             "epochs": self.epochs,
             "log_every": self.log_every,
             "objective.temperature": self.objective.temperature,
+            "objective.smoothing.buffer_size": self.objective.smoothing.buffer_size,
+            "objective.smoothing.neighbours": self.objective.smoothing.neighbours,
+            "objective.smoothing.clusters": self.objective.smoothing.clusters,
+            "objective.smoothing.temperature": self.objective.smoothing.temperature,
             "mesh.fsdp": self.mesh.fsdp,
             "evaluation.every": self.evaluation.every,
             "checkpoint.every": self.checkpoint.every,
@@ -179,6 +221,8 @@ class Config:
             "seed": self.seed,
             "micro_batch": 0 if self.micro_batch == "auto" else self.micro_batch,
             "objective.block_size": self.objective.block_size,
+            "objective.smoothing.weight": self.objective.smoothing.weight,
+            "objective.smoothing.start_weight": self.objective.smoothing.start_weight,
             "max_steps": self.max_steps,
             "optimizer.learning_rate": self.optimizer.learning_rate,
             "optimizer.warmup_steps": self.optimizer.warmup_steps,
@@ -223,6 +267,15 @@ class Config:
                 f"objective.product_dtype is 'bfloat16' but objective.implementation is "
                 f"'{self.objective.implementation}': only 'tiled' has it, so set that"
             )
+        smoothing = self.objective.smoothing
+        for name, size in (("neighbours", smoothing.neighbours + 1), ("clusters", smoothing.clusters)):
+            if size > smoothing.buffer_size:
+                raise InputError(
+                    f"objective.smoothing.{name} is {getattr(smoothing, name)} but objective.smoothing.buffer_size is "
+                    f"{smoothing.buffer_size}: use fewer, or a larger buffer"
+                )
+        if any(width < 1 for width in self.objective.widths):
+            raise InputError(f"objective.widths is {self.objective.widths}; each must be greater than 0")
         if self.objective.product_dtype == "bfloat16" and self.model.dtype == "float64":
             raise InputError("objective.product_dtype is 'bfloat16' but model.dtype is 'float64': leave one out")
         if not self.data.train:

@@ -16,10 +16,11 @@ from jax.sharding import Mesh, NamedSharding
 from simcse_jax.config import Config
 from simcse_jax.embedder import init_params
 from simcse_jax.errors import InputError
+from simcse_jax.loss import Batch
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import batch_sharding, state_sharding
-from simcse_jax.step import Batch, make_train_step, state_of
+from simcse_jax.step import make_train_step, state_of
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,8 @@ def trace_step(config: Config, model: SentenceEncoder, mesh: Mesh, columns: int,
       columns: sentences of each example.
       total_steps: steps of the run, for the learning rate.
     """
-    schedule = learning_rate_schedule(config.optimizer, total_steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    state = jax.eval_shape(lambda: state_of(init_params(model, 0), optimizer))
+    optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, total_steps))
+    state = jax.eval_shape(lambda: state_of(config, init_params(model, 0), optimizer))
     n = config.batch_size
     batch = jax.eval_shape(
         lambda: Batch(
@@ -95,7 +95,7 @@ def trace_step(config: Config, model: SentenceEncoder, mesh: Mesh, columns: int,
 
     state = jax.tree.map(placed, state, state_sharding(mesh, state))
     batch = jax.tree.map(lambda x: placed(x, batch_sharding(mesh)), batch)
-    return make_train_step(config, model, schedule, mesh, state).trace(state, batch)
+    return make_train_step(config, model, mesh, state, total_steps).trace(state, batch)
 
 
 def available_memory(mesh: Mesh) -> int | None:

@@ -19,10 +19,10 @@ from simcse_jax.errors import InputError, reason
 from simcse_jax.flops import matrix_flops
 from simcse_jax.hf import read_checkpoint
 from simcse_jax.hlo import Collective, collectives, ring_bytes
+from simcse_jax.loss import uses_tiles
 from simcse_jax.memory import Memory, fit_step
 from simcse_jax.model import EncoderConfig, read_encoder_config
 from simcse_jax.sharding import check_batch_size, make_mesh
-from simcse_jax.step import uses_tiles
 from simcse_jax.topology import Topology, devices_of, parse_topology, without_cache
 
 _BERT = {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2}

@@ -24,11 +24,12 @@ from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import geometry
 from simcse_jax.evaluation.sts import Task, distinct_sentences, evaluate, load_task
 from simcse_jax.hf import Params
+from simcse_jax.loss import uses_tiles
 from simcse_jax.memory import CompiledStep, compile_step
 from simcse_jax.model import SentenceEncoder
+from simcse_jax.objectives import check_options
 from simcse_jax.run import Run, check_output, check_resume, create_run, is_run, open_run
 from simcse_jax.sharding import check_batch_size, make_mesh
-from simcse_jax.step import uses_tiles
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def prepare(config: Config) -> Prepared:
       InputError: anything that the run could not work with; the run folder is then as it was.
     """
     config.validate()
+    check_options(config.objective.loss, config.objective.options)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     check_batch_size(mesh, config.batch_size)
     folder = Path(config.output).expanduser()

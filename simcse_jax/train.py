@@ -19,13 +19,14 @@ from simcse_jax.data.batches import prefetch
 from simcse_jax.embedder import init_params
 from simcse_jax.errors import InputError, reason
 from simcse_jax.files import write_json
+from simcse_jax.loss import Metrics
 from simcse_jax.metrics_log import MetricsLog
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.preemption import StopRequest, stop_on_signal
 from simcse_jax.prepare import Prepared, describe, prepare
 from simcse_jax.run import Run
 from simcse_jax.sharding import join_processes, state_sharding
-from simcse_jax.step import Metrics, TrainState, create_state, state_of
+from simcse_jax.step import TrainState, create_state, sentence_encoder, state_of
 
 
 class TrainingDiverged(RuntimeError):
@@ -93,7 +94,7 @@ def _loop(
         if prepared.step is None:
             return results | {"steps": 0, "seconds": 0.0}
     elif prepared.test_scores:
-        results = {"before": prepared.test_scores(state.params)}
+        results = {"before": prepared.test_scores(sentence_encoder(state.params))}
         _write_results(run, results)
 
     assert prepared.step is not None
@@ -127,7 +128,7 @@ def _loop(
         if prepared.dev_scores is None or (step % config.evaluation.every and step != total):
             return None
         check_metrics()
-        scores = prepared.dev_scores(state.params)
+        scores = prepared.dev_scores(sentence_encoder(state.params))
         score = scores["dev"]
         if math.isnan(score):
             echo(f"step {step:,}: the dev score is not a number (all pairs alike?) and does not count")
@@ -169,7 +170,7 @@ def _loop(
 
     results |= {"step": step, "best_step": progress.best_step, "dev": progress.best_score}
     results |= {"memory": prepared.step.needed, "micro_batch": prepared.step.micro_batch}
-    params = state.params
+    params = sentence_encoder(state.params)
     if progress.best_step not in (None, step):
         params = checkpoints.restore_params(progress.best_step, abstract(params, state_sharding(mesh, params)))
     if prepared.test_scores:
@@ -184,8 +185,8 @@ def _start(
     """The state, step and progress to go on from: the latest checkpoint's, or those before the first step."""
     mesh, latest = prepared.mesh, checkpoints.latest
     if latest is None:
-        return create_state(mesh, prepared.initial(), optimizer), 0, Progress()
-    shapes = jax.eval_shape(lambda: state_of(init_params(prepared.model, 0), optimizer))
+        return create_state(prepared.run.config, mesh, prepared.initial(), optimizer), 0, Progress()
+    shapes = jax.eval_shape(lambda: state_of(prepared.run.config, init_params(prepared.model, 0), optimizer))
     state, progress = checkpoints.restore(latest, abstract(shapes, state_sharding(mesh, shapes)))
     return state, latest, progress
 

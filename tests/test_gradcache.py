@@ -8,14 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from simcse_jax import rng
 from simcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig
 from simcse_jax.embedder import build_model, init_params
 from simcse_jax.errors import InputError
+from simcse_jax.loss import make_loss
 from simcse_jax.memory import CompiledStep, compile_step
 from simcse_jax.model import read_encoder_config
 from simcse_jax.sharding import make_mesh, put, put_batch, state_sharding
-from simcse_jax.step import make_loss
 from tests.conftest import TINY_BERT, tree_error, without_key_biases
 from tests.test_step import batches
 
@@ -37,9 +36,9 @@ def gradients(
     params = put(params, state_sharding(mesh, params))
     batch = batches(columns, 1, N)[0]
     placed = put_batch(mesh, N, lambda rows: jax.tree.map(lambda x: x[rows], batch))
-    function = jax.jit(jax.grad(make_loss(config, model, mesh, params), has_aux=True))
-    compiled = function.lower(params, placed, rng.key(1, "dropout")).compile()
-    grads, metrics = compiled(params, placed, rng.key(1, "dropout"))
+    function = jax.jit(jax.grad(make_loss(config, model, mesh, params, total_steps=1), has_aux=True))
+    compiled = function.lower(params, None, np.int32(1), placed).compile()
+    grads, (metrics, _) = compiled(params, None, np.int32(1), placed)
     return {name: float(x) for name, x in metrics.items()}, jax.tree.map(np.asarray, grads), compiled.as_text()
 
 

@@ -15,6 +15,7 @@ LEVELS = [
     ["files", "metrics_log", "model", "preemption", "topology"],
     ["config"],
     ["sharding", "hf", "objectives", "optimizer"],
+    ["loss"],
     ["step", "run"],
     ["checkpoint", "data"],
     ["encode"],

@@ -64,7 +64,7 @@ def final_state(folder: Path, step: int | None = None) -> TrainState:
     run = open_run(folder)
     model = build_model(read_checkpoint(run.model_folder).config, run.config.model)
     optimizer = make_optimizer(run.config.optimizer, learning_rate_schedule(run.config.optimizer, 1))
-    shapes = jax.eval_shape(lambda: state_of(init_params(model, 0), optimizer))
+    shapes = jax.eval_shape(lambda: state_of(run.config, init_params(model, 0), optimizer))
     mesh = make_mesh(devices=jax.devices()[:1])
     with open_checkpoints(folder, run.config.checkpoint, writing=False) as checkpoints:
         latest = step or checkpoints.latest
@@ -243,7 +243,7 @@ def test_early_stopping(config: Config, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_checkpoint_is_a_copy_of_its_moment(config: Config) -> None:
     """The state is donated to the next step while the checkpoint is still being written."""
     mesh = make_mesh(devices=jax.devices()[:1])
-    state = TrainState(jax.numpy.int32(1), {"w": jax.numpy.ones((512, 512))}, ())
+    state = TrainState(jax.numpy.int32(1), {"head": jax.numpy.ones((512, 512))}, ())
     advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     folder = Path(config.output)
     from simcse_jax.checkpoint import Progress
@@ -254,11 +254,10 @@ def test_a_checkpoint_is_a_copy_of_its_moment(config: Config) -> None:
             state = advance(state)
         checkpoints.wait()
         for step in range(1, 5):
-            shape = {
-                "w": jax.ShapeDtypeStruct((512, 512), np.float32, sharding=state_sharding(mesh, state.params)["w"])
-            }
+            sharding = state_sharding(mesh, state.params)["head"]
+            shape = {"head": jax.ShapeDtypeStruct((512, 512), np.float32, sharding=sharding)}
             restored = checkpoints.restore_params(step, shape)
-            np.testing.assert_array_equal(restored["w"], np.full((512, 512), step, np.float32))
+            np.testing.assert_array_equal(restored["head"], np.full((512, 512), step, np.float32))
 
 
 def test_only_one_process_trains_in_a_folder(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

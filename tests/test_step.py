@@ -14,10 +14,11 @@ from simcse_jax import rng
 from simcse_jax.config import Config, ModelConfig, OptimizerConfig
 from simcse_jax.embedder import build_model, init_params
 from simcse_jax.hlo import collectives
+from simcse_jax.loss import Batch, encode_views
 from simcse_jax.model import SentenceEncoder, read_encoder_config
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import make_mesh, put_batch
-from simcse_jax.step import Batch, TrainState, create_state, encode_views, make_train_step
+from simcse_jax.step import TrainState, create_state, make_train_step
 from tests.conftest import TINY_BERT, TINY_ROBERTA, tree_error, without_key_biases
 
 N, LENGTH, STEPS = 16, 12, 20
@@ -54,8 +55,8 @@ def train(
     )
     model = build_model(read_encoder_config(config), run.model)
     schedule = learning_rate_schedule(run.optimizer, len(made))
-    state = create_state(mesh, lambda: init_params(model, 7), make_optimizer(run.optimizer, schedule))
-    step = make_train_step(run, model, schedule, mesh, state)
+    state = create_state(run, mesh, lambda: init_params(model, 7), make_optimizer(run.optimizer, schedule))
+    step = make_train_step(run, model, mesh, state, len(made))
     figures = []
     for batch in made:
         placed = put_batch(mesh, run.batch_size, lambda rows, b=batch: jax.tree.map(lambda x: x[rows], b))
@@ -101,10 +102,10 @@ def compile_step(mesh_shape: tuple[int, int], columns: int, n: int = N) -> Any:
     run = Config(batch_size=n)
     model = build_model(read_encoder_config(BERT), run.model)
     schedule = learning_rate_schedule(run.optimizer, STEPS)
-    state = create_state(mesh, lambda: init_params(model, 7), make_optimizer(run.optimizer, schedule))
+    state = create_state(run, mesh, lambda: init_params(model, 7), make_optimizer(run.optimizer, schedule))
     batch = batches(columns, 1, n)[0]
     placed = put_batch(mesh, n, lambda rows: jax.tree.map(lambda x: x[rows], batch))
-    return make_train_step(run, model, schedule, mesh, state).lower(state, placed).compile()
+    return make_train_step(run, model, mesh, state, STEPS).lower(state, placed).compile()
 
 
 @pytest.mark.parametrize("columns", [1, 3])
@@ -223,7 +224,7 @@ def test_a_state_of_the_step_is_consumed() -> None:
     run = Config(batch_size=N)
     model = build_model(read_encoder_config(BERT), run.model)
     schedule = learning_rate_schedule(run.optimizer, STEPS)
-    state = create_state(mesh, lambda: init_params(model, 7), make_optimizer(run.optimizer, schedule))
-    after, _ = make_train_step(run, model, schedule, mesh, state)(state, batches(1)[0])
+    state = create_state(run, mesh, lambda: init_params(model, 7), make_optimizer(run.optimizer, schedule))
+    after, _ = make_train_step(run, model, mesh, state, STEPS)(state, batches(1)[0])
     assert isinstance(after, TrainState)
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))

@@ -13,11 +13,12 @@ import pytest
 from simcse_jax import hf
 from simcse_jax.config import Config, ObjectiveConfig, OptimizerConfig
 from simcse_jax.errors import InputError
+from simcse_jax.loss import Batch
 from simcse_jax.model import POOLERS, Encoder, SentenceEncoder, read_encoder_config
 from simcse_jax.model.encoder import ACTIVATIONS, Dropout
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import make_mesh
-from simcse_jax.step import Batch, create_state, make_train_step
+from simcse_jax.step import create_state, make_train_step
 from tests.conftest import TINY_BERT, TINY_ROBERTA, mask_of
 
 torch = pytest.importorskip("torch", reason="the peer these tests compare with")
@@ -168,8 +169,8 @@ def test_ten_steps(tmp_path: Path, architecture: str, dtype: str, tolerance: flo
         model = SentenceEncoder(checkpoint.config, "cls", False, jnp.dtype(dtype), jnp.dtype(dtype))
         mesh = make_mesh(devices=jax.devices()[:1])
         schedule = learning_rate_schedule(config.optimizer, STEPS)
-        state = create_state(mesh, params, make_optimizer(config.optimizer, schedule))
-        step = make_train_step(config, model, schedule, mesh, state)
+        state = create_state(config, mesh, params, make_optimizer(config.optimizer, schedule))
+        step = make_train_step(config, model, mesh, state, STEPS)
         figures = []
         for ids, lengths in batches:
             state, metrics = step(state, Batch(ids, lengths, np.ones(N, bool)))

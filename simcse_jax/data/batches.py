@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from simcse_jax.data.tokens import TokenTable
+from simcse_jax.loss import Batch
 from simcse_jax.sharding import put_batch
-from simcse_jax.step import Batch
 
 
 @dataclass

@@ -87,7 +87,7 @@ class Dropout(nn.Module):
     """Inverted dropout whose noise belongs to the sentence.
 
     Each sentence draws from its own key, folded from the pass's key and its number in the global batch, so the noise
-    does not depend on how the batch is cut into devices or chunks.
+    does not depend on how the batch is cut into devices or chunks. A sentence of negative number has none.
     """
 
     rate: float
@@ -99,7 +99,8 @@ class Dropout(nn.Module):
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.make_rng("dropout"), rows)
         bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint32))(keys)
         dropped = bits < jnp.uint32(min(round(self.rate * 2**32), 2**32 - 1))
-        return jnp.where(dropped, jnp.zeros((), x.dtype), x / (1 - self.rate))
+        noisy = jnp.where(dropped, jnp.zeros((), x.dtype), x / (1 - self.rate))
+        return jnp.where((rows >= 0).reshape(-1, *[1] * (x.ndim - 1)), noisy, x)
 
 
 class Embeddings(nn.Module):
@@ -196,7 +197,7 @@ class Encoder(nn.Module):
           input_ids: token ids, padded on the right.
           mask: True at tokens, False at padding.
           rows: number of each sentence in the global batch. Given, dropout is on and the stream `rngs={"dropout": key}`
-            is required; not given, dropout is off.
+            is required; not given, dropout is off. A sentence of negative number has no dropout.
 
         Returns:
           The hidden states hs[0..n], n the number of layers: embedding output first, last layer last.

@@ -1,7 +1,23 @@
-"""Objectives: functions of arrays of the global batch, unaware of models and data."""
+"""Objectives: functions of arrays of the global batch, unaware of models and data. docs/objectives.md shows how to add
+one."""
 
-from simcse_jax.objectives.info_nce import info_nce, unit
+from simcse_jax.objectives.contrast import Contrast, contrast, cosines, unit
+from simcse_jax.objectives.find import check_options, find_loss, wants_clean
+from simcse_jax.objectives.info_nce import info_nce
 from simcse_jax.objectives.pairs import Pairs, PairStatistics, dense
 from simcse_jax.objectives.tiled import tiled
 
-__all__ = ["PairStatistics", "Pairs", "dense", "info_nce", "tiled", "unit"]
+__all__ = [
+    "Contrast",
+    "PairStatistics",
+    "Pairs",
+    "check_options",
+    "contrast",
+    "cosines",
+    "dense",
+    "find_loss",
+    "info_nce",
+    "tiled",
+    "unit",
+    "wants_clean",
+]

@@ -1,22 +1,33 @@
 """What a contrastive loss asks of all pairs of the global batch, computed with the matrix of logits whole."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+Score = Callable[[Array], Array]
+"""An elementwise function of cosines."""
+Reduction = Literal["logsumexp", "softplus"]
+
+
+def identity(cosine: Array) -> Array:
+    """The score of plain InfoNCE."""
+    return cosine
+
 
 class PairStatistics(NamedTuple):
     """A few numbers an anchor, in which a loss over all N × N pairs can be written.
 
-    With cosine c_i,kj of anchor i and sentence j of kind k, S_i,kj = c_i,kj/τ + [i=j] own_k. The negatives of i are all
-    (k, j) whose row j is valid, but for its positive (0, i).
+    With cosine c_i,kj of anchor i and sentence j of kind k and the loss's score function f (the identity, where it has
+    none), S_i,kj = f(c_i,kj)/τ + [i=j] own_k. The negatives of i are all (k, j) whose row j is valid, but for its
+    positive (0, i).
     """
 
-    logsumexp: Float[Array, "N"]
-    """n_i = log Σ_{negatives} exp S_i,kj; a large negative number for an anchor without negatives."""
+    negatives: Float[Array, "N"]
+    """n_i = log Σ exp S_i,kj over the negatives, a large negative number where there is none; or, with the reduction
+    `softplus`, Σ log(1 + exp S_i,kj)."""
     entropy: Float[Array, "N"]
     """Entropy in nats of the softmax over the negatives, 0 without any; no gradient flows through it."""
     similarity: Float[Array, "N"]
@@ -37,6 +48,8 @@ class Pairs(Protocol):
         *,
         temperature: float,
         own: tuple[float, ...],
+        score: Score = identity,
+        reduction: Reduction = "logsumexp",
     ) -> PairStatistics:
         """Computes the statistics.
 
@@ -47,6 +60,8 @@ class Pairs(Protocol):
           valid: rows that are negatives of others.
           temperature: τ.
           own: for kinds 1 to K−1, what is added to the logit of an anchor with the sentence of its own row.
+          score: f, differentiable; a function of the module or a `partial` of one, so that it can be hashed.
+          reduction: what `negatives` is.
         """
 
 
@@ -71,6 +86,7 @@ def block_logits(
     valid: Bool[Array, "B"],
     temperature: float,
     own: float | None,
+    score: Score,
 ) -> tuple[Float[Array, "A B"], Bool[Array, "A B"]]:
     """Logits of a block of pairs of one kind, and which of them are negatives.
 
@@ -80,8 +96,9 @@ def block_logits(
       valid: of the sentences.
       temperature: τ.
       own: what is added where they are of one row; None where that pair is the positive.
+      score: f.
     """
-    logits = cosine / temperature
+    logits = score(cosine) / temperature
     if own is None:
         return logits, valid[None, :] & ~same
     return logits + jnp.where(same, own, 0.0), jnp.broadcast_to(valid[None, :], cosine.shape)
@@ -94,12 +111,14 @@ def dense(
     *,
     temperature: float,
     own: tuple[float, ...],
+    score: Score = identity,
+    reduction: Reduction = "logsumexp",
     gather: Callable[[Array], Array] = lambda x: x,
 ) -> PairStatistics:
     """The statistics from the whole matrix of logits: K·N² numbers, several times over. See `Pairs`.
 
     Args:
-      queries, keys, valid, temperature, own: see `Pairs`.
+      queries, keys, valid, temperature, own, score, reduction: see `Pairs`.
       gather: applied to what every anchor meets, `keys` and `valid`: where rows are split over devices, it makes them
         whole on each.
     """
@@ -108,18 +127,20 @@ def dense(
     cosine = similarities(queries, keys.reshape(kinds * n, -1))
     same = jnp.eye(n, dtype=bool)
     blocks = [
-        block_logits(part, same, valid, temperature, bias)
+        block_logits(part, same, valid, temperature, bias, score)
         for part, bias in zip(jnp.split(cosine, kinds, axis=1), (None, *own), strict=True)
     ]
     logits = jnp.concatenate([jnp.where(negative, s, masked(s.dtype)) for s, negative in blocks], axis=1)
     logsumexp = jax.nn.logsumexp(logits, axis=1)
+    # softplus of what is masked is 0, and so is its derivative.
+    negatives = logsumexp if reduction == "logsumexp" else jnp.sum(jax.nn.softplus(logits), axis=1)
 
     logits, cosine, top = jax.lax.stop_gradient((logits, cosine[:, :n], logsumexp))
     negative = blocks[0][1]
     weights = jnp.exp(logits - top[:, None])
     entropy = -jnp.sum(weights * jnp.where(weights > 0, logits - top[:, None], 0), axis=1)
     return PairStatistics(
-        logsumexp,
+        negatives,
         jnp.where(top > masked(top.dtype) / 2, entropy, 0),
         jnp.sum(jnp.where(negative, cosine, 0), axis=1),
         jnp.sum(jnp.where(negative, jnp.exp(4 * cosine - 4), 0), axis=1),

@@ -3,7 +3,7 @@
 Forward, every device keeps its own anchors and meets the keys of all devices, a visiting share at a time, in square
 tiles; of a tile's logits only running sums are kept (Milakov & Gimelshein, arXiv 1805.02867, for the log-sum-exp).
 Backward, the logits are computed again tile by tile from the log-sum-exp n_i that was kept. With g_i the gradient of
-the loss with respect to n_i and P_i,kj = g_i exp(S_i,kj − n_i)/τ,
+the loss with respect to n_i and P_i,kj = g_i exp(S_i,kj − n_i) f'(c_i,kj)/τ,
 
     dq_i = Σ_kj P_i,kj k_kj,    dk_kj = Σ_i P_i,kj q_i;
 
@@ -21,7 +21,15 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from simcse_jax.objectives.pairs import PairStatistics, block_logits, masked, similarities
+from simcse_jax.objectives.pairs import (
+    PairStatistics,
+    Reduction,
+    Score,
+    block_logits,
+    identity,
+    masked,
+    similarities,
+)
 
 
 class _Settings(NamedTuple):
@@ -33,6 +41,8 @@ class _Settings(NamedTuple):
     mesh: Mesh | None
     axes: tuple[str, ...]
     dtype: str | None
+    score: Score
+    reduction: Reduction
 
     @property
     def devices(self) -> int:
@@ -50,6 +60,8 @@ class _Running(NamedTuple):
     """Σ exp(S − maximum)·(S − maximum)."""
     similarity: Float[Array, "*rows"]
     potential: Float[Array, "*rows"]
+    softplus: Float[Array, "*rows"]
+    """Σ log(1 + exp S), where that is asked for."""
 
 
 class _Share(NamedTuple):
@@ -70,6 +82,8 @@ def tiled(
     *,
     temperature: float,
     own: tuple[float, ...],
+    score: Score = identity,
+    reduction: Reduction = "logsumexp",
     block: int = 1024,
     mesh: Mesh | None = None,
     axes: tuple[str, ...] = (),
@@ -78,14 +92,14 @@ def tiled(
     """The statistics, tile by tile. See `Pairs`.
 
     Args:
-      queries, keys, valid, temperature, own: see `Pairs`.
+      queries, keys, valid, temperature, own, score, reduction: see `Pairs`.
       block: largest side of a tile.
       mesh: devices over all of which the rows are split; a single device where None.
       axes: the axes of `mesh` in the order in which they split the rows.
       dtype: type that queries, keys and probabilities are rounded to before they are multiplied ("bfloat16"); sums stay
         float32. Not rounded where None.
     """
-    settings = _Settings(temperature, (None, *own), block, mesh, axes, dtype)
+    settings = _Settings(temperature, (None, *own), block, mesh, axes, dtype, score, reduction)
     return PairStatistics(*_over_negatives(settings, queries, keys, valid))
 
 
@@ -93,7 +107,7 @@ def tiled(
 def _over_negatives(
     settings: _Settings, queries: Float[Array, "N H"], keys: Float[Array, "K N H"], valid: Bool[Array, "N"]
 ) -> tuple[Float[Array, "N"], Float[Array, "N"], Float[Array, "N"], Float[Array, "N"]]:
-    """`logsumexp`, `entropy`, `similarity` and `potential` of `PairStatistics`."""
+    """`negatives`, `entropy`, `similarity` and `potential` of `PairStatistics`."""
     return _on_devices(settings, _forward, (1, 2, 1), (1, 1, 1, 1))(queries, keys, valid)
 
 
@@ -181,7 +195,7 @@ def _forward(
     tiles = share.valid.shape
     rows = _numbers(me, n, tiles)
     zero = jnp.zeros(tiles, queries.dtype)
-    running = _Running(jnp.full(tiles, masked(zero.dtype), zero.dtype), zero, zero, zero, zero)
+    running = _Running(jnp.full(tiles, masked(zero.dtype), zero.dtype), zero, zero, zero, zero, zero)
 
     def meet(running: _Running, share: _Share, turn: Int[Array, ""] | int) -> _Running:
         columns = _numbers((me - turn) % ring, n, tiles)
@@ -210,7 +224,7 @@ def _forward(
     some = running.total > 0
     total = jnp.where(some, running.total, 1)
     statistics = (
-        running.maximum + jnp.log(total),
+        running.maximum + jnp.log(total) if settings.reduction == "logsumexp" else running.softplus,
         jnp.log(total) - running.moment / total,
         running.similarity,
         running.potential,
@@ -231,7 +245,7 @@ def _absorb(
     """The running sums with one more tile."""
     cosine = similarities(queries, keys)
     same = rows[:, None] == columns[None, :]
-    logits, negative = block_logits(cosine, same, valid, settings.temperature, own)
+    logits, negative = block_logits(cosine, same, valid, settings.temperature, own, settings.score)
     logits = jnp.where(negative, logits, masked(logits.dtype))
     maximum = jnp.maximum(part.maximum, jnp.max(logits, axis=1))
     shifted = logits - maximum[:, None]
@@ -239,7 +253,9 @@ def _absorb(
     weights = jnp.where(negative, jnp.exp(shifted), 0)
     shrink = part.maximum - maximum
     scale = jnp.exp(shrink)
-    similarity, potential = part.similarity, part.potential
+    similarity, potential, softplus = part.similarity, part.potential, part.softplus
+    if settings.reduction == "softplus":
+        softplus = softplus + jnp.sum(jax.nn.softplus(logits), axis=1)
     if own is None:
         similarity = similarity + jnp.sum(jnp.where(negative, cosine, 0), axis=1)
         potential = potential + jnp.sum(jnp.where(negative, jnp.exp(4 * cosine - 4), 0), axis=1)
@@ -249,6 +265,7 @@ def _absorb(
         (part.moment + part.total * shrink) * scale + jnp.sum(weights * shifted, axis=1),
         similarity,
         potential,
+        softplus,
     )
 
 
@@ -257,7 +274,7 @@ def _backward(
     queries: Float[Array, "n H"],
     keys: Float[Array, "K n H"],
     valid: Bool[Array, "n"],
-    logsumexp: Float[Array, "n"],
+    negatives: Float[Array, "n"],
     gradient: Float[Array, "n"],
 ) -> tuple[Float[Array, "n H"], Float[Array, "K n H"]]:
     n, me, ring = queries.shape[0], _me(settings), settings.devices
@@ -265,7 +282,7 @@ def _backward(
     share = _Share(_multiplied(settings, _cut(keys, 1, settings.block)), _cut(valid, 0, settings.block))
     tiles = share.valid.shape
     rows = _numbers(me, n, tiles)
-    tops, scales = _cut(logsumexp, 0, settings.block), _cut(gradient / settings.temperature, 0, settings.block)
+    tops, scales = _cut(negatives, 0, settings.block), _cut(gradient / settings.temperature, 0, settings.block)
     dq = jnp.zeros(anchors.shape, queries.dtype)
 
     def meet(dq: Array, dk: Array, share: _Share, turn: Int[Array, ""] | int) -> tuple[Array, Array]:
@@ -282,11 +299,15 @@ def _backward(
                     dq_tile, dk = carry
                     index, keys, columns, valid = met
                     cosine = similarities(tile, keys)
-                    logits, negative = block_logits(
-                        cosine, tile_rows[:, None] == columns[None, :], valid, settings.temperature, own
-                    )
-                    p = jnp.where(negative, jnp.exp(logits - top[:, None]) * scale[:, None], 0)
-                    p = _multiplied(settings, p)
+                    same = tile_rows[:, None] == columns[None, :]
+                    logits, negative = block_logits(cosine, same, valid, settings.temperature, own, settings.score)
+                    if settings.reduction == "logsumexp":
+                        weights = jnp.exp(logits - top[:, None])
+                    else:
+                        weights = jax.nn.sigmoid(logits)
+                    if settings.score is not identity:
+                        weights = weights * jax.jvp(settings.score, (cosine,), (jnp.ones_like(cosine),))[1]
+                    p = _multiplied(settings, jnp.where(negative, weights * scale[:, None], 0))
                     dq_tile = dq_tile + similarities(p, keys.T)
                     return (dq_tile, dk.at[kind, index].add(similarities(p.T, tile.T))), None
 

@@ -15,21 +15,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from simcse_jax import rng
 from simcse_jax.config import Config
 from simcse_jax.data.batches import EpochOrder, load_rows
 from simcse_jax.data.tokens import TokenTable
 from simcse_jax.hf import Params
+from simcse_jax.loss import Batch, make_loss
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.sharding import put_batch
-from simcse_jax.step import Batch, make_loss
 
-Gradient = Callable[[Params, Batch, Array], Params]
+Gradient = Callable[[Params, Batch, np.int32], Params]
 
 
 def noise_scale(gradients: Iterable[Any], batch_size: int) -> float:
@@ -59,7 +58,7 @@ def _accumulate(
 
 
 def make_gradient(config: Config, model: SentenceEncoder, mesh: Mesh, params: Any) -> Gradient:
-    """The gradient of a run's training loss: `params, batch, dropout key -> gradient`.
+    """The gradient of a run's contrast: `params, batch, number of the draw -> gradient`.
 
     Args:
       config: the run, with a number for `micro_batch`.
@@ -67,8 +66,8 @@ def make_gradient(config: Config, model: SentenceEncoder, mesh: Mesh, params: An
       mesh: the mesh.
       params: the parameters, or their `ShapeDtypeStruct`s.
     """
-    gradient = jax.grad(make_loss(config, model, mesh, params), has_aux=True)
-    return jax.jit(lambda params, batch, key: gradient(params, batch, key)[0])
+    gradient = jax.grad(make_loss(config, model, mesh, params, total_steps=1, streams="noise_scale/"), has_aux=True)
+    return jax.jit(lambda params, batch, draw: gradient(params, None, draw, batch)[0])
 
 
 def batch_gradients(
@@ -81,4 +80,4 @@ def batch_gradients(
     order = EpochOrder(len(tokens), batch_size, 2**32 + seed)  # the seeds of runs are below 2**32
     for i in range(count):
         rows = partial(load_rows, tokens, order, i)
-        yield gradient(params, put_batch(mesh, batch_size, rows), rng.key(seed, "noise_scale", i))
+        yield gradient(params, put_batch(mesh, batch_size, rows), np.int32(i))

@@ -1,0 +1,218 @@
+"""The loss of a global batch: its views encoded, its terms added up."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from simcse_jax import rng
+from simcse_jax.config import Config
+from simcse_jax.hf import Params
+from simcse_jax.model import SentenceEncoder
+from simcse_jax.objectives import Pairs, dense, find_loss, tiled, unit, wants_clean
+from simcse_jax.objectives.smoothing import is_full, push, smooth, smoothing_weight
+from simcse_jax.sharding import batch_sharding, gather, gather_rows, replicated, state_sharding
+
+Metrics = dict[str, Float[Array, ""]]
+Buffer = Float[Array, "Q H"] | None
+
+DENSE_BYTES = 2**26
+"""Most that the logits of one device may take for the dense form to be chosen."""
+
+BLOCK_SIZES = {"cpu": 1024, "tpu": 4096, "gpu": 8192}
+"""Side of a tile, by platform."""
+
+
+class Batch(NamedTuple):
+    """N examples of C sentences each (1: the sentence; 2: with its positive; 3: with its hard negative too)."""
+
+    input_ids: Int[Array, "N C L"] | Int[np.ndarray, "N C L"]
+    """Token ids, padded on the right."""
+    lengths: Int[Array, "N C"] | Int[np.ndarray, "N C"]
+    """Tokens of each sentence, specials included."""
+    valid: Bool[Array, "N"] | Bool[np.ndarray, "N"]
+    """False for rows that only fill up the last batch of an epoch."""
+
+
+def encode_views(
+    model: SentenceEncoder,
+    params: Params,
+    batch: Batch,
+    key: Array,
+    examples: Int[Array, "N"] | None = None,
+    micro_batch: int = 0,
+    shared_noise: bool = False,
+    clean: bool = False,
+) -> Float[Array, "N V H"]:
+    """Training vectors of every view of every example: max(C, 2) of them, and one more with `clean`.
+
+    An example of one sentence is encoded twice, each time under its own dropout noise (SimCSE, section 3). Sentence v
+    of example n draws its noise from row n·V + v of `key`.
+
+    With a micro-batch, that many examples are encoded at a time and only their vectors are kept; the backward pass
+    encodes them again, under the same noise (GradCache, arXiv 2101.06983). Vectors and gradients do not depend on it.
+
+    Args:
+      model: the module.
+      params: its parameters; where they hold those of a `second` encoder, it encodes all but the first sentences.
+      batch: examples.
+      key: key of the noise.
+      examples: number of each example in the global batch; 0 to N−1 where None.
+      micro_batch: examples encoded at a time; all where 0.
+      shared_noise: all sentences of an example draw the noise of its first.
+      clean: adds the first sentence once more, without noise, as the last view.
+    """
+    ids, lengths = batch.input_ids, batch.lengths
+    if ids.shape[1] == 1:
+        ids, lengths = jnp.repeat(ids, 2, axis=1), jnp.repeat(lengths, 2, axis=1)
+    n, v, length = ids.shape
+    numbers = jnp.arange(n) if examples is None else examples
+    rows = numbers[:, None] * v + (0 if shared_noise else 1) * jnp.arange(v)[None, :]
+    if clean:
+        ids, lengths = jnp.concatenate([ids, ids[:, :1]], axis=1), jnp.concatenate([lengths, lengths[:, :1]], axis=1)
+        rows = jnp.concatenate([rows, jnp.full((n, 1), -1)], axis=1)
+
+    def apply(params: Params, ids: Array, lengths: Array, rows: Array) -> Float[Array, "n v H"]:
+        vectors = model.apply(
+            {"params": params},
+            ids.reshape(-1, length),
+            (jnp.arange(length)[None, None, :] < lengths[:, :, None]).reshape(-1, length),
+            rows.reshape(-1),
+            rngs={"dropout": key},
+        )
+        return jnp.asarray(vectors).reshape(*rows.shape, -1)
+
+    def encode(part: tuple[Array, Array, Array]) -> Float[Array, "n V H"]:
+        first = {name: params[name] for name in ("encoder", "head")}
+        if "second" not in params:
+            return apply(first, *part)
+        of_first = np.array([i in (0, v) for i in range(part[0].shape[1])])
+        a = apply(first, *(x[:, of_first] for x in part))
+        b = apply(params["second"], *(x[:, ~of_first] for x in part))
+        return jnp.concatenate([a[:, :1], b, a[:, 1:]], axis=1)
+
+    whole = (jnp.asarray(ids), jnp.asarray(lengths), rows)
+    chunks = -(-n // micro_batch) if micro_batch else 1
+    if chunks == 1:
+        return encode(whole)
+    size = -(-n // chunks)
+
+    def cut(x: Array) -> Array:
+        # What fills the last chunk up is a repetition, whose vectors are dropped.
+        return jnp.take(x, jnp.arange(chunks * size) % n, axis=0).reshape(chunks, size, *x.shape[1:])
+
+    z = jax.lax.map(jax.checkpoint(encode), jax.tree.map(cut, whole))
+    return z.reshape(chunks * size, *z.shape[2:])[:n]
+
+
+def uses_tiles(config: Config, mesh: Mesh, kinds: int) -> bool:
+    """Whether the step goes through its pairs in tiles.
+
+    Args:
+      config: the run.
+      mesh: the mesh.
+      kinds: sentences of each example that every anchor meets: 1, or 2 with hard negatives.
+    """
+    if config.objective.implementation != "auto":
+        return config.objective.implementation == "tiled"
+    itemsize = 8 if config.model.dtype == "float64" else 4
+    return kinds * config.batch_size**2 * itemsize / mesh.size > DENSE_BYTES
+
+
+def choose_pairs(config: Config, mesh: Mesh, kinds: int) -> Pairs:
+    """How the step goes through its pairs; for the arguments see `uses_tiles`."""
+    if not uses_tiles(config, mesh, kinds):
+        return partial(dense, gather=partial(gather_rows, mesh))
+    settings = config.objective
+    return partial(
+        tiled,
+        block=settings.block_size or BLOCK_SIZES[mesh.devices.flat[0].platform],
+        mesh=mesh,
+        axes=mesh.axis_names,
+        dtype=None if settings.product_dtype == "float32" else settings.product_dtype,
+    )
+
+
+def make_loss(
+    config: Config, model: SentenceEncoder, mesh: Mesh, params: Any, total_steps: int, streams: str = ""
+) -> Callable[[Params, Buffer, Int[Array, ""], Batch], tuple[Float[Array, ""], tuple[Metrics, Buffer]]]:
+    """The loss of a global batch, `params, buffer, step, batch -> loss, (metrics, buffer)`, to be differentiated.
+
+    Rows are encoded where they lie: what devices exchange there is the sum of the weights' gradients, once a step
+    however many chunks there are. The objective is written over the global batch.
+
+    Args:
+      config: the run, with a number for `micro_batch`.
+      model: the module.
+      mesh: the mesh.
+      params: the parameters, or their `ShapeDtypeStruct`s.
+      total_steps: steps of the run, for weights that change over it.
+      streams: begins the names of the streams of random numbers.
+
+    Returns:
+      A function whose metrics are `loss`, those of the contrast (see `contrast`), and, with smoothing, the terms
+      `contrastive` and `smoothing` and the latter's weight.
+    """
+    shardings = state_sharding(mesh, params)
+    objective, micro_batch = config.objective, config.micro_batch
+    assert micro_batch != "auto"
+    loss_of = find_loss(objective.loss)
+    clean = wants_clean(loss_of)
+    rows, whole = batch_sharding(mesh).spec, replicated(mesh).spec
+
+    # Unchecked, the transpose sums the weights' gradients over devices where they leave, once; checked, at each use, in
+    # the loop over chunks. And jax 0.12 cannot check erf. Differentiated from outside, both are exact.
+    @partial(jax.shard_map, mesh=mesh, in_specs=(whole, rows, whole), out_specs=rows, check_vma=False)
+    def encode(params: Params, batch: Batch, key: Array) -> Array:
+        n = batch.valid.shape[0]
+        examples = jax.lax.axis_index(mesh.axis_names) * n + jnp.arange(n)
+        return encode_views(model, params, batch, key, examples, micro_batch, objective.noise == "shared", clean)
+
+    def contrast(z1: Array, z2: Array, z3: Array | None, clean: Array | None, valid: Array) -> tuple[Array, Metrics]:
+        """The mean over Matryoshka widths, and the metrics of the last."""
+        losses = []
+        for width in objective.widths or (z1.shape[1],):
+            extra = {} if clean is None else {"clean": clean[:, :width]}
+            loss, metrics = loss_of(
+                z1[:, :width],
+                z2[:, :width],
+                None if z3 is None else z3[:, :width],
+                temperature=objective.temperature,
+                hard_negative_log_weight=objective.hard_negative_log_weight,
+                valid=valid,
+                pairs=choose_pairs(config, mesh, kinds=1 if z3 is None else 2),
+                **objective.options,
+                **extra,
+            )
+            losses.append(loss)
+        return sum(losses) / len(losses), metrics
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=(rows, whole), out_specs=rows, check_vma=False)
+    def smoothed(u: Array, buffer: Array) -> Array:
+        return smooth(objective.smoothing, u, buffer)
+
+    def loss_fn(
+        params: Params, buffer: Buffer, step: Int[Array, ""], batch: Batch
+    ) -> tuple[Float[Array, ""], tuple[Metrics, Buffer]]:
+        # Left to itself, XLA multiplies with split weights as they lie and moves the activations instead.
+        params = jax.tree.map(gather, params, shardings)
+        z = encode(params, batch, rng.key(config.seed, f"{streams}dropout", step))
+        valid = jnp.asarray(batch.valid)
+        z3 = z[:, 2] if batch.input_ids.shape[1] == 3 else None
+        noiseless = z[:, -1] if clean else None
+        loss, metrics = contrast(z[:, 0], z[:, 1], z3, noiseless, valid)
+        if buffer is not None:
+            u = unit(z[:, 1])
+            buffer = push(jax.lax.with_sharding_constraint(buffer, replicated(mesh)), u, valid)
+            term, _ = contrast(z[:, 0], smoothed(u, buffer), None, noiseless, valid)
+            weight = jnp.where(is_full(buffer), smoothing_weight(objective.smoothing, step, total_steps), 0)
+            metrics |= {"contrastive": loss, "smoothing": term, "smoothing_weight": weight}
+            loss = loss + weight * term
+        return loss, ({"loss": loss, **metrics}, buffer)
+
+    return loss_fn

@@ -1,0 +1,120 @@
+"""What the contrastive losses share: cosines of the pairs, reduced over the negatives of each anchor, and metrics."""
+
+from typing import NamedTuple, NotRequired, TypedDict
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from simcse_jax.objectives.pairs import Pairs, Reduction, Score, dense, identity
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+class Settings(TypedDict):
+    """Arguments of `contrast` that every loss hands on."""
+
+    temperature: float
+    """τ: similarities are divided by it."""
+    hard_negative_log_weight: NotRequired[float]
+    """log α; 0 where not given."""
+    valid: NotRequired[Bool[Array, "N"] | None]
+    """Rows that count, as anchors and as negatives, at least one; all where not given."""
+    pairs: NotRequired[Pairs]
+    """How the N × N pairs are gone through: `dense`, `tiled`, or one of them with its arguments bound."""
+
+
+class Contrast(NamedTuple):
+    """The logits of a batch as a loss needs them."""
+
+    cosine: Float[Array, "N"]
+    """s(z1_i, z2_i)."""
+    positive: Float[Array, "N"]
+    """S_ii = f(cos(z1_i, z2_i))/τ."""
+    negatives: Float[Array, "N"]
+    """The reduction over the negatives of each anchor; see `PairStatistics`."""
+    valid: Bool[Array, "N"]
+    metrics: Metrics
+    """Scalars that carry no gradient; see `contrast`."""
+
+    def mean(self, losses: Float[Array, "N"]) -> Float[Array, ""]:
+        """Mean over the rows that count."""
+        return _mean(losses, self.valid)
+
+
+def unit(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+    """x / ‖x‖ along the last axis, in at least float32; a zero vector stays zero, and its gradient finite."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    # The gradient holds ‖x‖⁻³, which overflows in float32 below 1e-12.
+    return x * jax.lax.rsqrt(jnp.where(square > 1e-24, square, 1))
+
+
+def cosines(a: Float[Array, "N H"], b: Float[Array, "N H"]) -> Float[Array, "N"]:
+    """Cosine of each pair of rows."""
+    return jnp.sum(unit(a) * unit(b), axis=-1)
+
+
+def _mean(x: Float[Array, "N"], valid: Bool[Array, "N"]) -> Float[Array, ""]:
+    """Mean over the rows that count."""
+    return jnp.sum(jnp.where(valid, x, 0)) / jnp.maximum(jnp.sum(valid), 1)
+
+
+def contrast(
+    z1: Float[Array, "N H"],
+    z2: Float[Array, "N H"],
+    z3: Float[Array, "N H"] | None = None,
+    *,
+    temperature: float,
+    hard_negative_log_weight: float = 0.0,
+    valid: Bool[Array, "N"] | None = None,
+    pairs: Pairs = dense,
+    score: Score = identity,
+    reduction: Reduction = "logsumexp",
+) -> Contrast:
+    """Contrasts each z1_i with z2_i against all z2_j, j≠i, and all z3_j.
+
+    With cosine similarity s and the elementwise function f, S_ij = f(s(z1_i, z2_j))/τ and
+    S_i,N+j = f(s(z1_i, z3_j))/τ + [i=j] log α.
+
+    Args:
+      z1: anchors, any scale, any float type (computed in float32 at least).
+      z2: positives.
+      z3: hard negatives of the same rows, or None.
+      temperature: τ.
+      hard_negative_log_weight: log α.
+      valid: rows that count, as anchors and as negatives; all where None. At least one must be True.
+      pairs: how the N × N pairs are gone through: `dense`, `tiled`, or one of them with its arguments bound.
+      score: f.
+      reduction: over the negatives, `logsumexp` or the sum of `softplus`.
+
+    Returns:
+      The logits, and the metrics `positive_similarity` (mean cosine of the pairs), `negative_similarity` (mean cosine
+      of z1_i, z2_j, j≠i), `alignment` (mean ‖ẑ1_i − ẑ2_i‖²), `uniformity` (log mean_{j≠i} exp(−2‖ẑ1_i − ẑ2_j‖²); Wang &
+      Isola, arXiv 2005.10242, across the two views) and `effective_negatives` (mean of exp H_i, H_i the entropy of the
+      softmax over the negatives of i: their number where all are equally hard, 1 where one outweighs the rest or there
+      is none).
+    """
+    valid = jnp.ones(z1.shape[0], bool) if valid is None else valid
+    queries, keys = unit(z1), unit(jnp.stack([z2] if z3 is None else [z2, z3]))
+    own = () if z3 is None else (hard_negative_log_weight,)
+    statistics = pairs(queries, keys, valid, temperature=temperature, own=own, score=score, reduction=reduction)
+    # Not read off a matrix of logits, so that it is the same number, bit for bit, with every way through the pairs.
+    cosine = jnp.sum(queries * keys[0], axis=-1)
+
+    known, (_, entropy, similarity, potential) = jax.lax.stop_gradient((cosine, statistics))
+    # As a float: above 65,536 rows the number of pairs does not fit an int32.
+    count = jnp.maximum(jnp.sum(valid), 1)
+    others = jnp.maximum(count.astype(known.dtype) * (count - 1), 1)
+
+    def over_pairs(x: Float[Array, "N"]) -> Float[Array, ""]:
+        return jnp.sum(jnp.where(valid, x, 0)) / others
+
+    metrics = {
+        "positive_similarity": _mean(known, valid),
+        "negative_similarity": over_pairs(similarity),
+        "alignment": _mean(2 - 2 * known, valid),
+        "uniformity": jnp.log(over_pairs(potential)),
+        "effective_negatives": _mean(jnp.exp(entropy), valid),
+    }
+    return Contrast(cosine, score(cosine) / temperature, statistics.negatives, valid, metrics)

@@ -1,0 +1,41 @@
+"""The pairwise sigmoid loss (SigLIP; Zhai et al., arXiv 2303.15343)."""
+
+from functools import partial
+from typing import Unpack
+
+import jax
+from jaxtyping import Array, Float
+
+from simcse_jax.objectives.contrast import Metrics, Settings, contrast
+
+
+def _shifted(cosine: Array, by: float) -> Array:
+    return cosine + by
+
+
+def sigmoid(
+    z1: Float[Array, "N H"],
+    z2: Float[Array, "N H"],
+    z3: Float[Array, "N H"] | None = None,
+    *,
+    bias: float = -10.0,
+    **settings: Unpack[Settings],
+) -> tuple[Float[Array, ""], Metrics]:
+    """Each pair on its own: is it a positive?
+
+        loss_i = softplus(−(S_ii + b)) + Σ_{j≠i} softplus(S_ij + b)
+
+    There, 1/τ and b are learned and start at 10 and −10; here both are settings. b should make up for negatives being
+    N − 1 times as many as positives: about −log N.
+
+    Args:
+      z1, z2, z3, settings: see `contrast`.
+      bias: b, added to every logit.
+
+    Returns:
+      The loss, and the metrics of `contrast`.
+    """
+    c = contrast(
+        z1, z2, z3, **settings, score=partial(_shifted, by=bias * settings["temperature"]), reduction="softplus"
+    )
+    return c.mean(jax.nn.softplus(-c.positive) + c.negatives), c.metrics
