@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from simcse_jax.ablation import Ablation
 from simcse_jax.config import Config, load_config_file, load_variable
 from simcse_jax.errors import InputError, reason
 from simcse_jax.model.pooling import PoolerName
@@ -144,6 +145,25 @@ class Study:
             print(f"{results['cells']} cells are done; the report is {shlex.quote(results['report'])}")
 
 
+@dataclass(frozen=True)
+class Ablate:
+    """Train the variants of a config, each with each seed, or continue; print and write the table."""
+
+    config_file: tyro.conf.Positional[str]
+    """Python file that defines `ablation`, or the name of one that comes with the package, e.g. dropout."""
+    ablation: Annotated[Ablation, tyro.conf.arg(name="")] = field(default_factory=Ablation)
+
+    def run(self) -> None:
+        """Runs what is not done."""
+        import logging
+
+        from simcse_jax.ablation import run_ablation
+
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in Train
+        table = run_ablation(self.ablation)
+        print("stopped and saved; the same command continues" if table is None else table)
+
+
 def _data_folder() -> str:
     root = os.environ.get("SIMCSE_DATA")
     return str(Path(root) / "senteval") if root else ""
@@ -270,7 +290,7 @@ def _check_writable(path: Path) -> None:
         raise InputError(f"{path} cannot be written: give a file in a folder that exists and is writable")
 
 
-def _command(preset: Train | Plan | Study | None) -> Any:
+def _command(preset: Train | Plan | Study | Ablate | None) -> Any:
     """The commands as one type, for tyro; the settings of a named config are the defaults that options override."""
 
     def command(kind: type, name: str) -> Any:
@@ -280,13 +300,14 @@ def _command(preset: Train | Plan | Study | None) -> Any:
         Annotated[Train, command(Train, "train")]
         | Annotated[Plan, command(Plan, "plan")]
         | Annotated[Study, command(Study, "study")]
+        | Annotated[Ablate, command(Ablate, "ablate")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Encode, tyro.conf.subcommand("encode")]
         | Annotated[Export, tyro.conf.subcommand("export")]
     )
 
 
-def _preset(argv: list[str]) -> Train | Plan | Study | None:
+def _preset(argv: list[str]) -> Train | Plan | Study | Ablate | None:
     """The command with the settings of the config file that stands right after its name, if one does."""
     if len(argv) < 2 or argv[1].startswith("-"):
         return None
@@ -295,7 +316,9 @@ def _preset(argv: list[str]) -> Train | Plan | Study | None:
         return Train(file, load_config_file(file))
     if name == "plan":
         return Plan(file, config=PlanConfig.of(load_config_file(file)))
-    return Study(file, load_variable(file, "study", StudySettings)) if name == "study" else None
+    if name == "study":
+        return Study(file, load_variable(file, "study", StudySettings))
+    return Ablate(file, load_variable(file, "ablation", Ablation)) if name == "ablate" else None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -304,7 +327,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         preset = _preset(argv)
         command = tyro.cli(_command(preset), prog="simcse-jax", description=__doc__, args=argv)
-        if isinstance(command, Train | Plan | Study) and preset is None:
+        if isinstance(command, Train | Plan | Study | Ablate) and preset is None:
             name = type(command).__name__.lower()
             raise InputError(f"give the config file right after {name}: simcse-jax {name} {command.config_file} ...")
         command.run()

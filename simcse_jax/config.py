@@ -58,6 +58,17 @@ class DataConfig:
     """Configuration name of a hub data set."""
     max_length: int = 32
     """Tokens per sentence, specials included; longer ones are cut."""
+    neighbours: int = 0
+    """Text of one sentence a line: the positive of a sentence is one of the so many that follow it, drawn once. A blank
+    line ends a document. 0: the positive is the sentence itself."""
+    augment: Literal["none", "crop", "delete_words", "delete_word", "synonyms"] = "none"
+    """How the positive of a single sentence is changed, anew in each step: `crop` keeps a span of its words and drops
+    `augment_share` of them, `delete_words` drops that share at random, `delete_word` drops one, `synonyms` replaces one
+    word by a synonym."""
+    augment_share: float = 0.1
+    """Share of words that `crop` and `delete_words` drop."""
+    synonyms: str = ""
+    """Table for `synonyms`: lines of a word and its synonyms, separated by tabs."""
     cache: str = "~/.cache/simcse_jax"
     """Folder for tokenised text."""
 
@@ -224,6 +235,7 @@ class Config:
             "objective.smoothing.weight": self.objective.smoothing.weight,
             "objective.smoothing.start_weight": self.objective.smoothing.start_weight,
             "max_steps": self.max_steps,
+            "data.neighbours": self.data.neighbours,
             "optimizer.learning_rate": self.optimizer.learning_rate,
             "optimizer.warmup_steps": self.optimizer.warmup_steps,
             "optimizer.weight_decay": self.optimizer.weight_decay,
@@ -278,6 +290,10 @@ class Config:
             raise InputError(f"objective.widths is {self.objective.widths}; each must be greater than 0")
         if self.objective.product_dtype == "bfloat16" and self.model.dtype == "float64":
             raise InputError("objective.product_dtype is 'bfloat16' but model.dtype is 'float64': leave one out")
+        if not 0 <= self.data.augment_share < 1:
+            raise InputError(f"data.augment_share is {self.data.augment_share}; it must be at least 0 and below 1")
+        if self.data.augment == "synonyms" and not self.data.synonyms:
+            raise InputError("data.augment is 'synonyms' but data.synonyms is empty: give a table of synonyms")
         if not self.data.train:
             raise InputError("data.train is empty: give a file of sentences, e.g. --data.train wiki.txt")
 
@@ -346,6 +362,11 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in arguments
     if typing.get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)
+    if hint is Any:
+        return True
+    if typing.get_origin(hint) is dict:
+        names, values = arguments
+        return isinstance(value, dict) and all(_fits(k, names) and _fits(v, values) for k, v in value.items())
     if arguments:
         return any(_fits(value, a) for a in arguments)
     if isinstance(value, bool):
@@ -354,8 +375,11 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _shipped_configs(variable: str) -> dict[str, Path]:
-    """The files that come with the package and define the variable: those of studies are named study_*."""
+    """The files that come with the package and define the variable: those of studies are named study_*, those of
+    ablations lie in a folder of their own."""
     folder = Path(str(resources.files("simcse_jax.configs")))
+    if variable == "ablation":
+        folder /= "ablations"
     files = [p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"]
     return {p.stem: p for p in files if p.stem.startswith("study_") == (variable == "study")}
 

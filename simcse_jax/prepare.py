@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from simcse_jax import hf
 from simcse_jax.config import Config
+from simcse_jax.data.augment import Augmenter, make_augmenter
 from simcse_jax.data.batches import EpochOrder
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.tokens import TokenTable, tokenize_corpus
@@ -43,6 +44,7 @@ class Prepared:
     """Host parameters before the first step, or a function to be jitted that draws them."""
     tokens: TokenTable
     order: EpochOrder
+    augmenter: Augmenter | None
     total_steps: int
     step: CompiledStep | None
     """None where the run has ended."""
@@ -87,6 +89,13 @@ def prepare(config: Config) -> Prepared:
     if len(tokens) < 2:
         raise InputError(f"{config.data.train} holds one example; contrast needs two or more")
     order = EpochOrder(len(tokens), config.batch_size, config.seed)
+    augmenter = make_augmenter(config.data, tokenizer, config.seed)
+    if augmenter and tokens.columns > 1:
+        raise InputError(
+            f"data.augment is '{config.data.augment}' but each example of {config.data.train} has its positive already "
+            f"({tokens.columns} columns): name one column with data.columns, or set data.augment to 'none'"
+        )
+    columns = 2 if augmenter else tokens.columns
     total_steps = config.max_steps or config.epochs * order.steps_per_epoch
 
     step: CompiledStep | None = None
@@ -94,17 +103,17 @@ def prepare(config: Config) -> Prepared:
         check_resume(resuming, config, tokens.fingerprint)
         run, initial = replace(resuming, config=config), lambda: initial_params(config, model)
         if not run.has_ended():
-            step = compile_step(config, model, mesh, tokens.columns, total_steps)
+            step = compile_step(config, model, mesh, columns, total_steps)
     else:
         # Unreadable weights and a step that does not fit are found before the folder exists.
         loaded = initial_params(config, model)
         _check_space(folder, config, model)
-        step = compile_step(config, model, mesh, tokens.columns, total_steps)
+        step = compile_step(config, model, mesh, columns, total_steps)
         _first_on_process_0(
             lambda: is_run(folder) or bool(create_run(folder, config, tokens.fingerprint, checkpoint, tokenizer))
         )
         run, initial = Run(folder, config, tokens.fingerprint), lambda: loaded
-    return Prepared(run, mesh, model, initial, tokens, order, total_steps, step, dev_scores, test_scores)
+    return Prepared(run, mesh, model, initial, tokens, order, augmenter, total_steps, step, dev_scores, test_scores)
 
 
 def initial_params(config: Config, model: SentenceEncoder) -> Params | Callable[[], Params]:

@@ -23,7 +23,7 @@ LEVELS = [
     ["export", "memory"],
     ["plan", "prepare"],
     ["train"],
-    ["study"],
+    ["ablation", "study"],
     ["cli"],
     ["__main__", "__init__"],
 ]

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
+from simcse_jax.data.augment import Augmenter
 from simcse_jax.data.tokens import TokenTable
 from simcse_jax.loss import Batch
 from simcse_jax.sharding import put_batch
@@ -47,21 +48,36 @@ class EpochOrder:
         return cached[1][batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
-def load_rows(table: TokenTable, order: EpochOrder, step: int, rows: slice) -> Batch:
-    """Rows of the global batch of a step; rows behind the end of an epoch repeat its examples and are not valid."""
+def load_rows(
+    table: TokenTable, order: EpochOrder, step: int, rows: slice, augmenter: Augmenter | None = None
+) -> Batch:
+    """Rows of the global batch of a step; rows behind the end of an epoch repeat its examples and are not valid.
+
+    With an augmenter, examples of one sentence get its augmented form as their positive.
+    """
     examples = order.examples(step)
     wanted = np.arange(*rows.indices(order.batch_size))
     ids, lengths = table.rows(np.asarray(examples)[wanted % len(examples)])
+    if augmenter is not None:
+        draws = augmenter.draws(step, order.batch_size, ids.shape[2])[wanted]
+        positive, count = augmenter(ids[:, 0], lengths[:, 0], draws)
+        ids, lengths = np.stack([ids[:, 0], positive], axis=1), np.stack([lengths[:, 0], count], axis=1)
     return Batch(ids, lengths, wanted < len(examples))
 
 
 def prefetch(
-    table: TokenTable, order: EpochOrder, mesh: Mesh, start: int, stop: int, ahead: int = 2
+    table: TokenTable,
+    order: EpochOrder,
+    mesh: Mesh,
+    start: int,
+    stop: int,
+    augmenter: Augmenter | None = None,
+    ahead: int = 2,
 ) -> Generator[Batch, None, None]:
     """Global batches of steps start..stop-1 on the devices, loaded `ahead` steps early by a thread."""
 
     def load(step: int) -> Batch:
-        batch: Batch = put_batch(mesh, order.batch_size, lambda rows: load_rows(table, order, step, rows))
+        batch: Batch = put_batch(mesh, order.batch_size, lambda rows: load_rows(table, order, step, rows, augmenter))
         return batch
 
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:

@@ -5,11 +5,14 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from simcse_jax.config import DataConfig
 from simcse_jax.errors import InputError, reason
@@ -36,7 +39,7 @@ class Corpus:
         """Examples in order, with the same number of sentences each; blank sentences are kept."""
         path = Path(self.config.train).expanduser()
         rows = _read_file(path, self.config.columns) if path.is_file() else _read_hub(self.config)
-        for number, row in rows:
+        for number, row in _with_neighbours(rows, self.config.neighbours) if self.config.neighbours else rows:
             if not 1 <= len(row) <= 3:
                 raise InputError(
                     f"{self.name}, row {number} has {len(row)} columns; expected 1 (sentence), 2 (sentence, positive) "
@@ -59,6 +62,7 @@ def open_corpus(config: DataConfig) -> Corpus:
         try:
             with path.open("rb") as file:
                 identity = [_format(path), hashlib.file_digest(file, "sha256").hexdigest(), config.columns]
+                identity += [config.neighbours] if config.neighbours else []
         except OSError as error:
             raise InputError(f"{path} cannot be read ({reason(error)})") from error
     elif path.is_dir():
@@ -85,6 +89,22 @@ def read_sentences(path: Path) -> list[str]:
     if not sentences:
         raise InputError(f"{path} is empty")
     return sentences
+
+
+def _with_neighbours(rows: Iterable[tuple[int, Example]], reach: int) -> Iterator[tuple[int, Example]]:
+    """Each sentence with one of the `reach` that follow it in its document; the last of a document has none."""
+    generator = np.random.default_rng(0)
+    document: list[tuple[int, str]] = []
+    for number, row in chain(rows, [(0, ("",))]):
+        if len(row) != 1:
+            raise InputError(f"data.neighbours needs text of one sentence a row; row {number} has {len(row)}")
+        if row[0].strip():
+            document.append((number, row[0]))
+            continue
+        for i, (at, sentence) in enumerate(document[:-1]):
+            step = int(generator.integers(1, min(reach, len(document) - 1 - i) + 1))
+            yield at, (sentence, document[i + step][1])
+        document = []
 
 
 def _format(path: Path) -> str:

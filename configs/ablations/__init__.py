@@ -1,0 +1,1 @@
+"""Ablations of the two papers, each a file that defines `ablation`."""

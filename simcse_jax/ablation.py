@@ -1,0 +1,158 @@
+"""Ablations: one run a variant of a config and seed, and a table of what became of them."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from simcse_jax.config import Config
+from simcse_jax.errors import InputError
+from simcse_jax.files import write_text
+from simcse_jax.run import Run, is_run, open_run
+from simcse_jax.train import TrainingDiverged, train
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Runs that differ from one config in a few named settings."""
+
+    base: Config = field(default_factory=Config)
+    """What all runs share; its output and seed are the ablation's to set."""
+    variants: Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress] = field(default_factory=dict)
+    """For each variant by name, the settings that it changes, e.g. {"model.dropout": 0.0}."""
+    paper: Annotated[dict[str, float], tyro.conf.Suppress] = field(default_factory=dict)
+    """What the paper reports for some of them."""
+    output: str = "runs/ablation"
+    """Folder of the runs, <variant>/seed<seed>, and of the table. Runs that are done are not done again."""
+    only: tuple[str, ...] = ()
+    """Variants to run; all where empty."""
+    seeds: tuple[int, ...] = (42,)
+    """A run of each variant with each."""
+
+    def chosen(self) -> dict[str, dict[str, Any]]:
+        """The variants to run.
+
+        Raises:
+          InputError: an unknown variant, or a setting that a config does not have.
+        """
+        if unknown := [name for name in self.only if name not in self.variants]:
+            raise InputError(f"no variant {', '.join(unknown)}; there are {', '.join(self.variants)}")
+        if not self.seeds or not self.variants:
+            raise InputError("an ablation needs a variant and a seed, or more")
+        return {name: self.variants[name] for name in self.only or self.variants}
+
+    def config(self, name: str, seed: int) -> Config:
+        """The run of a variant and seed."""
+        config = with_settings(self.base, self.variants[name])
+        return replace(config, seed=seed, output=str(Path(self.output) / name / f"seed{seed}"))
+
+
+def with_settings(config: Any, settings: Mapping[str, Any]) -> Any:
+    """A dataclass with dotted fields set.
+
+    Raises:
+      InputError: a field that it does not have.
+    """
+    for name, value in settings.items():
+        head, _, rest = name.partition(".")
+        if head not in {f.name for f in fields(config)}:
+            raise InputError(f"{type(config).__name__} has no setting '{head}' (in '{name}')")
+        value = with_settings(getattr(config, head), {rest: value}) if rest else value
+        config = replace(config, **{head: value})
+    return config
+
+
+def run_ablation(ablation: Ablation) -> str | None:
+    """Trains the runs that are not done, and writes table.md and ablation.csv.
+
+    Returns:
+      The table; None where a signal stopped a run: the same call continues.
+
+    Raises:
+      InputError: see `prepare`; all configs are looked at before the first is trained.
+    """
+    cells = [(name, seed) for name in ablation.chosen() for seed in ablation.seeds]
+    for name, seed in cells:
+        ablation.config(name, seed).validate()
+    rows: list[Row] = []
+    for number, (name, seed) in enumerate(cells, 1):
+        config = ablation.config(name, seed)
+        folder = Path(config.output).expanduser()
+        if not (is_run(folder) and open_run(folder).has_ended()):
+            if jax.process_index() == 0:
+                tqdm.write(f"run       {number} of {len(cells)}: {name}, seed {seed}")
+            try:
+                if "stopped" in train(config):
+                    return None
+            except TrainingDiverged as error:
+                rows.append({"variant": name, "seed": seed, "diverged": str(error)})
+                continue
+        rows.append({"variant": name, "seed": seed, **_measures(open_run(folder))})
+    table = format_rows(rows, ablation.paper)
+    if jax.process_index() == 0:
+        folder = Path(ablation.output).expanduser()
+        _write_csv(folder / "ablation.csv", rows)
+        write_text(folder / "table.md", table + "\n")
+    return table
+
+
+def _measures(run: Run) -> Row:
+    """The dev scores of a run, its last alignment and uniformity on the dev task, and its test average."""
+    lines = [json.loads(line) for line in run.metrics_file.read_text("utf-8").splitlines()]
+    dev = [line for line in lines if "dev" in line]
+    results = run.results()
+    measures: Row = {"start": dev[0]["dev"], "best": results["dev"], "last": dev[-1]["dev"]} if dev else {}
+    measures |= {n: dev[-1][f"dev_{n}"] for n in ("alignment", "uniformity") if dev}
+    measures |= {"loss": [line["loss"] for line in lines if "loss" in line][-1]}
+    return measures | ({"test": results["after"]["Avg."]} if "after" in results else {})
+
+
+COLUMNS = {
+    "start": "dev before",
+    "best": "dev, best",
+    "last": "dev, last",
+    "test": "test average",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+    "loss": "loss",
+}
+
+
+def format_rows(rows: list[Row], paper: Mapping[str, float]) -> str:
+    """A Markdown table: a line a variant, mean ± standard deviation over seeds."""
+    shown = [c for c in COLUMNS if any(c in row for row in rows)]
+    head = ["variant", "seeds", *(COLUMNS[c] for c in shown), *(["paper"] if paper else [])]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        mine = [row for row in rows if row["variant"] == name and "diverged" not in row]
+        cells = [name, str(len(mine)), *(_mean([row[c] for row in mine if c in row]) for c in shown)]
+        if paper:
+            cells.append(f"{paper[name]:.1f}" if name in paper else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean(values: list[float]) -> str:
+    if not values:
+        return "diverged"
+    digits = 2 if max(map(abs, values)) >= 0.1 else 4
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def _write_csv(file: Path, rows: list[Row]) -> None:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(name for row in rows for name in row)), restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, out.getvalue())

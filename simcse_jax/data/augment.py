@@ -1,0 +1,138 @@
+"""Augmented positives: the discrete operations that SimCSE's table 1 compares with dropout.
+
+All work on the words of a tokenised sentence. Their draws are a pure function of (seed, step, row of the global batch).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from simcse_jax.config import DataConfig
+from simcse_jax.data.tokens import encode_batch
+from simcse_jax.errors import InputError, reason
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """Makes the positives of a batch of single sentences.
+
+    Attributes:
+      kind: `crop`, `delete_words`, `delete_word` or `synonyms`; see `DataConfig.augment`.
+      share: k as a fraction.
+      seed: of the draws.
+      starts: for each token of the vocabulary, whether it begins a word.
+      pad_id: token that fills sentences up.
+      synonyms: what may stand for a word, by the word's tokens.
+    """
+
+    kind: str
+    share: float
+    seed: int
+    starts: Bool[np.ndarray, "vocab"]
+    pad_id: int
+    synonyms: dict[Tokens, list[Tokens]]
+
+    def draws(self, step: int, batch_size: int, length: int) -> Float[np.ndarray, "B L+1"]:
+        """Uniform numbers in [0, 1) for every row of a global batch."""
+        # Another word of the seed sequence than the order of examples has.
+        sequence = np.random.SeedSequence((self.seed, step), spawn_key=(1,))
+        return np.random.Generator(np.random.Philox(sequence)).random((batch_size, length + 1))
+
+    def __call__(
+        self, ids: Int[np.ndarray, "B L"], lengths: Int[np.ndarray, "B"], draws: Float[np.ndarray, "B L+1"]
+    ) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B"]]:
+        """The augmented sentences.
+
+        Args:
+          ids: token ids, padded on the right, first and last token special.
+          lengths: tokens of each sentence.
+          draws: the rows of `draws` that belong to these sentences.
+        """
+        words = self._words(ids, lengths)
+        if self.kind == "synonyms":
+            return self._replace(ids, lengths, words, draws)
+        counts = words.max(axis=1) + 1
+        if self.kind == "crop":
+            kept = np.maximum(counts - np.round(self.share * counts).astype(int), np.minimum(counts, 1))
+            first = np.floor(draws[:, -1] * (counts - kept + 1)).astype(int)
+            keep = (words >= first[:, None]) & (words < (first + kept)[:, None])
+        else:
+            gone = np.ones_like(counts) if self.kind == "delete_word" else np.round(self.share * counts).astype(int)
+            gone = np.minimum(gone, np.maximum(counts - 1, 0))
+            # The words of lowest draws go.
+            score = np.where(np.arange(ids.shape[1]) < counts[:, None], draws[:, :-1], np.inf)
+            rank = np.argsort(np.argsort(score, axis=1), axis=1)
+            keep = np.take_along_axis(rank, np.maximum(words, 0), axis=1) >= gone[:, None]
+        keep = np.where(words >= 0, keep, np.arange(ids.shape[1]) < lengths[:, None])
+        order = np.argsort(~keep, axis=1, kind="stable")
+        lengths = keep.sum(axis=1).astype(lengths.dtype)
+        moved = np.take_along_axis(ids, order, axis=1)
+        return np.where(np.arange(ids.shape[1]) < lengths[:, None], moved, self.pad_id).astype(ids.dtype), lengths
+
+    def _words(self, ids: Int[np.ndarray, "B L"], lengths: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B L"]:
+        """Number of the word that each token belongs to; −1 for specials and padding."""
+        column = np.arange(ids.shape[1])[None, :]
+        inside = (column > 0) & (column < lengths[:, None] - 1)
+        begins = inside & (self.starts[ids] | (column == 1))
+        return np.where(inside, np.cumsum(begins, axis=1) - 1, -1)
+
+    def _replace(
+        self,
+        ids: Int[np.ndarray, "B L"],
+        lengths: Int[np.ndarray, "B"],
+        words: Int[np.ndarray, "B L"],
+        draws: Float[np.ndarray, "B L+1"],
+    ) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B"]]:
+        """One word that has synonyms, if any, by one of them."""
+        ids, lengths = ids.copy(), lengths.copy()
+        for row, (tokens, length, word, draw) in enumerate(zip(ids.copy(), lengths.copy(), words, draws, strict=True)):
+            spans = [np.flatnonzero(word == w) for w in range(word.max() + 1)]
+            known = [s for s in spans if tuple(tokens[s].tolist()) in self.synonyms]
+            if not known:
+                continue
+            span = known[int(draw[0] * len(known))]
+            choices = self.synonyms[tuple(tokens[span].tolist())]
+            new = [*tokens[: span[0]], *choices[int(draw[1] * len(choices))], *tokens[span[-1] + 1 : length]]
+            if len(new) <= len(tokens):  # what grows over the limit stays as it was
+                ids[row] = self.pad_id
+                ids[row, : len(new)], lengths[row] = new, len(new)
+        return ids, lengths
+
+
+def make_augmenter(config: DataConfig, tokenizer: Any, seed: int) -> Augmenter | None:
+    """The augmenter that a config asks for; None where positives are the sentences themselves.
+
+    Raises:
+      InputError: synonyms without a readable table of them.
+    """
+    if config.augment == "none":
+        return None
+    vocabulary = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    # WordPiece marks what continues a word, byte-level BPE what begins one.
+    continues = any(token.startswith("##") for token in vocabulary)
+    starts = [not t.startswith("##") if continues else t.startswith("Ġ") for t in vocabulary]
+    synonyms = _read_synonyms(Path(config.synonyms).expanduser(), tokenizer) if config.augment == "synonyms" else {}
+    return Augmenter(config.augment, config.augment_share, seed, np.array(starts), tokenizer.pad_token_id, synonyms)
+
+
+def _read_synonyms(path: Path, tokenizer: Any) -> dict[Tokens, list[Tokens]]:
+    """A table of lines `word<tab>synonym<tab>synonym...`, as tokens; words in the middle of a sentence."""
+    try:
+        lines = [line.split("\t") for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"data.synonyms {path} cannot be read ({reason(error)}): give a UTF-8 file") from error
+    short = [number for number, fields in enumerate(lines, 1) if len(fields) < 2]
+    if short or not lines:
+        where = f"line {short[0]}" if short else "it"
+        raise InputError(f"{path}: {where} has no synonym; expected word<tab>synonym<tab>synonym... in each line")
+
+    def tokens(word: str) -> Tokens:
+        # With a blank before, for tokenizers to which it belongs to the word.
+        return tuple(encode_batch(tokenizer, [f" {word.strip()}"], 512)[0][1:-1])
+
+    return {tokens(word): [tokens(s) for s in others] for word, *others in lines}
