@@ -81,7 +81,12 @@ def smooth(config: SmoothingConfig, u: Float[Array, "N H"], buffer: Float[Array,
 
 
 def _clusters(buffer: Float[Array, "Q H"], count: int) -> Int[Array, "Q"]:
-    """Spherical k-means: `LLOYD_ITERATIONS` rounds from centres spread evenly over the buffer."""
+    """Spherical k-means: `LLOYD_ITERATIONS` rounds from centres each the farthest from those before it."""
+
+    def spread(i: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        centres, nearest = carry
+        centre = buffer[jnp.argmin(nearest)]
+        return centres.at[i].set(centre), jnp.maximum(nearest, similarities(buffer, centre[None])[:, 0])
 
     def assign(centres: Float[Array, "C H"]) -> Int[Array, "Q"]:
         return jnp.argmax(similarities(buffer, centres), axis=1)
@@ -92,5 +97,6 @@ def _clusters(buffer: Float[Array, "Q H"], count: int) -> Int[Array, "Q"]:
         norm = jnp.linalg.norm(sums, axis=1, keepdims=True)
         return jnp.where(norm > 0, sums / jnp.where(norm > 0, norm, 1), centres)  # an empty cluster stays
 
-    start = buffer[jnp.arange(count) * len(buffer) // count]
-    return assign(jax.lax.fori_loop(0, LLOYD_ITERATIONS, move, start))
+    start = jnp.zeros((count, buffer.shape[1]), buffer.dtype), jnp.full(len(buffer), -jnp.inf, buffer.dtype)
+    centres, _ = jax.lax.fori_loop(0, count, spread, start)
+    return assign(jax.lax.fori_loop(0, LLOYD_ITERATIONS, move, centres))
