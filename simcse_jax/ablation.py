@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +65,7 @@ def with_settings(config: Any, settings: Mapping[str, Any]) -> Any:
     """
     for name, value in settings.items():
         head, _, rest = name.partition(".")
-        if head not in {f.name for f in fields(config)}:
+        if not is_dataclass(config) or head not in {f.name for f in fields(config)}:
             raise InputError(f"{type(config).__name__} has no setting '{head}' (in '{name}')")
         value = with_settings(getattr(config, head), {rest: value}) if rest else value
         config = replace(config, **{head: value})

@@ -23,7 +23,9 @@ from simcse_jax.config import (
     EvaluationConfig,
     MeshConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimizerConfig,
+    SmoothingConfig,
 )
 from simcse_jax.embedder import build_model, init_params, load_model
 from simcse_jax.errors import InputError
@@ -184,8 +186,20 @@ def lasting(results: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in results.items() if name not in ("steps", "seconds")}
 
 
-def test_resumed_in_parts_equals_whole(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+OBJECTIVES = {
+    "contrast": ObjectiveConfig(),
+    # The buffer is full at step 5, between the two stops.
+    "smoothing": ObjectiveConfig(smoothing=SmoothingConfig(weight=0.5, buffer_size=80)),
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("encoders", [1, 2])
+def test_resumed_in_parts_equals_whole(
+    config: Config, objective: str, encoders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped twice by request; a finished run is not trained again."""
+    config = replace(config, objective=OBJECTIVES[objective], model=replace(config.model, encoders=encoders))
     whole = replace(config, output=str(tmp_path / "whole"))
     expected = lasting(train(whole))
     for stop_at in (2, 7):

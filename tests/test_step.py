@@ -228,3 +228,44 @@ def test_a_state_of_the_step_is_consumed() -> None:
     after, _ = make_train_step(run, model, mesh, state, STEPS)(state, batches(1)[0])
     assert isinstance(after, TrainState)
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
+
+
+def test_shared_noise_makes_both_views_one(tiny: tuple[SentenceEncoder, Any]) -> None:
+    model, params = tiny
+    z = encode_views(model, params, batches(1)[0], rng.key(0, "dropout", 0), shared_noise=True)
+    np.testing.assert_array_equal(z[:, 0], z[:, 1])
+    usual = encode_views(model, params, batches(2)[0], rng.key(0, "dropout", 0), shared_noise=True)
+    assert usual.shape == (N, 2, 32)
+
+
+@pytest.mark.parametrize("micro_batch", [0, 5])
+def test_the_clean_view_has_no_noise(tiny: tuple[SentenceEncoder, Any], micro_batch: int) -> None:
+    """It is what the model without dropout gives, and the other views stay what they were."""
+    model, params = tiny
+    batch, key = batches(1)[0], rng.key(0, "dropout", 0)
+    z = encode_views(model, params, batch, key, micro_batch=micro_batch, clean=True)
+    quiet = SentenceEncoder(replace(model.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    expected = encode_views(quiet, params, batch, key)[:, 0]
+    assert z.shape == (N, 3, 32)
+    np.testing.assert_allclose(z[:, 2], expected, atol=2e-6)
+    np.testing.assert_allclose(z[:, :2], encode_views(model, params, batch, key), atol=2e-6)
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_a_second_encoder_encodes_positives(tiny: tuple[SentenceEncoder, Any], clean: bool) -> None:
+    model, params = tiny
+    other = jax.jit(lambda: init_params(model, 1))()
+    batch, key = batches(3)[0], rng.key(0, "dropout", 0)
+    z = encode_views(model, {**params, "second": other}, batch, key, clean=clean)
+    first, second = (encode_views(model, p, batch, key, clean=clean) for p in (params, other))
+    np.testing.assert_allclose(z[:, 0], first[:, 0], atol=2e-6)
+    np.testing.assert_allclose(z[:, 1:3], second[:, 1:3], atol=2e-6)
+    if clean:
+        np.testing.assert_allclose(z[:, 3], first[:, 3], atol=2e-6)
+
+
+def test_two_encoders_train_apart_on_any_mesh() -> None:
+    figures, params = train((1, 1), batches(1, 4), encoders=2)
+    assert tree_error(params["second"], {n: params[n] for n in ("encoder", "head")}) > 1e-4
+    sharded, _ = train((4, 2), batches(1, 4), encoders=2)
+    assert np.max(np.abs(sharded / figures - 1)) < 5e-6

@@ -37,14 +37,14 @@ class Augmenter:
     pad_id: int
     synonyms: dict[Tokens, list[Tokens]]
 
-    def draws(self, step: int, batch_size: int, length: int) -> Float[np.ndarray, "B L+1"]:
-        """Uniform numbers in [0, 1) for every row of a global batch."""
+    def draws(self, step: int, batch_size: int, length: int) -> Float[np.ndarray, "B U"]:
+        """Uniform numbers in [0, 1) for every row of a global batch: one a token, and one more."""
         # Another word of the seed sequence than the order of examples has.
         sequence = np.random.SeedSequence((self.seed, step), spawn_key=(1,))
         return np.random.Generator(np.random.Philox(sequence)).random((batch_size, length + 1))
 
     def __call__(
-        self, ids: Int[np.ndarray, "B L"], lengths: Int[np.ndarray, "B"], draws: Float[np.ndarray, "B L+1"]
+        self, ids: Int[np.ndarray, "B L"], lengths: Int[np.ndarray, "B"], draws: Float[np.ndarray, "B U"]
     ) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B"]]:
         """The augmented sentences.
 
@@ -86,7 +86,7 @@ class Augmenter:
         ids: Int[np.ndarray, "B L"],
         lengths: Int[np.ndarray, "B"],
         words: Int[np.ndarray, "B L"],
-        draws: Float[np.ndarray, "B L+1"],
+        draws: Float[np.ndarray, "B U"],
     ) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B"]]:
         """One word that has synonyms, if any, by one of them."""
         ids, lengths = ids.copy(), lengths.copy()
