@@ -12,9 +12,14 @@ from simcse_jax.errors import InputError, reason
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON, indented, replacing the file in one step."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text, replacing the file in one step."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+        partial.write_text(text, "utf-8")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
