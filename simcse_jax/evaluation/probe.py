@@ -7,7 +7,7 @@ stopping shares in, so the grid is finer than SentEval's (10^-5, 10^-4, 10^-3, 1
 compares the two.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ Labels = Int[np.ndarray, "_"]
 
 
 Examples = tuple[Features, Labels]
+_Split = tuple[Labels, Labels]
+"""Rows to train on, and held out."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def held_out(train: Examples, dev: Examples, test: Examples | None) -> Probed:
       dev: the same of other examples.
       test: the same; None scores the dev split only.
     """
-    best, l2 = _best([accuracy for (accuracy,) in _parallel(_path, [(train, dev, (l2,)) for l2 in L2])])
+    best, l2 = _best([accuracy for (accuracy,) in _parallel(lambda l2: _path(train, dev, (l2,)), L2)])
     return _tested(best, l2, train, test)
 
 
@@ -66,7 +68,7 @@ def k_fold(train: Examples, test: Examples | None, folds: int) -> Probed:
       test: the same of other examples; None scores the folds only.
       folds: k.
     """
-    accuracies = _parallel(_path, list(_splits(train, folds)))
+    accuracies = _parallel(lambda split: _path(*_cut(train, split)), _splits(train[1], folds))
     best, l2 = _best(np.mean(accuracies, axis=0))
     return _tested(best, l2, train, test)
 
@@ -79,23 +81,30 @@ def nested_k_fold(examples: Examples, folds: int, test: bool = True) -> Probed:
       folds: k, outer and inner.
       test: whether to train and score the outer classifiers; without, the inner folds are scored only.
     """
-    outer = list(_splits(examples, folds))
-    inner = _parallel(_path, [split for train, _ in outer for split in _splits(train, folds)])
-    chosen = [_best(row) for row in np.mean(np.reshape(inner, (folds, folds, len(L2))), axis=1)]
+    labels = examples[1]
+    outer = _splits(labels, folds)
+    inner = [(part[a], part[b]) for part, _ in outer for a, b in _splits(labels[part], folds)]
+    accuracies = _parallel(lambda split: _path(*_cut(examples, split)), inner)
+    chosen = [_best(row) for row in np.mean(np.reshape(accuracies, (folds, folds, len(L2))), axis=1)]
     dev = float(np.mean([best for best, _ in chosen]))
     l2 = [strength for _, strength in chosen]
     if not test:
         return Probed(dev, None, l2)
-    scores = _parallel(_accuracy, [(*split, strength) for split, strength in zip(outer, l2, strict=True)])
-    return Probed(dev, float(np.mean([accuracy for accuracy, _ in scores])), l2)
+    scores = _parallel(lambda n: _accuracy(*_cut(examples, outer[n]), l2[n])[0], range(folds))
+    return Probed(dev, float(np.mean(scores)), l2)
 
 
-def _splits(examples: Examples, folds: int) -> Iterator[tuple[Examples, Examples]]:
+def _splits(labels: Labels, folds: int) -> list[_Split]:
     from sklearn.model_selection import StratifiedKFold
 
-    x, y = examples
-    for train, test in StratifiedKFold(folds, shuffle=True, random_state=SEED).split(x, y):
-        yield (x[train], y[train]), (x[test], y[test])
+    folded = StratifiedKFold(folds, shuffle=True, random_state=SEED)
+    return list(folded.split(np.zeros((len(labels), 1)), labels))
+
+
+def _cut(examples: Examples, split: _Split) -> tuple[Examples, Examples]:
+    """The examples of both sides; cut where they are used, because all folds at once would fill the memory."""
+    (x, y), (train, test) = examples, split
+    return (x[train], y[train]), (x[test], y[test])
 
 
 def _tested(dev: float, l2: float, train: Examples, test: Examples | None) -> Probed:
@@ -142,11 +151,11 @@ def _inverse_strength(train: Examples, l2: float) -> float:
     return (2 if labels.max() < 2 else 1) / (len(labels) * l2)
 
 
-def _parallel(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Results of the calls, one core each: products of this size gain little from several."""
+def _parallel(function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
+    """Results for the values, one core each: products of this size gain little from several."""
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="blas"):
-        results: list[Any] = Parallel(n_jobs=-1, prefer="threads")(delayed(function)(*call) for call in calls)
+        results: list[Any] = Parallel(n_jobs=-1, prefer="threads")(delayed(function)(value) for value in values)
     return results
