@@ -91,20 +91,8 @@ def test_several_models_on_the_command_line(
     pairs.write_text("\n".join(["sentence1\tsentence2\tscore", *lines]) + "\n")
     files = {kind: tmp_path / f"scores.{kind}" for kind in ("json", "csv", "markdown")}
     options = [text for kind, file in files.items() for text in (f"--{kind}", str(file))]
-    main(
-        [
-            "evaluate",
-            str(tiny_bert),
-            str(other),
-            "--pooler",
-            "avg",
-            "--tasks",
-            str(pairs),
-            "--bootstrap",
-            "50",
-            *options,
-        ]
-    )
+    options += ["--pooler", "avg", "--tasks", str(pairs), "--bootstrap", "50"]
+    main(["evaluate", str(tiny_bert), str(other), *options])
     printed = capsys.readouterr().out
     everything = json.loads(files["json"].read_text())
     assert (everything["bootstrap"], [m["model"] for m in everything["models"]]) == (50, [str(tiny_bert), str(other)])

@@ -24,8 +24,6 @@ SEED = 1111
 
 Features = Float[np.ndarray, "_ F"]
 Labels = Int[np.ndarray, "_"]
-
-
 Examples = tuple[Features, Labels]
 _Split = tuple[Labels, Labels]
 """Rows to train on, and held out."""
@@ -56,7 +54,7 @@ def held_out(train: Examples, dev: Examples, test: Examples | None) -> Probed:
       dev: the same of other examples.
       test: the same; None scores the dev split only.
     """
-    best, l2 = _best([accuracy for (accuracy,) in _parallel(lambda l2: _path(train, dev, (l2,)), L2)])
+    best, l2 = _best(np.concatenate(_parallel(lambda l2: _path(train, dev, (l2,)), L2)))
     return _tested(best, l2, train, test)
 
 
@@ -114,7 +112,7 @@ def _tested(dev: float, l2: float, train: Examples, test: Examples | None) -> Pr
     return Probed(dev, accuracy, [l2], predicted)
 
 
-def _best(accuracies: Sequence[float]) -> tuple[float, float]:
+def _best(accuracies: Float[np.ndarray, "_"]) -> tuple[float, float]:
     """The best accuracy and its λ; the least of λ that tie to two decimals, as in SentEval."""
     rounded = np.round(accuracies, 2)
     return float(rounded.max()), L2[int(np.argmax(rounded))]
