@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -171,56 +172,87 @@ def _data_folder() -> str:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a model on STS tasks."""
+    """Score models on STS and transfer tasks; several models in one table."""
 
-    model: tyro.conf.Positional[str]
-    """A run, an exported folder, a Hugging Face folder or a name on the hub."""
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """Runs, exported folders, Hugging Face folders or names on the hub."""
     data: str = field(default_factory=_data_folder)
-    """Folder in SentEval's layout (holds STS/ and SICK/); $SIMCSE_DATA/senteval where that is set."""
+    """Folder in SentEval's layout (holds STS/ and SICK/, MR/ ...); $SIMCSE_DATA/senteval where that is set."""
     tasks: tuple[str, ...] = ("sts",)
-    """STS12 ... STS16, STSBenchmark, SICKRelatedness, `sts` for all seven, or .tsv files."""
-    mode: Literal["test", "dev"] = "test"
-    """Split that is reported."""
+    """STS12 ... STS16, STSBenchmark, SICKRelatedness (`sts`: all seven), MR, CR, SUBJ, MPQA, SST2, TREC, MRPC
+    (`transfer`: all seven; `full`: both sets), SICKEntailment, or .tsv files of graded pairs."""
+    mode: Literal["test", "dev", "fasttest"] = "test"
+    """Split that is reported; fasttest cross-validates the classifiers of transfer tasks with 5 folds instead of 10."""
     pooler: PoolerName | None = None
-    """Overrides the pooler saved with the model."""
+    """Overrides the pooler saved with the models."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Compute type."""
     batch_size: int = 64
     """Sentences a forward pass over all devices."""
     all_splits: bool = False
     """Also score the splits of STS-B and SICK-R that are not reported, as SentEval does."""
+    bootstrap: int = 0
+    """Resamples of each STS task's pairs, for 95 % intervals of the figures and of differences to the first model."""
     json: Path | None = None
     """Write all figures, Pearson and Spearman of every subset, to this file."""
+    csv: Path | None = None
+    """Write the reported figures to this file, one a line."""
+    markdown: Path | None = None
+    """Write the tables to this file."""
 
     def run(self) -> None:
-        """Prints the table."""
+        """Prints the tables."""
         from simcse_jax import hf
-        from simcse_jax.embedder import load_model
+        from simcse_jax.embedder import LoadedModel, load_model
         from simcse_jax.encode import BatchEncoder
-        from simcse_jax.evaluation.sts import evaluate, expand_tasks, format_table, load_task
+        from simcse_jax.evaluation.suite import evaluate_models, load_suite
+        from simcse_jax.evaluation.tables import format_text, write_csv, write_markdown
         from simcse_jax.files import write_json
         from simcse_jax.sharding import make_mesh
 
+        self._check()
+        suite = load_suite(self.tasks, self.data, self.mode, self.all_splits)
+        loaded = [load_model(model, self.pooler, self.dtype) for model in self.models]
+        mesh = make_mesh()
+
+        def encoder(model: LoadedModel) -> Any:
+            tokenizer = hf.load_tokenizer(model.checkpoint.folder)
+            encode = BatchEncoder(model.model, tokenizer, mesh, batch_size=self.batch_size)
+            return lambda sentences: encode(model.params, sentences, progress=True)
+
+        found = evaluate_models(suite, [encoder(model) for model in loaded], self.bootstrap)
+        poolers = [hf.Pooling(m.model.pooler, m.model.mlp_only_train).at_evaluation for m in loaded]
+        names = zip(self.models, poolers, strict=True)
+        models = [{"model": m, "pooler": p, **result} for (m, p), result in zip(names, found, strict=True)]
+        print(format_text(models, self.mode, self.bootstrap))
+        everything = {"mode": self.mode, "bootstrap": self.bootstrap, "models": models}
+        writers: list[tuple[Path | None, Callable[[Path], None]]] = [
+            (self.json, lambda file: write_json(file, everything)),
+            (self.csv, lambda file: write_csv(file, models, self.mode)),
+            (self.markdown, lambda file: write_markdown(file, models, self.mode, self.bootstrap)),
+        ]
+        for file, write in writers:
+            if file:
+                try:
+                    write(file)
+                except OSError as error:
+                    raise InputError(f"{file} cannot be written ({reason(error)}): free space there") from error
+
+    def _check(self) -> None:
+        """Raises `InputError` for settings that cannot be."""
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}; it must be greater than 0")
-        if self.json:
-            _check_writable(self.json)
-        names = expand_tasks(self.tasks, self.mode)
-        if not names:
-            raise InputError("no task given: name STS tasks or .tsv files with --tasks, or leave it out for all seven")
-        tasks = [load_task(name, self.data, self.mode, self.all_splits) for name in names]
-        loaded = load_model(self.model, self.pooler, self.dtype)
-        tokenizer = hf.load_tokenizer(loaded.checkpoint.folder)
-        encoder = BatchEncoder(loaded.model, tokenizer, make_mesh(), batch_size=self.batch_size)
-        results = evaluate(tasks, lambda sentences: encoder(loaded.params, sentences, progress=True))
-        pooling = hf.Pooling(loaded.model.pooler, loaded.model.mlp_only_train).at_evaluation
-        print(f"{self.model}, pooler {pooling}: Spearman × 100, {self.mode}")
-        print(format_table({"": results["reported"]}))
-        if self.json:
-            try:
-                write_json(self.json, {"model": self.model, "pooler": pooling, "mode": self.mode, **results})
-            except OSError as error:
-                raise InputError(f"{self.json} cannot be written ({reason(error)}): free space there") from error
+        if self.bootstrap < 0:
+            raise InputError(f"bootstrap is {self.bootstrap}; it must be a number of resamples, or 0 for none")
+        if not self.models:
+            raise InputError("no model given: name runs, folders or models on the hub right after evaluate")
+        if twice := next((model for n, model in enumerate(self.models) if model in self.models[:n]), None):
+            raise InputError(f"model {twice} is given twice: name each once")
+        files = [file for file in (self.json, self.csv, self.markdown) if file]
+        for file in files:
+            _check_writable(file)
+        if len(set(files)) < len(files):
+            raise InputError(f"{files[-1]} is given for two outputs: give each a file of its own")
 
 
 @dataclass(frozen=True)

@@ -569,7 +569,18 @@ def test_evaluate(tiny_bert: Path, fails: Fails, tmp_path: Path) -> None:
     assert "did you mean SICKRelatedness?" in fails("evaluate", tiny_bert, "--tasks", "SICK-Relatedness")
     assert f"no file {tmp_path}/STS/" in fails("evaluate", tiny_bert, "--data", tmp_path, "--tasks", "STS12")
     unwritable = tmp_path / "none" / "scores.json"
-    assert f"{unwritable} cannot be written" in fails("evaluate", tiny_bert, "--tasks", dev, "--json", unwritable)
+    for option in ("--json", "--csv", "--markdown"):
+        assert f"{unwritable} cannot be written" in fails("evaluate", tiny_bert, "--tasks", dev, option, unwritable)
+    out = tmp_path / "out"
+    assert "given for two outputs" in fails("evaluate", tiny_bert, "--tasks", dev, "--json", out, "--csv", out)
+    assert "bootstrap is -1" in fails("evaluate", tiny_bert, "--tasks", dev, "--bootstrap", "-1")
+    assert f"model {tiny_bert} is given twice" in fails("evaluate", tiny_bert, tiny_bert, "--tasks", dev)
+    assert "no model given" in fails("evaluate", "--tasks", dev)
+    assert "unknown task 'MPQ': did you mean MPQA?" in fails("evaluate", tiny_bert, "--tasks", "MPQ")
+    assert f"no file {tmp_path}/MR/" in fails("evaluate", tiny_bert, "--data", tmp_path, "--tasks", "MR")
+    # Data are read before the models, and all models before any is encoded with.
+    assert f"no file {tmp_path}/none.tsv" in fails("evaluate", "no-such-model", "--tasks", tmp_path / "none.tsv")
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_encode(tiny_bert: Path, text_file: Path, fails: Fails, tmp_path: Path) -> None:

@@ -42,14 +42,14 @@ def test_train_evaluate_encode_export(
 
     scores = tmp_path / "scores.json"
     main(["evaluate", run, "--tasks", str(pairs), "--json", str(scores)])
-    assert "pooler cls_before_pooler" in capsys.readouterr().out
-    from_run = json.loads(scores.read_text())
+    assert f"{run} (cls_before_pooler)" in capsys.readouterr().out
+    from_run = json.loads(scores.read_text())["models"][0]["sts"]
     results = json.loads((Path(run) / "results.json").read_text())
     assert from_run["reported"]["Avg."] == pytest.approx(results["after"]["Avg."], abs=1e-6)
 
     main(["export", run, exported])
     main(["evaluate", exported, "--tasks", str(pairs), "--json", str(scores)])
-    assert json.loads(scores.read_text())["reported"] == from_run["reported"]
+    assert json.loads(scores.read_text())["models"][0]["sts"] == from_run
 
     vectors = tmp_path / "vectors.npy"
     main(["encode", exported, str(text_file), str(vectors), "--no-normalize"])

@@ -19,7 +19,8 @@ LEVELS = [
     ["step", "run"],
     ["checkpoint", "data"],
     ["encode"],
-    ["evaluation", "embedder"],
+    ["embedder"],
+    ["evaluation"],
     ["export", "memory"],
     ["plan", "prepare"],
     ["train"],
@@ -67,9 +68,12 @@ def test_every_module_has_a_level() -> None:
     assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES} == known
 
 
-@pytest.mark.parametrize("module", ["simcse_jax", "simcse_jax.cli", "simcse_jax.train", "simcse_jax.embedder"])
+LIGHT = ("cli", "train", "embedder", "evaluation.suite", "evaluation.mteb")
+
+
+@pytest.mark.parametrize("module", ["simcse_jax", *(f"simcse_jax.{name}" for name in LIGHT)])
 def test_importing_loads_no_other_framework(module: str) -> None:
-    heavy = "torch", "matplotlib", "datasets", "tensorflow", "tensorflow_datasets", "transformers", "pyarrow"
+    heavy = "torch", "matplotlib", "datasets", "tensorflow", "tensorflow_datasets", "transformers", "pyarrow", "sklearn"
     code = f"import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert loaded == []

@@ -6,7 +6,7 @@ cosine of each pair's vectors with the gold score. STS12-16 are reported as Spea
 """
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from simcse_jax.errors import InputError, reason
+from simcse_jax.errors import InputError
+from simcse_jax.evaluation.tables import text_table
+from simcse_jax.evaluation.text import fields, normal, read_lines
 
 Mode = Literal["test", "dev"]
 EncodeFunction = Callable[[list[str]], Float[np.ndarray, "S H"]]
@@ -36,6 +38,8 @@ _SPLITS = {
 }
 STS_TASKS = (*_SUBSETS, *_SPLITS)
 """The seven tasks of the usual table, in its order."""
+STS_DEV_TASKS = tuple(_SPLITS)
+"""Those with a dev split."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,6 @@ class Task:
     reported: str
 
 
-def expand_tasks(names: Iterable[str], mode: Mode) -> list[str]:
-    """Task names with the set `sts` written out; in mode `dev` it holds the two tasks that have a dev split."""
-    whole = list(STS_TASKS if mode == "test" else _SPLITS)
-    return list(dict.fromkeys(task for name in names for task in (whole if name == "sts" else [name])))
-
-
 def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool = False) -> Task:
     """Reads a task.
 
@@ -86,7 +84,7 @@ def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool
     if name not in STS_TASKS:
         close = difflib.get_close_matches(name, STS_TASKS, 1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise InputError(f"unknown task '{name}': {hint}known are {', '.join(STS_TASKS)}, sts (all) and .tsv files")
+        raise InputError(f"unknown task '{name}': {hint}known are {', '.join(STS_TASKS)} and .tsv files")
     if not str(data):
         raise InputError(
             f"task {name} needs SentEval's data: give the folder that holds STS/ and SICK/ (--data), or set SIMCSE_DATA"
@@ -101,31 +99,6 @@ def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool
     return Task(name, [_read_sts(s, root / "STS" / f"{name}-en-test") for s in _SUBSETS[name]], "all")
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text("utf-8-sig").removesuffix("\n").split("\n")
-    except FileNotFoundError as error:
-        hint = "" if path.suffix == ".tsv" else "; SentEval's layout has STS/ and SICK/ in the data folder"
-        raise InputError(f"no file {path}{hint}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start}): convert it with iconv -t utf-8") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({reason(error)})") from error
-
-
-def _row(path: Path, number: int, line: str, columns: int) -> list[str]:
-    """The fields of a line, at least `columns` of them; quotes are characters."""
-    fields = line.split("\t")
-    if len(fields) < columns:
-        raise InputError(f"{path}, line {number} has {len(fields)} columns; expected {columns}, separated by tabs")
-    return fields
-
-
-def _normal(sentence: str) -> str:
-    """Words joined with one blank, as SentEval hands them to a model."""
-    return " ".join(sentence.split())
-
-
 def _subset(name: str, path: Path, pairs: list[tuple[str, str, str]]) -> Subset:
     if not pairs:
         raise InputError(f"{path} holds no scored pair")
@@ -135,31 +108,31 @@ def _subset(name: str, path: Path, pairs: list[tuple[str, str, str]]) -> Subset:
         raise InputError(f"{path} holds a score that is no number ({error})") from error
     if not np.isfinite(gold).all():
         raise InputError(f"{path} holds a score that is not finite: give each pair a number, or leave the pair out")
-    return Subset(name, [_normal(a) for a, _, _ in pairs], [_normal(b) for _, b, _ in pairs], gold)
+    return Subset(name, [normal(a) for a, _, _ in pairs], [normal(b) for _, b, _ in pairs], gold)
 
 
 def _read_sts(name: str, folder: Path) -> Subset:
     path = folder / f"STS.input.{name}.txt"
-    inputs, golds = _lines(path), _lines(folder / f"STS.gs.{name}.txt")
+    inputs, golds = read_lines(path), read_lines(folder / f"STS.gs.{name}.txt")
     if len(inputs) != len(golds):
         raise InputError(f"{path} has {len(inputs)} lines but its gold file has {len(golds)}")
-    rows = [_row(path, number, line, 2) for number, line in enumerate(inputs, 1)]
+    rows = [fields(path, number, line, 2) for number, line in enumerate(inputs, 1)]
     scored = [(row, gold) for row, gold in zip(rows, golds, strict=True) if gold.strip()]
     return _subset(name, path, [(row[0], row[1], gold) for row, gold in scored])
 
 
 def _read_stsb(name: str, path: Path) -> Subset:
-    rows = [_row(path, number, line, 7) for number, line in enumerate(_lines(path), 1)]
+    rows = [fields(path, number, line, 7) for number, line in enumerate(read_lines(path), 1)]
     return _subset(name, path, [(row[5], row[6], row[4]) for row in rows])
 
 
 def _read_sick(name: str, path: Path) -> Subset:
-    rows = [_row(path, number, line, 4) for number, line in enumerate(_lines(path)[1:], 2)]
+    rows = [fields(path, number, line, 4) for number, line in enumerate(read_lines(path)[1:], 2)]
     return _subset(name, path, [(row[1], row[2], row[3]) for row in rows])
 
 
 def _read_tsv(path: Path) -> Subset:
-    header, *lines = _lines(path)
+    header, *lines = read_lines(path)
     if header.rstrip("\r").split("\t") != ["sentence1", "sentence2", "score"]:
         raise InputError(f"{path} must start with the header sentence1<tab>sentence2<tab>score; got {header!r}")
     rows = [(number, line.rstrip("\r").split("\t")) for number, line in enumerate(lines, 2) if line.strip()]
@@ -186,6 +159,25 @@ def distinct_sentences(tasks: list[Task]) -> list[str]:
     return list(dict.fromkeys(s for t in tasks for u in t.subsets for s in (*u.first, *u.second)))
 
 
+def encode_once(sentences: list[str], encode: EncodeFunction) -> EncodeFunction:
+    """Encodes the sentences, which are distinct, and returns the function that looks their vectors up."""
+    vectors = encode(sentences)
+    index = {sentence: i for i, sentence in enumerate(sentences)}
+    return lambda asked: vectors[[index[sentence] for sentence in asked]]
+
+
+def similarities(task: Task, encode: EncodeFunction) -> list[Float[np.ndarray, "_"]]:
+    """The model's score of each pair, subset by subset."""
+    return [cosine(encode(subset.first), encode(subset.second)) for subset in task.subsets]
+
+
+def reported_pairs(task: Task, encode: EncodeFunction) -> tuple[Float[np.ndarray, "P"], Float[np.ndarray, "P"]]:
+    """The model's and the gold scores of the pairs that the task's figure is computed from."""
+    chosen = [u for u in task.subsets if task.reported in ("all", u.name)]
+    system = similarities(Task(task.name, chosen, task.reported), encode)
+    return np.concatenate(system), np.concatenate([u.gold for u in chosen])
+
+
 def evaluate(tasks: list[Task], encode: EncodeFunction) -> dict[str, Any]:
     """Scores a model.
 
@@ -199,9 +191,7 @@ def evaluate(tasks: list[Task], encode: EncodeFunction) -> dict[str, Any]:
     """
     from scipy.stats import pearsonr, spearmanr
 
-    sentences = distinct_sentences(tasks)
-    vectors = encode(sentences)
-    index = {sentence: i for i, sentence in enumerate(sentences)}
+    vectors_of = encode_once(distinct_sentences(tasks), encode)
 
     def correlate(system: Float[np.ndarray, "P"], gold: Float[np.ndarray, "P"]) -> dict[str, float]:
         # A constant side has no correlation: scipy warns and gives nan, which we report as such.
@@ -214,9 +204,7 @@ def evaluate(tasks: list[Task], encode: EncodeFunction) -> dict[str, Any]:
 
     scores: dict[str, Any] = {}
     for task in tasks:
-        system = [
-            cosine(vectors[[index[s] for s in u.first]], vectors[[index[s] for s in u.second]]) for u in task.subsets
-        ]
+        system = similarities(task, vectors_of)
         parts = [correlate(s, u.gold) for s, u in zip(system, task.subsets, strict=True)]
         whole = correlate(np.concatenate(system), np.concatenate([u.gold for u in task.subsets]))
         weights = [len(u.gold) for u in task.subsets]
@@ -242,9 +230,4 @@ def format_table(rows: dict[str, dict[str, float]]) -> str:
     """Reported figures as a text table: one row a model or moment, one column a task."""
     columns = list(next(iter(rows.values())))
     headers = [Path(c).stem if c.endswith(".tsv") else c for c in columns]
-    label = max(len(name) for name in rows)
-    widths = [max(len(h), 6) for h in headers]
-    lines = [" " * label + "".join(f"  {h:>{w}}" for h, w in zip(headers, widths, strict=True))]
-    for name, row in rows.items():
-        lines.append(f"{name:<{label}}" + "".join(f"  {row[c]:>{w}.2f}" for c, w in zip(columns, widths, strict=True)))
-    return "\n".join(lines)
+    return text_table(headers, {name: [f"{row[c]:.2f}" for c in columns] for name, row in rows.items()})

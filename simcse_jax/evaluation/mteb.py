@@ -1,0 +1,89 @@
+"""Our models in the package mteb (Muennighoff et al. 2023), which is not a dependency: pip install mteb.
+
+import mteb
+from simcse_jax.evaluation.mteb import MTEBEncoder
+
+model = MTEBEncoder("runs/quickstart")
+results = mteb.evaluate(model, mteb.get_tasks(tasks=["STS12", "STSBenchmark"]), cache=None)
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from simcse_jax.embedder import SimCSE
+
+
+class MTEBEncoder:
+    """A model behind mteb's `EncoderProtocol` (mteb 2): `encode`, `similarity`, `similarity_pairwise`, metadata.
+
+    Vectors are of length 1 and the similarity is the cosine. A SimCSE model takes no prompts: the arguments of
+    `encode` that choose one are accepted and not used.
+    """
+
+    def __init__(
+        self, model: str | Path, revision: str | None = None, *, device: str | None = None, pooler: str | None = None
+    ) -> None:
+        """Loads a model onto all devices.
+
+        Args:
+          model: a run folder, an exported folder, a Hugging Face folder or a name on the hub.
+          revision: what mteb files the results under, next to the name.
+          device: not used; JAX's devices are.
+          pooler: overrides the pooler saved with the model.
+
+        Raises:
+          InputError: see `load_model`.
+        """
+        self._model = SimCSE(model, pooler)
+        self._name, self._revision = str(model), revision
+
+    @cached_property
+    def mteb_model_meta(self) -> Any:
+        """mteb's description of the model: its name, as organisation/name, and revision."""
+        from mteb.models.model_meta import ModelMeta
+
+        name = Path(self._name).expanduser()
+        local = name.exists() or len(name.parts) != 2
+        values = {"name": f"simcse_jax/{name.resolve().name}" if local else self._name, "framework": ["JAX"]}
+        if self._revision:
+            values["revision"] = self._revision
+        return ModelMeta.create_empty(overwrites=values)
+
+    def encode(
+        self,
+        inputs: Any,
+        *,
+        task_metadata: Any = None,
+        hf_split: str = "",
+        hf_subset: str = "",
+        prompt_type: Any = None,
+        **kwargs: Any,
+    ) -> Float[np.ndarray, "S H"]:
+        """Vectors of length 1.
+
+        Args:
+          inputs: batches, mteb's DataLoader: of each the sentences are under "text".
+          task_metadata, hf_split, hf_subset, prompt_type, kwargs: mteb's; not used, but for `show_progress_bar`.
+        """
+        sentences = [sentence for batch in inputs for sentence in batch["text"]]
+        return self._model.encode(sentences, progress=bool(kwargs.get("show_progress_bar", False)))
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, "A B"]:
+        """Cosine of every vector of the one with every vector of the other."""
+        product: Float[np.ndarray, "A B"] = _unit(embeddings1) @ _unit(embeddings2).T
+        return product
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, "A"]:
+        """Cosine of each vector with its counterpart."""
+        products: Float[np.ndarray, A] = np.sum(_unit(embeddings1) * _unit(embeddings2), axis=1)
+        return products
+
+
+def _unit(vectors: Any) -> Float[np.ndarray, "A H"]:
+    rows = np.atleast_2d(np.asarray(vectors))
+    scaled: Float[np.ndarray, "A H"] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return scaled

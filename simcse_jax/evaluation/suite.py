@@ -1,0 +1,117 @@
+"""Tasks of both kinds for one model or several: read first, each sentence encoded once a model, then compared."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simcse_jax.errors import InputError
+from simcse_jax.evaluation import bootstrap
+from simcse_jax.evaluation.probe import TransferMode
+from simcse_jax.evaluation.sts import (
+    STS_DEV_TASKS,
+    STS_TASKS,
+    EncodeFunction,
+    Task,
+    distinct_sentences,
+    encode_once,
+    evaluate,
+    load_task,
+    reported_pairs,
+)
+from simcse_jax.evaluation.transfer import evaluate_transfer
+from simcse_jax.evaluation.transfer_tasks import (
+    ALL_TRANSFER_TASKS,
+    TRANSFER_TASKS,
+    TransferTask,
+    load_transfer_task,
+    sentences_of,
+)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is scored, and how."""
+
+    sts: list[Task]
+    transfer: list[TransferTask]
+    mode: TransferMode
+
+
+def expand_tasks(names: Iterable[str], mode: TransferMode) -> list[str]:
+    """Task names with the sets `sts`, `transfer` and `full` (both) written out, each task once.
+
+    In mode `dev`, `sts` holds the two tasks that have a dev split.
+    """
+    sts = STS_DEV_TASKS if mode == "dev" else STS_TASKS
+    sets = {"sts": sts, "transfer": TRANSFER_TASKS, "full": (*sts, *TRANSFER_TASKS)}
+    return list(dict.fromkeys(task for name in names for task in sets.get(name, (name,))))
+
+
+def load_suite(names: Iterable[str], data: str | Path, mode: TransferMode = "test", all_splits: bool = False) -> Suite:
+    """Reads tasks.
+
+    Args:
+      names: any of `STS_TASKS`, `ALL_TRANSFER_TASKS`, .tsv files of graded pairs, and the sets of `expand_tasks`.
+      data: folder in SentEval's layout.
+      mode: `test`, `dev`, or `fasttest`: test with fewer folds, the same as `test` for STS.
+      all_splits: see `sts.load_task`.
+
+    Raises:
+      InputError: no task, an unknown one, or one that cannot be read.
+    """
+    expanded = expand_tasks(names, mode)
+    if not expanded:
+        raise InputError("no task given: name tasks, sets or .tsv files with --tasks, or leave it out for STS")
+    known = (*STS_TASKS, *ALL_TRANSFER_TASKS)
+    for name in expanded:
+        if name not in known and not name.endswith(".tsv"):
+            close = difflib.get_close_matches(name, (*known, "sts", "transfer", "full"), 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            sets = "the sets sts, transfer and full, and .tsv files"
+            raise InputError(f"unknown task '{name}': {hint}known are {', '.join(known)}, {sets}")
+    return Suite(
+        [
+            load_task(name, data, "dev" if mode == "dev" else "test", all_splits)
+            for name in expanded
+            if name not in ALL_TRANSFER_TASKS
+        ],
+        [load_transfer_task(name, data, mode) for name in expanded if name in ALL_TRANSFER_TASKS],
+        mode,
+    )
+
+
+def evaluate_models(suite: Suite, models: Sequence[EncodeFunction], resamples: int = 0) -> list[dict[str, Any]]:
+    """Scores models.
+
+    Args:
+      suite: from `load_suite`.
+      models: sentences to vectors; each is called once, with each distinct sentence once.
+      resamples: of the bootstrap of the STS tasks; 0 for none.
+
+    Returns:
+      Of each model `{"sts": {"tasks", "reported"[, "intervals"][, "differences"]}, "transfer": {"tasks", "reported"}}`,
+      without the kind of which there is no task; see `sts.evaluate`, `bootstrap.bootstrap` and `evaluate_transfer`.
+    """
+    results: list[dict[str, Any]] = []
+    scored: dict[str, list[Any]] = {task.name: [] for task in suite.sts}
+    sentences = list(dict.fromkeys([*distinct_sentences(suite.sts), *sentences_of(suite.transfer)]))
+    for encode in models:
+        vectors_of = encode_once(sentences, encode)
+        result: dict[str, Any] = {}
+        if suite.sts:
+            result["sts"] = evaluate(suite.sts, vectors_of)
+            for task in suite.sts:
+                scored[task.name].append(reported_pairs(task, vectors_of))
+        if suite.transfer:
+            result["transfer"] = evaluate_transfer(suite.transfer, vectors_of, suite.mode)
+        results.append(result)
+    if resamples and suite.sts:
+        pairs = {name: (np.stack([system for system, _ in rows]), rows[0][1]) for name, rows in scored.items()}
+        found = bootstrap.bootstrap(pairs, [result["sts"]["reported"] for result in results], resamples)
+        for result, intervals in zip(results, found, strict=True):
+            result["sts"] |= intervals
+    return results

@@ -1,0 +1,89 @@
+"""Scores of models as tables: text for a terminal, Markdown, and CSV of one figure a line."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from simcse_jax.files import write_text
+
+Rows = dict[str, list[str]]
+"""Cells of each row, by its label."""
+
+
+def text_table(columns: Sequence[str], rows: Rows) -> str:
+    """Cells under right-aligned headers."""
+    label = max(len(name) for name in rows)
+    widths = [max(6, *map(len, cells)) for cells in zip(columns, *rows.values(), strict=True)]
+    lines = [" " * label + "".join(f"  {c:>{w}}" for c, w in zip(columns, widths, strict=True))]
+    for name, cells in rows.items():
+        lines.append(f"{name:<{label}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths, strict=True)))
+    return "\n".join(lines)
+
+
+def markdown_table(columns: Sequence[str], rows: Rows) -> str:
+    """The same as Markdown; the first column holds the labels."""
+    lines = [["model", *columns], ["---", *["---:"] * len(columns)], *([name, *row] for name, row in rows.items())]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def tables(models: list[dict[str, Any]], mode: str, resamples: int) -> list[tuple[str, list[str], Rows]]:
+    """Title, columns and rows of what was found.
+
+    Args:
+      models: results of `suite.evaluate_models`, each with "model" and "pooler".
+      mode: the split reported.
+      resamples: of the bootstrap, for the title.
+    """
+    found = []
+    for kind, title in (("sts", "Spearman × 100"), ("transfer", "accuracy, %")):
+        if kind not in models[0]:
+            continue
+        columns = list(models[0][kind]["reported"])
+        headers = [Path(name).stem if name.endswith(".tsv") else name for name in columns]
+        labelled = {f"{m['model']} ({m['pooler']})": m[kind] for m in models}
+
+        def rows(key: str, form: str, labelled: Any = labelled, columns: Any = columns) -> Rows:
+            values = {name: m[key] for name, m in labelled.items() if key in m}
+            return {name: [form.format(*_several(row[c])) for c in columns] for name, row in values.items()}
+
+        found.append((f"{title}, {mode}", headers, rows("reported", "{:.2f}")))
+        if intervals := rows("intervals", "{:.2f} to {:.2f}"):
+            found.append((f"95 % intervals over pairs, {resamples:,} resamples", headers, intervals))
+        if differences := rows("differences", "{:+.2f} ({:+.2f} to {:+.2f})"):
+            found.append((f"difference to {next(iter(labelled))}, with 95 % intervals", headers, differences))
+    return found
+
+
+def _several(value: Any) -> Sequence[float]:
+    return value if isinstance(value, list) else [value]
+
+
+def format_text(models: list[dict[str, Any]], mode: str, resamples: int) -> str:
+    """All tables for a terminal; see `tables`."""
+    found = tables(models, mode, resamples)
+    return "\n\n".join(f"{title}\n{text_table(columns, rows)}" for title, columns, rows in found)
+
+
+def write_markdown(file: Path, models: list[dict[str, Any]], mode: str, resamples: int) -> None:
+    """All tables as Markdown; see `tables`."""
+    found = tables(models, mode, resamples)
+    parts = [f"**{title}**\n\n{markdown_table(columns, rows)}\n" for title, columns, rows in found]
+    write_text(file, "\n".join(parts))
+
+
+def write_csv(file: Path, models: list[dict[str, Any]], mode: str) -> None:
+    """One reported figure a line, with its interval and difference where there are any."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns = ["model", "pooler", "mode", "task", "metric", "value", "low", "high"]
+    writer.writerow([*columns, "difference", "difference_low", "difference_high"])
+    for model in models:
+        for kind, metric in (("sts", "spearman"), ("transfer", "accuracy")):
+            part = model.get(kind, {"reported": {}})
+            for task, value in part["reported"].items():
+                interval = part.get("intervals", {}).get(task, [""] * 2)
+                difference = part.get("differences", {}).get(task, [""] * 3)
+                writer.writerow([model["model"], model["pooler"], mode, task, metric, value, *interval, *difference])
+    write_text(file, out.getvalue())
