@@ -12,6 +12,7 @@ import tyro
 from simcse_jax.config import Config, load_config_file, load_variable
 from simcse_jax.errors import InputError, reason
 from simcse_jax.model.pooling import PoolerName
+from simcse_jax.postprocess.fit import FitSettings
 from simcse_jax.study import Study as StudySettings
 
 
@@ -264,6 +265,51 @@ class Export:
         print(f'exported to {folder}; use it with sentence_transformers.SentenceTransformer("{folder}")')
 
 
+@dataclass(frozen=True)
+class Postprocess:
+    """Fit whitening, all-but-the-top or a flow to sentences without labels, and write the model that applies it."""
+
+    model: tyro.conf.Positional[str]
+    """A run, an exported folder, a Hugging Face folder or a name on the hub."""
+    sentences: tyro.conf.Positional[str]
+    """Text file, one sentence a line (.txt, .txt.gz); or STS tasks, joined by commas: STSBenchmark, sts, pairs.tsv."""
+    output: tyro.conf.Positional[Path]
+    """Folder to make, as `export` does."""
+    fit: Annotated[FitSettings, tyro.conf.arg(name="")] = field(default_factory=FitSettings)
+    data: str = field(default_factory=_data_folder)
+    """Folder in SentEval's layout, for tasks; $SIMCSE_DATA/senteval where that is set."""
+    limit: int | None = None
+    """Use the first so many lines, or sentences of the tasks; all where not given."""
+    pooler: PoolerName | None = None
+    """Overrides the pooler saved with the model."""
+    batch_size: int = 64
+    """Sentences a forward pass over all devices."""
+
+    def run(self) -> None:
+        """Fits and exports."""
+        from simcse_jax import hf
+        from simcse_jax.embedder import load_model
+        from simcse_jax.encode import BatchEncoder
+        from simcse_jax.evaluation.sentences import unlabelled_sentences
+        from simcse_jax.export import check_output, export
+        from simcse_jax.postprocess import describe, fit
+        from simcse_jax.sharding import make_mesh
+
+        if self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size}; it must be greater than 0")
+        self.fit.validate()
+        check_output(self.output)
+        sentences = unlabelled_sentences(self.sentences, self.data, self.limit)
+        loaded = load_model(self.model, self.pooler)
+        loaded.check_no_postprocessor()
+        tokenizer = hf.load_tokenizer(loaded.checkpoint.folder)
+        encoder = BatchEncoder(loaded.model, tokenizer, make_mesh(), batch_size=self.batch_size)
+        post, about = fit(encoder(loaded.params, sentences, progress=True), self.fit)
+        about["source"] = ", ".join(Path(name).name for name in self.sentences.split(","))
+        folder = export(loaded.with_postprocessor(post, about), self.output)
+        print(f"{describe(about)}: written to {folder}")
+
+
 def _check_writable(path: Path) -> None:
     """Raises `InputError` if a file cannot be made at `path`, before the work that fills it."""
     if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
@@ -283,6 +329,7 @@ def _command(preset: Train | Plan | Study | None) -> Any:
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Encode, tyro.conf.subcommand("encode")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Postprocess, tyro.conf.subcommand("postprocess")]
     )
 
 

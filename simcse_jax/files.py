@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from simcse_jax.errors import InputError, reason
 
 
@@ -18,6 +20,14 @@ def write_json(path: Path, value: Any) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes arrays, each contiguous, as .safetensors for PyTorch."""
+    from safetensors.numpy import save
+
+    # Not `save_file`, whose files since safetensors 0.8 only their owner can read.
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ LEVELS = [
     ["files", "metrics_log", "model", "preemption", "topology"],
     ["config"],
     ["sharding", "hf", "objectives", "optimizer"],
-    ["step", "run"],
+    ["step", "run", "postprocess"],
     ["checkpoint", "data"],
     ["encode"],
     ["evaluation", "embedder"],

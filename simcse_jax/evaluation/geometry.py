@@ -31,6 +31,17 @@ def uniformity(x: Float[np.ndarray, "S H"]) -> float:
     return float(np.log(total / (n * (n - 1) / 2)))
 
 
+def average_cosine(x: Float[np.ndarray, "S H"]) -> float:
+    """mean_{i≠j} cos(x_i, x_j); NaN for fewer than two vectors. 0 for vectors without a common direction, 1 at most.
+
+    From ‖Σ x̂‖² = Σ ‖x̂‖² + Σ_{i≠j} x̂_i·x̂_j (Ethayarajh, arXiv 1909.00512, section 3.3, takes a sample of the pairs).
+    """
+    x, n = _unit(x), len(x)
+    if n < 2:
+        return float("nan")
+    return float((np.sum(np.sum(x, axis=0) ** 2) - np.sum(x**2)) / (n * (n - 1)))
+
+
 def positive_pairs(gold: Float[np.ndarray, "P"]) -> Bool[np.ndarray, "P"]:
     """Which pairs are positives: a gold score above 4 on the scale 0 to 5, or in the top fifth of another scale."""
     low, high = float(np.min(gold)), float(np.max(gold))
