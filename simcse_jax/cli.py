@@ -266,6 +266,39 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Analyze:
+    """Measure where models' vectors lie (alignment, uniformity, isotropy, spectrum); write tables, figures, report."""
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """Runs, exported folders, Hugging Face folders or names on the hub; of a run, its path in training is drawn."""
+    output: Path
+    """Folder to make."""
+    names: tuple[str, ...] = ()
+    """What to call the models in figures and tables; the ends of their paths where not given."""
+    checkpoints: bool = False
+    """Analyse every kept checkpoint of the models that are runs, not their best alone."""
+    task: str = "STSBenchmark"
+    """Pairs to analyse: one of the STS tasks, or a .tsv file."""
+    mode: Literal["test", "dev"] = "dev"
+    """Its split; STS12 ... STS16 have `test` alone."""
+    tasks: tuple[str, ...] = ()
+    """Score these STS tasks as well, test split: names, `sts` for all seven, .tsv files."""
+    data: str = field(default_factory=_data_folder)
+    """Folder in SentEval's layout (holds STS/ and SICK/); $SIMCSE_DATA/senteval where that is set."""
+    pooler: PoolerName | None = None
+    """Overrides the pooler saved with each model."""
+    batch_size: int = 64
+    """Sentences a forward pass over all devices."""
+
+    def run(self) -> None:
+        """Writes the folder."""
+        from simcse_jax.analysis.run import AnalysisSettings, analyze
+
+        given = {f.name: getattr(self, f.name) for f in fields(AnalysisSettings)}
+        print(f"the report is {shlex.quote(str(analyze(self.models, self.output, AnalysisSettings(**given))))}")
+
+
+@dataclass(frozen=True)
 class Postprocess:
     """Fit whitening, all-but-the-top or a flow to sentences without labels, and write the model that applies it."""
 
@@ -329,6 +362,7 @@ def _command(preset: Train | Plan | Study | None) -> Any:
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Encode, tyro.conf.subcommand("encode")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Analyze, tyro.conf.subcommand("analyze")]
         | Annotated[Postprocess, tyro.conf.subcommand("postprocess")]
     )
 

@@ -117,6 +117,9 @@ class EvaluationConfig:
     """Task whose dev split selects the best checkpoint (`STSBenchmark` or a .tsv file); empty evaluates nothing."""
     every: int = 125
     """Steps between evaluations on `dev`."""
+    geometry_every: int = 0
+    """Also write the dev score, alignment and uniformity to metrics.jsonl every so many steps, without a part in the
+    selection: the path that `simcse-jax analyze` draws. 0: at the evaluations alone."""
     patience: int = 0
     """Stop after this many evaluations without a better score; 0 never stops early."""
     test: tuple[str, ...] = ()
@@ -185,6 +188,7 @@ class Config:
             "optimizer.weight_decay": self.optimizer.weight_decay,
             "optimizer.clip_norm": self.optimizer.clip_norm,
             "evaluation.patience": self.evaluation.patience,
+            "evaluation.geometry_every": self.evaluation.geometry_every,
         }
         for name, value in positive.items():
             if not value > 0:
@@ -225,6 +229,11 @@ class Config:
             )
         if self.objective.product_dtype == "bfloat16" and self.model.dtype == "float64":
             raise InputError("objective.product_dtype is 'bfloat16' but model.dtype is 'float64': leave one out")
+        if self.evaluation.geometry_every and not self.evaluation.dev:
+            raise InputError(
+                f"evaluation.geometry_every is {self.evaluation.geometry_every} but evaluation.dev is empty: "
+                "name the pairs to measure, e.g. --evaluation.dev STSBenchmark"
+            )
         if not self.data.train:
             raise InputError("data.train is empty: give a file of sentences, e.g. --data.train wiki.txt")
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 
 # Modules from the bottom up: each may import only from lower levels.
 LEVELS = [
-    ["errors", "flops", "hlo", "rng"],
+    ["errors", "flops", "hlo", "plots", "rng", "tables"],
     ["files", "metrics_log", "model", "preemption", "topology"],
     ["config"],
     ["sharding", "hf", "objectives", "optimizer"],
@@ -22,7 +22,7 @@ LEVELS = [
     ["export", "memory"],
     ["plan", "prepare"],
     ["train"],
-    ["study"],
+    ["analysis", "study"],
     ["cli"],
     ["__main__", "__init__"],
 ]

@@ -72,6 +72,15 @@ def test_fewer_dimensions_are_the_leading_ones() -> None:
     np.testing.assert_allclose(spread[0] ** 2, np.linalg.eigvalsh(np.cov(x.T, bias=True))[-1])
 
 
+def test_directions_that_the_sample_lacks_are_left_out() -> None:
+    """Outputs of a LayerNorm, and their means, lie in a hyperplane: whitening would divide by rounding there."""
+    x = sample().astype(np.float32)
+    x = (x - np.mean(x, axis=1, keepdims=True)) / np.std(x, axis=1, keepdims=True) * np.linspace(1, 2, 12) + 0.3
+    assert whitening(x.astype(np.float32)).width == 11
+    with pytest.raises(InputError, match="span 11"):
+        whitening(x.astype(np.float32), 12)
+
+
 def test_whitening_to_all_dimensions_ignores_linear_maps() -> None:
     """Cosines after whitening are those of Mahalanobis: any invertible map of the vectors before changes nothing."""
     with jax.enable_x64(True):
@@ -316,7 +325,7 @@ def test_bad_input(
         "only whitening has it": (model, text, out, *avg, "--method", "flow", "--dim", "8"),
         "only all-but-the-top has it": (model, text, out, *avg, "--components", "2"),
         "dim is 33; it must be from 1 to the width of the vectors, 32": (model, text, out, *avg, "--dim", "33"),
-        "span 9: give more distinct sentences": (model, text, out, *avg, "--limit", "10"),
+        "span 9: give more distinct sentences": (model, text, out, *avg, "--limit", "10", "--dim", "16"),
         "limit is 0": (model, text, out, *avg, "--limit", "0"),
         "components is 32": (model, text, out, *avg, "--method", "all-but-the-top", "--components", "32"),
         "fitted in batches of 128": (model, pairs, out, *avg, "--method", "flow", "--limit", "100"),

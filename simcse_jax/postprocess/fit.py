@@ -20,7 +20,7 @@ class FitSettings:
     method: Literal["whitening", "all-but-the-top", "flow"] = "whitening"
     """Whitening (Su et al. 2021), all-but-the-top (Mu & Viswanath 2018) or BERT-flow (Li et al. 2020)."""
     dim: int | None = None
-    """Width of whitened vectors; that of the model where not given."""
+    """Width of whitened vectors; as many directions as the sentences span where not given."""
     components: int | None = None
     """Principal components that all-but-the-top removes; width / 100 where not given."""
     flow: FlowSettings = field(default_factory=FlowSettings)

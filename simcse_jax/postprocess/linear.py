@@ -43,7 +43,8 @@ def whitening(vectors: Float[np.ndarray, "S H"], dim: int | None = None) -> Affi
 
     Args:
       vectors: the sample, of any scale.
-      dim: width of the result; H where None.
+      dim: width of the result; where None, as many as the sample spans. That is H − 1 for means of one LayerNorm's
+        outputs, which lie in a hyperplane.
 
     Returns:
       The map, float64.
@@ -52,11 +53,11 @@ def whitening(vectors: Float[np.ndarray, "S H"], dim: int | None = None) -> Affi
       InputError: `dim` out of range, or the sample does not span that many directions.
     """
     mean, spread, directions = _principal(vectors)
-    wanted = vectors.shape[1] if dim is None else dim
-    if not 1 <= wanted <= vectors.shape[1]:
-        raise InputError(f"dim is {wanted}; it must be from 1 to the width of the vectors, {vectors.shape[1]}")
+    if dim is not None and not 1 <= dim <= vectors.shape[1]:
+        raise InputError(f"dim is {dim}; it must be from 1 to the width of the vectors, {vectors.shape[1]}")
     # Below, a direction holds nothing but the rounding of float32 vectors, which whitening would blow up.
     rank = int(np.sum(spread > spread[0] * vectors.shape[1] * np.finfo(np.float32).eps)) if spread[0] > 0 else 0
+    wanted = max(rank, 1) if dim is None else dim
     if wanted > rank:
         raise InputError(
             f"whitening to {wanted} dimensions needs as many directions, but the {len(vectors):,} vectors it is fitted "
