@@ -76,8 +76,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=None, help="a BERT folder; all-MiniLM-L6-v2 by default")
     parser.add_argument("--cache", type=Path, default=Path(".cache/vectors"))
-    parser.add_argument("--lines", type=int, default=10_000, help="of Wikipedia")
+    parser.add_argument("--lines", type=int, default=20_000, help="of Wikipedia")
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
+    parser.add_argument("--fit-to", nargs="+", choices=("target", "wiki"), default=("target", "wiki"))
     parser.add_argument("--methods", nargs="+", default=tuple(METHODS))
     parser.add_argument("--epochs", type=int, help="of the flow; its default where not given")
     parser.add_argument("--dev", action="store_true", help="score the dev split of STS-B alone, to choose settings")
@@ -90,9 +91,12 @@ def main() -> None:
     sts = unlabelled_sentences("sts", data)
     index = {sentence: i for i, sentence in enumerate(sts)}
     of_tasks = vectors_of(sts, arguments.encoders, arguments.cache, "sts", model)
-    wiki = list(dict.fromkeys(read_sentences(root / "wiki" / "wiki_en_1m.txt.gz", arguments.lines)))
-    of_wiki = vectors_of(wiki, arguments.encoders, arguments.cache, f"wiki-{arguments.lines}", model)
+    of_wiki: dict[str, np.ndarray] = {}
+    if "wiki" in arguments.fit_to:
+        wiki = list(dict.fromkeys(read_sentences(root / "wiki" / "wiki_en_1m.txt.gz", arguments.lines)))
+        of_wiki = vectors_of(wiki, arguments.encoders, arguments.cache, f"wiki-{arguments.lines}", model)
     names = ("STSBenchmark",) if arguments.dev else STS_TASKS
+    rows_of = {name: [index[s] for s in unlabelled_sentences(name, data)] for name in names}
     tasks = {name: load_task(name, data, "dev" if arguments.dev else "test") for name in names}
     rows: list[dict[str, Any]] = []
     apply = jax.jit(lambda post, x: post(x))
@@ -118,15 +122,12 @@ def main() -> None:
             settings = METHODS[method]
             if arguments.epochs:
                 settings = replace(settings, flow=FlowSettings(epochs=arguments.epochs))
-            for fitted_to in ("target", "wiki"):
+            for fitted_to in arguments.fit_to:
                 started = time.perf_counter()
                 if fitted_to == "wiki":
                     posts = dict.fromkeys(tasks, fit(of_wiki[encoder], settings)[0])
                 else:
-                    posts = {}
-                    for name in tasks:
-                        rows_of = [index[s] for s in unlabelled_sentences(name, data)]
-                        posts[name] = fit(of_tasks[encoder][rows_of], settings)[0]
+                    posts = {name: fit(of_tasks[encoder][rows_of[name]], settings)[0] for name in tasks}
                 score(encoder, method, fitted_to, posts, time.perf_counter() - started)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
