@@ -57,6 +57,11 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else int(latest.step)
 
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all that are kept, ascending."""
+        return sorted(int(checkpoint.step) for checkpoint in self._checkpointer.checkpoints)
+
     def save(self, state: TrainState, step: int, progress: Progress, score: float | None) -> None:
         """Starts writing a checkpoint and returns once the state may be donated.
 

@@ -14,6 +14,7 @@ from simcse_jax.ablation import Ablation
 from simcse_jax.config import Config, load_config_file, load_variable
 from simcse_jax.errors import InputError, reason
 from simcse_jax.model.pooling import PoolerName
+from simcse_jax.postprocess.fit import FitSettings
 from simcse_jax.study import Study as StudySettings
 
 
@@ -316,6 +317,84 @@ class Export:
         print(f'exported to {folder}; use it with sentence_transformers.SentenceTransformer("{folder}")')
 
 
+@dataclass(frozen=True)
+class Analyze:
+    """Measure where models' vectors lie (alignment, uniformity, isotropy, spectrum); write tables, figures, report."""
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """Runs, exported folders, Hugging Face folders or names on the hub; of a run, its path in training is drawn."""
+    output: Path
+    """Folder to make."""
+    names: tuple[str, ...] = ()
+    """What to call the models in figures and tables; the ends of their paths where not given."""
+    checkpoints: bool = False
+    """Analyse every kept checkpoint of the models that are runs, not their best alone."""
+    task: str = "STSBenchmark"
+    """Pairs to analyse: one of the STS tasks, or a .tsv file."""
+    mode: Literal["test", "dev"] = "dev"
+    """Its split; STS12 ... STS16 have `test` alone."""
+    tasks: tuple[str, ...] = ()
+    """Score these STS tasks as well, test split: names, `sts` for all seven, .tsv files."""
+    data: str = field(default_factory=_data_folder)
+    """Folder in SentEval's layout (holds STS/ and SICK/); $SIMCSE_DATA/senteval where that is set."""
+    pooler: PoolerName | None = None
+    """Overrides the pooler saved with each model."""
+    batch_size: int = 64
+    """Sentences a forward pass over all devices."""
+
+    def run(self) -> None:
+        """Writes the folder."""
+        from simcse_jax.analysis.run import AnalysisSettings, analyze
+
+        given = {f.name: getattr(self, f.name) for f in fields(AnalysisSettings)}
+        print(f"the report is {shlex.quote(str(analyze(self.models, self.output, AnalysisSettings(**given))))}")
+
+
+@dataclass(frozen=True)
+class Postprocess:
+    """Fit whitening, all-but-the-top or a flow to sentences without labels, and write the model that applies it."""
+
+    model: tyro.conf.Positional[str]
+    """A run, an exported folder, a Hugging Face folder or a name on the hub."""
+    sentences: tyro.conf.Positional[str]
+    """Text file, one sentence a line (.txt, .txt.gz); or STS tasks, joined by commas: STSBenchmark, sts, pairs.tsv."""
+    output: tyro.conf.Positional[Path]
+    """Folder to make, as `export` does."""
+    fit: Annotated[FitSettings, tyro.conf.arg(name="")] = field(default_factory=FitSettings)
+    data: str = field(default_factory=_data_folder)
+    """Folder in SentEval's layout, for tasks; $SIMCSE_DATA/senteval where that is set."""
+    limit: int | None = None
+    """Use the first so many lines, or sentences of the tasks; all where not given."""
+    pooler: PoolerName | None = None
+    """Overrides the pooler saved with the model."""
+    batch_size: int = 64
+    """Sentences a forward pass over all devices."""
+
+    def run(self) -> None:
+        """Fits and exports."""
+        from simcse_jax import hf
+        from simcse_jax.embedder import load_model
+        from simcse_jax.encode import BatchEncoder
+        from simcse_jax.evaluation.sentences import unlabelled_sentences
+        from simcse_jax.export import check_output, export
+        from simcse_jax.postprocess import describe, fit
+        from simcse_jax.sharding import make_mesh
+
+        if self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size}; it must be greater than 0")
+        self.fit.validate()
+        check_output(self.output)
+        sentences = unlabelled_sentences(self.sentences, self.data, self.limit)
+        loaded = load_model(self.model, self.pooler)
+        loaded.check_no_postprocessor()
+        tokenizer = hf.load_tokenizer(loaded.checkpoint.folder)
+        encoder = BatchEncoder(loaded.model, tokenizer, make_mesh(), batch_size=self.batch_size)
+        post, about = fit(encoder(loaded.params, sentences, progress=True), self.fit)
+        about["source"] = ", ".join(Path(name).name for name in self.sentences.split(","))
+        folder = export(loaded.with_postprocessor(post, about), self.output)
+        print(f"{describe(about)}: written to {folder}")
+
+
 def _check_writable(path: Path) -> None:
     """Raises `InputError` if a file cannot be made at `path`, before the work that fills it."""
     if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
@@ -336,6 +415,8 @@ def _command(preset: Train | Plan | Study | Ablate | None) -> Any:
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Encode, tyro.conf.subcommand("encode")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Analyze, tyro.conf.subcommand("analyze")]
+        | Annotated[Postprocess, tyro.conf.subcommand("postprocess")]
     )
 
 

@@ -166,6 +166,9 @@ class EvaluationConfig:
     """Task whose dev split selects the best checkpoint (`STSBenchmark` or a .tsv file); empty evaluates nothing."""
     every: int = 125
     """Steps between evaluations on `dev`."""
+    geometry_every: int = 0
+    """Also write the dev score, alignment and uniformity to metrics.jsonl every so many steps, without a part in the
+    selection: the path that `simcse-jax analyze` draws. 0: at the evaluations alone."""
     patience: int = 0
     """Stop after this many evaluations without a better score; 0 never stops early."""
     test: tuple[str, ...] = ()
@@ -241,6 +244,7 @@ class Config:
             "optimizer.weight_decay": self.optimizer.weight_decay,
             "optimizer.clip_norm": self.optimizer.clip_norm,
             "evaluation.patience": self.evaluation.patience,
+            "evaluation.geometry_every": self.evaluation.geometry_every,
         }
         for name, value in positive.items():
             if not value > 0:
@@ -294,6 +298,11 @@ class Config:
             raise InputError(f"data.augment_share is {self.data.augment_share}; it must be at least 0 and below 1")
         if self.data.augment == "synonyms" and not self.data.synonyms:
             raise InputError("data.augment is 'synonyms' but data.synonyms is empty: give a table of synonyms")
+        if self.evaluation.geometry_every and not self.evaluation.dev:
+            raise InputError(
+                f"evaluation.geometry_every is {self.evaluation.geometry_every} but evaluation.dev is empty: "
+                "name the pairs to measure, e.g. --evaluation.dev STSBenchmark"
+            )
         if not self.data.train:
             raise InputError("data.train is empty: give a file of sentences, e.g. --data.train wiki.txt")
 

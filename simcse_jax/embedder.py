@@ -1,7 +1,7 @@
 """Trained models: loading from a run, an export or a Hugging Face folder, and encoding with them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from simcse_jax import hf, rng
+from simcse_jax import hf, postprocess, rng
 from simcse_jax.checkpoint import abstract, open_checkpoints
 from simcse_jax.config import ModelConfig
 from simcse_jax.encode import BatchEncoder
@@ -18,7 +18,7 @@ from simcse_jax.errors import InputError
 from simcse_jax.hf import Checkpoint, Params, Pooling
 from simcse_jax.model import EncoderConfig, SentenceEncoder, check_pooler
 from simcse_jax.run import Run, is_run, open_run
-from simcse_jax.sharding import make_mesh, put, state_sharding
+from simcse_jax.sharding import make_mesh, put, replicated, state_sharding
 
 
 def build_model(config: EncoderConfig, settings: ModelConfig) -> SentenceEncoder:
@@ -67,9 +67,47 @@ class LoadedModel:
     run: Run | None
     step: int | None
     """Step of the run whose parameters these are."""
+    postprocessor: dict[str, Any] | None = None
+    """What there is to say of the post-processor among the parameters, see `postprocess.fit`; None without one."""
+
+    @property
+    def width(self) -> int:
+        """Width of its sentence vectors."""
+        return int(self.postprocessor["width"]) if self.postprocessor else self.model.config.hidden_size
+
+    @property
+    def pooler(self) -> str:
+        """The pooler whose vectors it gives, or hands to the post-processor."""
+        return Pooling(self.model.pooler, self.model.mlp_only_train).at_evaluation
+
+    def check_no_postprocessor(self) -> None:
+        """Raises `InputError` if the model has a post-processor: another would be fitted to what that one gives."""
+        if self.postprocessor:
+            raise InputError(
+                f"the model has a post-processor already ({postprocess.describe(self.postprocessor)}): "
+                "start from the model that it was made from"
+            )
+
+    def with_postprocessor(self, post: postprocess.PostProcessor, about: dict[str, Any]) -> "LoadedModel":
+        """The same model with a post-processor, which everything that encodes with `params` applies.
+
+        Args:
+          post: from `postprocess.fit`.
+          about: what there is to say of it.
+
+        Raises:
+          InputError: the model has one already.
+        """
+        self.check_no_postprocessor()
+        dtype = self.model.param_dtype
+        host = jax.tree.map(lambda x: np.asarray(x, dtype if np.issubdtype(x.dtype, np.floating) else None), post)
+        placed = put(host, jax.tree.map(lambda _: replicated(make_mesh()), host))
+        return replace(self, params={**self.params, postprocess.KEY: placed}, postprocessor=about)
 
 
-def load_model(name_or_path: str | Path, pooler: str | None = None, dtype: str = "float32") -> LoadedModel:
+def load_model(
+    name_or_path: str | Path, pooler: str | None = None, dtype: str = "float32", step: int | None = None
+) -> LoadedModel:
     """Loads a run folder (its best checkpoint, or its latest without dev scores), an export of ours, a Hugging Face
     folder or a name on the hub.
 
@@ -77,9 +115,11 @@ def load_model(name_or_path: str | Path, pooler: str | None = None, dtype: str =
       name_or_path: the model.
       pooler: overrides the pooler saved with the model; needed for a model that names none.
       dtype: compute type.
+      step: of a run, the kept checkpoint to load instead, see `kept_steps`.
 
     Raises:
-      InputError: no such model, damaged weights, no checkpoint yet, or no pooler known.
+      InputError: no such model, damaged weights, no checkpoint (yet, or of that step), no pooler known, or one given
+        for a model whose post-processor was fitted to the vectors of another.
     """
     if pooler is not None:
         check_pooler(pooler)
@@ -100,24 +140,55 @@ def load_model(name_or_path: str | Path, pooler: str | None = None, dtype: str =
     settings = ModelConfig(pooler=pooling.pooler, mlp_only_train=pooling.mlp_only_train, dtype=dtype)  # type: ignore[arg-type]
     model = build_model(checkpoint.config, settings)
     if run:
-        step, params = _restore(run, model)
-        return LoadedModel(model, params, checkpoint, run, step)
+        restored, params = _restore(run, model, step)
+        return LoadedModel(model, params, checkpoint, run, restored)
+    if step is not None:
+        raise InputError(f"{name_or_path} is not a run: it has no checkpoint of step {step}")
     host = hf.load_params(checkpoint, model.param_dtype)
     if "head" not in host:
         if pooling.at_evaluation == "cls":
             raise InputError(f"{name_or_path} has no weights pooler.dense, which pooler 'cls' needs: give another")
         host = with_fresh_head(host, model, seed=0)
     mesh = make_mesh()
-    return LoadedModel(model, put(host, state_sharding(mesh, host)), checkpoint, None, None)
+    loaded = LoadedModel(model, put(host, state_sharding(mesh, host)), checkpoint, None, None)
+    about = checkpoint.hf_config.get(hf.SETTINGS, {}).get(postprocess.KEY)
+    if about is None:
+        return loaded
+    fitted_to = checkpoint.pooling.at_evaluation if checkpoint.pooling else None
+    if loaded.pooler != fitted_to:
+        raise InputError(
+            f"the post-processor of {name_or_path} was fitted to vectors of pooler {fitted_to}, not {loaded.pooler}: "
+            "leave the pooler out, or start from the model that it was made from"
+        )
+    post = postprocess.read(checkpoint.folder, about, checkpoint.config.hidden_size, model.param_dtype)
+    return loaded.with_postprocessor(post, about)
 
 
-def _restore(run: Run, model: SentenceEncoder) -> tuple[int, Params]:
+def kept_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints that a run has kept, ascending.
+
+    Raises:
+      InputError: not a run, or one without a checkpoint yet.
+    """
+    if not is_run(folder):
+        raise InputError(f"{folder} is not a run: only runs have checkpoints")
+    run = open_run(folder)
+    with open_checkpoints(run.folder, run.config.checkpoint, writing=False) as checkpoints:
+        if not checkpoints.steps:
+            raise InputError(f"{run.folder} has no checkpoint yet: continue the training first")
+        return checkpoints.steps
+
+
+def _restore(run: Run, model: SentenceEncoder, step: int | None) -> tuple[int, Params]:
     shapes = jax.eval_shape(lambda: init_params(model, 0))
     with open_checkpoints(run.folder, run.config.checkpoint, writing=False) as checkpoints:
         if checkpoints.latest is None:
             raise InputError(f"{run.folder} has no checkpoint yet: continue the training first")
-        best = checkpoints.progress().best_step
-        step = checkpoints.latest if best is None else best
+        if step is None:
+            best = checkpoints.progress().best_step
+            step = checkpoints.latest if best is None else best
+        elif step not in checkpoints.steps:
+            raise InputError(f"{run.folder} keeps no checkpoint of step {step}; it has {checkpoints.steps}")
         return step, checkpoints.restore_params(step, abstract(shapes, state_sharding(make_mesh(), shapes)))
 
 
@@ -164,7 +235,7 @@ class SimCSE:
         """
         several = [sentences] if isinstance(sentences, str) else list(sentences)
         if not several:
-            return np.zeros((0, self._loaded.model.config.hidden_size), np.float32)
+            return np.zeros((0, self._loaded.width), np.float32)
         vectors = self._encoder(self._loaded.params, several, progress)
         if normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

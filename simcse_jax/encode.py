@@ -14,6 +14,7 @@ from simcse_jax.data.tokens import encode_batch, pad
 from simcse_jax.errors import InputError
 from simcse_jax.hf import Params
 from simcse_jax.model import SentenceEncoder
+from simcse_jax.postprocess import KEY
 from simcse_jax.sharding import put_batch, replicated
 
 _CHUNK = 8192  # sentences tokenised at a time
@@ -56,16 +57,19 @@ class BatchEncoder:
         self.max_length = limit if max_length is None else min(max_length, limit)
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
 
-        def forward(params: Params, batch: tuple[Int[Array, "B L"], Int[Array, "B"]]) -> Float[Array, "B H"]:
+        def forward(params: Params, batch: tuple[Int[Array, "B L"], Int[Array, "B"]]) -> Float[Array, "B D"]:
             ids, lengths = batch
             mask = jnp.arange(ids.shape[1])[None, :] < lengths[:, None]
             vectors = jnp.asarray(model.apply({"params": params}, ids, mask))
-            return vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
+            vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
+            return params[KEY](vectors) if KEY in params else vectors
 
         self._forward = jax.jit(forward, out_shardings=replicated(mesh))
 
-    def __call__(self, params: Params, sentences: list[str], progress: bool = False) -> Float[np.ndarray, "S H"]:
+    def __call__(self, params: Params, sentences: list[str], progress: bool = False) -> Float[np.ndarray, "S D"]:
         """Vectors of the sentences, in their order, not normalised, float32 (float64 for a float64 model).
+
+        A post-processor among the parameters is applied.
 
         Each process of a multi-host job must call this with the same sentences; each gets all vectors.
         """

@@ -10,10 +10,15 @@ from simcse_jax import __version__, hf
 from simcse_jax.embedder import LoadedModel
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import STS_TASKS
-from simcse_jax.files import new_folder, write_json
+from simcse_jax.files import new_folder, write_json, write_tensors
+from simcse_jax.postprocess import KEY, Affine, Flow, describe, tensors_of
 
-# Layers that sentence-transformers averages before it pools, for the poolers that look at two of n + 1 hidden states.
-_FIRST_LAYER = {"avg_static_last": 0, "avg_first_last": 1}
+# What a flow is called in modules.json: there is no such class, so that sentence-transformers refuses the folder with
+# this name in its message, and does not give the vectors from before the flow.
+_NO_MODULE = "simcse_jax.only_simcse_jax_applies_this_flow"
+
+# The hidden states hs[0..n] that sentence-transformers averages before it pools, where that is not hs[n] alone.
+_LAYERS = {"avg_top2": (-2, -1), "avg_first_last": (1, -1), "avg_static_last": (0, -1), "avg_static": (0, 0)}
 
 
 def export(loaded: LoadedModel, output: str | Path) -> Path:
@@ -30,58 +35,60 @@ def export(loaded: LoadedModel, output: str | Path) -> Path:
     Raises:
       InputError: the folder exists and is not empty, or cannot be written.
     """
-    folder = Path(output).expanduser().absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"output {folder} exists and is not an empty folder: choose another, or remove it")
+    folder = check_output(output)
     checkpoint, config = loaded.checkpoint, loaded.checkpoint.config
     tensors = hf.to_tensors(jax.tree.map(np.asarray, loaded.params), config)
     tokenizer = hf.load_tokenizer(checkpoint.folder)
     with new_folder(folder) as partial:
-        _write_weights(partial / "model.safetensors", tensors)
-        write_json(partial / "config.json", _config(loaded))
+        write_tensors(partial / "model.safetensors", tensors)
         hf.save_tokenizer(tokenizer, partial)
-        _write_modules(partial, loaded, tensors)
+        postprocessor = _write_modules(partial, loaded, tensors)
+        write_json(partial / "config.json", _config(loaded, postprocessor))
         (partial / "README.md").write_text(model_card(loaded), "utf-8")
     return folder
 
 
-def _write_weights(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    from safetensors.numpy import save
+def check_output(output: str | Path) -> Path:
+    """The absolute path of a folder to make; raises `InputError` where something is there."""
+    folder = Path(output).expanduser().absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"output {folder} exists and is not an empty folder: choose another, or remove it")
+    return folder
 
-    # Not `save_file`, whose files since safetensors 0.8 only their owner can read.
-    path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
-
-def _config(loaded: LoadedModel) -> dict[str, Any]:
+def _config(loaded: LoadedModel, postprocessor: str | None) -> dict[str, Any]:
     config = dict(loaded.checkpoint.hf_config)
     config["architectures"] = ["BertModel" if loaded.checkpoint.config.model_type == "bert" else "RobertaModel"]
     config["dtype"] = str(np.dtype(loaded.model.param_dtype))
     config.pop("torch_dtype", None)  # the older spelling of dtype
-    # Poolers over several layers need the hidden states from sentence-transformers' Transformer module.
-    if loaded.model.pooler in ("avg_top2", *_FIRST_LAYER):
+    # Poolers over other layers than the last need the hidden states from sentence-transformers' Transformer module.
+    if loaded.model.pooler in _LAYERS:
         config["output_hidden_states"] = True
     config[hf.SETTINGS] = {"pooler": loaded.model.pooler, "mlp_only_train": loaded.model.mlp_only_train}
+    if loaded.postprocessor:
+        config[hf.SETTINGS][KEY] = {**loaded.postprocessor, "folder": postprocessor}
     return config
 
 
-def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndarray]) -> None:
-    """The sentence-transformers side: modules.json and one folder a module."""
+def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndarray]) -> str | None:
+    """The sentence-transformers side, modules.json and one folder a module; and where a post-processor was put."""
     size, layers = loaded.model.config.hidden_size, loaded.model.config.num_hidden_layers
-    pooler = hf.Pooling(loaded.model.pooler, loaded.model.mlp_only_train).at_evaluation
-    modules = [("", "Transformer")]
+    pooler = loaded.pooler
+    modules = [("", "sentence_transformers.models.Transformer")]
 
     def add(kind: str, config: dict[str, Any], weights: dict[str, np.ndarray] | None = None) -> None:
         path = folder / f"{len(modules)}_{kind}"
         path.mkdir()
         write_json(path / "config.json", config)
         if weights:
-            _write_weights(path / "model.safetensors", weights)
-        modules.append((path.name, kind))
+            write_tensors(path / "model.safetensors", weights)
+        modules.append((path.name, f"sentence_transformers.models.{kind}"))
 
-    if pooler == "avg_top2" or pooler in _FIRST_LAYER:
-        first = _FIRST_LAYER.get(pooler, layers - 1)
+    if pooler in _LAYERS:
+        states = [i % (layers + 1) for i in _LAYERS[pooler]]
+        first = min(states)
         weights = np.zeros(layers + 1 - first, np.float32)
-        weights[[0, -1]] += 1
+        weights[[i - first for i in states]] = 1
         add(
             "WeightedLayerPooling",
             {"word_embedding_dimension": size, "layer_start": first, "num_hidden_layers": layers},
@@ -94,37 +101,43 @@ def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndar
         {"word_embedding_dimension": size, **{f"pooling_mode_{k}": v == mode for k, v in kinds.items()}},
     )
     if pooler == "cls":
-        add(
-            "Dense",
-            {
-                "in_features": size,
-                "out_features": size,
-                "bias": True,
-                "activation_function": "torch.nn.modules.activation.Tanh",
-            },
-            {"linear.weight": tensors["pooler.dense.weight"], "linear.bias": tensors["pooler.dense.bias"]},
-        )
+        head = {"linear.weight": tensors["pooler.dense.weight"], "linear.bias": tensors["pooler.dense.bias"]}
+        add("Dense", _dense(size, size, "activation.Tanh"), head)
+    post = loaded.params.get(KEY)
+    if isinstance(post, Affine):
+        add("Dense", _dense(size, post.width, "linear.Identity"), tensors_of(post))
+    elif post is not None:
+        (folder / KEY).mkdir()
+        write_tensors(folder / KEY / "model.safetensors", tensors_of(post))
+        modules.append((KEY, _NO_MODULE))
     # The names that every release of sentence-transformers since 2 loads.
     write_json(
         folder / "modules.json",
-        [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for i, (path, kind) in enumerate(modules)
-        ],
+        [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)],
     )
     limit = loaded.checkpoint.max_length or loaded.model.config.max_length
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": False})
     write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
+    return None if post is None else modules[-1][0]
+
+
+def _dense(size: int, width: int, activation: str) -> dict[str, Any]:
+    """The config of sentence-transformers' Dense."""
+    activation = f"torch.nn.modules.{activation}"
+    return {"in_features": size, "out_features": width, "bias": True, "activation_function": activation}
 
 
 def model_card(loaded: LoadedModel) -> str:
     """The README.md of an exported model: how to use it, what it was trained on and how, and its scores."""
     pooling = hf.Pooling(loaded.model.pooler, loaded.model.mlp_only_train)
+    only_ours = isinstance(loaded.params.get(KEY), Flow)
+    library, name = ("simcse_jax", "SimCSE") if only_ours else ("sentence_transformers", "SentenceTransformer")
+    label = library.replace("_", "-")
     lines = [
         "---",
-        "library_name: sentence-transformers",
+        f"library_name: {label}",
         "pipeline_tag: sentence-similarity",
-        "tags: [sentence-transformers, sentence-similarity, simcse, jax]",
+        f"tags: [{'' if only_ours else f'{label}, '}sentence-similarity, simcse, jax]",
         "---",
         "",
         "# Sentence encoder",
@@ -132,10 +145,11 @@ def model_card(loaded: LoadedModel) -> str:
         f"Written by simcse_jax {__version__}. The sentence vector is pooler `{pooling.at_evaluation}`"
         + (" (the head was used in training only)." if pooling.at_evaluation != pooling.pooler else "."),
         "",
+        *_postprocessor(loaded),
         "```python",
-        "from sentence_transformers import SentenceTransformer",
+        f"from {library} import {name}",
         "",
-        'vectors = SentenceTransformer("this folder").encode(["A man is playing a flute."])',
+        f'vectors = {name}("this folder").encode(["A man is playing a flute."])',
         "```",
     ]
     if loaded.run:
@@ -154,6 +168,18 @@ def model_card(loaded: LoadedModel) -> str:
             *_scores(loaded.run.results()),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _postprocessor(loaded: LoadedModel) -> list[str]:
+    if loaded.postprocessor is None:
+        return []
+    text = f"Post-processor: {describe(loaded.postprocessor)}."
+    if isinstance(loaded.params[KEY], Flow):
+        text += (
+            " **Only simcse_jax applies this flow**: sentence-transformers refuses this folder, and what transformers "
+            "loads from it is the encoder before the flow."
+        )
+    return [text, ""]
 
 
 def _scores(results: dict[str, Any]) -> list[str]:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from simcse_jax.errors import InputError, reason
 
 
@@ -23,6 +25,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON, indented, replacing the file in one step."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes arrays, each contiguous, as .safetensors for PyTorch."""
+    from safetensors.numpy import save
+
+    # Not `save_file`, whose files since safetensors 0.8 only their owner can read.
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def locate(name_or_path: str | Path) -> Path:
         unreachable = error  # what was downloaded before is still there
 
     def download(weights: str) -> Path:
-        patterns = ["*.json", "*.txt", "*.model", "1_Pooling/*", "2_Dense/*", weights]
+        patterns = ["*.json", "*.txt", "*.model", "*_Pooling/*", "*_Dense/*", "postprocess/*", weights]
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=unreachable is not None))
 
     try:
@@ -251,12 +251,13 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
             continue
         tensors: dict[str, np.ndarray] = {}
         for file in files:
-            tensors |= _read_safetensors(file) if suffix == "safetensors" else _read_torch(file)
+            tensors |= read_safetensors(file) if suffix == "safetensors" else _read_torch(file)
         return tensors
     raise InputError(f"{folder} has no weights: expected model.safetensors, its sharded form, or pytorch_model.bin")
 
 
-def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
+def read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file; raises `InputError` where it is damaged or absent."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

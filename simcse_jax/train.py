@@ -123,12 +123,17 @@ def _loop(
         bar.set_postfix(loss=f"{values['loss']:.4f}", **dev, refresh=False)
 
     def measure_dev(step: int) -> float | None:
-        """The dev score where one is due and is a number; keeps account of the best."""
+        """The dev score where one is due for the selection and is a number; keeps account of the best."""
         nonlocal progress
-        if prepared.dev_scores is None or (step % config.evaluation.every and step != total):
+        selects = step % config.evaluation.every == 0 or step == total
+        every = config.evaluation.geometry_every
+        if prepared.dev_scores is None or not (selects or (every and step % every == 0)):
             return None
         check_metrics()
         scores = prepared.dev_scores(sentence_encoder(state.params))
+        if not selects:
+            log.write(step, scores)
+            return None
         score = scores["dev"]
         if math.isnan(score):
             echo(f"step {step:,}: the dev score is not a number (all pairs alike?) and does not count")

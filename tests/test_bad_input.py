@@ -240,7 +240,7 @@ def test_values_of_a_config_file(tmp_path: Path) -> None:
     """In a process where nothing but the package itself checks annotations."""
     values = {
         "model=ModelConfig(pooler='clz')": "model.pooler is 'clz'; expected one of 'cls', 'cls_before_pooler', 'avg', "
-        "'avg_top2', 'avg_first_last', 'avg_static_last'",
+        "'avg_top2', 'avg_first_last', 'avg_static_last', 'avg_static'",
         "batch_size='64'": "batch_size is '64'; expected int",
         "data=DataConfig(train=3)": "data.train is 3; expected str",
         "data=DataConfig(columns=['a'])": "data.columns is ['a']; expected tuple[str, ...]",

@@ -11,12 +11,12 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 
 # Modules from the bottom up: each may import only from lower levels.
 LEVELS = [
-    ["errors", "flops", "hlo", "rng"],
+    ["errors", "flops", "hlo", "plots", "rng", "tables"],
     ["files", "metrics_log", "model", "preemption", "topology"],
     ["config"],
     ["sharding", "hf", "objectives", "optimizer"],
     ["loss"],
-    ["step", "run"],
+    ["step", "run", "postprocess"],
     ["checkpoint", "data"],
     ["encode"],
     ["embedder"],
@@ -24,7 +24,7 @@ LEVELS = [
     ["export", "memory"],
     ["plan", "prepare"],
     ["train"],
-    ["ablation", "study"],
+    ["ablation", "analysis", "study"],
     ["cli"],
     ["__main__", "__init__"],
 ]

@@ -214,6 +214,21 @@ def test_resumed_in_parts_equals_whole(
     assert (Path(config.output) / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+def test_measuring_geometry_changes_nothing(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only lines are added to the log: the same parameters and the same selection, also with it given on resuming."""
+    plain = replace(config, output=str(tmp_path / "plain"))
+    expected = lasting(train(plain))
+    measured = replace(config, evaluation=replace(config.evaluation, geometry_every=3))
+    monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", lambda self, step: step == 5)
+    train(replace(measured, evaluation=config.evaluation))
+    monkeypatch.undo()
+    assert lasting(train(measured)) == expected
+    assert_identical(final_state(Path(config.output)), final_state(Path(plain.output)))
+    found, without = lines(Path(config.output)), lines(Path(plain.output))
+    assert [line["step"] for line in found if "dev_alignment" in line] == [0, 4, 6, 8, 9, 12]
+    assert [line for line in found if line["step"] in (0, 4, 8, 12) or "loss" in line] == without
+
+
 def test_resumes_on_other_devices(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From data 8 to data 2 × fsdp 4; settings that move no parameter may change too."""
     whole = replace(config, output=str(tmp_path / "whole"))

@@ -76,6 +76,7 @@ def torch_poolers(model: Any, ids: np.ndarray, lengths: np.ndarray) -> dict[str,
         "avg_top2": mean((states[-1] + states[-2]) / 2),
         "avg_first_last": mean((states[-1] + states[1]) / 2),
         "avg_static_last": mean((states[-1] + states[0]) / 2),
+        "avg_static": mean(states[0]),
     }
 
 

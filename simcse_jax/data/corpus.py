@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,8 @@ def open_corpus(config: DataConfig) -> Corpus:
     return Corpus(config.train, fingerprint, config)
 
 
-def read_sentences(path: Path) -> list[str]:
-    """The lines of a text file, plain or .gz.
+def read_sentences(path: Path, limit: int | None = None) -> list[str]:
+    """The lines of a text file, plain or .gz; the first `limit` where that is given.
 
     Raises:
       InputError: no such file, not UTF-8, or empty.
@@ -85,7 +85,7 @@ def read_sentences(path: Path) -> list[str]:
         raise InputError(f"no file {path}")
     if _format(path) != ".txt":
         raise InputError(f"{path} ends in '{path.suffix}'; expected .txt, one sentence a line, or .txt.gz")
-    sentences = [row[0] for _, row in _read_file(path.expanduser(), ())]
+    sentences = [row[0] for _, row in islice(_read_file(path.expanduser(), ()), limit)]
     if not sentences:
         raise InputError(f"{path} is empty")
     return sentences

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from simcse_jax.errors import InputError
 
-PoolerName = Literal["cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_last", "avg_static_last"]
+PoolerName = Literal["cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_last", "avg_static_last", "avg_static"]
 POOLERS: tuple[str, ...] = get_args(PoolerName)
 
 
@@ -25,6 +25,7 @@ def pool(hidden_states: tuple[Float[Array, "B L H"], ...], mask: Bool[Array, "B 
     - `avg_top2`: the same of (hs[n] + hs[n-1]) / 2.
     - `avg_first_last`: the same of (hs[n] + hs[1]) / 2, as the public code since January 2022.
     - `avg_static_last`: the same of (hs[n] + hs[0]) / 2, as the paper's "first-last avg." row.
+    - `avg_static`: mean of hs[0]: word embeddings (with their positions, after LayerNorm), no context.
 
     Args:
       hidden_states: n + 1 arrays, as `Encoder` returns them.
@@ -42,7 +43,8 @@ def pool(hidden_states: tuple[Float[Array, "B L H"], ...], mask: Bool[Array, "B 
     if name in ("cls", "cls_before_pooler"):
         return last[:, 0]
     other = {"avg": last, "avg_top2": hidden_states[-2], "avg_first_last": hidden_states[1]}.get(name, hidden_states[0])
+    upper = other if name == "avg_static" else last
     wide = jnp.promote_types(last.dtype, jnp.float32)
-    tokens = (last.astype(wide) + other.astype(wide)) / 2
+    tokens = (upper.astype(wide) + other.astype(wide)) / 2
     weights = mask[:, :, None].astype(wide)
     return (jnp.sum(tokens * weights, axis=1) / jnp.sum(weights, axis=1)).astype(last.dtype)

@@ -1,4 +1,4 @@
-"""The figures of a study, through matplotlib's object-oriented interface; nothing is shown on a screen."""
+"""The figures of a study, through matplotlib's object-oriented interface."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,20 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simcse_jax import plots
 from simcse_jax.study.grid import Cell, Study
-from simcse_jax.study.table import Row, mean_sd, values
+from simcse_jax.study.table import mean_sd, values
+from simcse_jax.tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = {"constant": "#0072B2", "sqrt": "#D55E00", "linear": "#009E73"}
 _MARKERS = {"constant": "o", "sqrt": "s", "linear": "^"}
-_STYLE: dict[Any, Any] = {
-    **{"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False},
-    **{"axes.grid": True, "grid.color": "#e3e3e3", "axes.axisbelow": True, "legend.frameon": False},
-    **{"svg.hashsalt": "simcse_jax", "svg.fonttype": "none"},
-}
-
 Draw = Callable[[list["Axes"]], None]
 Panel = tuple[str, str, str, bool]
 """Measure, title, label of the axis, logarithmic or not."""
@@ -37,8 +33,6 @@ def write_figures(study: Study, rows: list[Row], measures: dict[Cell, Any], befo
     Returns:
       Their names, without ending; a figure of which nothing was measured is left out.
     """
-    from matplotlib import rc_context
-
     seeds = len(study.seeds)
     spread = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     score = [("dev", "Dev", "Spearman × 100", False), ("test", "Test average", "Spearman × 100", False)]
@@ -55,7 +49,7 @@ def write_figures(study: Study, rows: list[Row], measures: dict[Cell, Any], befo
         ("memory_bytes", "Memory of the step", "GB", False),
     ]
     written = []
-    with rc_context(_STYLE):
+    with plots.style():
         for name, panels, title in (
             ("score", score, "Score against global batch"),
             ("hardness", hardness, "Hardness of the negatives against global batch"),
@@ -86,8 +80,7 @@ def _write(file: Path, draw: Draw, title: str, panels: int, share: bool = False)
     figure.suptitle(title, fontsize=12)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    figure.savefig(file.with_suffix(".png"), dpi=150)
-    figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
+    plots.save(figure, file)
 
 
 def _lines(study: Study, rows: list[Row], panels: list[Panel], baseline: dict[str, float]) -> Draw:

@@ -9,7 +9,8 @@ import numpy as np
 
 from simcse_jax.study.figures import write_figures
 from simcse_jax.study.grid import Cell, Study
-from simcse_jax.study.table import Row, mean_sd, rows_of, slope, values, write_csv
+from simcse_jax.study.table import mean_sd, rows_of, slope, values
+from simcse_jax.tables import Row, markdown_table, write_csv
 
 _CAPTIONS = {
     "score": "Score against batch.",
@@ -196,8 +197,7 @@ def _condition(study: Study, batch: int, rule: str) -> str:
 
 def _table(study: Study, rows: list[Row]) -> str:
     names = [name for name in _TABLE if len(values(rows, name))]
-    lines = [["batch", "rule", "learning rate", "steps", *(_TABLE[name][0] for name in names)]]
-    lines.append(["---"] * len(lines[0]))
+    lines = []
     for b in sorted(study.batch_sizes):
         at_reference = b == study.reference_batch_size
         for rule in study.rules[:1] if at_reference else study.rules:
@@ -205,7 +205,7 @@ def _table(study: Study, rows: list[Row]) -> str:
             figures = [_spread(*mean_sd(_shown(rows, n, b, rule)), _TABLE[n][1]) for n in names]
             label = "all" if at_reference else rule
             lines.append([f"{b:,}", label, f"{row['learning_rate']:.3g}", f"{row['steps']:,}", *figures])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(["batch", "rule", "learning rate", "steps", *(_TABLE[name][0] for name in names)], lines)
 
 
 def _shown(rows: list[Row], name: str, batch: int, rule: str) -> np.ndarray:
@@ -214,12 +214,12 @@ def _shown(rows: list[Row], name: str, batch: int, rule: str) -> np.ndarray:
 
 
 def _slopes(study: Study, rows: list[Row]) -> str:
-    lines = [["figure", "kind", *study.rules], ["---"] * (2 + len(study.rules))]
+    lines = []
     for name, (label, transform, kind) in _SLOPES.items():
         fits = [slope([r for r in rows if r["rule"] == rule], name, transform) for rule in study.rules]
         if any(fits):
             lines.append([label, kind, *("–" if fit is None else f"{fit[0]:.3f} ± {fit[1]:.3f}" for fit in fits)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if len(lines) > 2 else "Too few runs for a fit."
+    return markdown_table(["figure", "kind", *study.rules], lines) if lines else "Too few runs for a fit."
 
 
 def _spread(mean: float, sd: float, digits: int) -> str:

@@ -1,16 +1,13 @@
-"""The measures of a study as rows, their spread over seeds, and study.csv."""
+"""The measures of a study as rows, and their spread over seeds."""
 
-import csv
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from simcse_jax.study.grid import Cell, Study
-
-Row = dict[str, Any]
+from simcse_jax.tables import Row
 
 
 def rows_of(study: Study, measures: dict[Cell, dict[str, Any]]) -> list[Row]:
@@ -34,18 +31,6 @@ def rows_of(study: Study, measures: dict[Cell, dict[str, Any]]) -> list[Row]:
                 measured = {name: value for name, value in measures[cell].items() if name != "path"}
                 rows.append({**settings, **{n: math.nan if v is None else v for n, v in measured.items()}})
     return rows
-
-
-def write_csv(file: Path, rows: list[Row]) -> None:
-    """Writes study.csv, whole or not at all; a field without a figure is empty."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    partial = file.with_name(f".{file.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="") as out:
-        writer = csv.DictWriter(out, columns, restval="")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({n: "" if isinstance(v, float) and math.isnan(v) else v for n, v in row.items()})
-    partial.replace(file)
 
 
 def values(rows: list[Row], name: str, **where: Any) -> np.ndarray:

@@ -1,0 +1,130 @@
+"""The analysis: every model encoded and measured, then tables, figures and report in one new folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from simcse_jax import hf, postprocess
+from simcse_jax.analysis.figures import write_figures
+from simcse_jax.analysis.measure import Measured, Pairs, measure, pairs_of
+from simcse_jax.analysis.report import write_report
+from simcse_jax.analysis.sources import Source, find_sources, training_path
+from simcse_jax.embedder import load_model
+from simcse_jax.encode import BatchEncoder
+from simcse_jax.errors import InputError
+from simcse_jax.evaluation.sts import Mode, Task, distinct_sentences, expand_tasks, load_task
+from simcse_jax.export import check_output
+from simcse_jax.files import new_folder
+from simcse_jax.sharding import make_mesh
+from simcse_jax.tables import Row, write_csv
+
+
+@dataclass(frozen=True)
+class AnalysisSettings:
+    """What is analysed, on what."""
+
+    names: tuple[str, ...] = ()
+    """What to call the models in figures and tables; the ends of their paths where not given."""
+    checkpoints: bool = False
+    """Analyse every kept checkpoint of the models that are runs, not their best alone."""
+    task: str = "STSBenchmark"
+    """Pairs to analyse: one of the STS tasks, or a .tsv file."""
+    mode: Mode = "dev"
+    """Its split; STS12 ... STS16 have `test` alone."""
+    tasks: tuple[str, ...] = ()
+    """Score these STS tasks as well, test split: names, `sts` for all seven, .tsv files."""
+    data: str = ""
+    """Folder in SentEval's layout (holds STS/ and SICK/); $SIMCSE_DATA/senteval where that is set."""
+    pooler: str | None = None
+    """Overrides the pooler saved with each model."""
+    batch_size: int = 64
+    """Sentences a forward pass over all devices."""
+
+
+def analyze(models: tuple[str, ...], output: Path, settings: AnalysisSettings) -> Path:
+    """Writes measures.csv, plane.csv, spectrum.csv, cosines.csv, the figures and report.md into a new folder.
+
+    Args:
+      models: runs, exported folders, Hugging Face folders or names on the hub.
+      output: the folder, made whole or not at all.
+      settings: see there.
+
+    Returns:
+      The report's path.
+
+    Raises:
+      InputError: models, tasks or output that cannot be used; all are looked at before the first model is loaded.
+    """
+    if settings.batch_size < 1:
+        raise InputError(f"batch_size is {settings.batch_size}; it must be greater than 0")
+    folder = check_output(output)
+    sources = find_sources(models, settings.names, settings.checkpoints)
+    pairs = pairs_of(load_task(settings.task, settings.data, settings.mode))
+    tasks = [load_task(name, settings.data) for name in expand_tasks(settings.tasks, "test")]
+    measured = [m for source in sources for m in _measure(source, pairs, tasks, settings)]
+    paths = {source.name: training_path(source, pairs.task, settings.mode) for source in sources}
+    with new_folder(folder) as partial:
+        write_csv(partial / "measures.csv", [{"model": m.name, "step": _step(m), **_row(m)} for m in measured])
+        write_csv(partial / "plane.csv", _plane(measured, paths))
+        write_csv(partial / "spectrum.csv", _spectra(measured))
+        write_csv(partial / "cosines.csv", _cosines(measured, pairs))
+        write_figures(partial, measured, paths, pairs)
+        write_report(partial, sources, measured, paths, pairs, settings.mode)
+    return folder / "report.md"
+
+
+def _measure(source: Source, pairs: Pairs, tasks: list[Task], settings: AnalysisSettings) -> list[Measured]:
+    sentences, results = distinct_sentences([pairs.task, *tasks]), []
+    steps: list[int | None] = [*source.steps] if source.steps else [None]
+    for step in steps:
+        loaded = load_model(source.model, settings.pooler, step=step)
+        label = source.name if step is None else f"{source.name}, step {step:,}"
+        tqdm.write(f"{label}: pooler {loaded.pooler}, {len(sentences):,} sentences")
+        tokenizer = hf.load_tokenizer(loaded.checkpoint.folder)
+        encoder = BatchEncoder(loaded.model, tokenizer, make_mesh(), batch_size=settings.batch_size)
+        vectors = encoder(loaded.params, sentences, progress=True)
+        if not np.isfinite(vectors).all():
+            raise InputError(f"{label} gives vectors that are not finite: there is nothing to analyse")
+        about = {
+            "pooler": loaded.pooler,
+            "width": loaded.width,
+            "post-processor": postprocess.describe(loaded.postprocessor) if loaded.postprocessor else "",
+        }
+        figures = measure(pairs, tasks, dict(zip(sentences, vectors, strict=True)))
+        results.append(Measured(source.name, label, loaded.step, about, *figures))
+    return results
+
+
+def _step(m: Measured) -> int | str:
+    return "" if m.step is None else m.step
+
+
+def _row(m: Measured) -> Row:
+    return {**m.about, **m.figures, **{f"test_{name}": score for name, score in m.scores.items()}}
+
+
+def _plane(measured: list[Measured], paths: dict[str, list[Row]]) -> list[Row]:
+    names = ("alignment", "uniformity", "score")
+    models = [
+        {"model": m.name, "kind": "measured", "step": _step(m), **{n: m.figures[n] for n in names}} for m in measured
+    ]
+    logged = [{"model": model, "kind": "logged in training", **row} for model, path in paths.items() for row in path]
+    return models + logged
+
+
+def _spectra(measured: list[Measured]) -> list[Row]:
+    return [
+        {"model": m.name, "step": _step(m), "index": i, "singular_value": float(value)}
+        for m in measured
+        for i, value in enumerate(m.spectrum, 1)
+    ]
+
+
+def _cosines(measured: list[Measured], pairs: Pairs) -> list[Row]:
+    return [
+        {"model": m.name, "step": _step(m), "gold": float(gold), "group": int(group) + 1, "cosine": float(value)}
+        for m in measured
+        for gold, group, value in zip(pairs.gold, pairs.group, m.cosines, strict=True)
+    ]

@@ -1,0 +1,106 @@
+"""What is analysed: models, or the kept checkpoints of runs; and the path that a run's log holds."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from simcse_jax import hf
+from simcse_jax.embedder import kept_steps
+from simcse_jax.errors import InputError
+from simcse_jax.evaluation.sts import Mode, Task
+from simcse_jax.run import Run, is_run, open_run
+from simcse_jax.tables import Row
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as it was given.
+
+    Attributes:
+      model: a run, a folder or a name on the hub.
+      name: what it is called in figures and tables.
+      steps: the checkpoints to analyse; None for the model itself, of a run its best checkpoint.
+      run: the run, where it is one.
+    """
+
+    model: str
+    name: str
+    steps: list[int] | None
+    run: Run | None
+
+
+def find_sources(models: tuple[str, ...], names: tuple[str, ...] = (), checkpoints: bool = False) -> list[Source]:
+    """The models, each looked at before the first is loaded.
+
+    Args:
+      models: runs, exported folders, Hugging Face folders or names on the hub.
+      names: what to call them; where empty, the shortest ends of their paths that differ.
+      checkpoints: take all kept checkpoints of those that are runs.
+
+    Raises:
+      InputError: no model, one that does not exist, too few or equal names, or no run for `checkpoints`.
+    """
+    if not models:
+        raise InputError("no model given: name runs, model folders or names on the hub")
+    if names and len(names) != len(models):
+        raise InputError(f"{len(models)} models are given and {len(names)} names: give a name for each, or none")
+    chosen = list(names) or _short_names(models)
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"the names {', '.join(chosen)} are not distinct: give each model another with --names")
+    sources = []
+    for model, name in zip(models, chosen, strict=True):
+        folder = Path(model).expanduser()
+        run = open_run(folder) if is_run(folder) else None
+        if run is None:
+            hf.read_checkpoint(model)
+        kept = kept_steps(folder) if run else None
+        sources.append(Source(model, name, kept if checkpoints else None, run))
+    if checkpoints and all(source.run is None for source in sources):
+        raise InputError(f"checkpoints are asked for and none of {', '.join(models)} is a run: give run folders")
+    return sources
+
+
+def _short_names(models: tuple[str, ...]) -> list[str]:
+    parts = [Path(model).expanduser().absolute().parts for model in models]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-length:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError(f"a model is given twice among {', '.join(models)}: leave one out")
+
+
+def training_path(source: Source, task: Task, mode: Mode) -> list[Row]:
+    """The evaluations in a run's metrics.jsonl: step, alignment, uniformity and score, NaN where not a number.
+
+    Returns:
+      Empty where the model is no run, or one that evaluated on other pairs than the analysis, which lie elsewhere.
+    """
+    if source.run is None or (mode != "dev" and not task.name.endswith(".tsv")):
+        return []
+    evaluated = source.run.config.evaluation.dev
+    if evaluated != task.name and not _same_file(evaluated, task.name):
+        return []
+    path: dict[int, Row] = {}
+    file = source.run.metrics_file
+    for line in file.read_text("utf-8").splitlines() if file.is_file() else []:
+        try:
+            values = json.loads(line)
+        except ValueError:  # the line that a kill cut short
+            continue
+        if "dev_alignment" in values:
+            figures = {n: values.get(key) for n, key in _LOGGED.items()}
+            path[values["step"]] = {"step": values["step"], **{n: _number(v) for n, v in figures.items()}}
+    return [path[step] for step in sorted(path)]
+
+
+_LOGGED = {"alignment": "dev_alignment", "uniformity": "dev_uniformity", "score": "dev"}
+
+
+def _same_file(a: str, b: str) -> bool:
+    first, second = (Path(name).expanduser().resolve() for name in (a, b))
+    return a.endswith(".tsv") and first == second
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

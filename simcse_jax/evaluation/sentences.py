@@ -1,0 +1,35 @@
+"""Sentences without labels, for what is fitted to them: lines of a text file, or the sentences of STS tasks."""
+
+from pathlib import Path
+
+from simcse_jax.data.corpus import read_sentences
+from simcse_jax.errors import InputError
+from simcse_jax.evaluation.sts import distinct_sentences, expand_tasks, load_task
+
+
+def unlabelled_sentences(source: str, data: str | Path = "", limit: int | None = None) -> list[str]:
+    """Distinct sentences, in order of appearance; blank ones are left out.
+
+    Args:
+      source: a text file, one sentence a line (.txt, .txt.gz); or STS tasks with commas between them: names, `sts` for
+        all seven, .tsv files. Of a task all splits are taken (train, dev, test), and no gold score is.
+      data: folder in SentEval's layout, for tasks.
+      limit: lines of a text file, or sentences of tasks, that are used; all where None.
+
+    Raises:
+      InputError: no such file or task, or no sentence in it; `limit` below 1.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; it must be greater than 0")
+    if source.endswith((".txt", ".txt.gz")):
+        found = read_sentences(Path(source), limit)
+    else:
+        names = expand_tasks(filter(None, source.split(",")), "test")
+        try:
+            found = distinct_sentences([load_task(name, data, "test", all_splits=True) for name in names])[:limit]
+        except InputError as error:
+            raise InputError(f"sentences '{source}' (a .txt or .txt.gz file, or tasks): {error}") from error
+    distinct = list(dict.fromkeys(s for s in found if s.strip()))
+    if not distinct:
+        raise InputError(f"'{source}' holds no sentence: give a text file, one sentence a line, or STS tasks")
+    return distinct
