@@ -16,7 +16,7 @@ from simcse_jax.config import ModelConfig
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.hf import Checkpoint, Params, Pooling
-from simcse_jax.model import EncoderConfig, SentenceEncoder, check_pooler
+from simcse_jax.model import EncoderConfig, SentenceEncoder, check_pooler, init_mlm_head
 from simcse_jax.run import Run, is_run, open_run
 from simcse_jax.sharding import make_mesh, put, state_sharding
 
@@ -67,6 +67,8 @@ class LoadedModel:
     run: Run | None
     step: int | None
     """Step of the run whose parameters these are."""
+    mlm: Params | None = None
+    """Head of the masked language model, of a run that trained nothing else."""
 
 
 def load_model(name_or_path: str | Path, pooler: str | None = None, dtype: str = "float32") -> LoadedModel:
@@ -100,8 +102,7 @@ def load_model(name_or_path: str | Path, pooler: str | None = None, dtype: str =
     settings = ModelConfig(pooler=pooling.pooler, mlp_only_train=pooling.mlp_only_train, dtype=dtype)  # type: ignore[arg-type]
     model = build_model(checkpoint.config, settings)
     if run:
-        step, params = _restore(run, model)
-        return LoadedModel(model, params, checkpoint, run, step)
+        return LoadedModel(model, run=run, checkpoint=checkpoint, **_restore(run, model))
     host = hf.load_params(checkpoint, model.param_dtype)
     if "head" not in host:
         if pooling.at_evaluation == "cls":
@@ -111,14 +112,22 @@ def load_model(name_or_path: str | Path, pooler: str | None = None, dtype: str =
     return LoadedModel(model, put(host, state_sharding(mesh, host)), checkpoint, None, None)
 
 
-def _restore(run: Run, model: SentenceEncoder) -> tuple[int, Params]:
-    shapes = jax.eval_shape(lambda: init_params(model, 0))
+def _restore(run: Run, model: SentenceEncoder) -> dict[str, Any]:
+    """`step`, `params` and, where the run trained nothing else, `mlm`."""
+    mesh, shapes = make_mesh(), jax.eval_shape(lambda: init_params(model, 0))
     with open_checkpoints(run.folder, run.config.checkpoint, writing=False) as checkpoints:
         if checkpoints.latest is None:
             raise InputError(f"{run.folder} has no checkpoint yet: continue the training first")
         best = checkpoints.progress().best_step
         step = checkpoints.latest if best is None else best
-        return step, checkpoints.restore_params(step, abstract(shapes, state_sharding(make_mesh(), shapes)))
+        params = checkpoints.restore_params(step, abstract(shapes, state_sharding(mesh, shapes)))
+        if run.config.objective.contrastive_weight:
+            return {"step": step, "params": params}
+        table = shapes["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+        heads = {"mlm": jax.eval_shape(lambda t: init_mlm_head(rng.key(0, "init_mlm"), t, 1.0), table)}
+        return {"step": step, "params": params} | checkpoints.restore_auxiliary(
+            step, abstract(heads, state_sharding(mesh, heads))
+        )
 
 
 class SimCSE:

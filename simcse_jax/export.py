@@ -23,6 +23,9 @@ def export(loaded: LoadedModel, output: str | Path) -> Path:
     `pooler.dense`), the tokenizer, the sentence-transformers modules that pool as the model does at evaluation, and a
     model card. It is written beside the target and renamed, so it is there complete or not at all.
 
+    A run that trained a masked language model and nothing else is written with its head, under the names of
+    `BertForMaskedLM` or `RobertaForMaskedLM`; `AutoModel` ignores it.
+
     Args:
       loaded: from `load_model`.
       output: a folder that does not exist yet, or is empty.
@@ -34,13 +37,14 @@ def export(loaded: LoadedModel, output: str | Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"output {folder} exists and is not an empty folder: choose another, or remove it")
     checkpoint, config = loaded.checkpoint, loaded.checkpoint.config
-    tensors = hf.to_tensors(jax.tree.map(np.asarray, loaded.params), config)
+    params = loaded.params if loaded.mlm is None else {**loaded.params, "mlm": loaded.mlm}
+    tensors = hf.to_tensors(jax.tree.map(np.asarray, params), config)
     tokenizer = hf.load_tokenizer(checkpoint.folder)
     with new_folder(folder) as partial:
         _write_weights(partial / "model.safetensors", tensors)
         write_json(partial / "config.json", _config(loaded))
         hf.save_tokenizer(tokenizer, partial)
-        _write_modules(partial, loaded, tensors)
+        _write_modules(partial, loaded)
         (partial / "README.md").write_text(model_card(loaded), "utf-8")
     return folder
 
@@ -54,7 +58,10 @@ def _write_weights(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 def _config(loaded: LoadedModel) -> dict[str, Any]:
     config = dict(loaded.checkpoint.hf_config)
-    config["architectures"] = ["BertModel" if loaded.checkpoint.config.model_type == "bert" else "RobertaModel"]
+    family = "Bert" if loaded.checkpoint.config.model_type == "bert" else "Roberta"
+    config["architectures"] = [f"{family}Model" if loaded.mlm is None else f"{family}ForMaskedLM"]
+    if loaded.mlm is not None:
+        config["tie_word_embeddings"] = True  # the decoder is not stored
     config["dtype"] = str(np.dtype(loaded.model.param_dtype))
     config.pop("torch_dtype", None)  # the older spelling of dtype
     # Poolers over several layers need the hidden states from sentence-transformers' Transformer module.
@@ -64,7 +71,7 @@ def _config(loaded: LoadedModel) -> dict[str, Any]:
     return config
 
 
-def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndarray]) -> None:
+def _write_modules(folder: Path, loaded: LoadedModel) -> None:
     """The sentence-transformers side: modules.json and one folder a module."""
     size, layers = loaded.model.config.hidden_size, loaded.model.config.num_hidden_layers
     pooler = hf.Pooling(loaded.model.pooler, loaded.model.mlp_only_train).at_evaluation
@@ -94,6 +101,7 @@ def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndar
         {"word_embedding_dimension": size, **{f"pooling_mode_{k}": v == mode for k, v in kinds.items()}},
     )
     if pooler == "cls":
+        head = jax.tree.map(np.asarray, loaded.params["head"]["dense"])
         add(
             "Dense",
             {
@@ -102,7 +110,7 @@ def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndar
                 "bias": True,
                 "activation_function": "torch.nn.modules.activation.Tanh",
             },
-            {"linear.weight": tensors["pooler.dense.weight"], "linear.bias": tensors["pooler.dense.bias"]},
+            {"linear.weight": np.ascontiguousarray(head["kernel"].T), "linear.bias": head["bias"]},
         )
     # The names that every release of sentence-transformers since 2 loads.
     write_json(
@@ -138,6 +146,12 @@ def model_card(loaded: LoadedModel) -> str:
         'vectors = SentenceTransformer("this folder").encode(["A man is playing a flute."])',
         "```",
     ]
+    if loaded.mlm is not None:
+        lines += [
+            "",
+            "It was trained as a masked language model alone and is a starting point, not a sentence encoder yet; the",
+            "prediction head is in the weights (`transformers.AutoModelForMaskedLM`).",
+        ]
     if loaded.run:
         config = loaded.run.config
         lines += [

@@ -22,7 +22,9 @@ from simcse_jax.config import (
     DataConfig,
     EvaluationConfig,
     MeshConfig,
+    MLMConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimizerConfig,
 )
 from simcse_jax.embedder import build_model, init_params, load_model
@@ -184,8 +186,12 @@ def lasting(results: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in results.items() if name not in ("steps", "seconds")}
 
 
-def test_resumed_in_parts_equals_whole(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped twice by request; a finished run is not trained again."""
+@pytest.mark.parametrize("mlm", [0.0, 0.1])
+def test_resumed_in_parts_equals_whole(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlm: float
+) -> None:
+    """Stopped twice by request; a finished run is not trained again. Also with the head of a masked language model."""
+    config = replace(config, objective=ObjectiveConfig(mlm=MLMConfig(weight=mlm)))
     whole = replace(config, output=str(tmp_path / "whole"))
     expected = lasting(train(whole))
     for stop_at in (2, 7):
