@@ -23,7 +23,7 @@ config = Config(
     output="runs/pretrain_mlm",
     batch_size=128,
     max_steps=20_000,
-    model=ModelConfig(path="runs/bert_small", pooler="avg", random_init=True),
+    model=ModelConfig(path="./runs/bert_small", pooler="avg", random_init=True),
     data=DataConfig(train="text.txt.gz", max_length=128),
     objective=ObjectiveConfig(contrastive_weight=0.0, mlm=MLMConfig(weight=1.0)),
     optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=1000, weight_decay=0.01),
