@@ -65,7 +65,7 @@ def with_settings(config: Any, settings: Mapping[str, Any]) -> Any:
     """
     for name, value in settings.items():
         head, _, rest = name.partition(".")
-        if not is_dataclass(config) or head not in {f.name for f in fields(config)}:
+        if not is_dataclass(config) or isinstance(config, type) or head not in {f.name for f in fields(config)}:
             raise InputError(f"{type(config).__name__} has no setting '{head}' (in '{name}')")
         value = with_settings(getattr(config, head), {rest: value}) if rest else value
         config = replace(config, **{head: value})

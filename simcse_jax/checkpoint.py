@@ -87,15 +87,20 @@ class Checkpoints:
         training = loaded["training"]
         state = TrainState(
             training["step"],
-            loaded["params"] | training.get("auxiliary", {}),
+            loaded["params"] | loaded.get("auxiliary", {}),
             training["opt_state"],
             training.get("buffer"),
         )
         return state, Progress(**metadata)
 
     def restore_params(self, step: int, abstract: Params) -> Params:
-        """Reads the parameters alone."""
+        """Reads the sentence encoder's parameters alone."""
         params: Params = self._checkpointer.load_checkpointables(step, {"params": abstract})["params"]
+        return params
+
+    def restore_auxiliary(self, step: int, abstract: Params) -> Params:
+        """Reads the parameters that only training needs alone."""
+        params: Params = self._checkpointer.load_checkpointables(step, {"auxiliary": abstract})["auxiliary"]
         return params
 
     def progress(self) -> Progress:
@@ -117,12 +122,12 @@ class Checkpoints:
 def _items(state: TrainState) -> dict[str, Any]:
     """A state as it lies on disk: the sentence encoder apart from what only training needs."""
     params = sentence_encoder(state.params)
-    training: dict[str, Any] = {"step": state.step, "opt_state": state.opt_state}
+    items: dict[str, Any] = {"params": params, "training": {"step": state.step, "opt_state": state.opt_state}}
     if auxiliary := {name: x for name, x in state.params.items() if name not in params}:
-        training["auxiliary"] = auxiliary
+        items["auxiliary"] = auxiliary
     if state.buffer is not None:
-        training["buffer"] = state.buffer
-    return {"params": params, "training": training}
+        items["training"]["buffer"] = state.buffer
+    return items
 
 
 @contextmanager

@@ -395,6 +395,38 @@ class Postprocess:
         print(f"{describe(about)}: written to {folder}")
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """Learn a WordPiece vocabulary from text and write a BERT without weights, to be pretrained (pretrain_mlm)."""
+
+    text: tyro.conf.Positional[str]
+    """Training text, as for data.train."""
+    output: tyro.conf.Positional[Path]
+    """Folder to make."""
+    size: int = 8000
+    """Tokens of the vocabulary."""
+    layers: int = 4
+    """Layers of the encoder."""
+    hidden: int = 256
+    """Width of the encoder."""
+    heads: int = 4
+    """Attention heads of a layer."""
+    intermediate: int = 0
+    """Width of the feed-forward layers; 0 is four times the encoder's."""
+    positions: int = 512
+    """Longest sequence, in tokens."""
+    lowercase: bool = True
+    """Lower-case the text and strip its accents."""
+
+    def run(self) -> None:
+        """Writes the folder."""
+        from simcse_jax.data.vocabulary import make_model_folder
+
+        sizes = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("text", "output")}
+        folder = make_model_folder(self.text, self.output, **sizes)
+        print(f"wrote {folder}; train it with: simcse-jax train pretrain_mlm --model.path {shlex.quote(str(folder))}")
+
+
 def _check_writable(path: Path) -> None:
     """Raises `InputError` if a file cannot be made at `path`, before the work that fills it."""
     if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
@@ -417,6 +449,7 @@ def _command(preset: Train | Plan | Study | Ablate | None) -> Any:
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Analyze, tyro.conf.subcommand("analyze")]
         | Annotated[Postprocess, tyro.conf.subcommand("postprocess")]
+        | Annotated[Vocabulary, tyro.conf.subcommand("vocabulary")]
     )
 
 

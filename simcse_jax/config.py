@@ -98,6 +98,16 @@ class SmoothingConfig:
 
 
 @dataclass(frozen=True)
+class MLMConfig:
+    """Masked language modelling of every sentence (SimCSE, section 5 and appendix)."""
+
+    weight: float = 0.0
+    """Weight of the cross-entropy of the hidden tokens; 0 leaves it out. Published for transfer tasks: 0.1."""
+    probability: float = 0.15
+    """Share of the tokens that are chosen; of these 80 % become [MASK], 10 % a random token, 10 % stay."""
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """What is minimised over the global batch (SimCSE, section 2)."""
 
@@ -112,6 +122,9 @@ class ObjectiveConfig:
     noise: Literal["independent", "shared"] = "independent"
     """Dropout noise of a sentence and its positive: each its own, or the same (an ablation, which collapses)."""
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
+    contrastive_weight: float = 1.0
+    """Weight of the contrast and its smoothing. With 0, sentences are encoded for `mlm` alone: plain pretraining."""
+    mlm: MLMConfig = field(default_factory=MLMConfig)
     temperature: float = 0.05
     """τ: similarities are divided by it."""
     hard_negative_log_weight: float = 0.0
@@ -237,6 +250,8 @@ class Config:
             "objective.block_size": self.objective.block_size,
             "objective.smoothing.weight": self.objective.smoothing.weight,
             "objective.smoothing.start_weight": self.objective.smoothing.start_weight,
+            "objective.contrastive_weight": self.objective.contrastive_weight,
+            "objective.mlm.weight": self.objective.mlm.weight,
             "max_steps": self.max_steps,
             "data.neighbours": self.data.neighbours,
             "optimizer.learning_rate": self.optimizer.learning_rate,
@@ -258,6 +273,8 @@ class Config:
         finite = {
             "objective.temperature": self.objective.temperature,
             "objective.hard_negative_log_weight": self.objective.hard_negative_log_weight,
+            "objective.contrastive_weight": self.objective.contrastive_weight,
+            "objective.mlm.weight": self.objective.mlm.weight,
         }
         for name, value in finite.items():
             if not math.isfinite(value):
@@ -290,6 +307,12 @@ class Config:
                     f"objective.smoothing.{name} is {getattr(smoothing, name)} but objective.smoothing.buffer_size is "
                     f"{smoothing.buffer_size}: use fewer, or a larger buffer"
                 )
+        if not 0 < self.objective.mlm.probability <= 1:
+            raise InputError(
+                f"objective.mlm.probability is {self.objective.mlm.probability}; it must be above 0 and at most 1"
+            )
+        if not self.objective.contrastive_weight:
+            self._validate_without_contrast()
         if any(width < 1 for width in self.objective.widths):
             raise InputError(f"objective.widths is {self.objective.widths}; each must be greater than 0")
         if self.objective.product_dtype == "bfloat16" and self.model.dtype == "float64":
@@ -305,6 +328,19 @@ class Config:
             )
         if not self.data.train:
             raise InputError("data.train is empty: give a file of sentences, e.g. --data.train wiki.txt")
+
+    def _validate_without_contrast(self) -> None:
+        if not self.objective.mlm.weight:
+            raise InputError(
+                "objective.contrastive_weight and objective.mlm.weight are both 0: nothing is left to minimise"
+            )
+        if self.objective.smoothing.weight:
+            raise InputError(
+                f"objective.smoothing.weight is {self.objective.smoothing.weight} but objective.contrastive_weight is "
+                "0: smoothing is a part of the contrast, so leave one out"
+            )
+        if self.model.encoders == 2:
+            raise InputError("model.encoders is 2 but objective.contrastive_weight is 0: only the contrast uses two")
 
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from simcse_jax.config import ModelConfig
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.hf import Checkpoint, Params, Pooling
-from simcse_jax.model import EncoderConfig, SentenceEncoder, check_pooler
+from simcse_jax.model import EncoderConfig, SentenceEncoder, check_pooler, init_mlm_head
 from simcse_jax.run import Run, is_run, open_run
 from simcse_jax.sharding import make_mesh, put, replicated, state_sharding
 
@@ -67,6 +67,8 @@ class LoadedModel:
     run: Run | None
     step: int | None
     """Step of the run whose parameters these are."""
+    mlm: Params | None = None
+    """Head of the masked language model, of a run that trained nothing else."""
     postprocessor: dict[str, Any] | None = None
     """What there is to say of the post-processor among the parameters, see `postprocess.fit`; None without one."""
 
@@ -140,8 +142,7 @@ def load_model(
     settings = ModelConfig(pooler=pooling.pooler, mlp_only_train=pooling.mlp_only_train, dtype=dtype)  # type: ignore[arg-type]
     model = build_model(checkpoint.config, settings)
     if run:
-        restored, params = _restore(run, model, step)
-        return LoadedModel(model, params, checkpoint, run, restored)
+        return LoadedModel(model, run=run, checkpoint=checkpoint, **_restore(run, model, step))
     if step is not None:
         raise InputError(f"{name_or_path} is not a run: it has no checkpoint of step {step}")
     host = hf.load_params(checkpoint, model.param_dtype)
@@ -179,8 +180,9 @@ def kept_steps(folder: Path) -> list[int]:
         return checkpoints.steps
 
 
-def _restore(run: Run, model: SentenceEncoder, step: int | None) -> tuple[int, Params]:
-    shapes = jax.eval_shape(lambda: init_params(model, 0))
+def _restore(run: Run, model: SentenceEncoder, step: int | None) -> dict[str, Any]:
+    """`step`, `params` and, where the run trained nothing else, `mlm`."""
+    mesh, shapes = make_mesh(), jax.eval_shape(lambda: init_params(model, 0))
     with open_checkpoints(run.folder, run.config.checkpoint, writing=False) as checkpoints:
         if checkpoints.latest is None:
             raise InputError(f"{run.folder} has no checkpoint yet: continue the training first")
@@ -189,7 +191,14 @@ def _restore(run: Run, model: SentenceEncoder, step: int | None) -> tuple[int, P
             step = checkpoints.latest if best is None else best
         elif step not in checkpoints.steps:
             raise InputError(f"{run.folder} keeps no checkpoint of step {step}; it has {checkpoints.steps}")
-        return step, checkpoints.restore_params(step, abstract(shapes, state_sharding(make_mesh(), shapes)))
+        params = checkpoints.restore_params(step, abstract(shapes, state_sharding(mesh, shapes)))
+        if run.config.objective.contrastive_weight:
+            return {"step": step, "params": params}
+        table = shapes["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+        heads = {"mlm": jax.eval_shape(lambda t: init_mlm_head(rng.key(0, "init_mlm"), t, 1.0), table)}
+        return {"step": step, "params": params} | checkpoints.restore_auxiliary(
+            step, abstract(heads, state_sharding(mesh, heads))
+        )
 
 
 class SimCSE:

@@ -28,6 +28,9 @@ def export(loaded: LoadedModel, output: str | Path) -> Path:
     `pooler.dense`), the tokenizer, the sentence-transformers modules that pool as the model does at evaluation, and a
     model card. It is written beside the target and renamed, so it is there complete or not at all.
 
+    A run that trained a masked language model and nothing else is written with its head, under the names of
+    `BertForMaskedLM` or `RobertaForMaskedLM`; `AutoModel` ignores it.
+
     Args:
       loaded: from `load_model`.
       output: a folder that does not exist yet, or is empty.
@@ -37,7 +40,8 @@ def export(loaded: LoadedModel, output: str | Path) -> Path:
     """
     folder = check_output(output)
     checkpoint, config = loaded.checkpoint, loaded.checkpoint.config
-    tensors = hf.to_tensors(jax.tree.map(np.asarray, loaded.params), config)
+    params = loaded.params if loaded.mlm is None else {**loaded.params, "mlm": loaded.mlm}
+    tensors = hf.to_tensors(jax.tree.map(np.asarray, params), config)
     tokenizer = hf.load_tokenizer(checkpoint.folder)
     with new_folder(folder) as partial:
         write_tensors(partial / "model.safetensors", tensors)
@@ -58,7 +62,10 @@ def check_output(output: str | Path) -> Path:
 
 def _config(loaded: LoadedModel, postprocessor: str | None) -> dict[str, Any]:
     config = dict(loaded.checkpoint.hf_config)
-    config["architectures"] = ["BertModel" if loaded.checkpoint.config.model_type == "bert" else "RobertaModel"]
+    family = "Bert" if loaded.checkpoint.config.model_type == "bert" else "Roberta"
+    config["architectures"] = [f"{family}Model" if loaded.mlm is None else f"{family}ForMaskedLM"]
+    if loaded.mlm is not None:
+        config["tie_word_embeddings"] = True  # the decoder is not stored
     config["dtype"] = str(np.dtype(loaded.model.param_dtype))
     config.pop("torch_dtype", None)  # the older spelling of dtype
     # Poolers over other layers than the last need the hidden states from sentence-transformers' Transformer module.
@@ -152,6 +159,12 @@ def model_card(loaded: LoadedModel) -> str:
         f'vectors = {name}("this folder").encode(["A man is playing a flute."])',
         "```",
     ]
+    if loaded.mlm is not None:
+        lines += [
+            "",
+            "It was trained as a masked language model alone and is a starting point, not a sentence encoder yet; the",
+            "prediction head is in the weights (`transformers.AutoModelForMaskedLM`).",
+        ]
     if loaded.run:
         config = loaded.run.config
         lines += [

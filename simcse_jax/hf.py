@@ -33,6 +33,12 @@ _LAYER_MODULES = {
 }
 _EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
+# The head of a masked language model: dense, LayerNorm, bias over the vocabulary. Its decoder is the word embeddings.
+_MLM_NAMES = {
+    "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
+    "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+}
+
 # Weights of pretraining heads and constant buffers that a checkpoint may hold and a sentence encoder has no use for.
 _UNUSED = re.compile(r"^(cls\.|lm_head\.|embeddings\.position_ids$|embeddings\.token_type_ids$)")
 
@@ -166,8 +172,9 @@ def _read_pooling(folder: Path, hf_config: dict[str, Any]) -> Pooling | None:
     return Pooling(known[str(mode)])
 
 
-def _names(config: EncoderConfig) -> Iterator[tuple[tuple[str, ...], str, tuple[int, ...]]]:
-    """The table: our path, Hugging Face's name, and our shape, for every weight of the encoder and the head."""
+def _names(config: EncoderConfig, mlm: bool = False) -> Iterator[tuple[tuple[str, ...], str, tuple[int, ...]]]:
+    """The table: our path, Hugging Face's name, and our shape, for every weight of the encoder and the head, and with
+    `mlm` of the head of a masked language model."""
     h, f = config.hidden_size, config.intermediate_size
     rows = (config.vocab_size, config.max_position_embeddings, config.type_vocab_size)
     modules: list[tuple[tuple[str, ...], str, tuple[int, ...]]] = []
@@ -180,23 +187,30 @@ def _names(config: EncoderConfig) -> Iterator[tuple[tuple[str, ...], str, tuple[
             shape = (h,) if ours.endswith("norm") else shapes.get(ours, (h, h))
             modules.append((("encoder", f"layer_{i}", ours), f"encoder.layer.{i}.{theirs}", shape))
     modules.append((("head", "dense"), "pooler.dense", (h, h)))
+    if mlm:
+        dense, norm, bias = _MLM_NAMES[config.model_type]
+        modules += [(("mlm", "dense"), dense, (h, h)), (("mlm", "layer_norm"), norm, (h,))]
+        yield ("mlm", "bias"), bias, (config.vocab_size,)
     for path, name, shape in modules:
         yield (*path, "kernel" if len(shape) == 2 else "scale"), f"{name}.weight", shape
         yield (*path, "bias"), f"{name}.bias", shape[-1:]
 
 
-def load_params(checkpoint: Checkpoint, dtype: Any = np.float32) -> Params:
+def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = False) -> Params:
     """Reads the weights of a checkpoint as the parameter tree of `SentenceEncoder`.
 
     Args:
       checkpoint: from `read_checkpoint`.
       dtype: type of the returned arrays.
+      mlm: read the head of a masked language model, too.
 
     Returns:
-      `{"encoder": ..., "head": ...}` of NumPy arrays; without "head" where the checkpoint has no pooler weights.
+      `{"encoder": ..., "head": ...}` of NumPy arrays; without "head" where the checkpoint has no pooler weights; with
+      "mlm" where it is asked for and there.
 
     Raises:
-      InputError: unreadable file, or a missing, unexpected or misshapen weight, each named.
+      InputError: unreadable file, or a missing, unexpected or misshapen weight, each named; also a head of a masked
+        language model whose decoder is not the word embeddings.
     """
     stored = _read_tensors(checkpoint.folder)
     tensors = {_canonical(name): name for name in stored}
@@ -204,7 +218,10 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32) -> Params:
     problems: list[str] = []
     expected = set()
     has_head = "pooler.dense.weight" in tensors
-    for path, name, shape in _names(checkpoint.config):
+    has_mlm = mlm and f"{_MLM_NAMES[checkpoint.config.model_type][0]}.weight" in tensors
+    if has_mlm:
+        _check_decoder(checkpoint, {name: stored[tensors[name]] for name in tensors})
+    for path, name, shape in _names(checkpoint.config, has_mlm):
         if path[0] == "head" and not has_head:
             continue
         expected.add(name)
@@ -228,15 +245,28 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32) -> Params:
     return params
 
 
+def _check_decoder(checkpoint: Checkpoint, tensors: dict[str, np.ndarray]) -> None:
+    bias = _MLM_NAMES[checkpoint.config.model_type][2]
+    name, words = bias.replace("bias", "decoder.weight"), "embeddings.word_embeddings.weight"
+    if name in tensors and words in tensors and not np.array_equal(tensors[name], tensors[words]):
+        raise InputError(
+            f"{checkpoint.folder} has a {name} that differs from its {words}; the head of a masked language model is "
+            f"read with the two tied: remove {bias.removesuffix('bias')}* from the weights to train a fresh head, or "
+            "set objective.mlm.weight to 0"
+        )
+
+
 def _canonical(name: str) -> str:
     """A weight's name without the model prefix and in today's spelling.
 
     `bert.` and `roberta.` lead the names of checkpoints saved with a pretraining head; gamma and beta are those of the
-    first BERT releases; `mlp.dense` is the head in checkpoints of the original SimCSE code.
+    first BERT releases; `mlp.dense` is the head in checkpoints of the original SimCSE code; the decoder's bias is one
+    and the same as that of the head of a masked language model.
     """
     name = re.sub(r"^(bert|roberta)\.", "", name)
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+    name = re.sub(r"^(cls\.predictions|lm_head)\.decoder\.bias$", r"\1.bias", name)
     return re.sub(r"^mlp\.dense\.", "pooler.dense.", name)
 
 
@@ -286,13 +316,18 @@ def _read_torch(file: Path) -> dict[str, np.ndarray]:
 
 
 def to_tensors(params: Params, config: EncoderConfig) -> dict[str, np.ndarray]:
-    """The weights under Hugging Face's names and shapes, the head as `pooler.dense`."""
+    """The weights under Hugging Face's names and shapes, the head as `pooler.dense`.
+
+    With the head of a masked language model among them, those of the encoder are named as in `BertForMaskedLM` and
+    `RobertaForMaskedLM`, whose decoder is left out because it is the word embeddings.
+    """
     tensors = {}
-    for path, name, _ in _names(config):
+    for path, name, _ in _names(config, "mlm" in params):
         value: Any = params
         for part in path:
             value = value[part]
         # safetensors writes the wrong values for an array that is not contiguous, such as a transposed one.
+        name = f"{config.model_type}.{name}" if "mlm" in params and path[0] != "mlm" else name
         tensors[name] = np.ascontiguousarray(value.T if path[-1] == "kernel" else value)
     return tensors
 

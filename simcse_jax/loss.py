@@ -11,10 +11,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from simcse_jax import rng
+from simcse_jax.chunks import map_chunks
 from simcse_jax.config import Config
 from simcse_jax.hf import Params
+from simcse_jax.masked import MaskedSums, masked_mean, masked_sums
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.objectives import Pairs, dense, find_loss, tiled, unit, wants_clean
+from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.objectives.smoothing import is_full, push, smooth, smoothing_weight
 from simcse_jax.sharding import batch_sharding, gather, gather_rows, replicated, state_sharding
 
@@ -87,7 +90,7 @@ def encode_views(
         )
         return jnp.asarray(vectors).reshape(*rows.shape, -1)
 
-    def encode(part: tuple[Array, Array, Array]) -> Float[Array, "n V H"]:
+    def encode(part: tuple[Array, ...]) -> Float[Array, "n V H"]:
         first = {name: params[name] for name in ("encoder", "head")}
         if "second" not in params:
             return apply(first, *part)
@@ -96,18 +99,8 @@ def encode_views(
         b = apply(params["second"], *(x[:, ~of_first] for x in part))
         return jnp.concatenate([a[:, :1], b, a[:, 1:]], axis=1)
 
-    whole = (jnp.asarray(ids), jnp.asarray(lengths), rows)
-    chunks = -(-n // micro_batch) if micro_batch else 1
-    if chunks == 1:
-        return encode(whole)
-    size = -(-n // chunks)
-
-    def cut(x: Array) -> Array:
-        # What fills the last chunk up is a repetition, whose vectors are dropped.
-        return jnp.take(x, jnp.arange(chunks * size) % n, axis=0).reshape(chunks, size, *x.shape[1:])
-
-    z = jax.lax.map(jax.checkpoint(encode), jax.tree.map(cut, whole))
-    return z.reshape(chunks * size, *z.shape[2:])[:n]
+    vectors: Float[Array, "N V H"] = map_chunks(encode, (jnp.asarray(ids), jnp.asarray(lengths), rows), micro_batch)
+    return vectors
 
 
 def uses_tiles(config: Config, mesh: Mesh, kinds: int) -> bool:
@@ -139,7 +132,13 @@ def choose_pairs(config: Config, mesh: Mesh, kinds: int) -> Pairs:
 
 
 def make_loss(
-    config: Config, model: SentenceEncoder, mesh: Mesh, params: Any, total_steps: int, streams: str = ""
+    config: Config,
+    model: SentenceEncoder,
+    mesh: Mesh,
+    params: Any,
+    total_steps: int,
+    streams: str = "",
+    vocabulary: Vocabulary | None = None,
 ) -> Callable[[Params, Buffer, Int[Array, ""], Batch], tuple[Float[Array, ""], tuple[Metrics, Buffer]]]:
     """The loss of a global batch, `params, buffer, step, batch -> loss, (metrics, buffer)`, to be differentiated.
 
@@ -153,10 +152,12 @@ def make_loss(
       params: the parameters, or their `ShapeDtypeStruct`s.
       total_steps: steps of the run, for weights that change over it.
       streams: begins the names of the streams of random numbers.
+      vocabulary: needed where the objective masks tokens.
 
     Returns:
-      A function whose metrics are `loss`, those of the contrast (see `contrast`), and, with smoothing, the terms
-      `contrastive` and `smoothing` and the latter's weight.
+      A function whose metrics are `loss`, those of the contrast (see `contrast`), with smoothing its term `smoothing`
+      and `smoothing_weight`, with a masked language model its cross-entropy `mlm` (nats a token) and `mlm_accuracy`,
+      and with either of the two the contrast's own term, `contrastive`.
     """
     shardings = state_sharding(mesh, params)
     objective, micro_batch = config.objective, config.micro_batch
@@ -168,10 +169,23 @@ def make_loss(
     # Unchecked, the transpose sums the weights' gradients over devices where they leave, once; checked, at each use, in
     # the loop over chunks. And jax 0.12 cannot check erf. Differentiated from outside, both are exact.
     @partial(jax.shard_map, mesh=mesh, in_specs=(whole, rows, whole), out_specs=rows, check_vma=False)
-    def encode(params: Params, batch: Batch, key: Array) -> Array:
-        n = batch.valid.shape[0]
+    def encode(params: Params, batch: Batch, keys: dict[str, Array]) -> tuple[Array | None, MaskedSums | None]:
+        """Vectors for the contrast and sums of the masked language model, each None where it has no weight."""
+        n, c = batch.lengths.shape
         examples = jax.lax.axis_index(mesh.axis_names) * n + jnp.arange(n)
-        return encode_views(model, params, batch, key, examples, micro_batch, objective.noise == "shared", clean)
+        z, sums = None, None
+        if objective.contrastive_weight:
+            shared = objective.noise == "shared"
+            z = encode_views(model, params, batch, keys["dropout"], examples, micro_batch, shared, clean)
+        if objective.mlm.weight:
+            assert vocabulary is not None
+            # As many passes as the contrast makes: a sentence alone is masked twice (as in the public code).
+            times = 2 if c == 1 and objective.contrastive_weight else 1
+            ids, lengths = (jnp.repeat(jnp.asarray(x), times, axis=1) for x in (batch.input_ids, batch.lengths))
+            drawn = keys["mlm"], keys["mlm_dropout"]
+            probability = objective.mlm.probability
+            sums = masked_sums(model, params, ids, lengths, examples, *drawn, vocabulary, probability, micro_batch)
+        return z, sums
 
     def contrast(z1: Array, z2: Array, z3: Array | None, clean: Array | None, valid: Array) -> tuple[Array, Metrics]:
         """The mean over Matryoshka widths, and the metrics of the last."""
@@ -196,14 +210,11 @@ def make_loss(
     def smoothed(u: Array, buffer: Array) -> Array:
         return smooth(objective.smoothing, u, buffer)
 
-    def loss_fn(
-        params: Params, buffer: Buffer, step: Int[Array, ""], batch: Batch
-    ) -> tuple[Float[Array, ""], tuple[Metrics, Buffer]]:
-        # Left to itself, XLA multiplies with split weights as they lie and moves the activations instead.
-        params = jax.tree.map(gather, params, shardings)
-        z = encode(params, batch, rng.key(config.seed, f"{streams}dropout", step))
-        valid = jnp.asarray(batch.valid)
-        z3 = z[:, 2] if batch.input_ids.shape[1] == 3 else None
+    def contrastive(
+        z: Array, valid: Array, buffer: Buffer, step: Int[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics, Buffer]:
+        """The contrast and, with a buffer, its smoothing."""
+        z3 = z[:, 2] if z.shape[1] - clean == 3 else None
         noiseless = z[:, -1] if clean else None
         loss, metrics = contrast(z[:, 0], z[:, 1], z3, noiseless, valid)
         if buffer is not None:
@@ -213,6 +224,28 @@ def make_loss(
             weight = jnp.where(is_full(buffer), smoothing_weight(objective.smoothing, step, total_steps), 0)
             metrics |= {"contrastive": loss, "smoothing": term, "smoothing_weight": weight}
             loss = loss + weight * term
+        return loss, metrics, buffer
+
+    def loss_fn(
+        params: Params, buffer: Buffer, step: Int[Array, ""], batch: Batch
+    ) -> tuple[Float[Array, ""], tuple[Metrics, Buffer]]:
+        # Left to itself, XLA multiplies with split weights as they lie and moves the activations instead.
+        params = jax.tree.map(gather, params, shardings)
+        names = ["dropout"] * (objective.contrastive_weight > 0) + ["mlm", "mlm_dropout"] * (objective.mlm.weight > 0)
+        keys = {name: rng.key(config.seed, streams + name, step) for name in names}
+        z, sums = encode(params, batch, keys)
+        valid = jnp.asarray(batch.valid)
+        loss: Array = jnp.zeros(())
+        metrics: Metrics = {}
+        if z is not None:
+            loss, metrics, buffer = contrastive(z, valid, buffer, step)
+            if sums is not None:
+                metrics = {"contrastive": loss, **metrics}
+            loss = objective.contrastive_weight * loss
+        if sums is not None:
+            mean = masked_mean(sums, valid)
+            loss = loss + objective.mlm.weight * mean.cross_entropy
+            metrics |= {"mlm": mean.cross_entropy, "mlm_accuracy": mean.accuracy}
         return loss, ({"loss": loss, **metrics}, buffer)
 
     return loss_fn

@@ -18,6 +18,7 @@ from simcse_jax.embedder import init_params
 from simcse_jax.errors import InputError
 from simcse_jax.loss import Batch
 from simcse_jax.model import SentenceEncoder
+from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import batch_sharding, state_sharding
 from simcse_jax.step import make_train_step, state_of
@@ -69,7 +70,14 @@ class CompiledStep:
         return self.executable
 
 
-def trace_step(config: Config, model: SentenceEncoder, mesh: Mesh, columns: int, total_steps: int) -> Any:
+def trace_step(
+    config: Config,
+    model: SentenceEncoder,
+    mesh: Mesh,
+    columns: int,
+    total_steps: int,
+    vocabulary: Vocabulary | None = None,
+) -> Any:
     """The step of a run traced for devices that need not be here, from shapes alone: `jax.stages.Traced`.
 
     Args:
@@ -78,6 +86,7 @@ def trace_step(config: Config, model: SentenceEncoder, mesh: Mesh, columns: int,
       mesh: the mesh.
       columns: sentences of each example.
       total_steps: steps of the run, for the learning rate.
+      vocabulary: see `make_loss`.
     """
     optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, total_steps))
     state = jax.eval_shape(lambda: state_of(config, init_params(model, 0), optimizer))
@@ -95,7 +104,7 @@ def trace_step(config: Config, model: SentenceEncoder, mesh: Mesh, columns: int,
 
     state = jax.tree.map(placed, state, state_sharding(mesh, state))
     batch = jax.tree.map(lambda x: placed(x, batch_sharding(mesh)), batch)
-    return make_train_step(config, model, mesh, state, total_steps).trace(state, batch)
+    return make_train_step(config, model, mesh, state, total_steps, vocabulary).trace(state, batch)
 
 
 def available_memory(mesh: Mesh) -> int | None:
@@ -121,11 +130,12 @@ def fit_step(
     available: int | None,
     compiler_options: dict[str, Any] | None = None,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    vocabulary: Vocabulary | None = None,
 ) -> CompiledStep:
     """Compiles the step of a run; where the micro-batch is `auto`, the largest that fits.
 
     Args:
-      config, model, mesh, columns, total_steps: see `trace_step`.
+      config, model, mesh, columns, total_steps, vocabulary: see `trace_step`.
       available: bytes of a device; None where they are not known.
       compiler_options: for XLA.
       context: entered around the compilation.
@@ -137,7 +147,7 @@ def fit_step(
     size = rows if config.micro_batch in (0, "auto") else min(int(config.micro_batch), rows)
     while True:
         size = -(-rows // -(-rows // size))  # chunks are of equal size
-        traced = trace_step(replace(config, micro_batch=size), model, mesh, columns, total_steps)
+        traced = trace_step(replace(config, micro_batch=size), model, mesh, columns, total_steps, vocabulary)
         with context():
             step = _compile(traced, size, available, compiler_options)
         if config.micro_batch != "auto" or size == 1 or step.fits:
@@ -170,13 +180,20 @@ def _compile(
     return CompiledStep(traced, micro_batch, executable, memory, memory.total, available)
 
 
-def compile_step(config: Config, model: SentenceEncoder, mesh: Mesh, columns: int, total_steps: int) -> CompiledStep:
+def compile_step(
+    config: Config,
+    model: SentenceEncoder,
+    mesh: Mesh,
+    columns: int,
+    total_steps: int,
+    vocabulary: Vocabulary | None = None,
+) -> CompiledStep:
     """Compiles the step of a run for the devices that are here. For the arguments see `trace_step`.
 
     Raises:
       InputError: the step does not fit the memory of a device.
     """
-    step = fit_step(config, model, mesh, columns, total_steps, available_memory(mesh))
+    step = fit_step(config, model, mesh, columns, total_steps, available_memory(mesh), vocabulary=vocabulary)
     if step.fits:
         return step
     advice = "set --micro-batch auto" if config.micro_batch != "auto" and step.micro_batch > 1 else "use more devices"

@@ -22,6 +22,7 @@ from simcse_jax.hlo import Collective, collectives, ring_bytes
 from simcse_jax.loss import uses_tiles
 from simcse_jax.memory import Memory, fit_step
 from simcse_jax.model import EncoderConfig, read_encoder_config
+from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.sharding import check_batch_size, make_mesh
 from simcse_jax.topology import Topology, devices_of, parse_topology, without_cache
 
@@ -160,6 +161,9 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
             available=limit,
             compiler_options=target.compiler_options or None,
             context=without_cache if target.chip else contextlib.nullcontext,
+            vocabulary=Vocabulary(
+                mask=0, special=(0,), size=encoder.vocab_size
+            ),  # what a step costs does not depend on ids
         )
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"the compiler of {target.name} refuses the step: {reason(error)}") from error

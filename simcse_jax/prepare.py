@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from simcse_jax.config import Config
 from simcse_jax.data.augment import Augmenter, make_augmenter
 from simcse_jax.data.batches import EpochOrder
 from simcse_jax.data.corpus import open_corpus
-from simcse_jax.data.tokens import TokenTable, tokenize_corpus
+from simcse_jax.data.tokens import TokenTable, read_vocabulary, tokenize_corpus
 from simcse_jax.embedder import build_model, init_params, with_fresh_head
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
@@ -48,6 +48,8 @@ class Prepared:
     total_steps: int
     step: CompiledStep | None
     """None where the run has ended."""
+    mlm_head: Literal["fresh", "checkpoint"] | None
+    """Where the head of the masked language model is from, in a run that begins."""
     dev_scores: Callable[[Params], dict[str, float]] | None
     """`dev`, and alignment and uniformity of the dev pairs as `dev_alignment` and `dev_uniformity`."""
     test_scores: Callable[[Params], dict[str, float]] | None
@@ -78,6 +80,8 @@ def prepare(config: Config) -> Prepared:
         )
     model = build_model(checkpoint.config, config.model)
     tokenizer = hf.load_tokenizer(checkpoint.folder)
+    mlm = config.objective.mlm.weight > 0
+    vocabulary = read_vocabulary(tokenizer, checkpoint.config.vocab_size) if mlm else None
     encoder = BatchEncoder(model, tokenizer, mesh)
     dev_scores, test_scores = _scorers(config, encoder)
 
@@ -86,7 +90,7 @@ def prepare(config: Config) -> Prepared:
     tokens = _first_on_process_0(
         lambda: tokenize_corpus(corpus, tokenizer, config.data.max_length, config.data.cache, jax.process_index() == 0)
     )
-    if len(tokens) < 2:
+    if len(tokens) < 2 and config.objective.contrastive_weight:
         raise InputError(f"{config.data.train} holds one example; contrast needs two or more")
     order = EpochOrder(len(tokens), config.batch_size, config.seed)
     augmenter = make_augmenter(config.data, tokenizer, config.seed)
@@ -99,32 +103,40 @@ def prepare(config: Config) -> Prepared:
     total_steps = config.max_steps or config.epochs * order.steps_per_epoch
 
     step: CompiledStep | None = None
+    mlm_head: Literal["fresh", "checkpoint"] | None = None
     if resuming:
         check_resume(resuming, config, tokens.fingerprint)
         run, initial = replace(resuming, config=config), lambda: initial_params(config, model)
         if not run.has_ended():
-            step = compile_step(config, model, mesh, columns, total_steps)
+            step = compile_step(config, model, mesh, columns, total_steps, vocabulary)
     else:
         # Unreadable weights and a step that does not fit are found before the folder exists.
         loaded = initial_params(config, model)
+        if mlm:
+            mlm_head = "fresh" if callable(loaded) or "mlm" not in loaded else "checkpoint"
         _check_space(folder, config, model)
-        step = compile_step(config, model, mesh, columns, total_steps)
+        step = compile_step(config, model, mesh, columns, total_steps, vocabulary)
         _first_on_process_0(
             lambda: is_run(folder) or bool(create_run(folder, config, tokens.fingerprint, checkpoint, tokenizer))
         )
         run, initial = Run(folder, config, tokens.fingerprint), lambda: loaded
-    return Prepared(run, mesh, model, initial, tokens, order, augmenter, total_steps, step, dev_scores, test_scores)
+    return Prepared(
+        run, mesh, model, initial, tokens, order, augmenter, total_steps, step, mlm_head, dev_scores, test_scores
+    )
 
 
 def initial_params(config: Config, model: SentenceEncoder) -> Params | Callable[[], Params]:
     """Host parameters before the first step, or a function to be jitted that draws them.
+
+    Where the run has a masked language model and the checkpoint its head, that is among them, as `mlm`.
 
     Raises:
       InputError: weights that cannot be read or do not fit, or no head where the config asks for the checkpoint's.
     """
     if config.model.random_init:
         return lambda: init_params(model, config.seed)
-    params = hf.load_params(hf.read_checkpoint(config.model.path), model.param_dtype)
+    checkpoint = hf.read_checkpoint(config.model.path)
+    params = hf.load_params(checkpoint, model.param_dtype, mlm=config.objective.mlm.weight > 0)
     uses_head = config.model.pooler == "cls"
     if uses_head and config.model.head == "checkpoint" and "head" not in params:
         raise InputError(f"model.head is 'checkpoint' but {config.model.path} has no weights pooler.dense")
@@ -144,6 +156,12 @@ def describe(prepared: Prepared) -> str:
     skipped = f" ({tokens.skipped:,} with a blank sentence left out)" if tokens.skipped else ""
     kind = {1: "sentences", 2: "pairs", 3: "triplets"}[tokens.columns]
     pairs = "tiled" if uses_tiles(config, mesh, 2 if hard else 1) else "dense"
+    batch = (
+        f"{2 * n - 1 if hard else n - 1:,} negatives per anchor{f' ({n:,} of them hard negatives)' if hard else ''}, "
+        f"{pairs} InfoNCE"
+        if config.objective.contrastive_weight
+        else "no contrast"
+    )
     return "\n".join(
         [
             f"model     {config.model.path}, {size / 1e6:.1f} M parameters, {config.model.dtype}, "
@@ -151,13 +169,24 @@ def describe(prepared: Prepared) -> str:
             f"devices   {mesh.size} × {mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "
             f"data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']}",
             f"data      {len(tokens):,} {kind}{skipped} from {config.data.train}",
-            f"batch     {config.batch_size:,} over all devices: {2 * n - 1 if hard else n - 1:,} negatives per anchor"
-            f"{f' ({n:,} of them hard negatives)' if hard else ''}, {pairs} InfoNCE",
+            f"batch     {config.batch_size:,} over all devices: {batch}",
+            *_describe_mlm(prepared),
             *(_describe_step(prepared.step, config.batch_size // mesh.size) if prepared.step else []),
             f"steps     {prepared.total_steps:,}, peak learning rate {config.optimizer.learning_rate:g}",
             f"output    {prepared.run.folder}",
         ]
     )
+
+
+def _describe_mlm(prepared: Prepared) -> list[str]:
+    settings = prepared.run.config.objective.mlm
+    if not settings.weight:
+        return []
+    heads = {"fresh": ", its head fresh", "checkpoint": ", its head from the checkpoint", None: ""}
+    return [
+        f"masked    {settings.probability:.0%} of the tokens of every sentence, weight {settings.weight:g}"
+        f"{heads[prepared.mlm_head]}"
+    ]
 
 
 def _describe_step(step: CompiledStep, rows: int) -> list[str]:

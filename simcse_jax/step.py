@@ -9,10 +9,12 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from simcse_jax import rng
 from simcse_jax.config import Config
 from simcse_jax.hf import Params
 from simcse_jax.loss import Batch, Buffer, Metrics, make_loss
-from simcse_jax.model import SentenceEncoder
+from simcse_jax.model import SentenceEncoder, init_mlm_head
+from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import batch_sharding, put, replicated, state_sharding
 
@@ -22,7 +24,8 @@ class TrainState(NamedTuple):
 
     step: Int[Array, ""]
     params: Params
-    """Of the sentence encoder, `encoder` and `head`; besides, what only training needs: `second`, another encoder."""
+    """Of the sentence encoder, `encoder` and `head`; besides, what only training needs: `second`, another encoder,
+    and `mlm`, the head of the masked language model."""
     opt_state: optax.OptState
     buffer: Buffer = None
     """Latest positives of length 1, oldest first, where the run smooths instances."""
@@ -33,10 +36,22 @@ def sentence_encoder(params: Params) -> Params:
     return {name: params[name] for name in ("encoder", "head") if name in params}
 
 
-def state_of(config: Config, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, for parameters of a sentence encoder that are in place."""
+def state_of(
+    config: Config, params: Params, optimizer: optax.GradientTransformation, initializer_range: float = 0.02
+) -> TrainState:
+    """The state before the first step, for parameters of a sentence encoder that are in place.
+
+    Args:
+      config: the run.
+      params: `encoder` and `head`; also `mlm`, where the checkpoint had the head of a masked language model.
+      optimizer: the optimizer.
+      initializer_range: standard deviation of fresh weights, which are those of that head.
+    """
     if config.model.encoders == 2:
-        params = {**params, "second": jax.tree.map(jnp.copy, params)}
+        params = {**params, "second": jax.tree.map(jnp.copy, sentence_encoder(params))}
+    if config.objective.mlm.weight and "mlm" not in params:
+        table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+        params = {**params, "mlm": init_mlm_head(rng.key(config.seed, "init_mlm"), table, initializer_range)}
     buffer = None
     if config.objective.smoothing.weight:
         bias = params["head"]["dense"]["bias"]
@@ -46,7 +61,11 @@ def state_of(config: Config, params: Params, optimizer: optax.GradientTransforma
 
 
 def create_state(
-    config: Config, mesh: Mesh, params: Params | Callable[[], Params], optimizer: optax.GradientTransformation
+    config: Config,
+    mesh: Mesh,
+    params: Params | Callable[[], Params],
+    optimizer: optax.GradientTransformation,
+    initializer_range: float = 0.02,
 ) -> TrainState:
     """The state before the first step, placed on the mesh.
 
@@ -54,19 +73,28 @@ def create_state(
       config: the run.
       mesh: the mesh.
       params: host arrays, the same on every process, or a function to be jitted that draws them.
-      optimizer: the optimizer.
+      optimizer, initializer_range: see `state_of`.
     """
     if callable(params):
         params = jax.jit(params, out_shardings=state_sharding(mesh, jax.eval_shape(params)))()
     else:
         params = put(params, state_sharding(mesh, params))
-    shardings = state_sharding(mesh, jax.eval_shape(lambda p: state_of(config, p, optimizer), params))
+
+    def create(params: Params) -> TrainState:
+        return state_of(config, params, optimizer, initializer_range)
+
+    shardings = state_sharding(mesh, jax.eval_shape(create, params))
     # Donated, so that the parameters are not there twice.
-    return jax.jit(lambda p: state_of(config, p, optimizer), out_shardings=shardings, donate_argnums=0)(params)
+    return jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
 
 
 def make_train_step(
-    config: Config, model: SentenceEncoder, mesh: Mesh, state: Any, total_steps: int
+    config: Config,
+    model: SentenceEncoder,
+    mesh: Mesh,
+    state: Any,
+    total_steps: int,
+    vocabulary: Vocabulary | None = None,
 ) -> jax.stages.Wrapped:
     """The jitted step: `state, batch -> state, metrics`. The state given is donated.
 
@@ -76,6 +104,7 @@ def make_train_step(
       mesh: the mesh.
       state: the state, or its `ShapeDtypeStruct`s.
       total_steps: steps of the run, for what changes over it.
+      vocabulary: see `make_loss`.
 
     Returns:
       A function whose metrics are replicated float scalars: those of `make_loss`, `grad_norm` (before clipping),
@@ -84,7 +113,7 @@ def make_train_step(
     schedule = learning_rate_schedule(config.optimizer, total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     shardings = state_sharding(mesh, state)
-    loss_fn = make_loss(config, model, mesh, state.params, total_steps)
+    loss_fn = make_loss(config, model, mesh, state.params, total_steps, vocabulary=vocabulary)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, (metrics, buffer) = jax.grad(loss_fn, has_aux=True)(state.params, state.buffer, state.step, batch)

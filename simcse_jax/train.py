@@ -190,7 +190,8 @@ def _start(
     """The state, step and progress to go on from: the latest checkpoint's, or those before the first step."""
     mesh, latest = prepared.mesh, checkpoints.latest
     if latest is None:
-        return create_state(prepared.run.config, mesh, prepared.initial(), optimizer), 0, Progress()
+        spread = prepared.model.config.initializer_range
+        return create_state(prepared.run.config, mesh, prepared.initial(), optimizer, spread), 0, Progress()
     shapes = jax.eval_shape(lambda: state_of(prepared.run.config, init_params(prepared.model, 0), optimizer))
     state, progress = checkpoints.restore(latest, abstract(shapes, state_sharding(mesh, shapes)))
     return state, latest, progress

@@ -11,10 +11,11 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 
 # Modules from the bottom up: each may import only from lower levels.
 LEVELS = [
-    ["errors", "flops", "hlo", "plots", "rng", "tables"],
+    ["chunks", "errors", "flops", "hlo", "plots", "rng", "tables"],
     ["files", "metrics_log", "model", "preemption", "topology"],
     ["config"],
     ["sharding", "hf", "objectives", "optimizer"],
+    ["masked"],
     ["loss"],
     ["step", "run", "postprocess"],
     ["checkpoint", "data"],

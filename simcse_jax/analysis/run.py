@@ -14,7 +14,8 @@ from simcse_jax.analysis.sources import Source, find_sources, training_path
 from simcse_jax.embedder import load_model
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
-from simcse_jax.evaluation.sts import Mode, Task, distinct_sentences, expand_tasks, load_task
+from simcse_jax.evaluation.sts import Mode, Task, distinct_sentences, load_task
+from simcse_jax.evaluation.suite import expand_tasks
 from simcse_jax.export import check_output
 from simcse_jax.files import new_folder
 from simcse_jax.sharding import make_mesh

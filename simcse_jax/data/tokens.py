@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from simcse_jax.data.corpus import Corpus, Example
 from simcse_jax.errors import InputError, reason
+from simcse_jax.objectives.mlm import Vocabulary
 
 _FORMAT = 1  # part of the cache key: raise it when the files below change
 _CHUNK = 8192
@@ -74,6 +75,26 @@ def encode_batch(tokenizer: Any, sentences: list[str], max_length: int) -> list[
         sentences, max_length=max_length, truncation=True, return_attention_mask=False, return_token_type_ids=False
     )["input_ids"]
     return ids
+
+
+def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:
+    """What masking must know of a tokenizer.
+
+    Args:
+      tokenizer: a Hugging Face tokenizer.
+      size: rows of the encoder's word embeddings.
+
+    Raises:
+      InputError: the tokenizer has no [MASK], or the encoder has no row for it.
+    """
+    mask = tokenizer.mask_token_id
+    if mask is None or mask >= size:
+        problem = "has no mask token" if mask is None else f"has its mask token at {mask}"
+        raise InputError(
+            f"a masked language model needs a mask token below the {size} words of the encoder, but the tokenizer "
+            f"{problem}: use another model, or set objective.mlm.weight to 0"
+        )
+    return Vocabulary(mask, tuple(sorted(tokenizer.all_special_ids)), min(len(tokenizer), size))
 
 
 def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str | Path, progress: bool) -> TokenTable:

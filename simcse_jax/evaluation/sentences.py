@@ -4,7 +4,8 @@ from pathlib import Path
 
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.errors import InputError
-from simcse_jax.evaluation.sts import distinct_sentences, expand_tasks, load_task
+from simcse_jax.evaluation.sts import distinct_sentences, load_task
+from simcse_jax.evaluation.suite import expand_tasks
 
 
 def unlabelled_sentences(source: str, data: str | Path = "", limit: int | None = None) -> list[str]:

@@ -1,6 +1,7 @@
 """The encoder, its poolers and the SimCSE head. Flax is imported here only."""
 
 from simcse_jax.model.encoder import Encoder, EncoderConfig, read_encoder_config
+from simcse_jax.model.mlm_head import MLMHead, build_mlm_head, init_mlm_head
 from simcse_jax.model.pooling import POOLERS, PoolerName, check_pooler, pool
 from simcse_jax.model.sentence_encoder import SentenceEncoder
 
@@ -8,9 +9,12 @@ __all__ = [
     "POOLERS",
     "Encoder",
     "EncoderConfig",
+    "MLMHead",
     "PoolerName",
     "SentenceEncoder",
+    "build_mlm_head",
     "check_pooler",
+    "init_mlm_head",
     "pool",
     "read_encoder_config",
 ]

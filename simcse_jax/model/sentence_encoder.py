@@ -62,3 +62,10 @@ class SentenceEncoder(nn.Module):
         vectors = pool(self.encoder(input_ids, mask, rows), mask, self.pooler)
         use_head = self.pooler == "cls" and (training or not self.mlp_only_train)
         return self.head(vectors) if use_head or self.is_initializing() else vectors
+
+    def hidden_states(
+        self, input_ids: Int[Array, "B L"], mask: Bool[Array, "B L"], rows: Int[Array, "B"] | None = None
+    ) -> tuple[Float[Array, "B L H"], ...]:
+        """The encoder's hidden states; see `Encoder`."""
+        states: tuple[Float[Array, "B L H"], ...] = self.encoder(input_ids, mask, rows)
+        return states

@@ -20,6 +20,7 @@ from simcse_jax.evaluation.sts import evaluate, load_task
 from simcse_jax.hf import Params
 from simcse_jax.prepare import initial_params
 from simcse_jax.sharding import check_batch_size, make_mesh, put, state_sharding
+from simcse_jax.step import sentence_encoder
 from simcse_jax.study.false_negatives import Reference, false_negatives, load_reference, reference_pooler
 from simcse_jax.study.grid import Cell, Study
 from simcse_jax.study.noise_scale import Gradient, batch_gradients, make_gradient, noise_scale
@@ -108,6 +109,7 @@ class Meter:
         initial = initial_params(self._study.config(cell), self._model)
         if callable(initial):
             return jax.jit(initial, out_shardings=state_sharding(self._mesh, jax.eval_shape(initial)))()
+        initial = sentence_encoder(initial)
         return put(initial, state_sharding(self._mesh, initial))
 
     def _noise(self, cell: Cell, params: Params) -> float:

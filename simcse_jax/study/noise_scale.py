@@ -10,6 +10,7 @@ of a gradient's noise. The expected gradient itself depends on B, through the nu
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from simcse_jax.config import Config
+from simcse_jax.config import Config, MLMConfig
 from simcse_jax.data.batches import EpochOrder, load_rows
 from simcse_jax.data.tokens import TokenTable
 from simcse_jax.hf import Params
@@ -66,6 +67,8 @@ def make_gradient(config: Config, model: SentenceEncoder, mesh: Mesh, params: An
       mesh: the mesh.
       params: the parameters, or their `ShapeDtypeStruct`s.
     """
+    objective = replace(config.objective, contrastive_weight=1.0, mlm=MLMConfig())
+    config = replace(config, objective=objective)
     gradient = jax.grad(make_loss(config, model, mesh, params, total_steps=1, streams="noise_scale/"), has_aux=True)
     return jax.jit(lambda params, batch, draw: gradient(params, None, draw, batch)[0])
 

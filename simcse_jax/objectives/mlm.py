@@ -1,0 +1,126 @@
+"""Masked language modelling (Devlin et al., arXiv 1810.04805, section 3.1), the auxiliary of SimCSE (section 5 and
+appendix): tokens are hidden, and the mean cross-entropy of what they were is minimised.
+
+Of the tokens of a sentence that are not special, each is chosen with probability p (0.15). Of the chosen, 80 % become
+[MASK], 10 % a random token of the vocabulary, and 10 % stay as they are.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+MASKED, RANDOM = 0.8, 0.1
+"""Shares of the chosen tokens that become [MASK] and a random token; the others stay."""
+
+BLOCK = 1024
+"""Most tokens whose logits over the vocabulary are there at a time."""
+
+
+class Vocabulary(NamedTuple):
+    """What masking must know of a tokenizer."""
+
+    mask: int
+    """Id of [MASK]."""
+    special: tuple[int, ...]
+    """Ids of tokens that are never chosen."""
+    size: int
+    """Random tokens have ids below."""
+
+
+def mask_tokens(
+    key: Key[Array, ""],
+    rows: Int[Array, "B"],
+    input_ids: Int[Array, "B L"],
+    inside: Bool[Array, "B L"],
+    vocabulary: Vocabulary,
+    probability: float,
+) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
+    """Hides tokens.
+
+    Each sentence draws from its own key, folded from `key` and its number, so what is hidden does not depend on how
+    the batch is cut into devices or chunks.
+
+    Args:
+      key: of the stream.
+      rows: number of each sentence in the global batch.
+      input_ids: token ids.
+      inside: True at tokens, False at padding.
+      vocabulary: see `Vocabulary`.
+      probability: p.
+
+    Returns:
+      The ids with the hidden tokens replaced, and which tokens were chosen, those that stay as they are among them.
+    """
+    length = input_ids.shape[1]
+
+    def draw(row: Int[Array, ""]) -> tuple[Array, Array, Array]:
+        chance, fate, token = jax.random.split(jax.random.fold_in(key, row), 3)
+        return (
+            jax.random.uniform(chance, (length,), jnp.float32),
+            jax.random.uniform(fate, (length,), jnp.float32),
+            jax.random.randint(token, (length,), 0, vocabulary.size, jnp.int32),
+        )
+
+    chance, fate, token = jax.vmap(draw)(rows)
+    special = jnp.isin(input_ids, jnp.asarray(vocabulary.special, input_ids.dtype))
+    chosen = (chance < probability) & inside & ~special
+    hidden = jnp.where(fate < MASKED, vocabulary.mask, jnp.where(fate < MASKED + RANDOM, token, input_ids))
+    return jnp.where(chosen, hidden, input_ids).astype(input_ids.dtype), chosen
+
+
+def block_size(tokens: int, probability: float) -> int:
+    """Tokens of a block: the chosen ones of `tokens` fit the first with near certainty, and at most `BLOCK`."""
+    expected = probability * tokens
+    return max(1, min(tokens, BLOCK, math.ceil(expected + 4 * math.sqrt(expected))))
+
+
+def cross_entropy(
+    logits_of: Callable[[Float[Array, "b H"]], Float[Array, "b V"]],
+    hidden: Float[Array, "T H"],
+    targets: Int[Array, "T"],
+    chosen: Bool[Array, "T"],
+    block: int,
+) -> tuple[Float[Array, "T"], Bool[Array, "T"]]:
+    """−log softmax(logits)[target] of every chosen token, in float32 at least.
+
+    The chosen tokens are brought to the front and gone through in blocks; a block without any is skipped. So the logits
+    of T tokens are never there at once, the products with the vocabulary are about those of the chosen tokens, and
+    every chosen token counts, however many there are.
+
+    Args:
+      logits_of: the prediction head.
+      hidden: last hidden states.
+      targets: what the tokens were.
+      chosen: tokens that count.
+      block: tokens a block.
+
+    Returns:
+      The cross-entropy of each token, and whether its target has the largest logit; 0 and False where not chosen.
+    """
+    count = chosen.shape[0]
+    blocks = -(-count // block)
+    order = jnp.argsort(~chosen, stable=True)
+    padded = jnp.pad(order, (0, blocks * block - count))
+    wanted = jnp.arange(blocks * block) < jnp.sum(chosen)
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+
+    def compute(hidden: Array, targets: Array, wanted: Array) -> tuple[Array, Array]:
+        logits = logits_of(hidden).astype(wide)
+        target = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+        loss = jax.nn.logsumexp(logits, axis=1) - target
+        return jnp.where(wanted, loss, 0), wanted & (jnp.argmax(logits, axis=1) == targets)
+
+    def skip(hidden: Array, targets: Array, wanted: Array) -> tuple[Array, Array]:
+        return jnp.zeros(block, wide), jnp.zeros(block, bool)
+
+    def one(part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        return jax.lax.cond(jnp.any(part[2]), compute, skip, *part)
+
+    parts = jax.tree.map(lambda x: x.reshape(blocks, block, *x.shape[1:]), (hidden[padded], targets[padded], wanted))
+    loss, correct = jax.tree.map(lambda x: x.reshape(-1)[:count], jax.lax.map(jax.checkpoint(one), parts))
+    back = jnp.argsort(order)
+    return loss[back], correct[back]
