@@ -173,7 +173,8 @@ def make_loss(
         """Vectors for the contrast and sums of the masked language model, each None where it has no weight."""
         n, c = batch.lengths.shape
         examples = jax.lax.axis_index(mesh.axis_names) * n + jnp.arange(n)
-        z, sums = None, None
+        z: Array | None = None
+        sums: MaskedSums | None = None
         if objective.contrastive_weight:
             shared = objective.noise == "shared"
             z = encode_views(model, params, batch, keys["dropout"], examples, micro_batch, shared, clean)

@@ -1,6 +1,6 @@
 """The masked language model of a batch: every sentence masked, encoded once more, and what was hidden predicted."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -67,9 +67,9 @@ def masked_sums(
         inside = jnp.arange(length)[None, :] < lengths[:, None]
         masked, chosen = mask_tokens(masking, rows, ids, inside, vocabulary, probability)
         encoder = {"params": {"encoder": params["encoder"]}}
-        hidden = model.apply(
-            encoder, masked, inside, rows, rngs={"dropout": dropout}, method=SentenceEncoder.hidden_states
-        )[-1]
+        noise = {"dropout": dropout}
+        states: Any = model.apply(encoder, masked, inside, rows, rngs=noise, method=SentenceEncoder.hidden_states)
+        hidden = states[-1]
         loss, correct = cross_entropy(
             logits_of,
             hidden.reshape(-1, hidden.shape[-1]),
