@@ -20,6 +20,10 @@ PUBLISHED = {
     "sup_bert_large": ("bert-large-uncased", 512, 1e-5, 3, False),
     "sup_roberta_base": ("roberta-base", 512, 5e-5, 3, False),
     "sup_roberta_large": ("roberta-large", 512, 1e-5, 3, False),
+    "iscse_bert_base": ("bert-base-uncased", 64, 3e-5, 1, True),
+    "iscse_bert_large": ("bert-large-uncased", 64, 1e-5, 1, True),
+    "iscse_roberta_base": ("roberta-base", 512, 1e-5, 1, True),
+    "iscse_roberta_large": ("roberta-large", 512, 3e-5, 1, True),
 }
 
 
@@ -90,6 +94,15 @@ def test_published_settings(name: str) -> None:
     assert (objective.temperature, objective.hard_negative_log_weight) == (0.05, 0.0)
     assert (config.data.max_length, config.seed, config.evaluation.every) == (32, 42, 125)
     assert (config.model.pooler, config.model.head, config.model.dropout) == ("cls", "fresh", None)
+    assert (objective.loss, objective.mlm.weight, objective.contrastive_weight) == ("info_nce", 0.0, 1.0)
+    smoothing = objective.smoothing
+    if not name.startswith("iscse"):
+        assert smoothing.weight == 0
+        return
+    assert (smoothing.buffer_size, smoothing.neighbours, smoothing.temperature) == (1024, 16, 2.0)
+    assert (smoothing.grouping, smoothing.aggregation) == ("nearest", "attention")
+    large = ("cosine", 0.005, 0.05) if name.endswith("large") else ("constant", smoothing.start_weight, 0.1)
+    assert (smoothing.schedule, smoothing.start_weight, smoothing.weight) == large
 
 
 def test_help_names_every_field_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """Weight of the hard negatives, none of them, and nothing but the own one (SimCSE, appendix; STS-B dev).
 
-simcse-jax ablate hard_negatives --base.data.train wiki1m_for_simcse.txt
+simcse-jax ablate hard_negatives --base.data.train nli_for_simcse.csv
 """
 
 from simcse_jax.configs.sup_bert_base import config

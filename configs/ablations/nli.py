@@ -2,7 +2,7 @@
 
 The columns are those of nli_for_simcse.csv: premise, entailed hypothesis, contradictory hypothesis.
 
-    simcse-jax ablate nli --base.data.train wiki1m_for_simcse.txt
+    simcse-jax ablate nli --base.data.train nli_for_simcse.csv
 """
 
 from simcse_jax.configs.sup_bert_base import config

@@ -1,6 +1,6 @@
 """Temperature of the supervised objective (SimCSE, appendix; STS-B dev).
 
-simcse-jax ablate temperature --base.data.train wiki1m_for_simcse.txt
+simcse-jax ablate temperature --base.data.train nli_for_simcse.csv
 """
 
 from simcse_jax.configs.sup_bert_base import config
