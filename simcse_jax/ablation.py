@@ -1,7 +1,5 @@
 """Ablations: one run a variant of a config and seed, and a table of what became of them."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -17,9 +15,8 @@ from simcse_jax.config import Config
 from simcse_jax.errors import InputError
 from simcse_jax.files import write_text
 from simcse_jax.run import Run, is_run, open_run
+from simcse_jax.tables import Row, markdown_table, write_csv
 from simcse_jax.train import TrainingDiverged, train
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def run_ablation(ablation: Ablation) -> str | None:
     table = format_rows(rows, ablation.paper)
     if jax.process_index() == 0:
         folder = Path(ablation.output).expanduser()
-        _write_csv(folder / "ablation.csv", rows)
+        write_csv(folder / "ablation.csv", rows)
         write_text(folder / "table.md", table + "\n")
     return table
 
@@ -132,14 +129,14 @@ def format_rows(rows: list[Row], paper: Mapping[str, float]) -> str:
     """A Markdown table: a line a variant, mean ± standard deviation over seeds."""
     shown = [c for c in COLUMNS if any(c in row for row in rows)]
     head = ["variant", "seeds", *(COLUMNS[c] for c in shown), *(["paper"] if paper else [])]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = []
     for name in dict.fromkeys(row["variant"] for row in rows):
         mine = [row for row in rows if row["variant"] == name and "diverged" not in row]
         cells = [name, str(len(mine)), *(_mean([row[c] for row in mine if c in row]) for c in shown)]
         if paper:
             cells.append(f"{paper[name]:.1f}" if name in paper else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(head, lines)
 
 
 def _mean(values: list[float]) -> str:
@@ -148,11 +145,3 @@ def _mean(values: list[float]) -> str:
     digits = 2 if max(map(abs, values)) >= 0.1 else 4
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{spread}"
-
-
-def _write_csv(file: Path, rows: list[Row]) -> None:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(name for row in rows for name in row)), restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(file, out.getvalue())

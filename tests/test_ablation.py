@@ -46,7 +46,7 @@ def test_the_table_has_the_spread_over_seeds() -> None:
     ]
     assert format_rows(rows, {"a": 82.5}).splitlines() == [
         "| variant | seeds | dev, best | loss | paper |",
-        "|---|---|---|---|---|",
+        "| --- | --- | --- | --- | --- |",
         "| a | 2 | 81.00 ± 1.41 | 0.0200 ± 0.0141 | 82.5 |",
         "| b | 0 | diverged | diverged |  |",
     ]

@@ -5,9 +5,8 @@ Synonyms need a table of them: --base.data.synonyms, and the variant of that nam
     simcse-jax ablate augmentations --base.data.train wiki1m_for_simcse.txt
 """
 
-from simcse_jax.configs.unsup_bert_base import config
-
 from simcse_jax.ablation import Ablation
+from simcse_jax.configs.unsup_bert_base import config
 
 ablation = Ablation(
     base=config,

@@ -5,9 +5,8 @@ Next sentences need running text: one sentence a line, a blank line between docu
     simcse-jax ablate objectives --base.data.train wiki1m_for_simcse.txt
 """
 
-from simcse_jax.configs.unsup_bert_base import config
-
 from simcse_jax.ablation import Ablation
+from simcse_jax.configs.unsup_bert_base import config
 
 ablation = Ablation(
     base=config,

@@ -3,9 +3,8 @@
 simcse-jax ablate smoothing --base.data.train wiki1m_for_simcse.txt
 """
 
-from simcse_jax.configs.iscse_bert_base import config
-
 from simcse_jax.ablation import Ablation
+from simcse_jax.configs.iscse_bert_base import config
 
 ablation = Ablation(
     base=config,

@@ -3,9 +3,8 @@
 simcse-jax ablate temperature --base.data.train nli_for_simcse.csv
 """
 
-from simcse_jax.configs.sup_bert_base import config
-
 from simcse_jax.ablation import Ablation
+from simcse_jax.configs.sup_bert_base import config
 
 ablation = Ablation(
     base=config,

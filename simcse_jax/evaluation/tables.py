@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax.files import write_text
+from simcse_jax.tables import markdown_table
 
 Rows = dict[str, list[str]]
 """Cells of each row, by its label."""
@@ -20,12 +21,6 @@ def text_table(columns: Sequence[str], rows: Rows) -> str:
     for name, cells in rows.items():
         lines.append(f"{name:<{label}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths, strict=True)))
     return "\n".join(lines)
-
-
-def markdown_table(columns: Sequence[str], rows: Rows) -> str:
-    """The same as Markdown; the first column holds the labels."""
-    lines = [["model", *columns], ["---", *["---:"] * len(columns)], *([name, *row] for name, row in rows.items())]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def tables(models: list[dict[str, Any]], mode: str, resamples: int) -> list[tuple[str, list[str], Rows]]:
@@ -69,7 +64,10 @@ def format_text(models: list[dict[str, Any]], mode: str, resamples: int) -> str:
 def write_markdown(file: Path, models: list[dict[str, Any]], mode: str, resamples: int) -> None:
     """All tables as Markdown; see `tables`."""
     found = tables(models, mode, resamples)
-    parts = [f"**{title}**\n\n{markdown_table(columns, rows)}\n" for title, columns, rows in found]
+    parts = [
+        f"**{title}**\n\n{markdown_table(['model', *columns], ([name, *row] for name, row in rows.items()))}\n"
+        for title, columns, rows in found
+    ]
     write_text(file, "\n".join(parts))
 
 
