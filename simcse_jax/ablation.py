@@ -14,7 +14,9 @@ from tqdm import tqdm
 from simcse_jax.config import Config
 from simcse_jax.errors import InputError
 from simcse_jax.files import write_text
-from simcse_jax.run import Run, is_run, open_run
+from simcse_jax.objectives import check_objective
+from simcse_jax.run import Run, open_run
+from simcse_jax.sharding import join_processes
 from simcse_jax.tables import Row, markdown_table, write_csv
 from simcse_jax.train import TrainingDiverged, train
 
@@ -30,7 +32,8 @@ class Ablation:
     paper: Annotated[dict[str, float], tyro.conf.Suppress] = field(default_factory=dict)
     """What the paper reports for some of them."""
     output: str = "runs/ablation"
-    """Folder of the runs, <variant>/seed<seed>, and of the table. Runs that are done are not done again."""
+    """Folder of the runs, <variant>/seed<seed>, and of the table of those named. Runs that are done are not done
+    again."""
     only: tuple[str, ...] = ()
     """Variants to run; all where empty."""
     seeds: tuple[int, ...] = (42,)
@@ -44,8 +47,8 @@ class Ablation:
         """
         if unknown := [name for name in self.only if name not in self.variants]:
             raise InputError(f"no variant {', '.join(unknown)}; there are {', '.join(self.variants)}")
-        if not self.seeds or not self.variants:
-            raise InputError("an ablation needs a variant and a seed, or more")
+        if not self.seeds or not self.variants or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"seeds is {list(self.seeds)}, variants are {len(self.variants)}: one or more, each once")
         return {name: self.variants[name] for name in self.only or self.variants}
 
     def config(self, name: str, seed: int) -> Config:
@@ -80,23 +83,27 @@ def run_ablation(ablation: Ablation) -> str | None:
     """
     cells = [(name, seed) for name in ablation.chosen() for seed in ablation.seeds]
     for name, seed in cells:
-        ablation.config(name, seed).validate()
+        config = ablation.config(name, seed)
+        config.validate()
+        check_objective(config.objective)
+    join_processes(ablation.base.multi_host)
+    first = jax.process_index() == 0
     rows: list[Row] = []
     for number, (name, seed) in enumerate(cells, 1):
         config = ablation.config(name, seed)
-        folder = Path(config.output).expanduser()
-        if not (is_run(folder) and open_run(folder).has_ended()):
-            if jax.process_index() == 0:
-                tqdm.write(f"run       {number} of {len(cells)}: {name}, seed {seed}")
-            try:
-                if "stopped" in train(config):
-                    return None
-            except TrainingDiverged as error:
-                rows.append({"variant": name, "seed": seed, "diverged": str(error)})
-                continue
-        rows.append({"variant": name, "seed": seed, **_measures(open_run(folder))})
+        if first:
+            tqdm.write(f"run       {number} of {len(cells)}: {name}, seed {seed}")
+        try:
+            # A run that is done is compared with the settings and the text as they are now, and not trained again.
+            if "stopped" in train(config):
+                return None
+        except TrainingDiverged as error:
+            rows.append({"variant": name, "seed": seed, "diverged": str(error)})
+            continue
+        if first:  # it writes what is read here
+            rows.append({"variant": name, "seed": seed, **_measures(open_run(Path(config.output).expanduser()))})
     table = format_rows(rows, ablation.paper)
-    if jax.process_index() == 0:
+    if first:
         folder = Path(ablation.output).expanduser()
         write_csv(folder / "ablation.csv", rows)
         write_text(folder / "table.md", table + "\n")
@@ -110,7 +117,9 @@ def _measures(run: Run) -> Row:
     results = run.results()
     measures: Row = {"start": dev[0]["dev"], "best": results["dev"], "last": dev[-1]["dev"]} if dev else {}
     measures |= {n: dev[-1][f"dev_{n}"] for n in ("alignment", "uniformity") if dev}
-    measures |= {"loss": [line["loss"] for line in lines if "loss" in line][-1]}
+    # A run that stops early may end before the first line is due.
+    if losses := [line["loss"] for line in lines if "loss" in line]:
+        measures["loss"] = losses[-1]
     return measures | ({"test": results["after"]["Avg."]} if "after" in results else {})
 
 
@@ -132,7 +141,9 @@ def format_rows(rows: list[Row], paper: Mapping[str, float]) -> str:
     lines = []
     for name in dict.fromkeys(row["variant"] for row in rows):
         mine = [row for row in rows if row["variant"] == name and "diverged" not in row]
-        cells = [name, str(len(mine)), *(_mean([row[c] for row in mine if c in row]) for c in shown)]
+        none = "–" if mine else "diverged"
+        figures = ([row[c] for row in mine if c in row] for c in shown)
+        cells = [name, str(len(mine)), *(_mean(values) if values else none for values in figures)]
         if paper:
             cells.append(f"{paper[name]:.1f}" if name in paper else "")
         lines.append(cells)
@@ -140,8 +151,6 @@ def format_rows(rows: list[Row], paper: Mapping[str, float]) -> str:
 
 
 def _mean(values: list[float]) -> str:
-    if not values:
-        return "diverged"
     digits = 2 if max(map(abs, values)) >= 0.1 else 4
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{spread}"

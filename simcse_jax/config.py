@@ -301,11 +301,19 @@ class Config:
                 f"'{self.objective.implementation}': only 'tiled' has it, so set that"
             )
         smoothing = self.objective.smoothing
-        for name, size in (("neighbours", smoothing.neighbours + 1), ("clusters", smoothing.clusters)):
+        if smoothing.weight:
+            name, size = ("neighbours", smoothing.neighbours + 1)
+            if smoothing.grouping == "kmeans":
+                name, size = ("clusters", smoothing.clusters)
             if size > smoothing.buffer_size:
                 raise InputError(
                     f"objective.smoothing.{name} is {getattr(smoothing, name)} but objective.smoothing.buffer_size is "
                     f"{smoothing.buffer_size}: use fewer, or a larger buffer"
+                )
+            if smoothing.buffer_size < self.batch_size:
+                raise InputError(
+                    f"objective.smoothing.buffer_size is {smoothing.buffer_size} but batch_size is {self.batch_size}: "
+                    "the buffer must hold the whole batch, so use a larger one"
                 )
         if not 0 < self.objective.mlm.probability <= 1:
             raise InputError(
@@ -313,12 +321,15 @@ class Config:
             )
         if not self.objective.contrastive_weight:
             self._validate_without_contrast()
-        if any(width < 1 for width in self.objective.widths):
-            raise InputError(f"objective.widths is {self.objective.widths}; each must be greater than 0")
         if self.objective.product_dtype == "bfloat16" and self.model.dtype == "float64":
             raise InputError("objective.product_dtype is 'bfloat16' but model.dtype is 'float64': leave one out")
         if not 0 <= self.data.augment_share < 1:
             raise InputError(f"data.augment_share is {self.data.augment_share}; it must be at least 0 and below 1")
+        if self.data.augment != "none" and self.data.neighbours:
+            raise InputError(
+                f"data.augment is '{self.data.augment}' and data.neighbours {self.data.neighbours}: both say what the "
+                "positive of a sentence is, so leave one out"
+            )
         if self.data.augment == "synonyms" and not self.data.synonyms:
             raise InputError("data.augment is 'synonyms' but data.synonyms is empty: give a table of synonyms")
         if self.evaluation.geometry_every and not self.evaluation.dev:
@@ -338,6 +349,11 @@ class Config:
             raise InputError(
                 f"objective.smoothing.weight is {self.objective.smoothing.weight} but objective.contrastive_weight is "
                 "0: smoothing is a part of the contrast, so leave one out"
+            )
+        if self.data.augment != "none" or self.data.neighbours:
+            raise InputError(
+                "data.augment and data.neighbours say what the positive is, but objective.contrastive_weight is 0: "
+                "leave them out"
             )
         if self.model.encoders == 2:
             raise InputError("model.encoders is 2 but objective.contrastive_weight is 0: only the contrast uses two")

@@ -40,11 +40,12 @@ def export(loaded: LoadedModel, output: str | Path) -> Path:
     """
     folder = check_output(output)
     checkpoint, config = loaded.checkpoint, loaded.checkpoint.config
-    params = loaded.params if loaded.mlm is None else {**loaded.params, "mlm": loaded.mlm}
-    tensors = hf.to_tensors(jax.tree.map(np.asarray, params), config)
+    params = jax.tree.map(np.asarray, loaded.params)
+    tensors = hf.to_tensors(params, config)
+    with_head = tensors if loaded.mlm is None else hf.to_tensors({**params, "mlm": loaded.mlm}, config)
     tokenizer = hf.load_tokenizer(checkpoint.folder)
     with new_folder(folder) as partial:
-        write_tensors(partial / "model.safetensors", tensors)
+        write_tensors(partial / "model.safetensors", with_head)
         hf.save_tokenizer(tokenizer, partial)
         postprocessor = _write_modules(partial, loaded, tensors)
         write_json(partial / "config.json", _config(loaded, postprocessor))

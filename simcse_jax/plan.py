@@ -22,6 +22,7 @@ from simcse_jax.hlo import Collective, collectives, ring_bytes
 from simcse_jax.loss import uses_tiles
 from simcse_jax.memory import Memory, fit_step
 from simcse_jax.model import EncoderConfig, read_encoder_config
+from simcse_jax.objectives import check_objective
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.sharding import check_batch_size, make_mesh
 from simcse_jax.topology import Topology, devices_of, parse_topology, without_cache
@@ -134,6 +135,7 @@ def check_plan(config: Config, topology: str, columns: int | None = None) -> tup
             f"data.max_length is {config.data.max_length} but {config.model.path} has positions for "
             f"{encoder.max_length} tokens: use at most that"
         )
+    check_objective(config.objective, encoder.hidden_size)
     return target, columns, mesh, encoder
 
 
@@ -192,7 +194,7 @@ def _columns(config: Config) -> int:
     if config.data.columns:
         return len(config.data.columns)
     if config.data.train.removesuffix(".gz").endswith(".txt"):
-        return 1
+        return 2 if config.data.neighbours or config.data.augment != "none" else 1
     raise InputError(
         f"data.columns is empty and {config.data.train} is not read here: say with --columns whether an example is a "
         "sentence (1), a pair (2) or a triplet (3)"

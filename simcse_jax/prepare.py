@@ -28,9 +28,11 @@ from simcse_jax.hf import Params
 from simcse_jax.loss import uses_tiles
 from simcse_jax.memory import CompiledStep, compile_step
 from simcse_jax.model import SentenceEncoder
-from simcse_jax.objectives import check_options
+from simcse_jax.objectives import check_objective
+from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.run import Run, check_output, check_resume, create_run, is_run, open_run
 from simcse_jax.sharding import check_batch_size, make_mesh
+from simcse_jax.step import state_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def prepare(config: Config) -> Prepared:
       InputError: anything that the run could not work with; the run folder is then as it was.
     """
     config.validate()
-    check_options(config.objective.loss, config.objective.options)
+    check_objective(config.objective)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     check_batch_size(mesh, config.batch_size)
     folder = Path(config.output).expanduser()
@@ -78,6 +80,7 @@ def prepare(config: Config) -> Prepared:
             f"data.max_length is {config.data.max_length} but {config.model.path} has positions for "
             f"{checkpoint.config.max_length} tokens: use at most that"
         )
+    check_objective(config.objective, checkpoint.config.hidden_size)
     model = build_model(checkpoint.config, config.model)
     tokenizer = hf.load_tokenizer(checkpoint.folder)
     mlm = config.objective.mlm.weight > 0
@@ -100,12 +103,13 @@ def prepare(config: Config) -> Prepared:
             f"({tokens.columns} columns): name one column with data.columns, or set data.augment to 'none'"
         )
     columns = 2 if augmenter else tokens.columns
+    fingerprint = tokens.fingerprint + (augmenter.fingerprint if augmenter else "")
     total_steps = config.max_steps or config.epochs * order.steps_per_epoch
 
     step: CompiledStep | None = None
     mlm_head: Literal["fresh", "checkpoint"] | None = None
     if resuming:
-        check_resume(resuming, config, tokens.fingerprint)
+        check_resume(resuming, config, fingerprint)
         run, initial = replace(resuming, config=config), lambda: initial_params(config, model)
         if not run.has_ended():
             step = compile_step(config, model, mesh, columns, total_steps, vocabulary)
@@ -117,9 +121,9 @@ def prepare(config: Config) -> Prepared:
         _check_space(folder, config, model)
         step = compile_step(config, model, mesh, columns, total_steps, vocabulary)
         _first_on_process_0(
-            lambda: is_run(folder) or bool(create_run(folder, config, tokens.fingerprint, checkpoint, tokenizer))
+            lambda: is_run(folder) or bool(create_run(folder, config, fingerprint, checkpoint, tokenizer))
         )
-        run, initial = Run(folder, config, tokens.fingerprint), lambda: loaded
+        run, initial = Run(folder, config, fingerprint), lambda: loaded
     return Prepared(
         run, mesh, model, initial, tokens, order, augmenter, total_steps, step, mlm_head, dev_scores, test_scores
     )
@@ -237,10 +241,11 @@ def _first_on_process_0(action: Callable[[], T]) -> T:
 
 
 def _check_space(folder: Path, config: Config, model: SentenceEncoder) -> None:
-    shapes = jax.eval_shape(lambda: init_params(model, 0))
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-    # Parameters and two moments; one checkpoint more than is kept exists while the next is written.
-    needed = 3 * size * (config.checkpoint.keep + 1 + bool(config.evaluation.dev))
+    optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, 1))
+    state = jax.eval_shape(lambda: state_of(config, init_params(model, 0), optimizer))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    # One checkpoint more than is kept exists while the next is written.
+    needed = size * (config.checkpoint.keep + 1 + bool(config.evaluation.dev))
     free = shutil.disk_usage(next(p for p in folder.absolute().parents if p.exists())).free
     if needed > free:
         raise InputError(

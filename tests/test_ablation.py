@@ -84,9 +84,15 @@ def test_ablate_trains_once_and_writes_the_table(
     metrics = tmp_path / "out" / "0.0" / "seed1" / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns
     main(command)
-    assert "run       " not in capsys.readouterr().out
+    assert "resumed   at step 2 of 2" in capsys.readouterr().out
     assert metrics.stat().st_mtime_ns == before
 
-    with pytest.raises(SystemExit):
-        main([*command, "--only", "0.15", "nothing"])
-    assert "no variant nothing" in capsys.readouterr().err
+    for more, message in (
+        (["--only", "0.15", "nothing"], "no variant nothing"),
+        (["--seeds", "1", "1"], "each once"),
+        (["--base.max-steps", "3"], "is a run with other settings (max_steps was 2, is 3)"),
+        (["--base.objective.widths", "16", "16"], "give each once"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*command, *more])
+        assert message in capsys.readouterr().err

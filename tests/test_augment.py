@@ -158,7 +158,7 @@ def test_words_of_a_real_tokenizer(minilm: Path, tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("content", ["", "word\n", "a\tb\nlonely\n", None])
+@pytest.mark.parametrize("content", ["", "word\n", "a\tb\nlonely\n", "a\tb\t\n", None])
 def test_tables_that_are_none(content: str | None, minilm: Path, tmp_path: Path) -> None:
     table = tmp_path / "synonyms.tsv"
     if content is not None:

@@ -152,7 +152,7 @@ def test_objectives_of_ones_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) 
         check_options("info_nce", {"margin": 0.1})
     with pytest.raises(InputError, match="no objective 'infonce'"):
         find_loss("infonce")
-    with pytest.raises(InputError, match="first argument must be z1"):
+    with pytest.raises(InputError, match="its first argument must be z1"):
         find_loss("json:dumps")
     with pytest.raises(InputError, match="needs a hard negative with every example"):
         find_loss("own_negative")(jnp.ones((2, 2)), jnp.ones((2, 2)), temperature=TAU)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simcse_jax.ablation import with_settings
 from simcse_jax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, SmoothingConfig
 from simcse_jax.embedder import build_model, init_params
 from simcse_jax.hlo import collectives
@@ -164,6 +165,7 @@ def test_the_batch_is_not_gathered_for_the_buffer() -> None:
     """In tiles no device ever holds all positives: those that enter the buffer are summed into it."""
     n = 56
     run = replace(run_of(objective={"implementation": "tiled"}), batch_size=n)
+    run = with_settings(run, {"objective.smoothing.buffer_size": 72})
     mesh = make_mesh(8, 1, jax.devices()[:8])
     model = build_model(read_encoder_config(BERT), run.model)
     optimizer = make_optimizer(run.optimizer, learning_rate_schedule(run.optimizer, STEPS))
@@ -173,4 +175,4 @@ def test_the_batch_is_not_gathered_for_the_buffer() -> None:
     program = make_train_step(run, model, mesh, state, STEPS).lower(state, placed).compile().as_text()
     shapes = [shape for c in collectives(program) for _, shape in c.arrays]
     assert (n, BERT["hidden_size"]) not in shapes
-    assert (40, BERT["hidden_size"]) in shapes
+    assert (72, BERT["hidden_size"]) in shapes

@@ -1,6 +1,6 @@
 """Discrete augmentations of the positive, against dropout alone (SimCSE, table 1; STS-B dev).
 
-Synonyms need a table of them: --base.data.synonyms, and the variant of that name is then to be had.
+Synonyms need a table of them: see docs/reproduce.md.
 
     simcse-jax ablate augmentations --base.data.train wiki1m_for_simcse.txt
 """

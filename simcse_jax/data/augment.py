@@ -3,6 +3,7 @@
 All work on the words of a tokenised sentence. Their draws are a pure function of (seed, step, row of the global batch).
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ class Augmenter:
     starts: Bool[np.ndarray, "vocab"]
     pad_id: int
     synonyms: dict[Tokens, list[Tokens]]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the synonyms do; empty without any."""
+        if not self.synonyms:
+            return ""
+        return "-" + hashlib.sha256(repr(sorted(self.synonyms.items())).encode()).hexdigest()[:16]
 
     def draws(self, step: int, batch_size: int, length: int) -> Float[np.ndarray, "B U"]:
         """Uniform numbers in [0, 1) for every row of a global batch: one a token, and one more."""
@@ -126,10 +134,10 @@ def _read_synonyms(path: Path, tokenizer: Any) -> dict[Tokens, list[Tokens]]:
         lines = [line.split("\t") for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"data.synonyms {path} cannot be read ({reason(error)}): give a UTF-8 file") from error
-    short = [number for number, fields in enumerate(lines, 1) if len(fields) < 2]
+    short = [n for n, fields in enumerate(lines, 1) if len(fields) < 2 or not all(f.strip() for f in fields)]
     if short or not lines:
         where = f"line {short[0]}" if short else "it"
-        raise InputError(f"{path}: {where} has no synonym; expected word<tab>synonym<tab>synonym... in each line")
+        raise InputError(f"{path}: {where} has no synonym or an empty one; expected word<tab>synonym<tab>synonym...")
 
     def tokens(word: str) -> Tokens:
         # With a blank before, for tokenizers to which it belongs to the word.

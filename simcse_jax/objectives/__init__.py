@@ -2,7 +2,7 @@
 one."""
 
 from simcse_jax.objectives.contrast import Contrast, contrast, cosines, unit
-from simcse_jax.objectives.find import check_options, find_loss, wants_clean
+from simcse_jax.objectives.find import check_objective, check_options, find_loss, wants_clean
 from simcse_jax.objectives.info_nce import info_nce
 from simcse_jax.objectives.pairs import Pairs, PairStatistics, dense
 from simcse_jax.objectives.tiled import tiled
@@ -11,6 +11,7 @@ __all__ = [
     "Contrast",
     "PairStatistics",
     "Pairs",
+    "check_objective",
     "check_options",
     "contrast",
     "cosines",

@@ -2,11 +2,13 @@
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from simcse_jax.errors import InputError
-from simcse_jax.objectives.contrast import Settings
+from simcse_jax.config import ObjectiveConfig
+from simcse_jax.errors import InputError, reason
+from simcse_jax.objectives.contrast import Settings, contrast
 
 Loss = Callable[..., Any]
 """`z1, z2, z3, **settings -> loss, metrics`; see `info_nce`."""
@@ -29,13 +31,18 @@ def find_loss(name: str) -> Loss:
         module, function = f"{__package__}.{name}", name
     try:
         loss = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a module of the user's own raises
         raise InputError(
-            f"no objective '{name}' ({error}): name a file of simcse_jax/objectives that holds a function of the same "
-            "name, e.g. info_nce, or your own as module:function"
+            f"no objective '{name}' ({type(error).__name__}: {reason(error)}): name a file of simcse_jax/objectives "
+            "that holds a function of the same name, e.g. info_nce, or your own as module:function"
         ) from error
-    if not callable(loss) or "z1" not in inspect.signature(loss).parameters:
-        raise InputError(f"'{name}' is not an objective: its first argument must be z1")
+    parameters = inspect.signature(loss).parameters if callable(loss) else {}
+    takes = any(p.kind == p.VAR_KEYWORD for p in parameters.values()) or set(_SETTINGS) <= set(parameters)
+    if loss is contrast or "z1" not in parameters or not takes:
+        raise InputError(
+            f"'{name}' is not an objective: its first argument must be z1, and it must take **settings "
+            f"({', '.join(_SETTINGS)})"
+        )
     return loss
 
 
@@ -44,8 +51,24 @@ def wants_clean(loss: Loss) -> bool:
     return "clean" in inspect.signature(loss).parameters
 
 
+def check_objective(objective: ObjectiveConfig, width: int | None = None) -> None:
+    """Raises `InputError` for an objective that no step can be made of.
+
+    Args:
+      objective: the settings.
+      width: of the vectors, where it is known.
+    """
+    check_options(objective.loss, objective.options)
+    widths = objective.widths
+    if any(w < 1 or w > (width or w) for w in widths) or len(set(widths)) < len(widths):
+        limit = f" to the width of the vectors, {width}" if width else ""
+        raise InputError(f"objective.widths is {list(widths)}; give each once, from 1{limit}")
+    if objective.loss == "own_negative" and objective.smoothing.weight:
+        raise InputError("objective.loss own_negative has no in-batch negatives to smooth: set smoothing.weight to 0")
+
+
 def check_options(name: str, options: Mapping[str, float]) -> None:
-    """Raises `InputError` for an option that an objective does not have."""
+    """Raises `InputError` for an option that an objective does not have, or that is not finite."""
     parameters = inspect.signature(find_loss(name)).parameters.values()
     known = [p.name for p in parameters if p.kind != p.VAR_KEYWORD and p.name not in (*_VECTORS, *_SETTINGS)]
     for option in options:
@@ -53,3 +76,5 @@ def check_options(name: str, options: Mapping[str, float]) -> None:
             raise InputError(
                 f"objective.options has '{option}'; '{name}' takes {', '.join(known) if known else 'no options'}"
             )
+        if not math.isfinite(options[option]):
+            raise InputError(f"objective.options {option} is {options[option]}; it must be a finite number")

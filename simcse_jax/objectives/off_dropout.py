@@ -6,6 +6,7 @@ from typing import Unpack
 import jax
 from jaxtyping import Array, Float
 
+from simcse_jax.errors import InputError
 from simcse_jax.objectives.contrast import Metrics, Settings, contrast, cosines
 
 
@@ -33,7 +34,12 @@ def off_dropout(
 
     Returns:
       The loss, and the metrics of `contrast`, whose positives are those of z1 and z2.
+
+    Raises:
+      InputError: `negative_weight` is not above 0.
     """
+    if not negative_weight > 0:
+        raise InputError(f"negative_weight of off_dropout is {negative_weight}; it must be greater than 0")
     c = contrast(clean, clean, z3, **settings)
     positive = cosines(z1, z2)
     loss = c.mean(jax.nn.softplus(math.log(negative_weight) + c.negatives - positive / settings["temperature"]))

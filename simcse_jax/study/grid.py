@@ -9,6 +9,7 @@ from simcse_jax import run
 from simcse_jax.config import Config
 from simcse_jax.errors import InputError
 from simcse_jax.model.pooling import PoolerName
+from simcse_jax.objectives import check_objective
 
 Rule = Literal["constant", "sqrt", "linear"]
 EXPONENTS: dict[str, float] = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0, "reference": 0.0}
@@ -97,6 +98,12 @@ class Study:
             raise InputError(
                 "a study compares scores: name a dev task in base.evaluation.dev and test tasks in base.evaluation.test"
             )
+        if self.base.data.augment != "none" or not self.base.objective.contrastive_weight:
+            raise InputError(
+                "a study measures the contrast of sentences as they are: leave base.data.augment at 'none' and "
+                "base.objective.contrastive_weight above 0"
+            )
+        check_objective(self.base.objective)
         for cell in self.cells():
             self.config(cell).validate()
 
