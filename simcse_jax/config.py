@@ -382,6 +382,11 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in arguments
     if typing.get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)
+    if hint is Any:
+        return True
+    if typing.get_origin(hint) is dict:
+        names, values = arguments
+        return isinstance(value, dict) and all(_fits(k, names) and _fits(v, values) for k, v in value.items())
     if arguments:
         return any(_fits(value, a) for a in arguments)
     if isinstance(value, bool):
