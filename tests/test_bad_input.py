@@ -239,7 +239,7 @@ def test_config_files(content: str, expected: list[str], fails: Fails, tmp_path:
 
 def test_config_names(fails: Fails) -> None:
     message = fails("train", "unsup_bert_bas")
-    known = "configs that come with the package: pretrain_mlm, quickstart, "
+    known = "configs that come with the package: iscse_bert_base, iscse_bert_large, "
     assert message.startswith(f"no config file 'unsup_bert_bas'; {known}")
     assert "unsup_bert_base" in message
 
