@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from simcse_jax.config import Config, MLMConfig
 from simcse_jax.data.batches import EpochOrder, load_rows
