@@ -40,7 +40,7 @@ METHODS = [
     FitSettings("whitening"),
     FitSettings("whitening", dim=5),
     FitSettings("all-but-the-top", components=2),
-    FitSettings("flow", flow=FlowSettings(steps=2, hidden=8, epochs=2, batch_size=16)),
+    FitSettings("flow", flow=FlowSettings(steps=2, hidden=8, epochs=3, batch_size=16, learning_rate=1e-3)),
 ]
 IDS = ["whitening", "whitening to 5", "all-but-the-top", "flow"]
 

@@ -57,7 +57,7 @@ def _plane(folder: Path, measured: list[Measured], paths: dict[str, list[Row]], 
             axes.scatter(x, y, c=[row["score"] for row in path], s=16, linewidths=0.3, zorder=2, **drawn)
             for row in (path[0], path[-1]):
                 place = (row["uniformity"], row["alignment"])
-                _note(axes, f"step {row['step']:,}", place, (6, -11))
+                _note(axes, f"step {row['step']:,}", place)
         own = [m for m in measured if m.name == name]
         x, y = [m.figures["uniformity"] for m in own], [m.figures["alignment"] for m in own]
         colours = [m.figures["score"] for m in own]
@@ -102,8 +102,8 @@ def _cosines(folder: Path, measured: list[Measured], pairs: Pairs) -> None:
     """Densities of the cosine in groups of the gold score, a panel a model, the groups above one another."""
     from matplotlib.figure import Figure
 
-    columns = min(_COLUMNS, len(measured))
-    rows = -(-len(measured) // columns)
+    rows = -(-len(measured) // _COLUMNS)
+    columns = -(-len(measured) // rows)
     figure = Figure(figsize=(2.1 + 2.5 * columns, 0.8 + 3.1 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     low = min(float(np.min(m.cosines)) for m in measured)
@@ -121,10 +121,11 @@ def _cosines(folder: Path, measured: list[Measured], pairs: Pairs) -> None:
         axes.set_xlim(max(-1.0, low - 0.1), 1.02)
         axes.set_yticks(range(5), pairs.labels)
         axes.tick_params(axis="y", length=0)
-    for axes in panels[-1, :]:
-        axes.set_xlabel("cosine")
     for axes in panels.flat[len(measured) :]:
         axes.set_axis_off()
+    for axes in panels.flat[max(0, len(measured) - columns) : len(measured)]:  # the lowest of each column
+        axes.set_xlabel("cosine")
+        axes.tick_params(axis="x", labelbottom=True)
     for axes in panels[:, 0]:
         axes.set_ylabel("gold score (pairs)")
     figure.suptitle(f"Density of the cosine by gold score, {_title(pairs)} (| mean; one scale a panel)", fontsize=11)
@@ -141,8 +142,9 @@ def _density(values: Float[np.ndarray, "P"]) -> Float[np.ndarray, "G"] | None:
     return density
 
 
-def _note(axes: "Axes", text: str, place: tuple[float, float], offset: tuple[int, int]) -> None:
-    axes.annotate(text, place, offset, textcoords="offset points", fontsize=8, color="#333333", zorder=4)
+def _note(axes: "Axes", text: str, place: tuple[float, float]) -> None:
+    """A small label, above the place and clear of a marker there."""
+    axes.annotate(text, place, (0, 9), textcoords="offset points", ha="center", fontsize=8, color="#333333", zorder=4)
 
 
 def _title(pairs: Pairs) -> str:

@@ -23,9 +23,9 @@ _MEANING = """\
 - **cosine, top − bottom group**: mean cosine of the highest group of gold scores less that of the lowest."""
 
 _FIGURES = {
-    "plane": "Alignment and uniformity, the score as colour.",
-    "spectrum": "Singular values over the largest.",
-    "cosines": "Cosine by gold score.",
+    "plane": "Alignment and uniformity, the score as colour",
+    "spectrum": "Singular values over the largest",
+    "cosines": "Cosine by gold score",
 }
 
 
