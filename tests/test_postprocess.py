@@ -281,7 +281,7 @@ def test_the_command_on_text_and_on_tasks(
     main(["evaluate", str(tmp_path / "white"), "--tasks", pairs, "--json", str(scores)])
     loaded = load_model(tmp_path / "white")
     expected = evaluate([load_task(pairs, "")], lambda sentences: raw_vectors(loaded, sentences))["reported"]["Avg."]
-    assert json.loads(scores.read_text())["reported"]["Avg."] == pytest.approx(expected, abs=1e-3)
+    assert json.loads(scores.read_text())["models"][0]["sts"]["reported"]["Avg."] == pytest.approx(expected, abs=1e-3)
     vectors = tmp_path / "vectors.npy"
     main(["encode", str(tmp_path / "white"), str(text_file), str(vectors), "--no-normalize"])
     covariance = np.cov(np.load(vectors)[:150].T, bias=True)
