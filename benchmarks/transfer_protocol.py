@@ -1,21 +1,28 @@
 #!/usr/bin/env python3
-"""Transfer accuracies with our classifiers, and with SentEval's protocol as published, restated in PyTorch.
+"""Transfer accuracies of the package, and with both classifiers of SentEval's protocol as published, restated here.
 
     python benchmarks/transfer_protocol.py MODEL --pooler avg --data SentEval/data/downstream
 
-SentEval trains each classifier, a linear layer, with Adam (learning rate 1e-3, λ as its weight decay) on batches of 64,
-looks at held-out accuracy every 4 epochs, stops at the 6th look without a new best, or after 200 epochs, and keeps the
-best. λ is chosen on the inner folds, then a classifier of the whole training part holds out 5 % for stopping. Here the
-classifiers of all λ and inner folds are trained side by side, which changes none of them. Needs PyTorch.
+SentEval's scikit-learn classifier: LogisticRegression as it comes, C from 1/4 to 8, each trained on its own.
+
+SentEval's PyTorch classifier: a linear layer trained with Adam (learning rate 1e-3, λ as its weight decay) on batches
+of 64; it looks at held-out accuracy every 4 epochs, stops at the 6th look without a new best, or after 200 epochs, and
+keeps the best. λ is chosen on the inner folds, then a classifier of the whole training part holds out 5 % for stopping.
+Here the classifiers of all λ and inner folds are trained side by side, which changes none of them. Needs PyTorch.
 """
 
 import time
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
+from joblib import Parallel, delayed
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
 from simcse_jax import SimCSE
@@ -26,7 +33,45 @@ from simcse_jax.evaluation.transfer_tasks import ALL_TRANSFER_TASKS, load_transf
 
 SEED, BATCH, TENACITY, EPOCH_SIZE, MAX_EPOCHS = 1111, 64, 5, 4, 200
 GRID = (1e-5, 1e-4, 1e-3, 1e-2)
+STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 Index = np.ndarray
+Examples = tuple[np.ndarray, np.ndarray]
+
+
+def regression(train: Examples, held: Examples, strength: float) -> float:
+    """Accuracy × 100 of scikit-learn's classifier."""
+    # It does not always converge within its 100 iterations; SentEval takes it as it is.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return 100 * float(LogisticRegression(C=strength, random_state=SEED).fit(*train).score(*held))
+
+
+def choose_strength(train: Examples, folds: int) -> tuple[float, float]:
+    """Dev accuracy and C by cross-validation."""
+    x, y = train
+    inner = list(StratifiedKFold(folds, shuffle=True, random_state=SEED).split(x, y))
+    scores = Parallel(n_jobs=-1)(
+        delayed(regression)((x[a], y[a]), (x[b], y[b]), strength) for strength in STRENGTHS for a, b in inner
+    )
+    means = np.round(np.reshape(scores, (len(STRENGTHS), folds)).mean(1), 2)
+    return float(means.max()), STRENGTHS[int(means.argmax())]
+
+
+def senteval_sklearn(splits: dict[str, Examples], folds: int) -> tuple[float, float]:
+    """Dev and test accuracy of a task with SentEval's scikit-learn classifier."""
+    x, y = splits["train"]
+    if "dev" in splits:
+        scores = [round(regression((x, y), splits["dev"], strength), 2) for strength in STRENGTHS]
+        return max(scores), regression((x, y), splits["test"], STRENGTHS[int(np.argmax(scores))])
+    if "test" in splits:
+        dev, strength = choose_strength((x, y), folds)
+        return dev, regression((x, y), splits["test"], strength)
+    devs, tests = [], []
+    for part, out in StratifiedKFold(folds, shuffle=True, random_state=SEED).split(x, y):
+        dev, strength = choose_strength((x[part], y[part]), folds)
+        devs.append(dev)
+        tests.append(regression((x[part], y[part]), (x[out], y[out]), strength))
+    return float(np.mean(devs)), float(np.mean(tests))
 
 
 def fit_many(
@@ -102,8 +147,8 @@ def accuracy(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, bias: torc
     return 100 * float((x @ weights + bias).argmax(1).eq(y).double().mean())
 
 
-def senteval(splits: dict[str, tuple[np.ndarray, np.ndarray]], folds: int) -> tuple[float, float]:
-    """Dev and test accuracy of a task."""
+def senteval_adam(splits: dict[str, Examples], folds: int) -> tuple[float, float]:
+    """Dev and test accuracy of a task with SentEval's PyTorch classifier."""
     data = {
         name: (torch.tensor(x, dtype=torch.float32), torch.tensor(y, dtype=torch.int64))
         for name, (x, y) in splits.items()
@@ -127,9 +172,16 @@ def senteval(splits: dict[str, tuple[np.ndarray, np.ndarray]], folds: int) -> tu
     return float(np.mean([dev for dev, _ in found])), float(np.mean(scores))
 
 
+def ours(splits: dict[str, Examples], folds: int) -> tuple[float, float]:
+    """Dev and test accuracy of a task by the package."""
+    found = probe_splits(splits, folds)
+    assert found.test is not None
+    return found.dev, found.test
+
+
 @dataclass(frozen=True)
 class Compare:
-    """Compares the two on the vectors of a model."""
+    """Compares the three on the vectors of a model."""
 
     model: tyro.conf.Positional[str]
     """A model that the package reads."""
@@ -141,6 +193,8 @@ class Compare:
     """Transfer tasks."""
     folds: int = 10
     """Outer and inner."""
+    adam: bool = True
+    """Also SentEval's PyTorch classifier."""
     vectors: Path | None = None
     """File (.npy) to keep the vectors of the sentences in between calls with the same tasks."""
 
@@ -156,19 +210,21 @@ class Compare:
             if self.vectors:
                 np.save(self.vectors, vectors)
         vectors_of = encode_once(sentences, lambda _: vectors)
-        print("task            ours, dev   test      s   SentEval, dev   test      s")
+        ways: dict[str, Callable[[dict[str, Examples]], tuple[float, float]]] = {
+            "ours": lambda splits: ours(splits, self.folds),
+            "scikit-learn": lambda splits: senteval_sklearn(splits, self.folds),
+        }
+        if self.adam:
+            ways["Adam"] = lambda splits: senteval_adam(splits, self.folds)
+        print("task           " + "".join(f"{name:>14}: dev   test      s" for name in ways))
         for task in tasks:
             splits = {name: (split.features(vectors_of), split.labels) for name, split in task.splits.items()}
-            start = time.perf_counter()
-            ours = probe_splits(splits, self.folds)
-            middle = time.perf_counter()
-            dev, test = senteval(splits, self.folds)
-            end = time.perf_counter()
-            print(
-                f"{task.name:<16}{ours.dev:9.2f}  {ours.test:6.2f} {middle - start:6.1f}   "
-                f"{dev:13.2f}  {test:6.2f} {end - middle:6.1f}",
-                flush=True,
-            )
+            print(f"{task.name:<15}", end="", flush=True)
+            for way in ways.values():
+                start = time.perf_counter()
+                dev, test = way(splits)
+                print(f"{dev:19.2f} {test:6.2f} {time.perf_counter() - start:6.1f}", end="", flush=True)
+            print()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation import probe
-from simcse_jax.evaluation.probe import L2, held_out, k_fold, nested_k_fold
+from simcse_jax.evaluation.probe import C, held_out, k_fold, nested_k_fold
 from simcse_jax.evaluation.suite import evaluate_models, expand_tasks, load_suite
 from simcse_jax.evaluation.transfer import evaluate_transfer
 from simcse_jax.evaluation.transfer_tasks import ALL_TRANSFER_TASKS, TRANSFER_TASKS, load_transfer_task, sentences_of
@@ -144,7 +144,7 @@ def test_random_labels_are_at_chance(name: str) -> None:
     found = PROTOCOLS[name](random_examples(1, 400, 2, 0.0))
     assert abs(found.test - 50) < 8
     again = PROTOCOLS[name](random_examples(1, 400, 2, 0.0))
-    assert (again.dev, again.test, again.l2) == (found.dev, found.test, found.l2)
+    assert (again.dev, again.test, again.c) == (found.dev, found.test, found.c)
 
 
 def test_folds_are_stratified_and_disjoint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,16 +152,16 @@ def test_folds_are_stratified_and_disjoint(monkeypatch: pytest.MonkeyPatch) -> N
     calls: list[tuple[np.ndarray, np.ndarray]] = []
     x, y = np.arange(100.0)[:, None], (np.arange(100) % 4 == 0).astype(np.int64)
 
-    def record(train: Any, held: Any, grid: Any = L2) -> list[float]:
+    def record(train: Any, held: Any, grid: Any = C) -> list[float]:
         calls.append((train[0][:, 0], held[0][:, 0]))
         assert (train[1].sum() * 4, held[1].sum() * 4) == (len(train[1]), len(held[1]))
         return [50.0] * len(grid)
 
     outer: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def score(train: Any, test: Any, l2: float) -> tuple[float, np.ndarray]:
+    def score(train: Any, test: Any, c: float) -> tuple[float, np.ndarray]:
         outer.append((train[0][:, 0], test[0][:, 0]))
-        assert l2 == L2[0]  # of those that tie, the least
+        assert c == C[0]  # of those that tie, the least
         return 60.0, test[1]
 
     monkeypatch.setattr(probe, "_path", record)
@@ -179,18 +179,51 @@ def test_folds_are_stratified_and_disjoint(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_classifier_is_at_the_optimum_of_sentevals_objective(classes: int) -> None:
-    """Mean cross-entropy of a softmax + λ/2 ‖W‖²: its gradient is zero, for two classes with two weight vectors."""
+def test_the_classifier_is_at_the_optimum(classes: int) -> None:
+    """C · (sum of cross-entropies) + ½ ‖W‖² has no gradient there."""
     x, y = random_examples(2, 90, classes, 1.0)
-    model = probe._classifier((x, y), 1e-2).fit(x, y)
+    model = probe._classifier(0.5).fit(x, y)
     w, b = model.coef_.T, model.intercept_
     if classes == 2:
-        w, b = np.concatenate([-w, w], axis=1) / 2, np.array([-b[0], b[0]]) / 2
-    logits = x @ w + b
-    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    gradient = x.T @ (p - np.eye(classes)[y]) / len(y) + 1e-2 * w
-    assert np.abs(gradient).max() < 1e-4
+        error = 1 / (1 + np.exp(-(x @ w + b))) - y[:, None]
+    else:
+        logits = x @ w + b
+        error = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - np.eye(classes)[y]
+    assert np.abs(0.5 * x.T @ error + w).max() < 1e-2
     assert np.abs(w).max() > 0.1
+
+
+def plain(train: Any, held: Any, c: float) -> float:
+    """Accuracy of a classifier that was trained on its own."""
+    from sklearn.linear_model import LogisticRegression
+
+    return 100 * float(LogisticRegression(C=c, max_iter=1000).fit(*train).score(*held))
+
+
+def plain_nested(x: np.ndarray, y: np.ndarray, folds: int) -> tuple[float, float]:
+    """Dev and test accuracy of nested cross-validation, loop by loop."""
+    from sklearn.model_selection import StratifiedKFold
+
+    dev, test = [], []
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=1111)
+    for part, out in splitter.split(x, y):
+        inner = list(splitter.split(x[part], y[part]))
+        scores = []
+        for c in (2.0**t for t in range(-2, 4)):
+            each = [plain((x[part][a], y[part][a]), (x[part][b], y[part][b]), c) for a, b in inner]
+            scores.append(round(float(np.mean(each)), 2))
+        best = int(np.argmax(scores))
+        dev.append(scores[best])
+        test.append(plain((x[part], y[part]), (x[out], y[out]), 2.0 ** (best - 2)))
+    return float(np.mean(dev)), float(np.mean(test))
+
+
+def test_nested_folds_are_sentevals() -> None:
+    """Warm starts and threads change nothing."""
+    x, y = random_examples(3, 150, 3, 0.5)
+    found = nested_k_fold((x, y), 3)
+    assert len(set(found.c)) > 1  # the grid matters
+    assert (found.dev, found.test) == pytest.approx(plain_nested(x, y, 3))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Linear classifiers on frozen vectors, their L2 penalty chosen on held-out data, as SentEval does.
 
-The objective, mean cross-entropy + λ/2 ‖W‖², and the folds are SentEval's. The optimiser is not: SentEval runs Adam
-over mini-batches and stops early, which leaves a classifier that has not converged and depends on the order of the
-examples. Here it is L-BFGS, run to its optimum, on all of the training data. docs/evaluate.md compares the two.
+SentEval has two classifiers, scikit-learn's logistic regression and one of its own in PyTorch. This is the first, with
+SentEval's grid and folds, run to its optimum: it minimises C · (sum of cross-entropies) + ½ ‖W‖². The other runs Adam
+over mini-batches and stops early, so that it has not converged and depends on its seed. docs/evaluate.md compares them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 TransferMode = Literal["test", "dev", "fasttest"]
 FOLDS: dict[TransferMode, int] = {"test": 10, "dev": 5, "fasttest": 5}
 """Folds of cross-validation, outer and inner."""
-L2 = (1e-5, 1e-4, 1e-3, 1e-2)
-"""Grid of λ, that of SentEval's code."""
+C = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""SentEval's grid for this classifier."""
 SEED = 1111
 """SentEval's seed of the folds."""
 
@@ -34,30 +34,30 @@ class Probed:
     Attributes:
       dev: best mean accuracy over the grid on held-out data (of nested folds: its mean over the outer folds).
       test: accuracy on the test split (of nested folds: the mean over them); None where only `dev` was asked for.
-      l2: the λ chosen (of nested folds: one each).
+      c: the C chosen (of nested folds: one each).
       predicted: labels of the test split; None for nested folds.
     """
 
     dev: float
     test: float | None
-    l2: list[float]
+    c: list[float]
     predicted: Labels | None = None
 
 
 def held_out(train: Examples, dev: Examples, test: Examples | None) -> Probed:
-    """λ chosen on the dev split; the classifier of the train split scored on the test split (SST2, SICKEntailment).
+    """C chosen on the dev split; the classifier of the train split scored on the test split (SST2, SICKEntailment).
 
     Args:
       train: features [N, F] and labels [N] from 0 upwards.
       dev: the same of other examples.
       test: the same; None scores the dev split only.
     """
-    best, l2 = _best(np.concatenate(_parallel(lambda l2: _path(train, dev, (l2,)), L2)))
-    return _tested(best, l2, train, test)
+    best, c = _best(np.concatenate(_parallel(lambda c: _path(train, dev, (c,)), C)))
+    return _tested(best, c, train, test)
 
 
 def k_fold(train: Examples, test: Examples | None, folds: int) -> Probed:
-    """λ chosen by stratified k-fold cross-validation of the train split, then a classifier of all of it (TREC, MRPC).
+    """C chosen by stratified k-fold cross-validation of the train split, then a classifier of all of it (TREC, MRPC).
 
     Args:
       train: features [N, F] and labels [N] from 0 upwards, each label at least `folds` times.
@@ -65,12 +65,12 @@ def k_fold(train: Examples, test: Examples | None, folds: int) -> Probed:
       folds: k.
     """
     accuracies = _parallel(lambda split: _path(*_cut(train, split)), _splits(train[1], folds))
-    best, l2 = _best(np.mean(accuracies, axis=0))
-    return _tested(best, l2, train, test)
+    best, c = _best(np.mean(accuracies, axis=0))
+    return _tested(best, c, train, test)
 
 
 def nested_k_fold(examples: Examples, folds: int, test: bool = True) -> Probed:
-    """Stratified k-fold cross-validation, λ chosen in each fold by k folds of its training part (MR, CR, SUBJ, MPQA).
+    """Stratified k-fold cross-validation, C chosen in each fold by k folds of its training part (MR, CR, SUBJ, MPQA).
 
     Args:
       examples: features [N, F] and labels [N] from 0 upwards; each label must last for the inner folds.
@@ -81,13 +81,13 @@ def nested_k_fold(examples: Examples, folds: int, test: bool = True) -> Probed:
     outer = _splits(labels, folds)
     inner = [(part[a], part[b]) for part, _ in outer for a, b in _splits(labels[part], folds)]
     accuracies = _parallel(lambda split: _path(*_cut(examples, split)), inner)
-    chosen = [_best(row) for row in np.mean(np.reshape(accuracies, (folds, folds, len(L2))), axis=1)]
+    chosen = [_best(row) for row in np.mean(np.reshape(accuracies, (folds, folds, len(C))), axis=1)]
     dev = float(np.mean([best for best, _ in chosen]))
-    l2 = [strength for _, strength in chosen]
+    c = [strength for _, strength in chosen]
     if not test:
-        return Probed(dev, None, l2)
-    scores = _parallel(lambda n: _accuracy(*_cut(examples, outer[n]), l2[n])[0], range(folds))
-    return Probed(dev, float(np.mean(scores)), l2)
+        return Probed(dev, None, c)
+    scores = _parallel(lambda n: _accuracy(*_cut(examples, outer[n]), c[n])[0], range(folds))
+    return Probed(dev, float(np.mean(scores)), c)
 
 
 def _splits(labels: Labels, folds: int) -> list[_Split]:
@@ -103,48 +103,34 @@ def _cut(examples: Examples, split: _Split) -> tuple[Examples, Examples]:
     return (x[train], y[train]), (x[test], y[test])
 
 
-def _tested(dev: float, l2: float, train: Examples, test: Examples | None) -> Probed:
+def _tested(dev: float, c: float, train: Examples, test: Examples | None) -> Probed:
     if test is None:
-        return Probed(dev, None, [l2])
-    accuracy, predicted = _accuracy(train, test, l2)
-    return Probed(dev, accuracy, [l2], predicted)
+        return Probed(dev, None, [c])
+    accuracy, predicted = _accuracy(train, test, c)
+    return Probed(dev, accuracy, [c], predicted)
 
 
 def _best(accuracies: Float[np.ndarray, "_"]) -> tuple[float, float]:
-    """The best accuracy and its λ; the least of λ that tie to two decimals, as in SentEval."""
+    """The best accuracy and its C; the least of those that tie to two decimals, as in SentEval."""
     rounded = np.round(accuracies, 2)
-    return float(rounded.max()), L2[int(np.argmax(rounded))]
+    return float(rounded.max()), C[int(np.argmax(rounded))]
 
 
-def _path(train: Examples, held: Examples, grid: Sequence[float] = L2) -> list[float]:
-    """Accuracy on the held-out examples for each λ; each optimum starts from that of the next stronger penalty."""
-    model = _classifier(train, grid[-1])
-    found = {}
-    for l2 in sorted(grid, reverse=True):
-        model.set_params(C=_inverse_strength(train, l2)).fit(*train)
-        found[l2] = 100 * float(model.score(*held))
-    return [found[l2] for l2 in grid]
+def _path(train: Examples, held: Examples, grid: Sequence[float] = C) -> list[float]:
+    """Accuracy on the held-out examples for each C; each optimum starts from that of the C before it."""
+    model = _classifier(grid[0])
+    return [100 * float(model.set_params(C=c).fit(*train).score(*held)) for c in grid]
 
 
-def _accuracy(train: Examples, test: Examples, l2: float) -> tuple[float, Labels]:
-    predicted: Labels = _classifier(train, l2).fit(*train).predict(test[0])
+def _accuracy(train: Examples, test: Examples, c: float) -> tuple[float, Labels]:
+    predicted: Labels = _classifier(c).fit(*train).predict(test[0])
     return 100 * float(np.mean(predicted == test[1])), predicted
 
 
-def _classifier(train: Examples, l2: float) -> Any:
+def _classifier(c: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=_inverse_strength(train, l2), tol=1e-5, max_iter=5000, warm_start=True)
-
-
-def _inverse_strength(train: Examples, l2: float) -> float:
-    """scikit-learn's C for λ: it minimises C · (sum of cross-entropies) + ½ ‖W‖², so that C = 1 / (N λ).
-
-    For two classes it has one weight vector w where SentEval has two; the best such two are ±w/2, of squared length
-    ‖w‖²/2, so that C = 2 / (N λ). The bias is free here and penalised there, which moves nothing that is seen.
-    """
-    labels = train[1]
-    return (2 if labels.max() < 2 else 1) / (len(labels) * l2)
+    return LogisticRegression(C=c, tol=1e-5, max_iter=5000, warm_start=True)
 
 
 def _parallel(function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:

@@ -20,7 +20,7 @@ def evaluate_transfer(tasks: list[TransferTask], encode: EncodeFunction, mode: T
       mode: `test` (10 folds) and `fasttest` (5) report accuracy on test data, `dev` (5) that on held-out training data.
 
     Returns:
-      `{"tasks": {task: {"dev_accuracy", "l2", "seconds"[, "accuracy"][, "f1"]}}, "reported": {task: accuracy, "Avg.":
+      `{"tasks": {task: {"dev_accuracy", "C", "seconds"[, "accuracy"][, "f1"]}}, "reported": {task: accuracy, "Avg.":
       their mean}}`; accuracies and F1 (of MRPC) × 100, seconds of the classifiers.
     """
     vectors_of = encode_once(sentences_of(tasks), encode)
@@ -29,7 +29,7 @@ def evaluate_transfer(tasks: list[TransferTask], encode: EncodeFunction, mode: T
         start = time.monotonic()
         splits = {name: (split.features(vectors_of), split.labels) for name, split in task.splits.items()}
         found = probe_splits(splits, FOLDS[mode], test=mode != "dev")
-        scores[task.name] = {"dev_accuracy": found.dev, "l2": found.l2, "seconds": time.monotonic() - start}
+        scores[task.name] = {"dev_accuracy": found.dev, "C": found.c, "seconds": time.monotonic() - start}
         if found.test is not None:
             scores[task.name]["accuracy"] = found.test
         if task.name == "MRPC" and found.predicted is not None:
