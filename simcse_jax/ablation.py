@@ -15,7 +15,7 @@ from simcse_jax.config import Config
 from simcse_jax.errors import InputError
 from simcse_jax.files import write_text
 from simcse_jax.objectives import check_objective
-from simcse_jax.run import Run, open_run
+from simcse_jax.run import Run, changes, is_run, open_run
 from simcse_jax.sharding import join_processes
 from simcse_jax.tables import Row, markdown_table, write_csv
 from simcse_jax.train import TrainingDiverged, train
@@ -32,8 +32,7 @@ class Ablation:
     paper: Annotated[dict[str, float], tyro.conf.Suppress] = field(default_factory=dict)
     """What the paper reports for some of them."""
     output: str = "runs/ablation"
-    """Folder of the runs, <variant>/seed<seed>, and of the table of those named. Runs that are done are not done
-    again."""
+    """Folder of the runs, <variant>/seed<seed>, and of the table of all that are done. Those are not done again."""
     only: tuple[str, ...] = ()
     """Variants to run; all where empty."""
     seeds: tuple[int, ...] = (42,)
@@ -76,7 +75,8 @@ def run_ablation(ablation: Ablation) -> str | None:
     """Trains the runs that are not done, and writes table.md and ablation.csv.
 
     Returns:
-      The table; None where a signal stopped a run: the same call continues.
+      The table of all runs in the folder that are done, named or not ("" on other processes than the first); None
+      where a signal stopped a run: the same call continues.
 
     Raises:
       InputError: see `prepare`; all configs are looked at before the first is trained.
@@ -88,7 +88,7 @@ def run_ablation(ablation: Ablation) -> str | None:
         check_objective(config.objective)
     join_processes(ablation.base.multi_host)
     first = jax.process_index() == 0
-    rows: list[Row] = []
+    diverged: dict[tuple[str, int], Row] = {}
     for number, (name, seed) in enumerate(cells, 1):
         config = ablation.config(name, seed)
         if first:
@@ -98,16 +98,29 @@ def run_ablation(ablation: Ablation) -> str | None:
             if "stopped" in train(config):
                 return None
         except TrainingDiverged as error:
-            rows.append({"variant": name, "seed": seed, "diverged": str(error)})
-            continue
-        if first:  # it writes what is read here
-            rows.append({"variant": name, "seed": seed, **_measures(open_run(Path(config.output).expanduser()))})
+            diverged[name, seed] = {"variant": name, "seed": seed, "diverged": str(error)}
+    if not first:  # the first process writes what is read here
+        return ""
+    rows = [row for name in ablation.variants for row in _rows(ablation, name, diverged)]
     table = format_rows(rows, ablation.paper)
-    if first:
-        folder = Path(ablation.output).expanduser()
-        write_csv(folder / "ablation.csv", rows)
-        write_text(folder / "table.md", table + "\n")
+    folder = Path(ablation.output).expanduser()
+    write_csv(folder / "ablation.csv", rows)
+    write_text(folder / "table.md", table + "\n")
     return table
+
+
+def _rows(ablation: Ablation, name: str, diverged: Mapping[tuple[str, int], Row]) -> list[Row]:
+    """What became of a variant's runs by seed: those that diverged just now, and all in the folder that have ended."""
+    rows = {seed: row for (variant, seed), row in diverged.items() if variant == name}
+    for folder in (Path(ablation.output).expanduser() / name).glob("seed*"):
+        run = open_run(folder) if is_run(folder) else None
+        if run is None or run.config.seed in rows or not run.has_ended():
+            continue
+        if changed := changes(run.config, ablation.config(name, run.config.seed)):
+            tqdm.write(f"left out  {folder}, a run with other {', '.join(changed)}")
+            continue
+        rows[run.config.seed] = {"variant": name, "seed": run.config.seed, **_measures(run)}
+    return [rows[seed] for seed in sorted(rows)]
 
 
 def _measures(run: Run) -> Row:

@@ -247,7 +247,8 @@ class Evaluate:
             raise InputError(f"bootstrap is {self.bootstrap}; it must be a number of resamples, or 0 for none")
         if not self.models:
             raise InputError("no model given: name runs, folders or models on the hub right after evaluate")
-        if twice := next((model for n, model in enumerate(self.models) if model in self.models[:n]), None):
+        paths = [Path(model).expanduser().absolute() for model in self.models]
+        if twice := next((model for n, model in enumerate(self.models) if paths[n] in paths[:n]), None):
             raise InputError(f"model {twice} is given twice: name each once")
         files = [file for file in (self.json, self.csv, self.markdown) if file]
         for file in files:
@@ -376,14 +377,15 @@ class Postprocess:
         from simcse_jax.embedder import load_model
         from simcse_jax.encode import BatchEncoder
         from simcse_jax.evaluation.sentences import unlabelled_sentences
-        from simcse_jax.export import check_output, export
+        from simcse_jax.export import export
+        from simcse_jax.files import check_new_folder
         from simcse_jax.postprocess import describe, fit
         from simcse_jax.sharding import make_mesh
 
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}; it must be greater than 0")
         self.fit.validate()
-        check_output(self.output)
+        check_new_folder(self.output)
         sentences = unlabelled_sentences(self.sentences, self.data, self.limit)
         loaded = load_model(self.model, self.pooler)
         loaded.check_no_postprocessor()
@@ -427,6 +429,49 @@ class Vocabulary:
         print(f"wrote {folder}; train it with: simcse-jax train pretrain_mlm --model.path {shlex.quote(str(folder))}")
 
 
+@dataclass(frozen=True)
+class ReplaceWords:
+    """Write pairs of sentences and the same with words replaced by a masked language model's, to train on."""
+
+    model: tyro.conf.Positional[str]
+    """A run that trained a masked language model (pretrain_mlm), its export, a Hugging Face folder or a name on the
+    hub."""
+    input: tyro.conf.Positional[Path]
+    """Text file, one sentence a line (also .gz); blank lines are left out."""
+    output: tyro.conf.Positional[Path]
+    """The .csv file to write, columns sentence and positive."""
+    share: float = 0.15
+    """Share of the words that is replaced, one at least."""
+    seed: int = 42
+    """Of the choice of words."""
+    max_length: int = 32
+    """Words beyond so many tokens stay as they are."""
+    batch_size: int = 64
+    """Sentences a forward pass."""
+
+    def run(self) -> None:
+        """Writes the file."""
+        from tqdm import tqdm
+
+        from simcse_jax.data.corpus import read_sentences
+        from simcse_jax.replace_words import WordReplacer
+        from simcse_jax.tables import write_csv
+
+        if self.output.suffix != ".csv":
+            raise InputError(f"output {self.output} must end in .csv")
+        _check_writable(self.output)
+        sentences = [sentence for sentence in read_sentences(self.input) if sentence.strip()]
+        replace = WordReplacer(self.model, self.max_length, self.batch_size)
+        bar = tqdm(replace(sentences, self.share, self.seed), total=len(sentences), unit=" sentences")
+        pairs = [{"sentence": a, "positive": b} for a, b in zip(sentences, bar, strict=True)]
+        try:
+            write_csv(self.output, pairs)
+        except OSError as error:
+            raise InputError(f"{self.output} cannot be written ({reason(error)}): free space there") from error
+        same = sum(pair["sentence"] == pair["positive"] for pair in pairs)
+        print(f"{self.output}: {len(pairs):,} pairs, {same:,} of them without a word that could be replaced")
+
+
 def _check_writable(path: Path) -> None:
     """Raises `InputError` if a file cannot be made at `path`, before the work that fills it."""
     if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
@@ -450,6 +495,7 @@ def _command(preset: Train | Plan | Study | Ablate | None) -> Any:
         | Annotated[Analyze, tyro.conf.subcommand("analyze")]
         | Annotated[Postprocess, tyro.conf.subcommand("postprocess")]
         | Annotated[Vocabulary, tyro.conf.subcommand("vocabulary")]
+        | Annotated[ReplaceWords, tyro.conf.subcommand("replace-words")]
     )
 
 

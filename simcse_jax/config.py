@@ -6,6 +6,7 @@ import json
 import math
 import runpy
 import traceback
+import types
 import typing
 from dataclasses import dataclass, field
 from importlib import resources
@@ -52,6 +53,9 @@ class DataConfig:
     """A .txt, .csv, .tsv, .jsonl or .parquet file (each also .gz), or the name of a data set on the hub."""
     columns: tuple[str, ...] = ()
     """Columns that hold the sentence, its positive and its hard negative (1 to 3); all columns where not given."""
+    where: dict[str, str] = field(default_factory=dict)
+    """Rows to use: those whose columns have these values, e.g. {"label": "entailment"} (`--data.where label
+    entailment`)."""
     split: str = "train"
     """Split of a hub data set."""
     subset: str | None = None
@@ -404,17 +408,21 @@ def check_types(config: Any, prefix: str = "") -> None:
     for f in dataclasses.fields(config):
         name, value, hint = prefix + f.name, getattr(config, f.name), hints[f.name]
         if not _fits(value, hint):
-            choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-            expected = (
-                "one of " + ", ".join(map(repr, choices))
-                if choices
-                else f.type.__name__
-                if isinstance(f.type, type)
-                else f.type
-            )
-            raise InputError(f"{name} is {value!r}; expected {expected}")
+            raise InputError(f"{name} is {value!r}; expected {_described(hint)}")
         if dataclasses.is_dataclass(value):
             check_types(value, f"{name}.")
+
+
+def _described(hint: Any) -> str:
+    """A type as people write it."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(repr, arguments))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(map(_described, arguments))
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) and not arguments else str(hint)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -23,6 +23,11 @@ _CHUNK = 8192  # sentences tokenised at a time
 _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
+def padded_length(longest: int, limit: int) -> int:
+    """Tokens that sentences of at most `longest` are padded to, one of a few lengths; at most `limit`."""
+    return min(next((n for n in _LENGTHS if n >= longest), longest), limit)
+
+
 class BatchEncoder:
     """Encodes any number of sentences with whatever parameters it is given; compiled once a length."""
 
@@ -94,10 +99,9 @@ class BatchEncoder:
         return result
 
     def _batch(self, tokens: list[np.ndarray]) -> Any:
-        longest = max(map(len, tokens))
-        length = next((n for n in _LENGTHS if n >= longest), longest)
+        length = padded_length(max(map(len, tokens)), self.max_length)
         # Few sentences (a query, the last batch) take the next power of two of rows, not a whole batch.
         rows = min(self.mesh.size * 2 ** max(0, (len(tokens) - 1) // self.mesh.size).bit_length(), self.batch_size)
         filled = tokens + [tokens[0]] * (rows - len(tokens))
-        ids, lengths = pad(filled, min(length, self.max_length), self.tokenizer.pad_token_id)
+        ids, lengths = pad(filled, length, self.tokenizer.pad_token_id)
         return put_batch(self.mesh, rows, lambda index: (ids[index], lengths[index]))

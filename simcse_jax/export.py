@@ -8,9 +8,8 @@ import numpy as np
 
 from simcse_jax import __version__, hf
 from simcse_jax.embedder import LoadedModel
-from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import STS_TASKS
-from simcse_jax.files import new_folder, write_json, write_tensors
+from simcse_jax.files import check_new_folder, new_folder, write_json, write_tensors
 from simcse_jax.postprocess import KEY, Affine, Flow, describe, tensors_of
 
 # What a flow is called in modules.json: there is no such class, so that sentence-transformers refuses the folder with
@@ -38,7 +37,7 @@ def export(loaded: LoadedModel, output: str | Path) -> Path:
     Raises:
       InputError: the folder exists and is not empty, or cannot be written.
     """
-    folder = check_output(output)
+    folder = check_new_folder(output)
     checkpoint, config = loaded.checkpoint, loaded.checkpoint.config
     params = jax.tree.map(np.asarray, loaded.params)
     tensors = hf.to_tensors(params, config)
@@ -50,14 +49,6 @@ def export(loaded: LoadedModel, output: str | Path) -> Path:
         postprocessor = _write_modules(partial, loaded, tensors)
         write_json(partial / "config.json", _config(loaded, postprocessor))
         (partial / "README.md").write_text(model_card(loaded), "utf-8")
-    return folder
-
-
-def check_output(output: str | Path) -> Path:
-    """The absolute path of a folder to make; raises `InputError` where something is there."""
-    folder = Path(output).expanduser().absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"output {folder} exists and is not an empty folder: choose another, or remove it")
     return folder
 
 

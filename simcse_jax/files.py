@@ -1,6 +1,8 @@
 """Files and folders that are there complete or not at all."""
 
 import json
+import math
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +25,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, indented, replacing the file in one step."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Writes JSON, indented, replacing the file in one step; figures that are not finite become null."""
+    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with null for every figure that is not finite, such as a correlation with constant scores."""
+    if isinstance(value, dict):
+        return {name: finite(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
@@ -33,6 +44,26 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
     # Not `save_file`, whose files since safetensors 0.8 only their owner can read.
     path.write_bytes(save(tensors, metadata={"format": "pt"}))
+
+
+def check_new_folder(output: str | Path) -> Path:
+    """The absolute path of a folder to make, before the work that fills it.
+
+    Raises:
+      InputError: something is there, or it cannot be made.
+    """
+    folder = Path(output).expanduser().absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"output {folder} exists and is not an empty folder: choose another, or remove it")
+    check_writable_folder(folder, next(p for p in folder.parents if p.exists()))
+    return folder
+
+
+def check_writable_folder(output: Path, folder: Path) -> None:
+    """Raises `InputError` unless `folder`, which exists and `output` is to be made in, is one and can be written."""
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        problem = f"no permission in {folder}" if folder.is_dir() else f"{folder} is not a folder"
+        raise InputError(f"output {output} cannot be written ({problem}): choose another")
 
 
 @contextmanager

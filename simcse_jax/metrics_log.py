@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 
+from simcse_jax.files import finite
+
 
 class MetricsLog:
     """metrics.jsonl, written by process 0."""
@@ -24,9 +26,7 @@ class MetricsLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends a line."""
         if self._file:
-            # JSON has no word for a figure that is not finite, such as the uniformity of a batch of one.
-            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+            self._file.write(json.dumps(finite({"step": step, **values}), allow_nan=False) + "\n")
             self._file.flush()
 
     def close(self) -> None:

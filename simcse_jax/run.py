@@ -8,7 +8,6 @@ results.json        scores before and after, once the run has ended
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from simcse_jax import config as configs
 from simcse_jax.config import Config
 from simcse_jax.errors import InputError, reason
-from simcse_jax.files import new_folder, write_json
+from simcse_jax.files import check_writable_folder, new_folder, write_json
 from simcse_jax.hf import SETTINGS, Checkpoint, save_tokenizer
 
 # What may change between the parts of one run: nothing here moves the parameters by more than rounding.
@@ -89,9 +88,7 @@ def check_output(folder: Path) -> None:
         raise InputError(f"output {folder} exists and is not a run of ours: choose another --output, or remove it")
     else:
         parent = next(p for p in folder.absolute().parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        problem = f"no permission in {parent}" if parent.is_dir() else f"{parent} is not a folder"
-        raise InputError(f"output {folder} cannot be written ({problem}): choose another --output")
+    check_writable_folder(folder, parent)
 
 
 def changes(before: Config, now: Config) -> list[str]:

@@ -86,6 +86,11 @@ def test_ablate_trains_once_and_writes_the_table(
     main(command)
     assert "resumed   at step 2 of 2" in capsys.readouterr().out
     assert metrics.stat().st_mtime_ns == before
+    main([*command, "--only", "0.0", "--seeds", "2"])  # the table keeps what was done before
+    assert (tmp_path / "out" / "table.md").read_text() == table
+    main([*command, "--only", "0.01", "--seeds", "3", "--base.max-steps", "1"])
+    assert capsys.readouterr().out.count("a run with other max_steps") == 4
+    assert (tmp_path / "out" / "table.md").read_text().count("\n") == 3
 
     for more, message in (
         (["--only", "0.15", "nothing"], "no variant nothing"),

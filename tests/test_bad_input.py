@@ -100,7 +100,7 @@ LATIN1 = b"".join(b"sentence %d\n" % i for i in range(5000)) + b"caf\xe9\n" + b"
         ("latin1.csv", b"a,b\nok,ok\nok,caf\xe9\n", ["not UTF-8", "line 3", "byte 16 "]),
         ("utf16.txt", "text\n".encode("utf-16"), ["not UTF-8", "line 1", "byte 0 "]),
         ("four.csv", b"a,b,c,d\n1,2,3,4\n", ["has 4 columns (a, b, c, d)", "data.columns"]),
-        ("four.jsonl", b'{"a": "1", "b": "2", "c": "3", "d": "4"}\n', ["row 1 has 4 columns", "data.columns"]),
+        ("four.jsonl", b'{"a": "1", "b": "2", "c": "3", "d": "4"}\n', ["has 4 columns (a, b, c, d)", "data.columns"]),
         ("ragged.csv", b"a,b\n1,2\n1,2,3\n", ["line 3 has 3 columns but the header has 2 (a, b)", "quote"]),
         ("ragged.tsv", b"a\tb\n1\n", ["line 2 has 1 columns but the header has 2"]),
         ("quote.csv", b'a\n"never closed\n', ["line 2"]),
@@ -149,7 +149,7 @@ def test_columns_that_are_not_there(text_file: Path, train_fails: Fails, tmp_pat
     path.write_text("first,second\na,b\n")
     message = train_fails("--data.train", path, "--data.columns", "anchor")
     assert message == f"{path} has no column anchor; it has first, second"
-    assert "does not apply" in train_fails("--data.columns", "first")
+    assert "do not apply" in train_fails("--data.columns", "first")
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,8 @@ def test_values_of_a_config_file(tmp_path: Path) -> None:
         "data=DataConfig(train=3)": "data.train is 3; expected str",
         "data=DataConfig(columns=['a'])": "data.columns is ['a']; expected tuple[str, ...]",
         "model=DataConfig()": "model is DataConfig(",
-        "model=ModelConfig(dropout=True)": "model.dropout is True; expected float | None",
+        "micro_batch='all'": "micro_batch is 'all'; expected int or 'auto'",
+        "model=ModelConfig(dropout=True)": "model.dropout is True; expected float or None",
     }
     for i, value in enumerate(values):
         (tmp_path / f"{i}.py").write_text(f"from simcse_jax.config import *\nconfig = Config({value})\n")
@@ -374,7 +375,7 @@ def test_outputs_that_cannot_be_made(train_fails: Fails, tmp_path: Path) -> None
         message = train_fails("--output", output)
         assert str(output) in message
         assert expected in message
-        assert "choose another --output" in message
+        assert "choose another" in message
 
 
 def test_exports_that_cannot_be_made(tiny_bert: Path, fails: Fails, tmp_path: Path) -> None:
@@ -595,6 +596,7 @@ def test_evaluate(tiny_bert: Path, fails: Fails, tmp_path: Path) -> None:
     assert "given for two outputs" in fails("evaluate", tiny_bert, "--tasks", dev, "--json", out, "--csv", out)
     assert "bootstrap is -1" in fails("evaluate", tiny_bert, "--tasks", dev, "--bootstrap", "-1")
     assert f"model {tiny_bert} is given twice" in fails("evaluate", tiny_bert, tiny_bert, "--tasks", dev)
+    assert f"model {tiny_bert}/ is given twice" in fails("evaluate", tiny_bert, f"{tiny_bert}/", "--tasks", dev)
     assert "no model given" in fails("evaluate", "--tasks", dev)
     assert "unknown task 'MPQ': did you mean MPQA?" in fails("evaluate", tiny_bert, "--tasks", "MPQ")
     assert f"no file {tmp_path}/MR/" in fails("evaluate", tiny_bert, "--data", tmp_path, "--tasks", "MR")

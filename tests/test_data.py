@@ -99,6 +99,39 @@ def test_more_than_three_columns_can_be_narrowed(tmp_path: Path) -> None:
     assert read(path, "premise", "hypothesis") == [("p", "h")]
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_rows_are_chosen_by_the_values_of_columns(ending: str, tmp_path: Path) -> None:
+    rows = [("p", "h", "entailment"), ("q", "i", "neutral"), ("r", "j", "entailment")]
+    path = write(tmp_path / f"nli.{ending}", WRITERS[ending](rows))
+    config = DataConfig(train=str(path), where={"negative": "entailment"})
+    assert list(open_corpus(config)) == [("p", "h"), ("r", "j")]  # the other columns are the sentences
+    assert list(open_corpus(replace(config, columns=("positive",)))) == [("h",), ("j",)]
+    both = replace(config, where={"negative": "entailment", "sentence": "r"})
+    assert list(open_corpus(both)) == [("j",)]
+    prints = {open_corpus(c).fingerprint for c in (config, both, replace(config, where={}))}
+    assert len(prints) == 3
+    with pytest.raises(InputError, match="no column label; it has sentence, positive, negative"):
+        list(open_corpus(replace(config, where={"label": "entailment"})))
+
+
+def test_no_row_has_the_value(tokenizer: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "nli.csv", WRITERS["csv"]([("p", "h", "neutral")]))
+    corpus = open_corpus(DataConfig(train=str(path), where={"negative": "entailment"}))
+    with pytest.raises(InputError, match=r"no row has negative entailment \(data.where\)"):
+        tokenize_corpus(corpus, tokenizer, 8, tmp_path / "cache", progress=False)
+
+
+def test_a_hub_data_set_can_be_narrowed_by_a_number(hub: Any) -> None:
+    hub(premise=["a", "c", "e"], label=[0, 1, 0], hypothesis=["b", "d", "f"])
+    assert list(open_corpus(DataConfig(train="org/nli", where={"label": "0"}))) == [("a", "b"), ("e", "f")]
+
+
+def test_a_column_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "two.csv", b"text,text\na,b\n")
+    with pytest.raises(InputError, match="two columns text"):
+        read(path)
+
+
 @pytest.mark.parametrize("ending", ["txt", "csv", "tsv", "jsonl"])
 @pytest.mark.parametrize("packed", ["", ".gz"])
 def test_byte_order_mark_and_carriage_returns_are_no_text(ending: str, packed: str, tmp_path: Path) -> None:

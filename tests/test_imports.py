@@ -22,7 +22,7 @@ LEVELS = [
     ["encode"],
     ["embedder"],
     ["evaluation"],
-    ["export", "memory"],
+    ["export", "memory", "replace_words"],
     ["plan", "prepare"],
     ["train"],
     ["ablation", "analysis", "study"],

@@ -321,6 +321,7 @@ def test_bad_input(
         "holds no sentence": (model, str(tmp_path / "blank.txt"), out, *avg),
         "unknown task 'STSBenchmrk'": (model, "STSBenchmrk", out, *avg),
         "exists and is not an empty folder": (model, text, str(tmp_path / "full"), *avg),
+        "blank.txt is not a folder": (model, text, str(tmp_path / "blank.txt" / "out"), *avg),
         "give the pooler": (model, text, out),
         "only whitening has it": (model, text, out, *avg, "--method", "flow", "--dim", "8"),
         "only all-but-the-top has it": (model, text, out, *avg, "--components", "2"),

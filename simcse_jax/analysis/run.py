@@ -16,8 +16,7 @@ from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import Mode, Task, distinct_sentences, load_task
 from simcse_jax.evaluation.suite import expand_tasks
-from simcse_jax.export import check_output
-from simcse_jax.files import new_folder
+from simcse_jax.files import check_new_folder, new_folder
 from simcse_jax.sharding import make_mesh
 from simcse_jax.tables import Row, write_csv
 
@@ -60,7 +59,7 @@ def analyze(models: tuple[str, ...], output: Path, settings: AnalysisSettings) -
     """
     if settings.batch_size < 1:
         raise InputError(f"batch_size is {settings.batch_size}; it must be greater than 0")
-    folder = check_output(output)
+    folder = check_new_folder(output)
     sources = find_sources(models, settings.names, settings.checkpoints)
     pairs = pairs_of(load_task(settings.task, settings.data, settings.mode))
     tasks = [load_task(name, settings.data) for name in expand_tasks(settings.tasks, "test")]

@@ -5,7 +5,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
 from itertools import chain, islice
@@ -38,7 +38,7 @@ class Corpus:
     def __iter__(self) -> Iterator[Example]:
         """Examples in order, with the same number of sentences each; blank sentences are kept."""
         path = Path(self.config.train).expanduser()
-        rows = _read_file(path, self.config.columns) if path.is_file() else _read_hub(self.config)
+        rows = _read_file(path, self.config) if path.is_file() else _read_hub(self.config)
         for number, row in _with_neighbours(rows, self.config.neighbours) if self.config.neighbours else rows:
             if not 1 <= len(row) <= 3:
                 raise InputError(
@@ -63,6 +63,7 @@ def open_corpus(config: DataConfig) -> Corpus:
             with path.open("rb") as file:
                 identity = [_format(path), hashlib.file_digest(file, "sha256").hexdigest(), config.columns]
                 identity += [config.neighbours] if config.neighbours else []
+                identity += [config.where] if config.where else []
         except OSError as error:
             raise InputError(f"{path} cannot be read ({reason(error)})") from error
     elif path.is_dir():
@@ -71,6 +72,7 @@ def open_corpus(config: DataConfig) -> Corpus:
         raise InputError(f"no file {path} (data.train)")
     else:
         identity = ["hub", config.train, config.subset, config.split, config.columns, _load_hub(config)._fingerprint]
+        identity += [config.where] if config.where else []
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     return Corpus(config.train, fingerprint, config)
 
@@ -85,7 +87,7 @@ def read_sentences(path: Path, limit: int | None = None) -> list[str]:
         raise InputError(f"no file {path}")
     if _format(path) != ".txt":
         raise InputError(f"{path} ends in '{path.suffix}'; expected .txt, one sentence a line, or .txt.gz")
-    sentences = [row[0] for _, row in islice(_read_file(path.expanduser(), ()), limit)]
+    sentences = [row[0] for _, row in islice(_read_file(path.expanduser(), DataConfig()), limit)]
     if not sentences:
         raise InputError(f"{path} is empty")
     return sentences
@@ -111,15 +113,15 @@ def _format(path: Path) -> str:
     return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
-def _read_file(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
+def _read_file(path: Path, config: DataConfig) -> Iterator[tuple[int, Example]]:
     """(row number, sentences) of a file; the number is the line's where the format has lines."""
     if _format(path) == ".parquet":
-        yield from _read_parquet(path, columns)
+        yield from _read_parquet(path, config)
         return
     readers = {".txt": _read_lines, ".csv": _read_delimited, ".tsv": _read_delimited, ".jsonl": _read_jsonl}
     try:
         with _open_text(path) as file:
-            yield from readers[_format(path)](path, file, columns)
+            yield from readers[_format(path)](path, file, config)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({_undecodable(path)}): convert it with iconv -t utf-8") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -148,14 +150,14 @@ def _open_text(path: Path) -> TextIOWrapper:
     return path.open(encoding="utf-8-sig", newline="")
 
 
-def _read_lines(path: Path, file: TextIOWrapper, columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
-    if columns:
-        raise InputError(f"{path} is plain text, one sentence a line; data.columns {list(columns)} does not apply")
+def _read_lines(path: Path, file: TextIOWrapper, config: DataConfig) -> Iterator[tuple[int, Example]]:
+    if config.columns or config.where:
+        raise InputError(f"{path} is plain text, one sentence a line; data.columns and data.where do not apply")
     for number, line in enumerate(file, 1):
         yield number, (line.rstrip("\r\n"),)
 
 
-def _read_delimited(path: Path, file: TextIOWrapper, columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
+def _read_delimited(path: Path, file: TextIOWrapper, config: DataConfig) -> Iterator[tuple[int, Example]]:
     """CSV with standard quoting; TSV without any, as sentence files are written. The first row names the columns."""
     tabs = _format(path) == ".tsv"
     reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file, strict=True)
@@ -163,33 +165,43 @@ def _read_delimited(path: Path, file: TextIOWrapper, columns: tuple[str, ...]) -
         header = next(reader, None)
         if header is None:
             return
-        picked = _pick(path, header, columns)
+        picked = [header.index(name) for name in _pick(path, header, config)]
+        conditions = [(header.index(name), value) for name, value in config.where.items()]
         for row in reader:
             if row and len(row) != len(header):
                 raise InputError(
                     f"{path}, line {reader.line_num} has {len(row)} columns but the header has {len(header)} "
                     f"({', '.join(header)}): quote sentences that hold the delimiter"
                 )
-            yield reader.line_num, tuple(row[i] for i in picked) if row else ("",) * len(picked)
+            if all(row and row[i] == value for i, value in conditions):
+                yield reader.line_num, tuple(row[i] for i in picked) if row else ("",) * len(picked)
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: {error}") from error
 
 
-def _pick(path: Path, header: list[str], columns: tuple[str, ...]) -> list[int]:
-    missing = [c for c in columns if c not in header]
+def _pick(path: Path, header: Sequence[str], config: DataConfig) -> tuple[str, ...]:
+    """The columns that hold sentences."""
+    if twice := next((name for n, name in enumerate(header) if name in header[:n]), None):
+        raise InputError(f"{path} has two columns {twice}: give each a name of its own")
+    missing = [c for c in (*config.columns, *config.where) if c not in header]
     if missing:
         raise InputError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}")
-    picked = [header.index(c) for c in columns] or list(range(len(header)))
+    picked = config.columns or tuple(name for name in header if name not in config.where)
     if not 1 <= len(picked) <= 3:
         raise InputError(
-            f"{path} has {len(picked)} columns ({', '.join(header)}); expected 1 (sentence), 2 (sentence, positive) or "
+            f"{path} has {len(picked)} columns ({', '.join(picked)}); expected 1 (sentence), 2 (sentence, positive) or "
             "3 (sentence, positive, hard negative): name the ones to use with data.columns"
         )
     return picked
 
 
-def _read_jsonl(path: Path, file: TextIOWrapper, columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
+def _meets(row: dict[str, Any], where: dict[str, str]) -> bool:
+    return all(str(row[name]) == value for name, value in where.items())
+
+
+def _read_jsonl(path: Path, file: TextIOWrapper, config: DataConfig) -> Iterator[tuple[int, Example]]:
     """One JSON object a line; the first line's keys are the columns where none are named."""
+    columns: tuple[str, ...] = ()
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -199,8 +211,11 @@ def _read_jsonl(path: Path, file: TextIOWrapper, columns: tuple[str, ...]) -> It
             raise InputError(f"{path}, line {number} is not JSON ({error})") from error
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number} is a JSON {type(row).__name__}; expected an object of sentences")
-        columns = columns or tuple(row)
-        yield number, _sentences(f"{path}, line {number}", row, columns)
+        columns = columns or _pick(path, tuple(row), config)
+        if absent := [name for name in config.where if name not in row]:
+            raise InputError(f"{path}, line {number} has no {', '.join(absent)} (data.where); it has {', '.join(row)}")
+        if _meets(row, config.where):
+            yield number, _sentences(f"{path}, line {number}", row, columns)
 
 
 def _sentences(where: str, row: dict[str, Any], columns: tuple[str, ...]) -> Example:
@@ -213,20 +228,20 @@ def _sentences(where: str, row: dict[str, Any], columns: tuple[str, ...]) -> Exa
     return tuple(row[c] for c in columns)
 
 
-def _read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Example]]:
+def _read_parquet(path: Path, config: DataConfig) -> Iterator[tuple[int, Example]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         source = pyarrow.BufferReader(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
         file = pyarrow.parquet.ParquetFile(source)
-        header = file.schema_arrow.names
-        names = [header[i] for i in _pick(path, header, columns)]
+        names = _pick(path, file.schema_arrow.names, config)
         number = 0
-        for batch in file.iter_batches(columns=names):
+        for batch in file.iter_batches(columns=list({*names, *config.where})):
             for row in batch.to_pylist():
                 number += 1
-                yield number, _sentences(f"{path}, row {number}", row, tuple(names))
+                if _meets(row, config.where):
+                    yield number, _sentences(f"{path}, row {number}", row, names)
     except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} is not a readable parquet file ({reason(error)}): write it again") from error
 
@@ -245,7 +260,7 @@ def _load_hub(config: DataConfig) -> Any:
 
 def _read_hub(config: DataConfig) -> Iterator[tuple[int, Example]]:
     data = _load_hub(config)
-    columns = config.columns or tuple(data.column_names)
-    _pick(Path(config.train), data.column_names, columns)
+    columns = _pick(Path(config.train), data.column_names, config)
     for number, row in enumerate(data, 1):
-        yield number, _sentences(f"{config.train}, row {number}", row, columns)
+        if _meets(row, config.where):
+            yield number, _sentences(f"{config.train}, row {number}", row, columns)

@@ -188,7 +188,9 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
             total = int(ends[-1])
             bar.update(len(tokens))
     if not columns:
-        what = f"only blank ones ({skipped})" if skipped else "none: it is empty"
+        wanted = ", ".join(f"{name} {value}" for name, value in corpus.config.where.items())
+        none = f"none: no row has {wanted} (data.where)" if wanted else "none: it is empty"
+        what = f"only blank ones ({skipped})" if skipped else none
         raise InputError(f"{corpus.name} holds no sentence to train on; found {what}")
     about = {
         "dtype": dtype,

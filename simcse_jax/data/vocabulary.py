@@ -6,7 +6,7 @@ from pathlib import Path
 from simcse_jax.config import MIN_LENGTH, DataConfig
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.errors import InputError
-from simcse_jax.files import new_folder, write_json
+from simcse_jax.files import check_new_folder, new_folder, write_json
 from simcse_jax.model import read_encoder_config
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -72,9 +72,7 @@ def make_model_folder(
     Raises:
       InputError: sizes that make no encoder, unreadable text, or a folder that exists or cannot be written.
     """
-    folder = Path(output).expanduser().absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"output {folder} exists and is not an empty folder: choose another, or remove it")
+    folder = check_new_folder(output)
     least = {"size": len(SPECIAL) + 1, "layers": 1, "hidden": 1, "heads": 1, "intermediate": 0, "positions": MIN_LENGTH}
     given = (size, layers, hidden, heads, intermediate, positions)
     for (name, smallest), value in zip(least.items(), given, strict=True):
