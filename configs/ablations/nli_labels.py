@@ -1,0 +1,22 @@
+"""Pairs of one label as positives, from labelled pairs as SNLI and MultiNLI have them (after SimCSE, table 4).
+
+The columns are sentence1, sentence2 and gold_label, in .jsonl as SNLI and MultiNLI are published or in any other format.
+
+    simcse-jax ablate nli_labels --base.data.train snli_1.0_train.jsonl
+"""
+
+from dataclasses import replace
+
+from simcse_jax.ablation import Ablation
+from simcse_jax.configs.sup_bert_base import config
+
+ablation = Ablation(
+    base=replace(config, data=replace(config.data, columns=("sentence1", "sentence2"))),
+    output="runs/ablations/nli_labels",
+    variants={
+        "entailment": {"data.where": {"gold_label": "entailment"}},
+        "neutral": {"data.where": {"gold_label": "neutral"}},
+        "contradiction": {"data.where": {"gold_label": "contradiction"}},
+        "all": {},
+    },
+)
