@@ -1,6 +1,6 @@
 """Pairs of one label as positives, from labelled pairs as SNLI and MultiNLI have them (after SimCSE, table 4).
 
-The columns are sentence1, sentence2 and gold_label, in .jsonl as SNLI and MultiNLI are published or in any other format.
+The columns are sentence1, sentence2 and gold_label; the files may be .jsonl, as SNLI and MultiNLI are published.
 
     simcse-jax ablate nli_labels --base.data.train snli_1.0_train.jsonl
 """
