@@ -113,13 +113,23 @@ def _rows(ablation: Ablation, name: str, diverged: Mapping[tuple[str, int], Row]
     """What became of a variant's runs by seed: those that diverged just now, and all in the folder that have ended."""
     rows = {seed: row for (variant, seed), row in diverged.items() if variant == name}
     for folder in (Path(ablation.output).expanduser() / name).glob("seed*"):
-        run = open_run(folder) if is_run(folder) else None
-        if run is None or run.config.seed in rows or not run.has_ended():
+        if not is_run(folder):
             continue
-        if changed := changes(run.config, ablation.config(name, run.config.seed)):
+        try:
+            run = open_run(folder)
+        except InputError as error:
+            tqdm.write(f"left out  {error}")
+            continue
+        seed = run.config.seed
+        if seed in rows or folder.name != f"seed{seed}" or not run.has_ended():
+            continue
+        config = ablation.config(name, seed)
+        # The text may move between calls of one run, but runs side by side are of one text.
+        others = ["data.train"] if run.config.data.train != config.data.train else []
+        if changed := changes(run.config, config) + others:
             tqdm.write(f"left out  {folder}, a run with other {', '.join(changed)}")
             continue
-        rows[run.config.seed] = {"variant": name, "seed": run.config.seed, **_measures(run)}
+        rows[seed] = {"variant": name, "seed": seed, **_measures(run)}
     return [rows[seed] for seed in sorted(rows)]
 
 

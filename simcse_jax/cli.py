@@ -208,7 +208,7 @@ class Evaluate:
         from simcse_jax.encode import BatchEncoder
         from simcse_jax.evaluation.suite import evaluate_models, load_suite
         from simcse_jax.evaluation.tables import format_text, write_csv, write_markdown
-        from simcse_jax.files import write_json
+        from simcse_jax.files import finite, write_json
         from simcse_jax.sharding import make_mesh
 
         self._check()
@@ -228,7 +228,7 @@ class Evaluate:
         print(format_text(models, self.mode, self.bootstrap))
         everything = {"mode": self.mode, "bootstrap": self.bootstrap, "models": models}
         writers: list[tuple[Path | None, Callable[[Path], None]]] = [
-            (self.json, lambda file: write_json(file, everything)),
+            (self.json, lambda file: write_json(file, finite(everything))),
             (self.csv, lambda file: write_csv(file, models, self.mode)),
             (self.markdown, lambda file: write_markdown(file, models, self.mode, self.bootstrap)),
         ]
@@ -454,13 +454,16 @@ class ReplaceWords:
         from tqdm import tqdm
 
         from simcse_jax.data.corpus import read_sentences
-        from simcse_jax.replace_words import WordReplacer
+        from simcse_jax.replace_words import WordReplacer, check_settings
         from simcse_jax.tables import write_csv
 
+        check_settings(self.share, self.seed, self.max_length, self.batch_size)
         if self.output.suffix != ".csv":
             raise InputError(f"output {self.output} must end in .csv")
         _check_writable(self.output)
         sentences = [sentence for sentence in read_sentences(self.input) if sentence.strip()]
+        if not sentences:
+            raise InputError(f"{self.input} holds blank lines only: give sentences")
         replace = WordReplacer(self.model, self.max_length, self.batch_size)
         bar = tqdm(replace(sentences, self.share, self.seed), total=len(sentences), unit=" sentences")
         pairs = [{"sentence": a, "positive": b} for a, b in zip(sentences, bar, strict=True)]

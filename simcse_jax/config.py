@@ -55,7 +55,7 @@ class DataConfig:
     """Columns that hold the sentence, its positive and its hard negative (1 to 3); all columns where not given."""
     where: dict[str, str] = field(default_factory=dict)
     """Rows to use: those whose columns have these values, e.g. {"label": "entailment"} (`--data.where label
-    entailment`)."""
+    entailment`); numbers and truth values as JSON writes them."""
     split: str = "train"
     """Split of a hub data set."""
     subset: str | None = None

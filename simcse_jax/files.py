@@ -25,12 +25,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, indented, replacing the file in one step; figures that are not finite become null."""
-    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+    """Writes JSON, indented, replacing the file in one step."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def finite(value: Any) -> Any:
-    """A JSON value with null for every figure that is not finite, such as a correlation with constant scores."""
+    """A JSON value with null for each figure that is not finite, as of constant scores: JSON has no word for one."""
     if isinstance(value, dict):
         return {name: finite(v) for name, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,5 +1,6 @@
 """Words replaced by what a masked language model expects there: the augmentation "MLM" of SimCSE's table 1."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from simcse_jax import hf
+from simcse_jax.config import MIN_LENGTH
 from simcse_jax.data.tokens import pad
 from simcse_jax.embedder import load_model
 from simcse_jax.encode import padded_length
@@ -31,6 +33,18 @@ class Hidden(NamedTuple):
     """Their characters in the sentence."""
 
 
+def check_settings(share: float, seed: int, max_length: int | None, batch_size: int) -> None:
+    """Raises `InputError` for settings that no `WordReplacer` can have."""
+    if not 0 < share <= 1:
+        raise InputError(f"share is {share}; it must be above 0 and at most 1")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; it must be 0 or more")
+    if max_length is not None and max_length < MIN_LENGTH:
+        raise InputError(f"max_length is {max_length}; it must be at least {MIN_LENGTH}: two special tokens and a word")
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; it must be greater than 0")
+
+
 class WordReplacer:
     """Hides a share of the words of sentences and puts others in their place."""
 
@@ -44,8 +58,9 @@ class WordReplacer:
           batch_size: sentences a forward pass.
 
         Raises:
-          InputError: no such model, or one without a prediction head or a mask token.
+          InputError: no such model, one without a prediction head or a mask token, or sizes out of range.
         """
+        check_settings(1.0, 0, max_length, batch_size)
         loaded = load_model(model, pooler="avg")
         head: Any = loaded.mlm
         if head is None and loaded.run is None:
@@ -59,28 +74,37 @@ class WordReplacer:
         self._tokenizer = hf.load_tokenizer(loaded.checkpoint.folder)
         if self._tokenizer.mask_token_id is None:
             raise InputError(f"the tokenizer of {model} has no mask token: give another model")
+        vocabulary = loaded.model.config.vocab_size
+        if len(self._tokenizer) > vocabulary:
+            raise InputError(
+                f"the tokenizer of {model} has {len(self._tokenizer):,} tokens but the model's vocabulary has "
+                f"{vocabulary:,}: they are not of one model"
+            )
         limit = loaded.model.config.max_length
         self._max_length = limit if max_length is None else min(limit, max_length)
         self._batch_size = batch_size
-        self._words = self._whole_words(loaded.model.config.vocab_size)
+        self._texts, self._words = self._whole_words(vocabulary)
         self._predict = jax.jit(lambda *given: _predict(loaded.model, jnp.asarray(self._words), *given))
 
-    def _whole_words(self, size: int) -> Bool[np.ndarray, "V"]:
-        """Tokens that are a word by themselves: they begin one and hold a letter or a digit."""
-        names = self._tokenizer.convert_ids_to_tokens(range(min(size, len(self._tokenizer))))
-        wordpiece = any(name.startswith("##") for name in names)
+    def _whole_words(self, size: int) -> tuple[list[str], Bool[np.ndarray, "V"]]:
+        """The text of each token, and whether it is a word by itself: begins one, of letters and digits alone."""
+        names = self._tokenizer.convert_ids_to_tokens(range(len(self._tokenizer)))
+        if json.loads(self._tokenizer.backend_tokenizer.to_str())["model"]["type"] == "WordPiece":
+            texts, begins = names, [not name.startswith("##") for name in names]
+        else:  # byte-level BPE writes bytes as characters of its own, a blank as Ġ
+            texts = [self._tokenizer.convert_tokens_to_string([name]).strip() for name in names]
+            begins = [name.startswith("Ġ") for name in names]
         whole = np.zeros(size, bool)
-        for token, name in enumerate(names):
-            begins = not name.startswith("##") if wordpiece else name.startswith("Ġ")
-            whole[token] = begins and name.removeprefix("Ġ").isalnum()
+        whole[: len(names)] = [begin and text.isalnum() for begin, text in zip(begins, texts, strict=True)]
         whole[self._tokenizer.all_special_ids] = False
-        return whole
+        return texts, whole
 
     def __call__(self, sentences: list[str], share: float, seed: int = 42) -> Iterator[str]:
         """The sentences with words replaced, one after the other.
 
         Of the words that are a single token, the share (of all words, rounded, one at least) is drawn and hidden at
-        once; each is replaced by the likeliest other word. What is not replaced stays as it is written.
+        once; each is replaced by the likeliest other word. What is not replaced stays as it is written, and so does
+        what RoBERTa's tokens tell not to begin a word: the first of a sentence, and one after a bracket or quote.
 
         Args:
           sentences: text.
@@ -88,26 +112,38 @@ class WordReplacer:
           seed: of the draws; a sentence's depend on it, the share and the sentence's place alone.
 
         Raises:
-          InputError: a share out of range.
+          InputError: a share or seed out of range.
         """
-        if not 0 < share <= 1:
-            raise InputError(f"share is {share}; it must be above 0 and at most 1")
+        check_settings(share, seed, None, self._batch_size)
+        return self._all(sentences, share, seed)
+
+    def _all(self, sentences: list[str], share: float, seed: int) -> Iterator[str]:
         for start in range(0, len(sentences), self._batch_size):
             part = sentences[start : start + self._batch_size]
-            tokens = self._tokenizer(part, truncation=True, max_length=self._max_length, return_offsets_mapping=True)
-            hidden = [self._hide(tokens, n, share, np.random.default_rng((seed, start + n))) for n in range(len(part))]
+            tokens = self._tokenizer(part, return_offsets_mapping=True, verbose=False)
+            hidden = [
+                self._hide(part[n], tokens, n, share, np.random.default_rng((seed, start + n)))
+                for n in range(len(part))
+            ]
             yield from self._replace(part, hidden)
 
-    def _hide(self, tokens: Any, row: int, share: float, generator: np.random.Generator) -> Hidden:
+    def _hide(self, sentence: str, tokens: Any, row: int, share: float, generator: np.random.Generator) -> Hidden:
         ids, numbers = list(tokens["input_ids"][row]), tokens.word_ids(row)
         sizes = np.bincount([n for n in numbers if n is not None], minlength=1)
-        single = [i for i, n in enumerate(numbers) if n is not None and sizes[n] == 1 and self._words[ids[i]]]
-        count = min(len(single), max(1, round(share * np.count_nonzero(sizes))))
+        # Cut here, and not by the tokenizer, to which the beginning of a longer word would be a word.
+        ids = ids if len(ids) <= self._max_length else [*ids[: self._max_length - 1], ids[-1]]
+        inside = list(enumerate(numbers))[1 : len(ids) - 1]
+        single = [i for i, n in inside if n is not None and sizes[n] == 1 and self._words[ids[i]]]
+        seen = len({n for _, n in inside if n is not None})
+        count = min(len(single), max(1, round(share * seen)))
         places = sorted(generator.choice(single, count, replace=False).tolist()) if count else []
         words = [ids[i] for i in places]
+        spans = []
         for i in places:
             ids[i] = self._tokenizer.mask_token_id
-        return Hidden(ids, places, words, [tokens["offset_mapping"][row][i] for i in places])
+            start, end = tokens["offset_mapping"][row][i]
+            spans.append((end - len(sentence[start:end].lstrip()), end))
+        return Hidden(ids, places, words, spans)
 
     def _replace(self, sentences: list[str], hidden: list[Hidden]) -> Iterator[str]:
         rows = self._batch_size  # few shapes, few compilations
@@ -121,8 +157,7 @@ class WordReplacer:
         for sentence, h, tokens in zip(sentences, hidden, found, strict=False):
             # From the end, so that the spans before stay where they are.
             for (start, end), token in reversed(list(zip(h.spans, tokens.tolist(), strict=False))):
-                word = self._tokenizer.convert_ids_to_tokens(token).removeprefix("Ġ")
-                sentence = sentence[:start] + word + sentence[end:]
+                sentence = sentence[:start] + self._texts[token] + sentence[end:]
             yield sentence
 
 

@@ -128,7 +128,7 @@ def test_a_hub_data_set_can_be_narrowed_by_a_number(hub: Any) -> None:
 
 def test_a_column_twice_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "two.csv", b"text,text\na,b\n")
-    with pytest.raises(InputError, match="two columns text"):
+    with pytest.raises(InputError, match="two columns 'text'"):
         read(path)
 
 

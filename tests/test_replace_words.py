@@ -16,7 +16,7 @@ from simcse_jax.embedder import init_params
 from simcse_jax.errors import InputError
 from simcse_jax.files import write_tensors
 from simcse_jax.model import SentenceEncoder, build_mlm_head, init_mlm_head, read_encoder_config
-from simcse_jax.replace_words import WordReplacer
+from simcse_jax.replace_words import WordReplacer, check_settings
 
 TEXT = [
     "The old man crossed the quiet river before dawn.",
@@ -93,4 +93,44 @@ def test_what_cannot_be(predictor: Path, minilm: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no head of a masked language model"):
         WordReplacer(minilm)
     with pytest.raises(InputError, match=r"share is 1\.5; it must be above 0 and at most 1"):
-        list(WordReplacer(predictor)(TEXT, 1.5))
+        WordReplacer(predictor)(TEXT, 1.5)
+    for settings, message in (
+        ((0.1, -1, None, 1), "seed is -1"),
+        ((0.1, 0, 2, 1), "max_length is 2"),
+        ((0.1, 0, 9, 0), "batch_size is 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_settings(*settings)
+
+
+def test_a_word_that_is_cut_stays(predictor: Path) -> None:
+    """Its beginning would be a word by itself."""
+    tokenizer = hf.load_tokenizer(predictor)
+    replace = WordReplacer(predictor, max_length=5)
+    sentence = "the old manhear crossed"
+    names = tokenizer.convert_ids_to_tokens(tokenizer(sentence)["input_ids"])
+    assert names[:4] == ["[CLS]", "the", "old", "man"]
+    assert names[4].startswith("##")
+    (after,) = replace([sentence], 1.0)
+    assert after.split()[2:] == ["manhear", "crossed"]
+    assert after.split()[0] != "the"
+
+
+def test_byte_level_tokens_are_texts(tmp_path: Path) -> None:
+    """A vocabulary with `##` in it is not WordPiece for that, and bytes are not letters."""
+    from tokenizers.implementations import ByteLevelBPETokenizer
+
+    trained = ByteLevelBPETokenizer()
+    text = ["a café – a ##note, a café – the ##note, the end"] * 3
+    trained.train_from_iterator(text, 320, 2, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    trained.save_model(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    replace = object.__new__(WordReplacer)
+    replace._tokenizer = hf.load_tokenizer(tmp_path)
+    names = replace._tokenizer.convert_ids_to_tokens(range(len(replace._tokenizer)))
+    assert any(name.startswith("##") for name in names)
+    texts, whole = replace._whole_words(len(names))
+    found = {text for text, word in zip(texts, whole, strict=True) if word}
+    assert {"café", "the", "a"} <= found
+    assert not {"note", "–", "âĢĵ"} & found

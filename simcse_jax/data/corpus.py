@@ -63,7 +63,7 @@ def open_corpus(config: DataConfig) -> Corpus:
             with path.open("rb") as file:
                 identity = [_format(path), hashlib.file_digest(file, "sha256").hexdigest(), config.columns]
                 identity += [config.neighbours] if config.neighbours else []
-                identity += [config.where] if config.where else []
+                identity += [sorted(config.where.items())] if config.where else []
         except OSError as error:
             raise InputError(f"{path} cannot be read ({reason(error)})") from error
     elif path.is_dir():
@@ -72,7 +72,8 @@ def open_corpus(config: DataConfig) -> Corpus:
         raise InputError(f"no file {path} (data.train)")
     else:
         identity = ["hub", config.train, config.subset, config.split, config.columns, _load_hub(config)._fingerprint]
-        identity += [config.where] if config.where else []
+        identity += [config.neighbours] if config.neighbours else []
+        identity += [sorted(config.where.items())] if config.where else []
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     return Corpus(config.train, fingerprint, config)
 
@@ -173,7 +174,7 @@ def _read_delimited(path: Path, file: TextIOWrapper, config: DataConfig) -> Iter
                     f"{path}, line {reader.line_num} has {len(row)} columns but the header has {len(header)} "
                     f"({', '.join(header)}): quote sentences that hold the delimiter"
                 )
-            if all(row and row[i] == value for i, value in conditions):
+            if not row or all(row[i] == value for i, value in conditions):
                 yield reader.line_num, tuple(row[i] for i in picked) if row else ("",) * len(picked)
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: {error}") from error
@@ -181,12 +182,12 @@ def _read_delimited(path: Path, file: TextIOWrapper, config: DataConfig) -> Iter
 
 def _pick(path: Path, header: Sequence[str], config: DataConfig) -> tuple[str, ...]:
     """The columns that hold sentences."""
-    if twice := next((name for n, name in enumerate(header) if name in header[:n]), None):
-        raise InputError(f"{path} has two columns {twice}: give each a name of its own")
     missing = [c for c in (*config.columns, *config.where) if c not in header]
     if missing:
         raise InputError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}")
     picked = config.columns or tuple(name for name in header if name not in config.where)
+    if twice := next((name for name in (*picked, *config.where) if header.count(name) > 1), None):
+        raise InputError(f"{path} has two columns {twice!r}: give each a name of its own")
     if not 1 <= len(picked) <= 3:
         raise InputError(
             f"{path} has {len(picked)} columns ({', '.join(picked)}); expected 1 (sentence), 2 (sentence, positive) or "
@@ -196,7 +197,14 @@ def _pick(path: Path, header: Sequence[str], config: DataConfig) -> tuple[str, .
 
 
 def _meets(row: dict[str, Any], where: dict[str, str]) -> bool:
-    return all(str(row[name]) == value for name, value in where.items())
+    return all(row[name] is not None and _text(row[name]) == value for name, value in where.items())
+
+
+def _text(value: Any) -> str:
+    """A value as it would be written in JSON, whole numbers without a point; text as it is."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value, default=str)
 
 
 def _read_jsonl(path: Path, file: TextIOWrapper, config: DataConfig) -> Iterator[tuple[int, Example]]:

@@ -189,8 +189,8 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
             bar.update(len(tokens))
     if not columns:
         wanted = ", ".join(f"{name} {value}" for name, value in corpus.config.where.items())
-        none = f"none: no row has {wanted} (data.where)" if wanted else "none: it is empty"
-        what = f"only blank ones ({skipped})" if skipped else none
+        blank = f"only blank ones ({skipped})" if skipped else "none: it is empty"
+        what = f"none: no row has {wanted} (data.where)" if wanted else blank
         raise InputError(f"{corpus.name} holds no sentence to train on; found {what}")
     about = {
         "dtype": dtype,
