@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 # Modules from the bottom up: each may import only from lower levels.
 LEVELS = [
     ["chunks", "errors", "flops", "hlo", "plots", "rng", "tables"],
-    ["files", "metrics_log", "model", "preemption", "topology"],
-    ["config"],
+    ["files", "model", "preemption", "topology"],
+    ["config", "metrics_log"],
     ["sharding", "hf", "objectives", "optimizer"],
     ["masked"],
     ["loss"],
