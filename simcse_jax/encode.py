@@ -28,6 +28,15 @@ def padded_length(longest: int, limit: int) -> int:
     return min(next((n for n in _LENGTHS if n >= longest), longest), limit)
 
 
+def check_vocabulary(tokenizer: Any, size: int) -> None:
+    """Raises `InputError` if the tokenizer has tokens that a model with `size` word embeddings lacks."""
+    if len(tokenizer) > size:
+        raise InputError(
+            f"the tokenizer in {tokenizer.name_or_path} has {len(tokenizer):,} tokens but the model's vocabulary "
+            f"has {size:,}: they are not of one model"
+        )
+
+
 class BatchEncoder:
     """Encodes any number of sentences with whatever parameters it is given; compiled once a length."""
 
@@ -51,11 +60,7 @@ class BatchEncoder:
                 f"max_length is {max_length}; it must be at least {MIN_LENGTH}: "
                 "two special tokens and one of the sentence"
             )
-        if len(tokenizer) > model.config.vocab_size:
-            raise InputError(
-                f"the tokenizer in {tokenizer.name_or_path} has {len(tokenizer):,} tokens but the model's vocabulary "
-                f"has {model.config.vocab_size:,}: they are not of one model"
-            )
+        check_vocabulary(tokenizer, model.config.vocab_size)
         self.mesh = mesh
         self.tokenizer = tokenizer
         limit = model.config.max_length

@@ -14,7 +14,7 @@ from simcse_jax import hf
 from simcse_jax.config import MIN_LENGTH
 from simcse_jax.data.tokens import pad
 from simcse_jax.embedder import load_model
-from simcse_jax.encode import padded_length
+from simcse_jax.encode import check_vocabulary, padded_length
 from simcse_jax.errors import InputError
 from simcse_jax.hf import Params
 from simcse_jax.model import SentenceEncoder, build_mlm_head
@@ -75,11 +75,7 @@ class WordReplacer:
         if self._tokenizer.mask_token_id is None:
             raise InputError(f"the tokenizer of {model} has no mask token: give another model")
         vocabulary = loaded.model.config.vocab_size
-        if len(self._tokenizer) > vocabulary:
-            raise InputError(
-                f"the tokenizer of {model} has {len(self._tokenizer):,} tokens but the model's vocabulary has "
-                f"{vocabulary:,}: they are not of one model"
-            )
+        check_vocabulary(self._tokenizer, vocabulary)
         limit = loaded.model.config.max_length
         self._max_length = limit if max_length is None else min(limit, max_length)
         self._batch_size = batch_size
@@ -149,7 +145,7 @@ class WordReplacer:
         rows = self._batch_size  # few shapes, few compilations
         filled = hidden + [hidden[0]] * (rows - len(hidden))
         length = padded_length(max(len(h.tokens) for h in hidden), self._max_length)
-        most = 2 ** (max(1, *(len(h.places) for h in hidden), 1) - 1).bit_length()
+        most = 2 ** (max(1, *(len(h.places) for h in hidden)) - 1).bit_length()
         ids, lengths = pad([h.tokens for h in filled], length, self._tokenizer.pad_token_id)
         places, _ = pad([h.places for h in filled], most, 0)
         words, _ = pad([h.words for h in filled], most, 0)
