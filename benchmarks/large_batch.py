@@ -27,10 +27,11 @@ import jax.numpy as jnp
 import tyro
 
 from simcse_jax import hf
+from simcse_jax.batch import Batch
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig
 from simcse_jax.data.demo import minilm_folder
 from simcse_jax.embedder import build_model, init_params
-from simcse_jax.loss import BLOCK_SIZES, Batch
+from simcse_jax.loss import BLOCK_SIZES
 from simcse_jax.memory import compile_step
 from simcse_jax.objectives import Pairs, dense, info_nce, tiled
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
@@ -134,7 +135,7 @@ class MicroBatch:
         """Prints the ratios."""
         mesh, n = make_mesh(devices=jax.devices()[:1]), self.batch_size
         ids = jax.random.randint(jax.random.key(0), (n, 1, 32), 1000, 20000)
-        batch = Batch(ids, jnp.full((n, 1), 32), jnp.ones(n, bool))
+        batch = Batch(ids, jnp.full((n, 1, 1), 32), jnp.ones(n, bool))
         steps = {}
         for size in (n, *self.micro_batches):
             config, model = step_config(n, size, self.layers)

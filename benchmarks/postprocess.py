@@ -47,10 +47,10 @@ class Poolers:
     def __init__(self, config: EncoderConfig, names: list[str]) -> None:
         self.config, self.names = config, names
 
-    def apply(self, variables: Any, ids: Any, mask: Any) -> Any:
-        states = Encoder(self.config).apply({"params": variables["params"]["encoder"]}, ids, mask)
-        first = {"first_layer": pool(states[:2], mask, "avg")}
-        return jnp.concatenate([first[n] if n in first else pool(states, mask, n) for n in self.names], axis=1)
+    def apply(self, variables: Any, ids: Any, lengths: Any) -> Any:
+        states = Encoder(self.config).apply({"params": variables["params"]["encoder"]}, ids, lengths)
+        first = {"first_layer": pool(states[:2], lengths, "avg")}
+        return jnp.concatenate([first[n] if n in first else pool(states, lengths, n) for n in self.names], axis=2)
 
 
 def vectors_of(sentences: list[str], names: list[str], cache: Path, stem: str, model: str) -> dict[str, np.ndarray]:

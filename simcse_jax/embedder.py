@@ -47,7 +47,7 @@ def param_dtype(dtype: str) -> Any:
 def init_params(model: SentenceEncoder, seed: int) -> Params:
     """Fresh weights: matrices from N(0, initializer_range), biases 0, LayerNorm scales 1. May be jitted."""
     ids = jnp.zeros((1, 2), jnp.int32)
-    params: Params = model.init(rng.key(seed, "init"), ids, jnp.ones((1, 2), bool))["params"]
+    params: Params = model.init(rng.key(seed, "init"), ids, jnp.full((1, 1), 2))["params"]
     return params
 
 

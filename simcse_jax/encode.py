@@ -69,8 +69,7 @@ class BatchEncoder:
 
         def forward(params: Params, batch: tuple[Int[Array, "B L"], Int[Array, "B"]]) -> Float[Array, "B D"]:
             ids, lengths = batch
-            mask = jnp.arange(ids.shape[1])[None, :] < lengths[:, None]
-            vectors = jnp.asarray(model.apply({"params": params}, ids, mask))
+            vectors = jnp.asarray(model.apply({"params": params}, ids, lengths[:, None]))[:, 0]
             vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
             return params[KEY](vectors) if KEY in params else vectors
 

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from simcse_jax import rng
+from simcse_jax.batch import Batch
 from simcse_jax.chunks import map_chunks
 from simcse_jax.config import Config
 from simcse_jax.hf import Params
@@ -29,17 +30,6 @@ DENSE_BYTES = 2**26
 
 BLOCK_SIZES = {"cpu": 1024, "tpu": 4096, "gpu": 8192}
 """Side of a tile, by platform."""
-
-
-class Batch(NamedTuple):
-    """N examples of C sentences each (1: the sentence; 2: with its positive; 3: with its hard negative too)."""
-
-    input_ids: Int[Array, "N C L"] | Int[np.ndarray, "N C L"]
-    """Token ids, padded on the right."""
-    lengths: Int[Array, "N C"] | Int[np.ndarray, "N C"]
-    """Tokens of each sentence, specials included."""
-    valid: Bool[Array, "N"] | Bool[np.ndarray, "N"]
-    """False for rows that only fill up the last batch of an epoch."""
 
 
 def encode_views(
@@ -70,27 +60,22 @@ def encode_views(
       shared_noise: all sentences of an example draw the noise of its first.
       clean: adds the first sentence once more, without noise, as the last view.
     """
-    ids, lengths = batch.input_ids, batch.lengths
-    if ids.shape[1] == 1:
-        ids, lengths = jnp.repeat(ids, 2, axis=1), jnp.repeat(lengths, 2, axis=1)
-    n, v, length = ids.shape
-    numbers = jnp.arange(n) if examples is None else examples
-    rows = numbers[:, None] * v + (0 if shared_noise else 1) * jnp.arange(v)[None, :]
+    batch = batch.repeated(2 if batch.input_ids.shape[1] == 1 else 1)
+    ids, lengths = jnp.asarray(batch.input_ids), jnp.asarray(batch.lengths)
+    v = ids.shape[1]
+    numbers = batch.numbers(jnp.arange(batch.valid.shape[0]) if examples is None else examples)
+    if shared_noise:
+        numbers = numbers // v * v
     if clean:
         ids, lengths = jnp.concatenate([ids, ids[:, :1]], axis=1), jnp.concatenate([lengths, lengths[:, :1]], axis=1)
-        rows = jnp.concatenate([rows, jnp.full((n, 1), -1)], axis=1)
+        numbers = jnp.concatenate([numbers, jnp.full_like(numbers[:, :1], -1)], axis=1)
 
-    def apply(params: Params, ids: Array, lengths: Array, rows: Array) -> Float[Array, "n v H"]:
-        vectors = model.apply(
-            {"params": params},
-            ids.reshape(-1, length),
-            (jnp.arange(length)[None, None, :] < lengths[:, :, None]).reshape(-1, length),
-            rows.reshape(-1),
-            rngs={"dropout": key},
-        )
-        return jnp.asarray(vectors).reshape(*rows.shape, -1)
+    def apply(params: Params, *part: Array) -> Float[Array, "r v S H"]:
+        rows = (x.reshape(-1, x.shape[-1]) for x in part)
+        vectors = jnp.asarray(model.apply({"params": params}, *rows, rngs={"dropout": key}))
+        return vectors.reshape(*part[2].shape, -1)
 
-    def encode(part: tuple[Array, ...]) -> Float[Array, "n V H"]:
+    def encode(part: tuple[Array, ...]) -> Float[Array, "r V S H"]:
         first = {name: params[name] for name in ("encoder", "head")}
         if "second" not in params:
             return apply(first, *part)
@@ -99,8 +84,8 @@ def encode_views(
         b = apply(params["second"], *(x[:, ~of_first] for x in part))
         return jnp.concatenate([a[:, :1], b, a[:, 1:]], axis=1)
 
-    vectors: Float[Array, "N V H"] = map_chunks(encode, (jnp.asarray(ids), jnp.asarray(lengths), rows), micro_batch)
-    return vectors
+    vectors = map_chunks(encode, (ids, lengths, numbers), batch.rows_at_a_time(micro_batch))
+    return batch.by_example(vectors)
 
 
 def uses_tiles(config: Config, mesh: Mesh, kinds: int) -> bool:
@@ -171,7 +156,7 @@ def make_loss(
     @partial(jax.shard_map, mesh=mesh, in_specs=(whole, rows, whole), out_specs=rows, check_vma=False)
     def encode(params: Params, batch: Batch, keys: dict[str, Array]) -> tuple[Array | None, MaskedSums | None]:
         """Vectors for the contrast and sums of the masked language model, each None where it has no weight."""
-        n, c = batch.lengths.shape
+        n, c = batch.valid.shape[0], batch.input_ids.shape[1]
         examples = jax.lax.axis_index(mesh.axis_names) * n + jnp.arange(n)
         z: Array | None = None
         sums: MaskedSums | None = None
@@ -182,10 +167,10 @@ def make_loss(
             assert vocabulary is not None
             # As many passes as the contrast makes: a sentence alone is masked twice (as in the public code).
             times = 2 if c == 1 and objective.contrastive_weight else 1
-            ids, lengths = (jnp.repeat(jnp.asarray(x), times, axis=1) for x in (batch.input_ids, batch.lengths))
             drawn = keys["mlm"], keys["mlm_dropout"]
             probability = objective.mlm.probability
-            sums = masked_sums(model, params, ids, lengths, examples, *drawn, vocabulary, probability, micro_batch)
+            repeated = batch.repeated(times)
+            sums = masked_sums(model, params, repeated, examples, *drawn, vocabulary, probability, micro_batch)
         return z, sums
 
     def contrast(z1: Array, z2: Array, z3: Array | None, clean: Array | None, valid: Array) -> tuple[Array, Metrics]:

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from simcse_jax.batch import Batch
 from simcse_jax.chunks import map_chunks
 from simcse_jax.hf import Params
-from simcse_jax.model import SentenceEncoder, build_mlm_head
+from simcse_jax.model import SentenceEncoder, build_mlm_head, lay_out
 from simcse_jax.objectives.mlm import Vocabulary, block_size, cross_entropy, mask_tokens
 
 
@@ -30,8 +31,7 @@ class MaskedMean(NamedTuple):
 def masked_sums(
     model: SentenceEncoder,
     params: Params,
-    input_ids: Int[Array, "N V L"],
-    lengths: Int[Array, "N V"],
+    batch: Batch,
     examples: Int[Array, "N"],
     masking: Key[Array, ""],
     dropout: Key[Array, ""],
@@ -41,21 +41,18 @@ def masked_sums(
 ) -> MaskedSums:
     """Masks and encodes every sentence and compares what its tokens are with what the head predicts.
 
-    Sentence v of example n draws its masks and its dropout noise from row n·V + v of the two keys.
+    Sentence c of example n draws its masks and its dropout noise from row n·C + c of the two keys.
 
     Args:
       model: the module.
       params: its parameters; `mlm` among them, the head's.
-      input_ids: token ids, padded on the right.
-      lengths: tokens of each sentence, specials included.
+      batch: examples.
       examples: number of each example in the global batch.
       masking, dropout: keys.
       vocabulary: see `Vocabulary`.
       probability: of a token to be chosen.
       micro_batch: examples encoded at a time; all where 0.
     """
-    v, length = input_ids.shape[1:]
-    rows = examples[:, None] * v + jnp.arange(v)[None, :]
     table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
     head = build_mlm_head(model.config, model.dtype, model.param_dtype)
 
@@ -63,12 +60,14 @@ def masked_sums(
         return jnp.asarray(head.apply({"params": params["mlm"]}, hidden, table))
 
     def sums(part: tuple[Array, ...]) -> MaskedSums:
-        ids, lengths, rows = (x.reshape(-1, *x.shape[2:]) for x in part)
-        inside = jnp.arange(length)[None, :] < lengths[:, None]
-        masked, chosen = mask_tokens(masking, rows, ids, inside, vocabulary, probability)
+        ids, lengths, numbers = (x.reshape(-1, x.shape[-1]) for x in part)
+        layout = lay_out(lengths, ids.shape[1], numbers)
+        assert layout.owners is not None
+        inside = layout.sentence < lengths.shape[1]
+        masked, chosen = mask_tokens(masking, layout.owners, layout.position, ids, inside, vocabulary, probability)
         encoder = {"params": {"encoder": params["encoder"]}}
         noise = {"dropout": dropout}
-        states: Any = model.apply(encoder, masked, inside, rows, rngs=noise, method=SentenceEncoder.hidden_states)
+        states: Any = model.apply(encoder, masked, lengths, numbers, rngs=noise, method=SentenceEncoder.hidden_states)
         hidden = states[-1]
         loss, correct = cross_entropy(
             logits_of,
@@ -78,10 +77,17 @@ def masked_sums(
             block_size(ids.size, probability),
         )
         figures = (loss, correct.astype(loss.dtype), chosen.astype(loss.dtype))
-        return MaskedSums(*(jnp.sum(x.reshape(-1, v * length), axis=1) for x in figures))
+        members = layout.members.astype(loss.dtype)
+        return MaskedSums(
+            *(
+                jnp.einsum("bsl,bl->bs", members, x.reshape(ids.shape), precision="highest").reshape(part[1].shape)
+                for x in figures
+            )
+        )
 
-    result: MaskedSums = map_chunks(sums, (input_ids, lengths, rows), micro_batch)
-    return result
+    parts = (jnp.asarray(batch.input_ids), jnp.asarray(batch.lengths), batch.numbers(examples))
+    found: MaskedSums = map_chunks(sums, parts, batch.rows_at_a_time(micro_batch))
+    return MaskedSums(*(jnp.sum(batch.by_example(x), axis=1) for x in found))
 
 
 def masked_mean(sums: MaskedSums, valid: Bool[Array, "N"]) -> MaskedMean:

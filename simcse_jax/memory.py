@@ -13,10 +13,10 @@ import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
+from simcse_jax.batch import Batch
 from simcse_jax.config import Config
 from simcse_jax.embedder import init_params
 from simcse_jax.errors import InputError
-from simcse_jax.loss import Batch
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
@@ -94,7 +94,7 @@ def trace_step(
     batch = jax.eval_shape(
         lambda: Batch(
             jnp.zeros((n, columns, config.data.max_length), jnp.int32),
-            jnp.zeros((n, columns), jnp.int32),
+            jnp.zeros((n, columns, 1), jnp.int32),
             jnp.zeros(n, bool),
         )
     )

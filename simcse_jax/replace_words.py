@@ -167,9 +167,8 @@ def _predict(
     words: Int[Array, "B K"],
 ) -> Int[Array, "B K"]:
     """The likeliest allowed word other than the one given, at each place."""
-    inside = jnp.arange(ids.shape[1])[None, :] < lengths[:, None]
     encoder = {"params": {"encoder": params["encoder"]}}
-    states: Any = model.apply(encoder, ids, inside, method=SentenceEncoder.hidden_states)
+    states: Any = model.apply(encoder, ids, lengths[:, None], method=SentenceEncoder.hidden_states)
     at: Float[Array, "B K H"] = jnp.take_along_axis(states[-1], places[:, :, None], axis=1)
     table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
     head = build_mlm_head(model.config, model.dtype, model.param_dtype)

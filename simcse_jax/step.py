@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from simcse_jax import rng
+from simcse_jax.batch import Batch
 from simcse_jax.config import Config
 from simcse_jax.hf import Params
-from simcse_jax.loss import Batch, Buffer, Metrics, make_loss
+from simcse_jax.loss import Buffer, Metrics, make_loss
 from simcse_jax.model import SentenceEncoder, init_mlm_head
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
 from simcse_jax import hf
+from simcse_jax.batch import Batch
 from simcse_jax.config import Config, ObjectiveConfig, OptimizerConfig, SmoothingConfig
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.evaluation.sts import STS_TASKS, Subset, cosine, evaluate, load_task
-from simcse_jax.loss import Batch
 from simcse_jax.model import POOLERS, Encoder, SentenceEncoder, pool
 from simcse_jax.objectives import info_nce
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
@@ -55,15 +55,16 @@ def test_hidden_states_and_poolers(golden: Path, architecture: str, dtype: str, 
     with PRECISIONS[dtype]():
         checkpoint, params = _load(golden / architecture, dtype)
         expected = np.load(golden / architecture / "encoder.npz")
-        ids, mask = jnp.asarray(expected["input_ids"], jnp.int32), jnp.asarray(expected["attention_mask"], bool)
+        ids, mask = jnp.asarray(expected["input_ids"], jnp.int32), expected["attention_mask"]
+        lengths = jnp.asarray(mask.sum(1, keepdims=True))
         encoder = Encoder(checkpoint.config, jnp.dtype(dtype), jnp.dtype(dtype))
-        states = encoder.apply({"params": params["encoder"]}, ids, mask)
+        states = encoder.apply({"params": params["encoder"]}, ids, lengths)
         # At padding the values are of no consequence, but they are the same too.
         assert np.max(np.abs(np.stack(states) - expected["hidden_states"])) < tolerance
         static = np.sum(expected["hidden_states"][0] * mask[:, :, None], 1) / np.sum(mask, 1, keepdims=True)
         for pooler in POOLERS:
             model = SentenceEncoder(checkpoint.config, pooler, False, jnp.dtype(dtype), jnp.dtype(dtype))
-            vectors = model.apply({"params": params}, ids, mask)
+            vectors = model.apply({"params": params}, ids, lengths)[:, 0]
             wanted = static if pooler == "avg_static" else expected[pooler]
             assert np.max(np.abs(vectors - wanted)) < tolerance, pooler
 
@@ -123,7 +124,7 @@ def test_trajectories(golden: Path, architecture: str, run: str, dtype: str) -> 
         measured: dict[str, list[float]] = {name: [] for name in names}
         for i in range(expected["steps"]):
             ids = batches[f"{source}_input_ids"][i, :columns].swapaxes(0, 1)
-            lengths = batches[f"{source}_attention_mask"][i, :columns].sum(-1).T.astype(np.int32)
+            lengths = batches[f"{source}_attention_mask"][i, :columns].sum(-1).T[..., None].astype(np.int32)
             state, metrics = step(state, Batch(ids, lengths, np.ones(len(ids), bool)))
             for name, values in measured.items():
                 values.append(float(metrics[name]))

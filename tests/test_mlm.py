@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from simcse_jax import hf, rng
+from simcse_jax.batch import Batch
 from simcse_jax.cli import main
 from simcse_jax.config import Config, MLMConfig, ModelConfig, ObjectiveConfig, SmoothingConfig
 from simcse_jax.embedder import build_model, init_params, load_model
@@ -20,7 +21,7 @@ from simcse_jax.errors import InputError
 from simcse_jax.export import export
 from simcse_jax.flops import matrix_flops
 from simcse_jax.hlo import collectives
-from simcse_jax.loss import Batch, make_loss
+from simcse_jax.loss import make_loss
 from simcse_jax.model import SentenceEncoder, build_mlm_head, init_mlm_head, read_encoder_config
 from simcse_jax.objectives.mlm import Vocabulary, block_size, cross_entropy, mask_tokens
 from simcse_jax.run import open_run
@@ -52,12 +53,19 @@ def save_torch_model(folder: Path, config: dict[str, Any]) -> Any:
     return model.eval()
 
 
-def logits_of(model: SentenceEncoder, params: Any, mlm: Any, ids: np.ndarray, inside: Any) -> np.ndarray:
+def numbered(rows: int, length: int) -> tuple[Any, Any]:
+    """The number of each row's sentence, and the places of its tokens."""
+    return jnp.arange(rows)[:, None], jnp.arange(length)[None, :]
+
+
+def logits_of(model: SentenceEncoder, params: Any, mlm: Any, ids: np.ndarray, lengths: Any) -> np.ndarray:
     """Logits [B, L, V] without dropout."""
 
     @jax.jit
     def apply(params: Any, mlm: Any) -> Any:
-        states = model.apply({"params": params}, jnp.asarray(ids), inside, method=SentenceEncoder.hidden_states)
+        states = model.apply(
+            {"params": params}, jnp.asarray(ids), lengths[:, None], method=SentenceEncoder.hidden_states
+        )
         head = build_mlm_head(model.config, model.dtype, model.param_dtype)
         table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
         return head.apply({"params": mlm}, states[-1].reshape(-1, states[-1].shape[-1]), table)
@@ -93,14 +101,16 @@ def test_logits_loss_and_gradient_are_those_of_pytorch(
         model = build_model(checkpoint.config, run.model)
         params["head"] = {"dense": {"kernel": np.zeros((32, 32), dtype), "bias": np.zeros(32, dtype)}}
         inside = mask_of(lengths, LENGTH)
-        logits = logits_of(model, params, params["mlm"], ids, inside)
+        logits = logits_of(model, params, params["mlm"], ids, lengths)
 
         mesh = make_mesh(devices=jax.devices()[:1])
         function = jax.grad(make_loss(run, model, mesh, params, 1, vocabulary=VOCABULARY), has_aux=True)
-        batch = Batch(jnp.asarray(ids[:, None]), jnp.asarray(lengths[:, None]), jnp.ones(7, bool))
+        batch = Batch(jnp.asarray(ids[:, None]), jnp.asarray(lengths[:, None, None]), jnp.ones(7, bool))
         grads, (metrics, _) = jax.jit(function)(params, None, np.int32(3), batch)
         key = rng.key(run.seed, "mlm", 3)
-        masked, chosen = mask_tokens(key, jnp.arange(7), jnp.asarray(ids), inside, VOCABULARY, 0.5)
+        masked, chosen = mask_tokens(
+            key, jnp.arange(7)[:, None], jnp.arange(LENGTH)[None, :], jnp.asarray(ids), inside, VOCABULARY, 0.5
+        )
         names = hf.to_tensors(jax.tree.map(np.asarray, grads), checkpoint.config)
 
     attention = torch.tensor(np.asarray(inside)).long()
@@ -131,7 +141,15 @@ def test_masks_are_drawn_as_stated() -> None:
     ids[:, 0], ids[:, 9], ids[:, 20] = 2, 3, 700
     inside = np.arange(length)[None, :] < generator.integers(30, length + 1, (rows, 1))
     draw = jax.jit(
-        lambda key: mask_tokens(key, jnp.arange(rows), jnp.asarray(ids), jnp.asarray(inside), vocabulary, 0.15)
+        lambda key: mask_tokens(
+            key,
+            jnp.arange(rows)[:, None],
+            jnp.arange(length)[None, :],
+            jnp.asarray(ids),
+            jnp.asarray(inside),
+            vocabulary,
+            0.15,
+        )
     )
     masked, chosen = map(np.asarray, draw(jax.random.key(1)))
     open_to = inside & ~np.isin(ids, vocabulary.special)
@@ -155,8 +173,9 @@ def test_masks_are_drawn_as_stated() -> None:
     both = open_to.sum()
     assert near((chosen & again).sum(), both, 0.15**2)
     assert near((chosen[1:] & chosen[:-1]).sum(), (open_to[1:] & open_to[:-1]).sum(), 0.15**2)
+    sentences, places = numbered(9, length)
     alone = mask_tokens(
-        jax.random.key(1), jnp.arange(7, 9), jnp.asarray(ids[7:9]), jnp.asarray(inside[7:9]), vocabulary, 0.15
+        jax.random.key(1), sentences[7:], places, jnp.asarray(ids[7:9]), jnp.asarray(inside[7:9]), vocabulary, 0.15
     )
     np.testing.assert_array_equal(alone[0], masked[7:9])
 

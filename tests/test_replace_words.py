@@ -68,7 +68,10 @@ def test_each_is_the_likeliest_other_word(predictor: Path) -> None:
     assert len(places) == 3
     ids = jnp.array([[tokenizer.mask_token_id if i in places else token for i, token in enumerate(old)]])
     states = model.apply(
-        {"params": {"encoder": params["encoder"]}}, ids, ids >= 0, method=SentenceEncoder.hidden_states
+        {"params": {"encoder": params["encoder"]}},
+        ids,
+        jnp.array([[ids.shape[1]]]),
+        method=SentenceEncoder.hidden_states,
     )
     head = build_mlm_head(checkpoint.config, jnp.float32, jnp.float32)
     table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]

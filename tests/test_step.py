@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from simcse_jax import rng
+from simcse_jax.batch import Batch
 from simcse_jax.config import Config, ModelConfig, OptimizerConfig
 from simcse_jax.embedder import build_model, init_params
 from simcse_jax.hlo import collectives
-from simcse_jax.loss import Batch, encode_views
+from simcse_jax.loss import encode_views
 from simcse_jax.model import SentenceEncoder, read_encoder_config
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import make_mesh, put_batch
@@ -34,7 +35,7 @@ def batches(columns: int, steps: int = STEPS, n: int = N) -> list[Batch]:
         lengths = generator.integers(3, LENGTH + 1, (n, columns)).astype(np.int32)
         ids = generator.integers(5, 120, (n, columns, LENGTH)).astype(np.int32)
         ids = np.where(np.arange(LENGTH) < lengths[..., None], ids, 0)
-        made.append(Batch(ids, lengths, np.arange(n) < (n - 5 if step == steps - 1 else n)))
+        made.append(Batch(ids, lengths[..., None], np.arange(n) < (n - 5 if step == steps - 1 else n)))
     return made
 
 
@@ -188,13 +189,18 @@ def test_views_of_a_sentence_differ_by_their_noise_alone(tiny: tuple[SentenceEnc
 def test_noise_of_a_sentence_does_not_depend_on_its_neighbours(tiny: tuple[SentenceEncoder, Any]) -> None:
     model, params = tiny
     ids = jnp.asarray(batches(1)[0].input_ids[:, 0])
-    mask = jnp.ones(ids.shape, bool)
+    lengths = jnp.full((N, 1), ids.shape[1])
 
     def encode(rows: slice) -> Any:
         key = {"dropout": jax.random.key(3)}
-        return model.apply({"params": params}, ids[rows], mask[rows], jnp.arange(N)[rows], rngs=key)
+        return model.apply({"params": params}, ids[rows], lengths[rows], jnp.arange(N)[rows, None], rngs=key)
 
     np.testing.assert_allclose(encode(slice(4, 8)), encode(slice(0, N))[4:8], atol=1e-5)
+
+
+def counters(*shape: int) -> Any:
+    """The number of each element of a sentence."""
+    return jnp.arange(np.prod(shape), dtype=jnp.uint32).reshape(1, *shape)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.6])
@@ -202,7 +208,9 @@ def test_dropout_rate_and_scale(rate: float) -> None:
     from simcse_jax.model.encoder import Dropout
 
     x = jnp.ones((64, 50, 40))
-    kept = Dropout(rate).apply({}, x, jnp.arange(64), rngs={"dropout": jax.random.key(0)})
+    kept = Dropout(rate).apply(
+        {}, x, jnp.arange(64)[:, None, None], counters(50, 40), rngs={"dropout": jax.random.key(0)}
+    )
     share = float(jnp.mean(kept == 0))
     # Three standard deviations of 128,000 draws.
     assert abs(share - rate) < 3 * (rate * (1 - rate) / x.size) ** 0.5
@@ -215,7 +223,7 @@ def test_dropout_without_a_key_is_an_error(tiny: tuple[SentenceEncoder, Any]) ->
     model, params = tiny
     ids = jnp.zeros((2, 4), jnp.int32)
     with pytest.raises(Exception, match='needs PRNG for "dropout"'):
-        model.apply({"params": params}, ids, jnp.ones((2, 4), bool), jnp.arange(2))
+        model.apply({"params": params}, ids, jnp.full((2, 1), 4), jnp.arange(2)[:, None])
 
 
 def test_a_state_of_the_step_is_consumed() -> None:

@@ -1,7 +1,6 @@
 """Live against PyTorch and transformers: hidden states, poolers, where dropout acts, and ten optimisation steps."""
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax import hf
+from simcse_jax import hf, noise
+from simcse_jax.batch import Batch
 from simcse_jax.config import Config, ObjectiveConfig, OptimizerConfig
 from simcse_jax.errors import InputError
-from simcse_jax.loss import Batch
 from simcse_jax.model import POOLERS, Encoder, SentenceEncoder, read_encoder_config
 from simcse_jax.model.encoder import ACTIVATIONS, Dropout
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
@@ -91,9 +90,9 @@ def compare_encoders(folder: Path, config: dict[str, Any], dtype: str, tolerance
     with PRECISIONS[dtype]():
         checkpoint = hf.read_checkpoint(folder)
         params = hf.load_params(checkpoint, np.dtype(dtype))
-        mask = mask_of(lengths, LENGTH)
+        sizes = jnp.asarray(lengths[:, None])
         states = Encoder(checkpoint.config, jnp.dtype(dtype), jnp.dtype(dtype)).apply(
-            {"params": params["encoder"]}, jnp.asarray(ids), mask
+            {"params": params["encoder"]}, jnp.asarray(ids), sizes
         )
         theirs = torch_states(model, ids, lengths)[0]
         assert len(states) == len(theirs) == config["num_hidden_layers"] + 1
@@ -103,7 +102,7 @@ def compare_encoders(folder: Path, config: dict[str, Any], dtype: str, tolerance
         expected = torch_poolers(model, ids, lengths)
         for pooler in POOLERS:
             encoder = SentenceEncoder(checkpoint.config, pooler, False, jnp.dtype(dtype), jnp.dtype(dtype))
-            vectors = encoder.apply({"params": params}, jnp.asarray(ids), mask)
+            vectors = encoder.apply({"params": params}, jnp.asarray(ids), sizes)[:, 0]
             assert largest_difference(vectors, expected[pooler]) < tolerance, pooler
 
 
@@ -174,91 +173,85 @@ def test_ten_steps(tmp_path: Path, architecture: str, dtype: str, tolerance: flo
         step = make_train_step(config, model, mesh, state, STEPS)
         figures = []
         for ids, lengths in batches:
-            state, metrics = step(state, Batch(ids, lengths, np.ones(N, bool)))
+            state, metrics = step(state, Batch(ids, lengths[..., None], np.ones(N, bool)))
             figures.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     assert np.max(np.abs(np.array(figures) - expected) / expected) < tolerance
 
 
-def bits_of(shape: tuple[int, ...]) -> np.ndarray:
-    """Noise that is the same for every call with one shape: what both frameworks can be given."""
-    return np.random.default_rng(sum(shape)).integers(0, 2**32, shape, np.uint32)
+def fake_bits(counter: Any) -> Any:
+    """Noise of an element's number, which both frameworks can be given."""
+    return counter * np.uint32(2654435761) ^ (counter * np.uint32(40503)) >> 7
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("pooler", ["cls", "avg"])
 def test_dropout_acts_where_it_does_in_transformers(
-    tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, architecture: str, pooler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the same noise given to both, training vectors agree; the two rates differ, so that no place can pass for
-    another."""
+    another. Pooler `cls` has its last layer computed at the first token alone."""
     config = CONFIGS[architecture] | {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.3}
     reference = save_torch_model(tmp_path, config).double()
     ids, lengths = random_batch(config, (7,))
-    still = torch_states(reference, ids, lengths)[2]
+    still = torch_poolers(reference, ids, lengths)[pooler]
     calls = []
 
     def dropout(x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
         assert training
         calls.append((tuple(x.shape), p))
-        kept = torch.tensor(bits_of(tuple(x.shape[1:])) >= round(p * 2**32))
-        return x * kept / (1 - p)
+        # An element's number: place and feature of a token vector; head, query and key of an attention weight.
+        sizes = (config["max_position_embeddings"],) * 2 if x.ndim == 4 else (x.shape[-1],)
+        counter = np.zeros((), np.uint32)
+        for n, size in zip(x.shape[1:], (1, *sizes), strict=True):
+            counter = counter[..., None] * np.uint32(size) + np.arange(n, dtype=np.uint32)
+        return x * torch.tensor(fake_bits(counter) >= round(p * 2**32)) / (1 - p)
 
     monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
-    expected = torch_states(reference.train(), ids, lengths)[2]
+    expected = torch_poolers(reference.train(), ids, lengths)[pooler]
     assert len(calls) == 1 + 3 * config["num_hidden_layers"]
     with jax.enable_x64(True), monkeypatch.context() as patch:
-        patch.setattr(jax.random, "bits", lambda key, shape, dtype: jnp.asarray(bits_of(shape), dtype))
+        patch.setattr(noise, "random_bits", lambda key, counter: fake_bits(counter))
         checkpoint = hf.read_checkpoint(tmp_path)
-        model = SentenceEncoder(checkpoint.config, "cls", True, jnp.float64, jnp.float64)
+        model = SentenceEncoder(checkpoint.config, pooler, False, jnp.float64, jnp.float64)
         vectors = model.apply(
             {"params": hf.load_params(checkpoint, np.float64)},
             jnp.asarray(ids),
-            mask_of(lengths, LENGTH),
-            jnp.arange(len(ids)),
+            jnp.asarray(lengths[:, None]),
+            jnp.arange(len(ids))[:, None],
             rngs={"dropout": jax.random.key(0)},
         )
-    assert largest_difference(vectors, expected) < 1e-10
+    assert largest_difference(vectors[:, 0], expected) < 1e-10
     assert largest_difference(still.detach().numpy(), expected) > 0.1
 
 
-def shapes_of_noise(function: Callable[..., Any], *arguments: Any) -> list[tuple[int, ...]]:
-    """Shape of every random draw in the jaxpr of a function, in order, those in a scan as often as it runs."""
-
-    def visit(jaxpr: Any) -> list[tuple[int, ...]]:
-        shapes = []
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "random_bits":
-                shapes.append(tuple(equation.outvars[0].aval.shape))
-            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-                if hasattr(getattr(inner, "jaxpr", inner), "eqns"):
-                    shapes += visit(getattr(inner, "jaxpr", inner)) * equation.params.get("length", 1)
-        return shapes
-
-    return visit(jax.make_jaxpr(function)(*arguments).jaxpr)
-
-
-def test_dropout_draws_once_for_the_embeddings_and_three_times_a_layer() -> None:
+def test_every_place_and_layer_has_noise_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for the embeddings and three times a layer, each under another key; none in evaluation."""
     config = read_encoder_config(TINY_BERT)
     ids, lengths = random_batch(TINY_BERT, (5,))
+    keys: list[Any] = []
+    usual = noise.words_of
+
+    def words_of(key: Any, sentences: Any) -> Any:
+        jax.debug.callback(lambda x: keys.append(tuple(x.tolist())), jax.random.key_data(key))
+        return usual(key, sentences)
+
+    monkeypatch.setattr(noise, "words_of", words_of)
     model = SentenceEncoder(config, "cls")
-    params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.asarray(ids), mask_of(lengths, LENGTH)))
-
-    def training(params: Any, rows: Any) -> Any:
-        return model.apply(
-            params, jnp.asarray(ids), mask_of(lengths, LENGTH), rows, rngs={"dropout": jax.random.key(0)}
-        )
-
-    def evaluation(params: Any) -> Any:
-        return model.apply(params, jnp.asarray(ids), mask_of(lengths, LENGTH))
-
-    hidden, attention = (5, LENGTH, 32), (5, 4, LENGTH, LENGTH)
-    layer = [attention, hidden, hidden]
-    assert shapes_of_noise(training, params, jnp.arange(5)) == [hidden, *layer * 3]
-    assert shapes_of_noise(evaluation, params) == []
+    sizes = jnp.asarray(lengths[:, None])
+    params = model.init(jax.random.key(0), jnp.asarray(ids), sizes)
+    model.apply(params, jnp.asarray(ids), sizes, jnp.arange(5)[:, None], rngs={"dropout": jax.random.key(0)})
+    jax.effects_barrier()
+    assert len(keys) == len(set(keys)) == 1 + 3 * config.num_hidden_layers
+    keys.clear()
+    model.apply(params, jnp.asarray(ids), sizes)
+    jax.effects_barrier()
+    assert keys == []
 
 
 def test_dropout_zeroes_its_share_and_scales_the_rest() -> None:
     x = jnp.ones((64, 32, 32))
-    draw = jax.jit(lambda key: Dropout(0.3).apply({}, x, jnp.arange(64), rngs={"dropout": key}))
+    sentences, counter = jnp.arange(64)[:, None, None], jnp.arange(32 * 32, dtype=jnp.uint32).reshape(1, 32, 32)
+    draw = jax.jit(lambda key: Dropout(0.3).apply({}, x, sentences, counter, rngs={"dropout": key}))
     first, second = (np.asarray(draw(jax.random.key(seed))) for seed in (0, 1))
     np.testing.assert_allclose(np.unique(first), [0, 1 / 0.7], rtol=1e-6)
     deviation = (0.3 * 0.7 / x.size) ** 0.5

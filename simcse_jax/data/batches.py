@@ -9,9 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
+from simcse_jax.batch import Batch
 from simcse_jax.data.augment import Augmenter
 from simcse_jax.data.tokens import TokenTable
-from simcse_jax.loss import Batch
 from simcse_jax.sharding import put_batch
 
 
@@ -62,7 +62,7 @@ def load_rows(
         draws = augmenter.draws(step, order.batch_size, ids.shape[2])[wanted]
         positive, count = augmenter(ids[:, 0], lengths[:, 0], draws)
         ids, lengths = np.stack([ids[:, 0], positive], axis=1), np.stack([lengths[:, 0], count], axis=1)
-    return Batch(ids, lengths, wanted < len(examples))
+    return Batch(ids, lengths[:, :, None], wanted < len(examples))
 
 
 def prefetch(

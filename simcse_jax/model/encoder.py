@@ -9,12 +9,36 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt32
 
 from simcse_jax.errors import InputError
+from simcse_jax.model.layout import Layout, lay_out
+from simcse_jax.noise import dropout
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x Φ(x), Φ the standard normal distribution (Hendrycks and Gimpel, arXiv 1606.08415), exact.
+
+    Its derivative Φ(x) + x φ(x) is formed beside it, where Φ is at hand, and is all that the backward pass keeps.
+    """
+    return x * _normal_cdf(x)
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 * jax.lax.erfc(-x * np.sqrt(0.5).astype(x.dtype))
+
+
+def _gelu_forward(x: Array) -> tuple[Array, Array]:
+    cdf = _normal_cdf(x)
+    return x * cdf, cdf + x * jnp.exp(-0.5 * x * x) * np.asarray(1 / np.sqrt(2 * np.pi), x.dtype)
+
+
+gelu.defvjp(_gelu_forward, lambda derivative, g: (g * derivative,))
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": partial(nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_new": partial(nn.gelu, approximate=True),
     "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
     "relu": nn.relu,
@@ -84,23 +108,26 @@ LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
 
 
 class Dropout(nn.Module):
-    """Inverted dropout whose noise belongs to the sentence.
-
-    Each sentence draws from its own key, folded from the pass's key and its number in the global batch, so the noise
-    does not depend on how the batch is cut into devices or chunks. A sentence of negative number has none.
-    """
+    """Inverted dropout under the key of this place in the network; see `dropout`."""
 
     rate: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B *rest"], rows: Int[Array, "B"] | None) -> Float[Array, "B *rest"]:
-        if rows is None or self.rate == 0:
-            return x
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.make_rng("dropout"), rows)
-        bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint32))(keys)
-        dropped = bits < jnp.uint32(min(round(self.rate * 2**32), 2**32 - 1))
-        noisy = jnp.where(dropped, jnp.zeros((), x.dtype), x / (1 - self.rate))
-        return jnp.where((rows >= 0).reshape(-1, *[1] * (x.ndim - 1)), noisy, x)
+    def __call__(
+        self, x: Float[Array, "*shape"], sentences: Int[Array, "*leading"], counter: UInt32[Array, "*any"]
+    ) -> Float[Array, "*shape"]:
+        return dropout(x, self.make_rng("dropout"), sentences, counter, self.rate) if self.rate else x
+
+
+def _drop_features(
+    rate: float, x: Float[Array, "B T H"], owners: Int[Array, "B _"] | None, position: Int[Array, "#B T"]
+) -> Float[Array, "B T H"]:
+    """Dropout of token vectors, an element's number being place · H + feature; without owners, the identity."""
+    if owners is None:
+        return x
+    feature = jnp.arange(x.shape[-1], dtype=jnp.uint32)[None, None, :]
+    counter = position.astype(jnp.uint32)[:, :, None] * np.uint32(x.shape[-1]) + feature
+    return Dropout(rate)(x, owners[:, :, None], counter)
 
 
 class Embeddings(nn.Module):
@@ -111,7 +138,7 @@ class Embeddings(nn.Module):
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, input_ids: Int[Array, "B L"], rows: Int[Array, "B"] | None) -> Float[Array, "B L H"]:
+    def __call__(self, input_ids: Int[Array, "B L"], layout: Layout) -> Float[Array, "B L H"]:
         c = self.config
         embed = partial(
             nn.Embed,
@@ -120,18 +147,20 @@ class Embeddings(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
+        position = layout.position
         if c.model_type == "roberta":
+            # Counted over the tokens that are not padding, as Hugging Face does, also where text spells out "<pad>".
             tokens = (input_ids != c.pad_token_id).astype(jnp.int32)
-            positions = jnp.cumsum(tokens, axis=1) * tokens + c.pad_token_id
-        else:
-            positions = jnp.arange(input_ids.shape[1])[None, :]
+            before = jnp.cumsum(tokens, axis=1) - tokens
+            first = jnp.arange(input_ids.shape[1])[None, :] - position
+            position = (before - jnp.take_along_axis(before, first, axis=1) + 1) * tokens + c.pad_token_id
         x = (
             embed(c.vocab_size, name="word_embeddings")(input_ids)
-            + embed(c.max_position_embeddings, name="position_embeddings")(positions)
+            + embed(c.max_position_embeddings, name="position_embeddings")(position)
             + embed(c.type_vocab_size, name="token_type_embeddings")(jnp.zeros((1, 1), jnp.int32))
         )
         x = LayerNorm(c.layer_norm_eps, self.dtype, self.param_dtype, name="layer_norm")(x)
-        return Dropout(c.hidden_dropout_prob)(x, rows)
+        return _drop_features(c.hidden_dropout_prob, x, layout.owners, layout.position)
 
 
 class Layer(nn.Module):
@@ -143,8 +172,15 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L H"], mask: Bool[Array, "B L"], rows: Int[Array, "B"] | None
-    ) -> Float[Array, "B L H"]:
+        self, x: Float[Array, "B L H"], layout: Layout, first_only: bool = False
+    ) -> Float[Array, "B L H"] | Float[Array, "B S H"]:
+        """Every token attends to those of its sentence.
+
+        Args:
+          x: token vectors.
+          layout: whose they are.
+          first_only: give the output at the first token of each sentence alone, the same numbers for less work.
+        """
         c = self.config
         dense = partial(
             nn.Dense,
@@ -153,22 +189,38 @@ class Layer(nn.Module):
             param_dtype=self.param_dtype,
         )
         norm = partial(LayerNorm, c.layer_norm_eps, self.dtype, self.param_dtype)
-        heads = (*x.shape[:2], c.num_attention_heads, c.hidden_size // c.num_attention_heads)
+        size = c.hidden_size // c.num_attention_heads
 
-        query = dense(c.hidden_size, name="query")(x).reshape(heads)
-        key = dense(c.hidden_size, name="key")(x).reshape(heads)
-        value = dense(c.hidden_size, name="value")(x).reshape(heads)
+        def heads(x: Array) -> Array:
+            return x.reshape(*x.shape[:2], c.num_attention_heads, size)
+
+        key, value = (heads(dense(c.hidden_size, name=name)(x)) for name in ("key", "value"))
+        sentence, position, owners = layout.sentence, layout.position, layout.owners
+        if first_only:
+            x = jnp.take_along_axis(x, layout.start[:, :, None], axis=1, mode="clip")
+            sentence, position = jnp.arange(x.shape[1])[None, :], jnp.zeros((1, x.shape[1]), jnp.int32)
+            owners = layout.numbers
+        query = heads(dense(c.hidden_size, name="query")(x))
         # The softmax is taken in float32 (or wider) whatever the compute type.
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.promote_types(self.dtype, jnp.float32))
-        scores = scores / heads[-1] ** 0.5
-        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
-        weights = Dropout(c.attention_probs_dropout_prob)(nn.softmax(scores).astype(self.dtype), rows)
+        scores = scores / size**0.5
+        # In rows of one sentence, padding attends to the sentence too, which keeps the mask small.
+        own = sentence[:, :, None] if layout.packed else jnp.zeros((1, 1, 1), jnp.int32)
+        scores = jnp.where((own == layout.sentence[:, None, :])[:, None], scores, jnp.finfo(scores.dtype).min)
+        weights = nn.softmax(scores).astype(self.dtype)
+        if owners is not None:
+            most = np.uint32(c.max_position_embeddings)
+            head = jnp.arange(c.num_attention_heads, dtype=jnp.uint32)[None, :, None, None]
+            q, k = position.astype(jnp.uint32), layout.position.astype(jnp.uint32)
+            counter = (head * most + q[:, None, :, None]) * most + k[:, None, None, :]
+            weights = Dropout(c.attention_probs_dropout_prob)(weights, owners[:, None, :, None], counter)
         context = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
-        attention = Dropout(c.hidden_dropout_prob)(dense(c.hidden_size, name="attention_output")(context), rows)
-        x = norm(name="attention_norm")(x + attention)
 
+        rate = c.hidden_dropout_prob
+        attention = _drop_features(rate, dense(c.hidden_size, name="attention_output")(context), owners, position)
+        x = norm(name="attention_norm")(x + attention)
         hidden = ACTIVATIONS[c.hidden_act](dense(c.intermediate_size, name="intermediate")(x))
-        output = Dropout(c.hidden_dropout_prob)(dense(c.hidden_size, name="output")(hidden), rows)
+        output = _drop_features(rate, dense(c.hidden_size, name="output")(hidden), owners, position)
         return norm(name="output_norm")(x + output)
 
 
@@ -189,40 +241,55 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, input_ids: Int[Array, "B L"], mask: Bool[Array, "B L"], rows: Int[Array, "B"] | None = None
-    ) -> tuple[Float[Array, "B L H"], ...]:
+        self,
+        input_ids: Int[Array, "B L"],
+        lengths: Int[Array, "B S"],
+        numbers: Int[Array, "B S"] | None = None,
+        first_only: bool = False,
+    ) -> tuple[Float[Array, "B _ H"], ...]:
         """Encodes token ids.
 
         Args:
-          input_ids: token ids, padded on the right.
-          mask: True at tokens, False at padding.
-          rows: number of each sentence in the global batch. Given, dropout is on and the stream `rngs={"dropout": key}`
-            is required; not given, dropout is off. A sentence of negative number has no dropout.
+          input_ids: token ids: in each row its sentences, one after the other, then padding.
+          lengths: tokens of each sentence; 0 where a row has fewer than S. S is 1 where a row is a sentence.
+          numbers: number of each sentence in the global batch. Given, dropout is on and the stream
+            `rngs={"dropout": key}` is required; not given, dropout is off. A sentence of negative number has none.
+          first_only: of the last layer, compute the first token of each sentence alone.
 
         Returns:
-          The hidden states hs[0..n], n the number of layers: embedding output first, last layer last.
+          The hidden states hs[0..n], [B, L, H], n the number of layers: embedding output first, last layer last; with
+          `first_only`, hs[n] is [B, S, H].
         """
-        x = Embeddings(self.config, self.dtype, self.param_dtype, name="embeddings")(input_ids, rows)
+        layout = lay_out(lengths, input_ids.shape[1], numbers)
+        x = Embeddings(self.config, self.dtype, self.param_dtype, name="embeddings")(input_ids, layout)
         names = [f"layer_{i}" for i in range(self.config.num_hidden_layers)]
-        if rows is None:
+        if numbers is None:
             hidden_states = [x]
             for name in names:
-                x = Layer(self.config, self.dtype, self.param_dtype, name=name)(x, mask, rows)
+                layer = Layer(self.config, self.dtype, self.param_dtype, name=name)
+                x = layer(x, layout, first_only and name == names[-1])
                 hidden_states.append(x)
             return tuple(hidden_states)
 
         # In training a layer is compiled once, not once each: a large model takes a compiler for TPUs minutes
         # otherwise. The stack is a copy of the weights, small beside activations, which evaluation does not keep.
         layer = Layer(self.config, self.dtype, self.param_dtype, parent=None)
-        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self.variables["params"][name] for name in names))
+        weights = [self.variables["params"][name] for name in names]
         key = self.make_rng("dropout")
 
-        def body(x: Array, at: tuple[Any, Array]) -> tuple[Array, Array]:
-            weights, i = at
+        def apply(x: Array, weights: Any, i: Array | int, first_only: bool) -> Array:
             noise = {"dropout": jax.random.fold_in(key, i)}
-            return jnp.asarray(layer.apply({"params": weights}, x, mask, rows, rngs=noise)), x
+            return jnp.asarray(layer.apply({"params": weights}, x, layout, first_only, rngs=noise))
 
-        body = jax.checkpoint(body) if self.remat else body
-        # Each step gives what went in: where only the last state is used, the others are then never kept.
-        last, states = jax.lax.scan(body, x, (params, jnp.arange(len(names))))
-        return (*states, last)
+        apply = jax.checkpoint(apply, static_argnums=3) if self.remat else apply
+        scanned = len(names) - first_only
+        states: list[Array] = []
+        if scanned:
+            # Each step gives what went in: where only the last state is used, the others are then never kept.
+            stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights[:scanned])
+            x, entered = jax.lax.scan(lambda x, at: (apply(x, *at, False), x), x, (stack, jnp.arange(scanned)))
+            states.extend(entered)
+        states.append(x)
+        if first_only:
+            states.append(apply(x, weights[-1], scanned, True))
+        return tuple(states)

@@ -3,9 +3,10 @@
 from typing import Literal, get_args
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from simcse_jax.errors import InputError
+from simcse_jax.model.layout import lay_out
 
 PoolerName = Literal["cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_last", "avg_static_last", "avg_static"]
 POOLERS: tuple[str, ...] = get_args(PoolerName)
@@ -17,10 +18,18 @@ def check_pooler(name: str) -> None:
         raise InputError(f"unknown pooler '{name}'; choose one of {', '.join(POOLERS)}")
 
 
-def pool(hidden_states: tuple[Float[Array, "B L H"], ...], mask: Bool[Array, "B L"], name: str) -> Float[Array, "B H"]:
+def needs_first_only(name: str) -> bool:
+    """Whether the pooler looks at nothing of the last layer but the first token of each sentence."""
+    return name in ("cls", "cls_before_pooler")
+
+
+def pool(
+    hidden_states: tuple[Float[Array, "B _ H"], ...], lengths: Int[Array, "B S"], name: str
+) -> Float[Array, "B S H"]:
     """Pools hidden states hs[0..n] (hs[0] is the embedding output, hs[n] the last layer).
 
-    - `cls`, `cls_before_pooler`: hs[n][:, 0]; the tanh head that makes the difference is applied by `SentenceEncoder`.
+    - `cls`, `cls_before_pooler`: hs[n] at the first token; the tanh head that makes the difference is applied by
+      `SentenceEncoder`.
     - `avg`: mean of hs[n] over the tokens of a sentence, specials included.
     - `avg_top2`: the same of (hs[n] + hs[n-1]) / 2.
     - `avg_first_last`: the same of (hs[n] + hs[1]) / 2, as the public code since January 2022.
@@ -28,8 +37,8 @@ def pool(hidden_states: tuple[Float[Array, "B L H"], ...], mask: Bool[Array, "B 
     - `avg_static`: mean of hs[0]: word embeddings (with their positions, after LayerNorm), no context.
 
     Args:
-      hidden_states: n + 1 arrays, as `Encoder` returns them.
-      mask: True at tokens, False at padding.
+      hidden_states: n + 1 arrays, as `Encoder` returns them; hs[n] at first tokens only, where `needs_first_only`.
+      lengths: tokens of each sentence of a row; where 0, its vector has no meaning.
       name: one of `POOLERS`.
 
     Returns:
@@ -40,11 +49,12 @@ def pool(hidden_states: tuple[Float[Array, "B L H"], ...], mask: Bool[Array, "B 
     """
     check_pooler(name)
     last = hidden_states[-1]
-    if name in ("cls", "cls_before_pooler"):
-        return last[:, 0]
+    if needs_first_only(name):
+        return last
     other = {"avg": last, "avg_top2": hidden_states[-2], "avg_first_last": hidden_states[1]}.get(name, hidden_states[0])
     upper = other if name == "avg_static" else last
     wide = jnp.promote_types(last.dtype, jnp.float32)
     tokens = (upper.astype(wide) + other.astype(wide)) / 2
-    weights = mask[:, :, None].astype(wide)
-    return (jnp.sum(tokens * weights, axis=1) / jnp.sum(weights, axis=1)).astype(last.dtype)
+    members = lay_out(lengths, last.shape[1]).members.astype(wide)
+    sums = jnp.einsum("bsl,blh->bsh", members, tokens, precision="highest")
+    return (sums / jnp.maximum(lengths, 1)[:, :, None]).astype(last.dtype)

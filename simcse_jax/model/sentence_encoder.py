@@ -4,10 +4,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from simcse_jax.model.encoder import Encoder, EncoderConfig
-from simcse_jax.model.pooling import pool
+from simcse_jax.model.pooling import needs_first_only, pool
 
 
 class Head(nn.Module):
@@ -18,7 +18,7 @@ class Head(nn.Module):
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H"]) -> Float[Array, "B H"]:
+    def __call__(self, x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
         init = nn.initializers.normal(self.initializer_range)
         dense = nn.Dense(x.shape[-1], dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=init, name="dense")
         return nn.tanh(dense(x))
@@ -49,23 +49,24 @@ class SentenceEncoder(nn.Module):
         self.head = Head(self.config.initializer_range, self.dtype, self.param_dtype)
 
     def __call__(
-        self, input_ids: Int[Array, "B L"], mask: Bool[Array, "B L"], rows: Int[Array, "B"] | None = None
-    ) -> Float[Array, "B H"]:
+        self, input_ids: Int[Array, "B L"], lengths: Int[Array, "B S"], numbers: Int[Array, "B S"] | None = None
+    ) -> Float[Array, "B S H"]:
         """One vector a sentence, not normalised.
 
         Args:
-          input_ids: token ids, padded on the right.
-          mask: True at tokens, False at padding.
-          rows: number of each sentence in the global batch: given while training (dropout on, head on), None after.
+          input_ids: token ids: in each row its sentences, one after the other, then padding.
+          lengths: tokens of each sentence; 0 where a row has fewer than S: its vector then has no meaning.
+          numbers: number of each sentence in the global batch: given while training (dropout on, head on), None after.
         """
-        training = rows is not None
-        vectors = pool(self.encoder(input_ids, mask, rows), mask, self.pooler)
+        training = numbers is not None
+        first_only = needs_first_only(self.pooler)
+        vectors = pool(self.encoder(input_ids, lengths, numbers, first_only), lengths, self.pooler)
         use_head = self.pooler == "cls" and (training or not self.mlp_only_train)
         return self.head(vectors) if use_head or self.is_initializing() else vectors
 
     def hidden_states(
-        self, input_ids: Int[Array, "B L"], mask: Bool[Array, "B L"], rows: Int[Array, "B"] | None = None
+        self, input_ids: Int[Array, "B L"], lengths: Int[Array, "B S"], numbers: Int[Array, "B S"] | None = None
     ) -> tuple[Float[Array, "B L H"], ...]:
         """The encoder's hidden states; see `Encoder`."""
-        states: tuple[Float[Array, "B L H"], ...] = self.encoder(input_ids, mask, rows)
+        states: tuple[Float[Array, "B L H"], ...] = self.encoder(input_ids, lengths, numbers)
         return states

@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
+
+from simcse_jax.noise import below, random_bits, words_of
 
 MASKED, RANDOM = 0.8, 0.1
 """Shares of the chosen tokens that become [MASK] and a random token; the others stay."""
@@ -33,7 +36,8 @@ class Vocabulary(NamedTuple):
 
 def mask_tokens(
     key: Key[Array, ""],
-    rows: Int[Array, "B"],
+    sentences: Int[Array, "B _"],
+    positions: Int[Array, "#B L"],
     input_ids: Int[Array, "B L"],
     inside: Bool[Array, "B L"],
     vocabulary: Vocabulary,
@@ -41,12 +45,14 @@ def mask_tokens(
 ) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
     """Hides tokens.
 
-    Each sentence draws from its own key, folded from `key` and its number, so what is hidden does not depend on how
-    the batch is cut into devices or chunks.
+    What is drawn for a token depends on `key`, the number of its sentence and its place there, so what is hidden does
+    not depend on how the batch is padded, packed, or cut into devices or chunks.
 
     Args:
       key: of the stream.
-      rows: number of each sentence in the global batch.
+      sentences: number of the sentence in the global batch that each token belongs to; one column where a row is one
+        sentence.
+      positions: place of each token in its sentence.
       input_ids: token ids.
       inside: True at tokens, False at padding.
       vocabulary: see `Vocabulary`.
@@ -55,21 +61,16 @@ def mask_tokens(
     Returns:
       The ids with the hidden tokens replaced, and which tokens were chosen, those that stay as they are among them.
     """
-    length = input_ids.shape[1]
-
-    def draw(row: Int[Array, ""]) -> tuple[Array, Array, Array]:
-        chance, fate, token = jax.random.split(jax.random.fold_in(key, row), 3)
-        return (
-            jax.random.uniform(chance, (length,), jnp.float32),
-            jax.random.uniform(fate, (length,), jnp.float32),
-            jax.random.randint(token, (length,), 0, vocabulary.size, jnp.int32),
-        )
-
-    chance, fate, token = jax.vmap(draw)(rows)
+    chance, fate, token = (
+        random_bits(words_of(k, sentences), positions.astype(jnp.uint32)) for k in jax.random.split(key, 3)
+    )
     special = jnp.isin(input_ids, jnp.asarray(vocabulary.special, input_ids.dtype))
-    chosen = (chance < probability) & inside & ~special
-    hidden = jnp.where(fate < MASKED, vocabulary.mask, jnp.where(fate < MASKED + RANDOM, token, input_ids))
-    return jnp.where(chosen, hidden, input_ids).astype(input_ids.dtype), chosen
+    chosen = (chance < below(probability)) & inside & ~special
+    # Tokens past 2³² mod V are likelier by V / 2³², for the largest vocabularies 6e-5.
+    other = (token % np.uint32(vocabulary.size)).astype(input_ids.dtype)
+    replaced = jnp.where(fate < below(MASKED + RANDOM), other, input_ids)
+    hidden = jnp.where(fate < below(MASKED), jnp.asarray(vocabulary.mask, input_ids.dtype), replaced)
+    return jnp.where(chosen, hidden, input_ids), chosen
 
 
 def block_size(tokens: int, probability: float) -> int:
