@@ -8,6 +8,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
+class Packing(NamedTuple):
+    """The shape of packed rows, of each device and each column of the text."""
+
+    length: int
+    """W, tokens a row."""
+    slots: int
+    """S, most sentences a row."""
+    rows: int
+    """R."""
+
+
 class Batch(NamedTuple):
     """N examples of C sentences each (1: the sentence; 2: with its positive; 3: with its hard negative too).
 

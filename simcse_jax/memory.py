@@ -13,7 +13,7 @@ import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from simcse_jax.batch import Batch
+from simcse_jax.batch import Batch, Packing
 from simcse_jax.config import Config
 from simcse_jax.embedder import init_params
 from simcse_jax.errors import InputError
@@ -77,6 +77,7 @@ def trace_step(
     columns: int,
     total_steps: int,
     vocabulary: Vocabulary | None = None,
+    packing: Packing | None = None,
 ) -> Any:
     """The step of a run traced for devices that need not be here, from shapes alone: `jax.stages.Traced`.
 
@@ -87,15 +88,18 @@ def trace_step(
       columns: sentences of each example.
       total_steps: steps of the run, for the learning rate.
       vocabulary: see `make_loss`.
+      packing: the shape of packed rows; None where a row is a sentence.
     """
     optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, total_steps))
     state = jax.eval_shape(lambda: state_of(config, init_params(model, 0), optimizer))
     n = config.batch_size
+    length, slots, rows = packing or (config.data.max_length, 1, n // mesh.size)
     batch = jax.eval_shape(
         lambda: Batch(
-            jnp.zeros((n, columns, config.data.max_length), jnp.int32),
-            jnp.zeros((n, columns, 1), jnp.int32),
+            jnp.zeros((rows * mesh.size, columns, length), jnp.int32),
+            jnp.zeros((rows * mesh.size, columns, slots), jnp.int32),
             jnp.zeros(n, bool),
+            jnp.zeros((n, columns), jnp.int32) if packing else None,
         )
     )
 
@@ -131,11 +135,12 @@ def fit_step(
     compiler_options: dict[str, Any] | None = None,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     vocabulary: Vocabulary | None = None,
+    packing: Packing | None = None,
 ) -> CompiledStep:
     """Compiles the step of a run; where the micro-batch is `auto`, the largest that fits.
 
     Args:
-      config, model, mesh, columns, total_steps, vocabulary: see `trace_step`.
+      config, model, mesh, columns, total_steps, vocabulary, packing: see `trace_step`.
       available: bytes of a device; None where they are not known.
       compiler_options: for XLA.
       context: entered around the compilation.
@@ -147,7 +152,8 @@ def fit_step(
     size = rows if config.micro_batch in (0, "auto") else min(int(config.micro_batch), rows)
     while True:
         size = -(-rows // -(-rows // size))  # chunks are of equal size
-        traced = trace_step(replace(config, micro_batch=size), model, mesh, columns, total_steps, vocabulary)
+        chunked = replace(config, micro_batch=size)
+        traced = trace_step(chunked, model, mesh, columns, total_steps, vocabulary, packing)
         with context():
             step = _compile(traced, size, available, compiler_options)
         if config.micro_batch != "auto" or size == 1 or step.fits:
@@ -187,13 +193,15 @@ def compile_step(
     columns: int,
     total_steps: int,
     vocabulary: Vocabulary | None = None,
+    packing: Packing | None = None,
 ) -> CompiledStep:
     """Compiles the step of a run for the devices that are here. For the arguments see `trace_step`.
 
     Raises:
       InputError: the step does not fit the memory of a device.
     """
-    step = fit_step(config, model, mesh, columns, total_steps, available_memory(mesh), vocabulary=vocabulary)
+    available = available_memory(mesh)
+    step = fit_step(config, model, mesh, columns, total_steps, available, vocabulary=vocabulary, packing=packing)
     if step.fits:
         return step
     advice = "set --micro-batch auto" if config.micro_batch != "auto" and step.micro_batch > 1 else "use more devices"

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from simcse_jax.batch import Packing
 from simcse_jax.config import Config
 from simcse_jax.embedder import build_model
 from simcse_jax.errors import InputError, reason
@@ -152,6 +153,11 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
     """
     target, columns, mesh, encoder = check_plan(config, topology, columns)
     limit = target.chip.memory if target.chip else None
+    packing = None
+    if length := config.data.packed_length:
+        # The text is not read: as if every sentence had the most tokens.
+        slots = length // config.data.max_length
+        packing = Packing(length, slots, -(-config.batch_size // (mesh.size * slots)))
     started = time.monotonic()
     try:
         step = fit_step(
@@ -163,9 +169,9 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
             available=limit,
             compiler_options=target.compiler_options or None,
             context=without_cache if target.chip else contextlib.nullcontext,
-            vocabulary=Vocabulary(
-                mask=0, special=(0,), size=encoder.vocab_size
-            ),  # what a step costs does not depend on ids
+            # What a step costs does not depend on ids.
+            vocabulary=Vocabulary(mask=0, special=(0,), size=encoder.vocab_size),
+            packing=packing,
         )
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"the compiler of {target.name} refuses the step: {reason(error)}") from error

@@ -14,9 +14,10 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from simcse_jax import hf
+from simcse_jax.batch import Packing
 from simcse_jax.config import Config
 from simcse_jax.data.augment import Augmenter, make_augmenter
-from simcse_jax.data.batches import EpochOrder
+from simcse_jax.data.batches import EpochOrder, fit_packing
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.tokens import TokenTable, read_vocabulary, tokenize_corpus
 from simcse_jax.embedder import build_model, init_params, with_fresh_head
@@ -47,6 +48,7 @@ class Prepared:
     tokens: TokenTable
     order: EpochOrder
     augmenter: Augmenter | None
+    packing: Packing | None
     total_steps: int
     step: CompiledStep | None
     """None where the run has ended."""
@@ -106,26 +108,41 @@ def prepare(config: Config) -> Prepared:
     fingerprint = tokens.fingerprint + (augmenter.fingerprint if augmenter else "")
     total_steps = config.max_steps or config.epochs * order.steps_per_epoch
 
+    packing: Packing | None = None
+    if length := config.data.packed_length:
+        packing = fit_packing(tokens, order, mesh.size, total_steps, length, augmenter)
     step: CompiledStep | None = None
     mlm_head: Literal["fresh", "checkpoint"] | None = None
     if resuming:
         check_resume(resuming, config, fingerprint)
         run, initial = replace(resuming, config=config), lambda: initial_params(config, model)
         if not run.has_ended():
-            step = compile_step(config, model, mesh, columns, total_steps, vocabulary)
+            step = compile_step(config, model, mesh, columns, total_steps, vocabulary, packing)
     else:
         # Unreadable weights and a step that does not fit are found before the folder exists.
         loaded = initial_params(config, model)
         if mlm:
             mlm_head = "fresh" if callable(loaded) or "mlm" not in loaded else "checkpoint"
         _check_space(folder, config, model)
-        step = compile_step(config, model, mesh, columns, total_steps, vocabulary)
+        step = compile_step(config, model, mesh, columns, total_steps, vocabulary, packing)
         _first_on_process_0(
             lambda: is_run(folder) or bool(create_run(folder, config, fingerprint, checkpoint, tokenizer))
         )
         run, initial = Run(folder, config, fingerprint), lambda: loaded
     return Prepared(
-        run, mesh, model, initial, tokens, order, augmenter, total_steps, step, mlm_head, dev_scores, test_scores
+        run,
+        mesh,
+        model,
+        initial,
+        tokens,
+        order,
+        augmenter,
+        packing,
+        total_steps,
+        step,
+        mlm_head,
+        dev_scores,
+        test_scores,
     )
 
 
@@ -175,6 +192,7 @@ def describe(prepared: Prepared) -> str:
             f"data      {len(tokens):,} {kind}{skipped} from {config.data.train}",
             f"batch     {config.batch_size:,} over all devices: {batch}",
             *_describe_mlm(prepared),
+            *_describe_packing(prepared),
             *(_describe_step(prepared.step, config.batch_size // mesh.size) if prepared.step else []),
             f"steps     {prepared.total_steps:,}, peak learning rate {config.optimizer.learning_rate:g}",
             f"output    {prepared.run.folder}",
@@ -190,6 +208,18 @@ def _describe_mlm(prepared: Prepared) -> list[str]:
     return [
         f"masked    {settings.probability:.0%} of the tokens of every sentence, weight {settings.weight:g}"
         f"{heads[prepared.mlm_head]}"
+    ]
+
+
+def _describe_packing(prepared: Prepared) -> list[str]:
+    if (packing := prepared.packing) is None:
+        return []
+    table, share = prepared.tokens, prepared.order.batch_size // prepared.mesh.size
+    tokens = share * float(np.mean(np.diff(table.offsets)))
+    computed = packing.rows * packing.length
+    return [
+        f"packing   {share:,} sentences in {packing.rows:,} rows of {packing.length}, {computed:,} tokens of which "
+        f"{tokens / computed:.0%} are text; padded {share * table.max_length:,}"
     ]
 
 

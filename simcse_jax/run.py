@@ -22,7 +22,7 @@ from simcse_jax.hf import SETTINGS, Checkpoint, save_tokenizer
 _FREE = (
     *("output", "log_every", "multi_host", "mesh.", "checkpoint.", "model.remat", "evaluation.data"),
     "evaluation.geometry_every",
-    *("micro_batch", "objective.implementation", "objective.block_size"),
+    *("micro_batch", "objective.implementation", "objective.block_size", "data.packed_length"),
     *("data.cache", "data.train"),  # the fingerprint of the text is compared, not the path
 )
 

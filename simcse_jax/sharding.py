@@ -143,10 +143,11 @@ def put_batch(mesh: Mesh, n: int, load: Callable[[slice], Any]) -> Any:
     Args:
       mesh: the mesh, whose size divides `n`.
       n: rows of the global batch.
-      load: returns the given rows as a tree of NumPy arrays whose leading axis is rows.
+      load: returns the given rows as a tree of NumPy arrays, whose leading axis is rows, or something else of which
+        every device has as many.
 
     Returns:
-      The tree as global arrays of `n` rows, sharded by `batch_sharding`.
+      The tree as global arrays, sharded by `batch_sharding`.
     """
     sharding = batch_sharding(mesh)
     shards = [
@@ -156,6 +157,7 @@ def put_batch(mesh: Mesh, n: int, load: Callable[[slice], Any]) -> Any:
     ]
 
     def assemble(*parts: jax.Array) -> jax.Array:
-        return jax.make_array_from_single_device_arrays((n, *parts[0].shape[1:]), sharding, list(parts))
+        shape = (parts[0].shape[0] * mesh.size, *parts[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, list(parts))
 
     return jax.tree.map(assemble, *shards)

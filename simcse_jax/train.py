@@ -100,7 +100,7 @@ def _loop(
     assert prepared.step is not None
     step_fn = prepared.step.function
     log = MetricsLog(run.metrics_file, start if resumed else -1)
-    batches = prefetch(prepared.tokens, prepared.order, mesh, start, total, prepared.augmenter)
+    batches = prefetch(prepared.tokens, prepared.order, mesh, start, total, prepared.augmenter, prepared.packing)
     bar = tqdm(total=total, initial=start, desc="training", unit=" steps", disable=jax.process_index() != 0)
     pending: tuple[int, Metrics] | None = None
     seconds, mark = 0.0, time.perf_counter()

@@ -82,6 +82,11 @@ class Augmenter:
         moved = np.take_along_axis(ids, order, axis=1)
         return np.where(np.arange(ids.shape[1]) < lengths[:, None], moved, self.pad_id).astype(ids.dtype), lengths
 
+    @property
+    def lengthens(self) -> bool:
+        """Whether a positive may have more tokens than its sentence."""
+        return self.kind == "synonyms"
+
     def _words(self, ids: Int[np.ndarray, "B L"], lengths: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B L"]:
         """Number of the word that each token belongs to; −1 for specials and padding."""
         column = np.arange(ids.shape[1])[None, :]

@@ -48,6 +48,11 @@ class TokenTable:
         """Examples."""
         return (len(self.offsets) - 1) // self.columns
 
+    def lengths(self, examples: Int[np.ndarray, "*N"], column: int) -> Int[np.ndarray, "*N"]:
+        """Tokens of the given examples' sentences of one column."""
+        sentences = examples * self.columns + column
+        return self.offsets[sentences + 1] - self.offsets[sentences]
+
     def rows(self, examples: Int[np.ndarray, "N"]) -> tuple[Int[np.ndarray, "N C L"], Int[np.ndarray, "N C"]]:
         """Padded ids and lengths of the given examples."""
         sentences = examples[:, None] * self.columns + np.arange(self.columns)

@@ -1,0 +1,72 @@
+"""Several sentences a row, so that padding is not computed: which sentence goes into which row.
+
+First-fit decreasing (Johnson, 1973): the longest sentence first, each into the first row that has room. Every device
+packs its own examples, each column of the text apart, into as many rows as the fullest batch of the run needs, so that
+one compiled step serves all batches.
+"""
+
+import numpy as np
+from jaxtyping import Int
+
+from simcse_jax.batch import Packing
+
+
+def first_fit(
+    lengths: Int[np.ndarray, "G N"], length: int, slots: int
+) -> tuple[Int[np.ndarray, "G N"], Int[np.ndarray, "G N"]]:
+    """Packs groups of sentences, each group into rows of its own.
+
+    Args:
+      lengths: tokens of each sentence, at most `length`.
+      length: tokens a row.
+      slots: most sentences a row.
+
+    Returns:
+      The row of each sentence in its group, and its slot there: how many were put into that row before it.
+    """
+    groups, n = lengths.shape
+    # Two rows of first-fit are never both half empty, but where their slots have run out.
+    most = min(n, 2 * int(lengths.sum(1).max(initial=0)) // length + n // slots + 2)
+    room = np.full((groups, most), length)
+    taken = np.zeros((groups, most), int)
+    rows, places = np.zeros((2, groups, n), int)
+    group = np.arange(groups)
+    for sentence in np.argsort(-lengths, axis=1, kind="stable").T:
+        wanted = lengths[group, sentence]
+        row = np.argmax((room >= wanted[:, None]) & (taken < slots), axis=1)
+        rows[group, sentence], places[group, sentence] = row, taken[group, row]
+        room[group, row] -= wanted
+        taken[group, row] += 1
+    return rows, places
+
+
+def pack(
+    ids: Int[np.ndarray, "N C L"],
+    lengths: Int[np.ndarray, "N C"],
+    reserved: Int[np.ndarray, "N C"],
+    packing: Packing,
+    pad_id: int,
+) -> tuple[Int[np.ndarray, "R C W"], Int[np.ndarray, "R C S"], Int[np.ndarray, "N C"]]:
+    """Packs the sentences of one device.
+
+    Args:
+      ids: token ids, padded on the right.
+      lengths: tokens of each sentence.
+      reserved: room of each sentence, at least its length; rows are chosen by it.
+      packing: the shape.
+      pad_id: token that fills up rows.
+
+    Returns:
+      The sentences in rows, their lengths there, and the place of each among the R·S.
+    """
+    columns = ids.shape[1]
+    packed = np.full((packing.rows, columns, packing.length), pad_id, ids.dtype)
+    sizes = np.zeros((packing.rows, columns, packing.slots), lengths.dtype)
+    rows, slots = (x.T for x in first_fit(reserved.T, packing.length, packing.slots))
+    column = np.arange(columns)[None, :]
+    sizes[rows, column, slots] = lengths
+    starts = (np.cumsum(sizes, axis=2) - sizes)[rows, column, slots]
+    inside = np.arange(ids.shape[2]) < lengths[..., None]
+    n, c, token = np.nonzero(inside)
+    packed[rows[n, c], c, starts[n, c] + token] = ids[n, c, token]
+    return packed, sizes, (rows * packing.slots + slots).astype(lengths.dtype)

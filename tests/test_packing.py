@@ -1,0 +1,205 @@
+"""Several sentences a row: the same figures as one a row, padded."""
+
+import json
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simcse_jax import rng
+from simcse_jax.batch import Batch, Packing
+from simcse_jax.config import Config, DataConfig, MLMConfig, ModelConfig, ObjectiveConfig, SmoothingConfig
+from simcse_jax.data.batches import EpochOrder, fit_packing, load_rows
+from simcse_jax.data.packing import first_fit, pack
+from simcse_jax.data.tokens import TokenTable
+from simcse_jax.embedder import build_model, init_params
+from simcse_jax.errors import InputError
+from simcse_jax.loss import encode_views, make_loss
+from simcse_jax.model import POOLERS, SentenceEncoder, init_mlm_head, read_encoder_config
+from simcse_jax.objectives.mlm import Vocabulary
+from simcse_jax.sharding import make_mesh, put, put_batch, state_sharding
+from simcse_jax.train import train
+from tests.conftest import TINY_BERT, TINY_ROBERTA, tree_error, without_key_biases
+
+N, LENGTH = 16, 12
+PACKING = Packing(length=24, slots=5, rows=9)
+CONFIGS = {"bert": TINY_BERT, "roberta": TINY_ROBERTA}
+VOCABULARY = Vocabulary(mask=4, special=(0, 1, 2, 3, 4), size=120)
+
+
+def batch(columns: int, pad: int = 0, devices: int = 1) -> tuple[Batch, Batch]:
+    """Random sentences of 3 to 12 tokens, one a row and packed for so many devices."""
+    generator = np.random.default_rng(columns)
+    lengths = generator.integers(3, LENGTH + 1, (N, columns)).astype(np.int32)
+    ids = generator.integers(5, 120, (N, columns, LENGTH)).astype(np.int32)
+    ids = np.where(np.arange(LENGTH) < lengths[..., None], ids, pad)
+    valid = np.arange(N) < N - 3
+    packing = PACKING._replace(rows=-(-PACKING.rows // devices) + 1)
+    parts = [
+        pack(i, n, n, packing, pad) for i, n in zip(np.split(ids, devices), np.split(lengths, devices), strict=True)
+    ]
+    packed, sizes, places = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return Batch(ids, lengths[..., None], valid), Batch(packed, sizes, valid, places)
+
+
+@cache
+def model_of(architecture: str, pooler: str) -> tuple[SentenceEncoder, Any]:
+    model = build_model(read_encoder_config(CONFIGS[architecture]), ModelConfig(pooler=pooler))  # type: ignore[arg-type]
+    return model, jax.jit(lambda: init_params(model, 7))()
+
+
+def test_first_fit_by_hand() -> None:
+    lengths = np.array([[3, 7, 4, 5, 10, 1], [1, 1, 1, 1, 1, 1]])
+    rows, slots = first_fit(lengths, 10, 3)
+    # 10 | 7 + 3 | 5 + 4 + 1; six ones, of which three fill the slots of a row.
+    np.testing.assert_array_equal(rows[0], [1, 1, 2, 2, 0, 2])
+    np.testing.assert_array_equal(slots[0], [1, 0, 1, 0, 0, 2])
+    np.testing.assert_array_equal(rows[1], [0, 0, 0, 1, 1, 1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_token_is_packed_once(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    n, slots = int(generator.integers(1, 60)), int(generator.integers(1, 8))
+    lengths = generator.integers(1, LENGTH + 1, (n, 2))
+    ids = np.where(np.arange(LENGTH) < lengths[..., None], generator.integers(5, 999, (n, 2, LENGTH)), 0)
+    reserved = np.minimum(lengths + generator.integers(0, 3, (n, 2)), LENGTH)
+    rows = 1 + int(first_fit(reserved.T, 16, slots)[0].max())
+    packed, sizes, places = pack(ids, lengths, reserved, Packing(16, slots, rows), 0)
+    assert sizes.sum(axis=2).max() <= 16
+    assert np.count_nonzero(packed) == lengths.sum() == sizes.sum()
+    starts = np.cumsum(sizes, axis=2) - sizes
+    for i in range(n):
+        for c in range(2):
+            row, slot = divmod(places[i, c], slots)
+            assert sizes[row, c, slot] == lengths[i, c]
+            found = packed[row, c, starts[row, c, slot] :][: lengths[i, c]]
+            np.testing.assert_array_equal(found, ids[i, c, : lengths[i, c]])
+
+
+@pytest.mark.parametrize("pooler", POOLERS)
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_vectors_without_dropout(architecture: str, pooler: str) -> None:
+    model, params = model_of(architecture, pooler)
+    padded, packed = batch(1, CONFIGS[architecture].get("pad_token_id", 0))
+    expected, vectors = (
+        model.apply({"params": params}, jnp.asarray(x.input_ids[:, 0]), jnp.asarray(x.lengths[:, 0]))
+        for x in (padded, packed)
+    )
+    assert vectors.shape == (PACKING.rows + 1, PACKING.slots, 32)
+    np.testing.assert_allclose(vectors.reshape(-1, 32)[packed.places[:, 0]], expected[:, 0], atol=2e-6)
+
+
+@pytest.mark.parametrize("micro_batch", [0, 5])
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize(("columns", "second"), [(1, False), (2, True), (3, False)])
+def test_views_under_dropout(columns: int, second: bool, clean: bool, micro_batch: int) -> None:
+    """The noise of a sentence is the same in whatever row it lies."""
+    model, params = model_of("bert", "cls")
+    if second:
+        params = {**params, "second": jax.jit(lambda: init_params(model, 1))()}
+    key = rng.key(0, "dropout", 0)
+    expected, found = (
+        encode_views(model, params, x, key, micro_batch=m, clean=clean)
+        for x, m in zip(batch(columns), (0, micro_batch), strict=True)
+    )
+    assert found.shape == (N, max(columns, 2) + clean, 32)
+    np.testing.assert_allclose(found, expected, atol=3e-6)
+
+
+@pytest.mark.parametrize(("devices", "micro_batch", "columns"), [(1, 0, 1), (1, 5, 3), (8, 0, 1), (8, 1, 2)])
+def test_loss_and_gradient(devices: int, micro_batch: int, columns: int) -> None:
+    """Contrast, smoothing and masked language model together, on one device and eight."""
+    objective = ObjectiveConfig(mlm=MLMConfig(weight=0.3), smoothing=SmoothingConfig(weight=0.1, buffer_size=32))
+    run = Config(batch_size=N, objective=objective, micro_batch=micro_batch)
+    model, params = model_of("bert", "cls")
+    table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+    params = {**params, "mlm": init_mlm_head(jax.random.key(1), table, 0.2)}
+    buffer = jax.random.normal(jax.random.key(2), (32, 32))
+    buffer /= jnp.linalg.norm(buffer, axis=1, keepdims=True)
+    results = []
+    for mesh, given in (
+        (make_mesh(devices=jax.devices()[:1]), batch(columns)[0]),
+        (make_mesh(devices=jax.devices()[:devices]), batch(columns, devices=devices)[1]),
+    ):
+        placed = put(params, state_sharding(mesh, params))
+        rows = given.input_ids.shape[0] // mesh.size
+
+        def share(part: slice, given: Batch = given, rows: int = rows) -> Batch:
+            """What one device has of a batch."""
+            device = (part.start or 0) // (N // mesh.size)  # noqa: B023  used at once
+            mine = slice(device * rows, (device + 1) * rows)
+            places = None if given.places is None else given.places[part]
+            return Batch(given.input_ids[mine], given.lengths[mine], given.valid[part], places)
+
+        loss = make_loss(run, model, mesh, placed, 1, vocabulary=VOCABULARY)
+        function = jax.jit(jax.grad(loss, has_aux=True))
+        grads, (metrics, _) = function(placed, buffer, np.int32(1), put_batch(mesh, N, share))
+        results.append((metrics, jax.tree.map(np.asarray, grads)))
+    (expected, expected_grads), (metrics, grads) = results
+    for name, value in expected.items():
+        assert float(metrics[name]) == pytest.approx(float(value), rel=5e-6), name
+    assert tree_error(without_key_biases(grads), without_key_biases(expected_grads)) < 2e-5
+
+
+def table_of(lengths: np.ndarray) -> TokenTable:
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return TokenTable(np.arange(offsets[-1]) % 100 + 5, offsets, 1, 0, LENGTH, 0, "")
+
+
+def test_every_batch_of_a_run_fits() -> None:
+    table = table_of(np.random.default_rng(0).integers(3, LENGTH + 1, 150))
+    order = EpochOrder(150, 16, 1)
+    packing = fit_packing(table, order, 2, 25, 24)
+    fullest = 0
+    for step in range(25):
+        for part in (slice(0, 8), slice(8, 16)):
+            packed, padded = (load_rows(table, order, step, part, packing=p) for p in (packing, None))
+            assert packed.input_ids.shape == (packing.rows, 1, 24)
+            assert packed.lengths.sum() == padded.lengths.sum()
+            np.testing.assert_array_equal(packed.valid, padded.valid)
+            fullest = max(fullest, int((packed.lengths.sum(axis=2) > 0).sum()))
+    assert packing.rows == fullest < 8
+
+
+@pytest.mark.parametrize("augment", ["none", "delete_words", "synonyms"])
+def test_a_packed_run_is_the_padded_one(tiny_bert: Path, tmp_path: Path, augment: str) -> None:
+    """Metrics of every step, also of the short last batch; a padded run can be continued packed."""
+    words = np.array(["man", "dog", "cat", "runs", "red", "river", "the", "sleeps", "sings"])
+    generator = np.random.default_rng(0)
+    sentences = [" ".join(generator.choice(words, generator.integers(1, 9))) for _ in range(44)]
+    (tmp_path / "text.txt").write_text("\n".join(sentences))
+    (tmp_path / "synonyms.tsv").write_text("man\tred river dog\ndog\tcat\n")
+    data = DataConfig(
+        train=str(tmp_path / "text.txt"),
+        max_length=LENGTH,
+        cache=str(tmp_path / "cache"),
+        augment=augment,  # type: ignore[arg-type]
+        synonyms=str(tmp_path / "synonyms.tsv") if augment == "synonyms" else "",
+    )
+    logs = []
+    for length in (0, 32):
+        run = Config(
+            output=str(tmp_path / f"run{length}"),
+            batch_size=16,
+            epochs=2,
+            log_every=1,
+            model=ModelConfig(path=str(tiny_bert), mlp_only_train=True),
+            data=partial(DataConfig, **{**vars(data), "packed_length": length})(),
+        )
+        train(run)
+        lines = (tmp_path / f"run{length}" / "metrics.jsonl").read_text().splitlines()
+        logs.append([json.loads(line) for line in lines])
+    assert len(logs[0]) == 6
+    for a, b in zip(*logs, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=2e-5)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=2e-4)
+
+
+def test_a_row_must_hold_the_longest_sentence() -> None:
+    with pytest.raises(InputError, match=r"packed_length is 16 and data.max_length 32"):
+        Config(data=DataConfig(train="x.txt", packed_length=16)).validate()
