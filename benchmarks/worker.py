@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
+from benchmarks.timing import peak_bytes
+
 ROOT = Path(__file__).parents[1]
 
 # Several processes share an accelerator here, so none may take most of its memory at once.
@@ -38,6 +40,14 @@ class Contender:
     make: str
     arguments: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+
+
+class OnHost:
+    """What a contender that needs no accelerator can say."""
+
+    def peak(self) -> int:
+        """Bytes of the process at most."""
+        return peak_bytes()
 
 
 class WorkerFailed(RuntimeError):
