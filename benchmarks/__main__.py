@@ -1,5 +1,6 @@
 """Commands: `python -m benchmarks PART`, or `all`."""
 
+import os
 import sys
 import tempfile
 from dataclasses import dataclass, field, fields
@@ -75,6 +76,9 @@ class Command:
         tables: list[Table] = []
         skipped: dict[str, str] = {}
         with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
+            if self.quick:  # most of a rehearsal's time would be spent on compiling the same small programs
+                os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/compiled")
+                os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
             for name, part in parts.items():
                 assert not isinstance(part, All)
                 try:
@@ -93,7 +97,7 @@ class Command:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; 1 where the input cannot be used."""
-    settings = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.ConsolidateSubcommandArgs)
+    settings = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
     command = tyro.cli(Command, prog="python -m benchmarks", args=arguments, config=settings)
     try:
         command.run()

@@ -58,7 +58,9 @@ class Input:
         ours = {"text": str(text), "length": self.step.length, "cache": str(cache)}
         contenders = {
             "ours, from the cache": Contender("ours_input:Batches", shared | ours),
-            "DataLoader, from memory": Contender("peers_input:Batches", shared | {"sentences": lists, "order": shuffled}),
+            "DataLoader, from memory": Contender(
+                "peers_input:Batches", shared | {"sentences": lists, "order": shuffled}
+            ),
         }
         rows, _, _ = compare(contenders, self.rounds, tolerance=0)
         note = "The same tokens in the same order, on the host, by one thread. The loader's sentences are tokenised."

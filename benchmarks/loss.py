@@ -53,4 +53,4 @@ class Loss:
         rows = [replace(row, **work) for row in found]  # type: ignore[arg-type]
         note = f"float32. Loss and gradients of all agree within {TOLERANCE:g}."
         title = f"InfoNCE, forward and backward: {n:,} pairs of width {self.width}"
-        return Table(title, rows, unit="pairs", notes=[note], figures={"ceilings": ceilings})
+        return Table(title, rows, unit="pairs", notes=[note], ceilings=ceilings)

@@ -61,7 +61,9 @@ class Table:
     unit: str = "sentences"
     notes: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
-    """What the notes say, and the settings, for the JSON file."""
+    """What the notes say, for the JSON file."""
+    ceilings: dict[str, float] = field(default_factory=dict)
+    """FLOP/s of a large matrix product, by contender; the best is the ceiling."""
 
     def markdown(self) -> str:
         """Title, table and notes."""
@@ -81,12 +83,14 @@ class Table:
             ]
             for row in self.rows
         ]
-        return "\n\n".join([f"### {self.title}", markdown_table(header, lines), *self.notes])
+        each = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in self.ceilings.items())
+        notes = [*self.notes, *([f"Ceiling, GFLOP/s of a matrix product: {each}."] if each else [])]
+        return "\n\n".join([f"### {self.title}", markdown_table(header, lines), *notes])
 
     def json(self) -> dict[str, Any]:
         """The same, with every single measurement."""
         rows = [asdict(row) | {"rate": row.rate, "utilisation": row.utilisation} for row in self.rows]
-        return {"title": self.title, "unit": self.unit, "rows": rows, "notes": self.notes, "figures": self.figures}
+        return asdict(self) | {"rows": rows}
 
 
 class Devices:

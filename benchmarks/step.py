@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.compare import Figures, compare
-from benchmarks.report import Row, Table
+from benchmarks.report import Table
 from benchmarks.work import (
     BATCHES,
     DTYPES,
@@ -23,8 +23,9 @@ from benchmarks.work import (
 from benchmarks.worker import Contender
 from simcse_jax import hf
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
-"""Of loss and gradient norm, relative, to those of our float32 step."""
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
+"""Of loss and gradient norm, relative, to those of our float32 step. Autocast takes the logits of sentence-transformers
+in bfloat16, too: a 256th of 1/τ."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Step:
 
     def quick(self) -> "Step":
         """A rehearsal."""
-        return replace(self, size=QUICK, batch_size=16, product=512, rounds=2)
+        return replace(self, size=QUICK, batch_size=16, dtypes=self.dtypes[:1], product=512, rounds=2)
 
     def work(self, folder: Path) -> "Work":
         """Model, text and batches."""
@@ -67,30 +68,23 @@ class Step:
           Disagreement: a peer computes another loss or gradient norm.
         """
         work = self.work(folder)
-        rows: list[Row] = []
-        notes, figures = [], {}
+        tables: list[Table] = []
         expected: Figures | None = None
         for dtype in self.dtypes:
-            found, expected, ceilings = compare(
+            rows, expected, ceilings = compare(
                 work.contenders(dtype),
                 self.rounds,
                 tolerance=TOLERANCE[dtype],
                 expected=expected,
                 product=(self.product, dtype),
             )
-            best = max(ceilings.values())
-            rows += [replace(r, items=work.sentences, flops=work.flops, ceiling=best) for r in found]
-            each = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in ceilings.items())
-            notes.append(f"Ceiling, GFLOP/s of a {dtype} product of side {self.product}: {each}.")
-            figures[f"ceilings {dtype}"] = ceilings
-        notes.append(
-            f"Loss and gradient norm of all agree without dropout, within {TOLERANCE['float32']:g} (float32) and "
-            f"{TOLERANCE['bfloat16']:g} (bfloat16) of our float32 step's: loss {expected['loss']:.5f}, gradient norm "
-            f"{expected['gradient norm']:.5f}. Compiled peers are compared before they are compiled."
-            if expected
-            else ""
-        )
-        return [Table(self.title(work), rows, notes=notes, figures=figures)]
+            rows = [replace(r, items=work.sentences, flops=work.flops, ceiling=max(ceilings.values())) for r in rows]
+            note = (
+                f"Without dropout, loss and gradient norm of all are within {TOLERANCE[dtype]:g} of our float32 step's, "
+                f"{expected['loss']:.5f} and {expected['gradient norm']:.5f}; compiled peers before they are compiled."
+            )
+            tables.append(Table(f"{self.title(work)}, {dtype}", rows, notes=[note], ceilings=ceilings))
+        return tables
 
     def title(self, work: "Work") -> str:
         """What is done."""

@@ -35,10 +35,10 @@ class Sts:
         tasks = [load_task(name, data) for name in self.tasks]
         sentences = distinct_sentences(tasks)
         title = f"STS: the {len(sentences):,} sentences of {len(tasks)} task(s) with all-MiniLM-L6-v2"
-        table, figures = encoding(
+        tables, found = encoding(
             title, minilm_folder(), sentences, self.batch_size, self.dtypes, self.rounds, self.product
         )
-        vectors = dict(zip(sentences, figures["vectors"], strict=True))
+        vectors = dict(zip(sentences, found, strict=True))
         scores = evaluate(tasks, lambda asked: np.stack([vectors[s] for s in asked]))["reported"]
-        note = f"Spearman × 100 of these vectors, on average: {scores['Avg.']:.2f}."
-        return [replace(table, notes=[*table.notes, note], figures=table.figures | {"scores": scores})]
+        note = f"Spearman × 100 of our {self.dtypes[0]} vectors, on average: {scores['Avg.']:.2f}."
+        return [replace(table, notes=[*table.notes, note], figures={"scores": scores}) for table in tables]
