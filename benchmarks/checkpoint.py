@@ -1,5 +1,6 @@
 """How long a training loop is held up by a checkpoint."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,10 @@ class Checkpoint:
                 return taken
 
             plain = f"{self.steps} steps"
-            functions = {plain: partial(worker.timed, "steps"), f"{plain}, one checkpoint": save_and_steps}
+            functions: dict[str, Callable[[], float]] = {
+                plain: partial(worker.timed, "steps"),
+                f"{plain}, one checkpoint": save_and_steps,
+            }
             measured = alternate(functions, self.rounds)
             peak = worker.call("peak")
         without, with_one = measured.values()

@@ -82,8 +82,8 @@ def encoding(
         )
         rows = [replace(row, items=len(sentences), flops=flops, ceiling=max(ceilings.values())) for row in rows]
         note = (
-            f"{np.mean(lengths):.1f} tokens a sentence, {batch_size} sentences at a time. The cosine of each vector with "
-            f"that of our {dtypes[0]} model is above {1 - TOLERANCE[dtype]:g}."
+            f"{np.mean(lengths):.1f} tokens a sentence, {batch_size} sentences at a time. The cosine of each vector "
+            f"with that of our {dtypes[0]} model is above {1 - TOLERANCE[dtype]:g}."
         )
         tables.append(Table(f"{title}, {dtype}", rows, notes=[note], ceilings=ceilings))
     assert expected is not None

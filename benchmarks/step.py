@@ -24,8 +24,8 @@ from benchmarks.worker import Contender
 from simcse_jax import hf
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
-"""Of loss and gradient norm, relative, to those of our float32 step. Autocast takes the logits of sentence-transformers
-in bfloat16, too: a 256th of 1/τ."""
+"""Of loss and gradient norm, relative, to those of our step in the first type measured. Autocast takes the logits of
+sentence-transformers in bfloat16, too: they are off by a 256th of 1/τ."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ class Step:
             )
             rows = [replace(r, items=work.sentences, flops=work.flops, ceiling=max(ceilings.values())) for r in rows]
             note = (
-                f"Without dropout, loss and gradient norm of all are within {TOLERANCE[dtype]:g} of our float32 step's, "
-                f"{expected['loss']:.5f} and {expected['gradient norm']:.5f}; compiled peers before they are compiled."
+                f"Without dropout, loss and gradient norm of all are within {TOLERANCE[dtype]:g} of our "
+                f"{self.dtypes[0]} step's, {expected['loss']:.5f} and {expected['gradient norm']:.5f}; compiled peers "
+                "are compared before they are compiled."
             )
             tables.append(Table(f"{self.title(work)}, {dtype}", rows, notes=[note], ceilings=ceilings))
         return tables
@@ -123,9 +124,9 @@ class Work:
 
     def ours(self, dtype: str = "float32", kind: str = "Step", environment: Any = None, **more: Any) -> Contender:
         """This project's."""
-        arguments = {"model": str(self.model), "text": str(self.text), "cache": str(self.cache), "dtype": dtype}
-        arguments |= {"batch_size": self.settings.batch_size, "length": self.settings.length}
-        return Contender(f"ours_training:{kind}", arguments | more, environment or {})
+        paths = {"model": str(self.model), "text": str(self.text), "cache": str(self.cache), "dtype": dtype}
+        arguments = {"batch_size": self.settings.batch_size, "length": self.settings.length}
+        return Contender(f"ours_training:{kind}", paths | arguments | more, environment or {})
 
     def peer(self, make: str, dtype: str = "float32", compiled: bool = False, **more: Any) -> Contender:
         """One on PyTorch."""
