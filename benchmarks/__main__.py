@@ -1,5 +1,6 @@
 """Commands: `python -m benchmarks PART`, or `all`."""
 
+import importlib.util
 import os
 import sys
 import tempfile
@@ -69,10 +70,13 @@ class Command:
 
     def run(self) -> None:
         """Measures and writes."""
+        check_peers()
         jax.config.update("jax_platforms", "cpu")  # accelerators are for the processes that are measured
         whole = self.part if isinstance(self.part, All) else None
         parts = whole.parts(self.quick) if whole else {type(self.part).__name__.lower(): self.part}
         about = provenance()
+        if about["load"][0] > 0.5 and not self.quick:
+            print(f"other work is going on (load {about['load'][0]}): these figures will be of both", file=sys.stderr)
         tables: list[Table] = []
         skipped: dict[str, str] = {}
         with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
@@ -93,6 +97,13 @@ class Command:
                 print("\n\n".join(table.markdown() for table in found), end="\n\n", flush=True)
                 write(self.output, about, tables, skipped)
         print(f"written: {self.output}.md and {self.output}.json")
+
+
+def check_peers() -> None:
+    """Raises `InputError` where there is nothing to compare with."""
+    absent = [name for name in ("torch", "sentence_transformers") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise InputError(f"{' and '.join(absent)} cannot be imported: install the peers with pip install '.[torch]'")
 
 
 def main(arguments: list[str] | None = None) -> int:

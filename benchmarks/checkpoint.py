@@ -1,6 +1,5 @@
 """How long a training loop is held up by a checkpoint."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -42,11 +41,8 @@ class Checkpoint:
                 return taken
 
             plain = f"{self.steps} steps"
-            functions: dict[str, Callable[[], float]] = {
-                plain: partial(worker.timed, "steps"),
-                f"{plain}, one checkpoint": save_and_steps,
-            }
-            measured = alternate(functions, self.rounds)
+            plain_steps = partial(worker.timed, "steps")
+            measured = alternate({plain: plain_steps, f"{plain}, one checkpoint": save_and_steps}, self.rounds)
             peak = worker.call("peak")
         without, with_one = measured.values()
         stalls = [b - a for a, b in zip(without.seconds, with_one.seconds, strict=True)]

@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -55,7 +55,7 @@ def vectors(rows: int, width: int) -> tuple[jax.Array, jax.Array]:
     return first, first + other
 
 
-def print_times(functions: dict[str, Callable[[], Any]], repeats: int) -> None:
+def print_times(functions: Mapping[str, Callable[[], Any]], repeats: int) -> None:
     """Prints the time of each, called in turn, and the ratios to the first."""
     measured = alternate({name: partial(seconds, function) for name, function in functions.items()}, repeats)
     for name, m in measured.items():

@@ -15,11 +15,12 @@ from benchmarks.work import DTYPES
 from benchmarks.worker import Contender, Worker
 
 
-def first_step(name: str, contender: Contender, cache: Path | None = None) -> float:
+def first_step(name: str, contender: Contender, peaks: dict[str, int], cache: Path | None = None) -> float:
     """Seconds from the start of a contender's process to the end of its first step.
 
     Args:
       name, contender: see `Worker`.
+      peaks: takes the bytes that the process held at most, under its name.
       cache: folder of the compilers' caches; a new and empty one where None.
     """
     with ExitStack() as stack:
@@ -33,7 +34,9 @@ def first_step(name: str, contender: Contender, cache: Path | None = None) -> fl
         start = time.perf_counter()
         worker = stack.enter_context(Worker(name, replace(contender, environment=contender.environment | caches)))
         worker.call("run")
-        return time.perf_counter() - start
+        taken = time.perf_counter() - start
+        peaks[name] = worker.call("peak")
+        return taken
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,18 @@ class Start:
         if self.compile:
             contenders["torch.compile"] = work.peer("peers_torch:Step", self.dtype, compiled=True)
         functions: dict[str, Callable[[], float]] = {}
+        peaks: dict[str, int] = {}
         with tempfile.TemporaryDirectory(prefix="benchmark-") as caches:
             for name, contender in contenders.items():
-                functions["torch, eager" if name == "torch" else f"{name}, cold"] = partial(first_step, name, contender)
+                cold = "torch, eager" if name == "torch" else f"{name}, cold"
+                functions[cold] = partial(first_step, cold, contender, peaks)
                 if name != "torch":
-                    warm = partial(first_step, name, contender, Path(caches) / name)
-                    warm()  # fills the cache
-                    functions[f"{name}, warm"] = warm
+                    functions[f"{name}, warm"] = partial(
+                        first_step, f"{name}, warm", contender, peaks, Path(caches) / name
+                    )
+                    functions[f"{name}, warm"]()  # fills the cache
             measured = alternate(functions, self.rounds, warm_up=0)
-        rows = [Row(name, m.seconds, m.ratios) for name, m in measured.items()]
+        rows = [Row(name, m.seconds, m.ratios, peak=peaks[name]) for name, m in measured.items()]
         size = self.step.size
         note = "Cold: with an empty cache of compiled programs; warm: with that of an earlier run."
         return [Table(f"Start to first step: BERT {size.layers} × {size.width}, {self.dtype}", rows, notes=[note])]

@@ -4,7 +4,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def alternate(functions: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, Measured]:
+def alternate(functions: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, Measured]:
     """Calls the first function and each other in turn: A B A C, A B A C, …
 
     Whatever slows the machine down for a while then slows down both sides of a ratio.
 
     Args:
-      functions: each returns the seconds that it took.
+      functions: two or more; each returns the seconds that it took.
       rounds: how often each other is called; the first, once before each.
       warm_up: calls of each beforehand that do not count.
     """
@@ -45,13 +45,11 @@ def alternate(functions: dict[str, Callable[[], float]], rounds: int, warm_up: i
             function()
     measured = {name: Measured() for name in functions}
     for _ in range(rounds):
-        for other in others or [None]:
-            reference = functions[first]()
+        for other in others:
+            reference, taken = functions[first](), functions[other]()
             measured[first].seconds.append(reference)
-            if other is not None:
-                taken = functions[other]()
-                measured[other].seconds.append(taken)
-                measured[other].ratios.append(taken / reference)
+            measured[other].seconds.append(taken)
+            measured[other].ratios.append(taken / reference)
     return measured
 
 
