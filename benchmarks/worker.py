@@ -76,9 +76,11 @@ class Worker:
             env=os.environ | _ENVIRONMENT | contender.environment,
         )
         theirs.close()
-        # As bytes, which the process unpacks once it is ready to report what goes wrong there.
-        self._pipe.send_bytes(pickle.dumps((contender.make, contender.arguments)))
-        self._receive()
+        try:
+            self._ask(contender.make, contender.arguments)
+        except WorkerFailed:
+            self.close()
+            raise
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of the contender returns."""
@@ -88,14 +90,17 @@ class Worker:
         """Seconds that a method takes, as its own process measures them."""
         return self._ask(method, arguments)[1]
 
-    def _ask(self, method: str, arguments: tuple[Any, ...]) -> tuple[Any, float]:
-        self._pipe.send_bytes(pickle.dumps((method, arguments)))
-        return self._receive()
+    def close(self) -> None:
+        """Ends the process."""
+        self._pipe.close()
+        self._process.terminate()
+        self._process.wait()
 
-    def _receive(self) -> tuple[Any, float]:
+    def _ask(self, name: str, arguments: Any) -> tuple[Any, float]:
         try:
+            self._pipe.send((name, arguments))
             error, value, taken = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             status = self._process.wait()
             raise WorkerFailed(f"{self.name}: its process ended with status {status} (-9: no memory left?)") from None
         if error:
@@ -106,10 +111,7 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends the process."""
-        self._pipe.close()
-        self._process.terminate()
-        self._process.wait()
+        self.close()
 
 
 def serve(descriptor: int) -> None:
@@ -118,7 +120,7 @@ def serve(descriptor: int) -> None:
     contender: Any = None
     while True:
         try:
-            message = pipe.recv_bytes()
+            message = pipe.recv_bytes()  # unpacked below, where what goes wrong is reported
         except EOFError:
             return
         error, value, start = "", None, time.perf_counter()
