@@ -27,7 +27,7 @@ class Loss:
 
     def quick(self) -> "Loss":
         """A rehearsal."""
-        return replace(self, rows=(64, 256), width=128, product=512, rounds=2)
+        return replace(self, rows=(256,), width=128, product=512, rounds=2)
 
     def run(self, folder: Path) -> list[Table]:
         """Measures; for the argument and what is raised see `Step.run`."""
