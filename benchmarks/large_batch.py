@@ -1,22 +1,19 @@
-#!/usr/bin/env python3
 """Time and memory of large global batches: tiled against dense InfoNCE, micro-batches against the batch at once.
 
-    python benchmarks/large_batch.py tiled              # tiled against dense, alternately, where dense fits
-    python benchmarks/large_batch.py micro-batch        # a step in chunks against the step at once, alternately
-    python benchmarks/large_batch.py loss               # the tiled loss alone, forward and backward
-    python benchmarks/large_batch.py memory             # by the compiler's account; computes nothing
-    python benchmarks/large_batch.py step --train wiki.txt    # one optimisation step of a run at 65,536
+    python -m benchmarks.large_batch tiled              # tiled against dense, alternately, where dense fits
+    python -m benchmarks.large_batch micro-batch        # a step in chunks against the step at once, alternately
+    python -m benchmarks.large_batch loss               # the tiled loss alone, forward and backward
+    python -m benchmarks.large_batch memory             # by the compiler's account; computes nothing
+    python -m benchmarks.large_batch step --train wiki.txt    # one optimisation step of a run at 65,536
 
 Ratios are of neighbouring measurements; given are their median and their range.
 """
 
 import json
-import resource
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
+from benchmarks.timing import alternate, peak_bytes, seconds, spread
 from simcse_jax import hf
 from simcse_jax.batch import Batch
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig
@@ -58,33 +56,17 @@ def vectors(rows: int, width: int) -> tuple[jax.Array, jax.Array]:
     return first, first + other
 
 
-def seconds(function: Callable[[], Any]) -> float:
-    """Time of a call, its results waited for."""
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
-
-
-def alternate(functions: dict[str, Callable[[], Any]], repeats: int) -> None:
+def print_times(functions: Mapping[str, Callable[[], Any]], repeats: int) -> None:
     """Prints the time of each, called in turn, and the ratios to the first."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for repeat in range(-1, repeats):  # the first round warms up
-        for name, function in functions.items():
-            taken = seconds(function)
-            if repeat >= 0:
-                times[name].append(taken)
-    first = next(iter(times))
-    for name, taken in times.items():
-        ratios = [a / b for a, b in zip(taken, times[first], strict=True)]
-        print(
-            f"{name:<16} {statistics.median(taken):8.2f} s   {statistics.median(ratios):.2f} × {first} "
-            f"({min(ratios):.2f} to {max(ratios):.2f})"
-        )
+    measured = alternate({name: partial(seconds, function) for name, function in functions.items()}, repeats)
+    for name, m in measured.items():
+        ratio = f"{spread(m.ratios)} × {next(iter(measured))}" if m.ratios else ""
+        print(f"{name:<16} {statistics.median(m.seconds):8.2f} s   {ratio}")
 
 
 def peak() -> str:
     """Most memory that this process has held."""
-    return f"peak of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB"
+    return f"peak of the process {peak_bytes() / 1e9:.2f} GB"
 
 
 @dataclass
@@ -111,7 +93,7 @@ class Tiled:
                     assert error < 5e-6, f"{name} computes something else"
                 del gradients, others
                 print(f"\n{rows:,} rows of width {width}")
-                alternate({name: partial(program, z) for name, program in programs.items()}, self.repeats)
+                print_times({name: partial(program, z) for name, program in programs.items()}, self.repeats)
 
 
 def step_config(batch_size: int, micro_batch: int, layers: int) -> tuple[Config, Any]:
@@ -152,7 +134,7 @@ class MicroBatch:
             print(f"{name:<16} {(step.needed or 0) / 1e9:8.2f} GB")
         losses = [float(advance()["loss"]) for advance in steps.values()]
         assert max(losses) - min(losses) < 1e-4 * max(losses), losses
-        alternate(steps, self.repeats)
+        print_times(steps, self.repeats)
 
 
 @dataclass

@@ -1,0 +1,122 @@
+"""Commands: `python -m benchmarks PART`, or `all`."""
+
+import importlib.util
+import os
+import sys
+import tempfile
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+from tyro.conf import subcommand
+
+from benchmarks.checkpoint import Checkpoint
+from benchmarks.devices import Devices
+from benchmarks.encode import Encode
+from benchmarks.input import Input
+from benchmarks.loss import Loss
+from benchmarks.report import Table, provenance, write
+from benchmarks.start import Start
+from benchmarks.step import Step
+from benchmarks.sts import Sts
+from simcse_jax.errors import InputError
+
+Part = Step | Encode | Sts | Input | Start | Devices | Checkpoint | Loss
+
+
+@dataclass(frozen=True)
+class All:
+    """Every part; what needs data that is not there is left out, and the results say so."""
+
+    step: Step = field(default_factory=Step)
+    step_wiki: Step = field(default_factory=lambda: Step(lengths="wiki"))
+    step_sts: Step = field(default_factory=lambda: Step(lengths="sts"))
+    encode: Encode = field(default_factory=Encode)
+    sts: Sts = field(default_factory=Sts)
+    loss: Loss = field(default_factory=Loss)
+    input: Input = field(default_factory=Input)
+    start: Start = field(default_factory=Start)
+    devices: Devices = field(default_factory=Devices)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+    def parts(self, quick: bool) -> dict[str, Part]:
+        """The parts by name; a rehearsal takes the step of one kind alone."""
+        names = [f.name for f in fields(self) if not (quick and f.name in ("step_wiki", "step_sts"))]
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Command:
+    """This project beside its peers on the same work, in one run, called in turn; nothing is timed before all sides
+    have computed the same."""
+
+    part: (
+        Annotated[All, subcommand("all")]
+        | Annotated[Step, subcommand("step")]
+        | Annotated[Encode, subcommand("encode")]
+        | Annotated[Sts, subcommand("sts")]
+        | Annotated[Loss, subcommand("loss")]
+        | Annotated[Input, subcommand("input")]
+        | Annotated[Start, subcommand("start")]
+        | Annotated[Devices, subcommand("devices")]
+        | Annotated[Checkpoint, subcommand("checkpoint")]
+    )
+    output: Path = Path("runs/benchmarks/results")
+    """The results are OUTPUT.md and OUTPUT.json, written anew after each part."""
+    quick: bool = False
+    """A rehearsal at tiny sizes, whose figures say nothing."""
+
+    def run(self) -> None:
+        """Measures and writes."""
+        check_peers()
+        jax.config.update("jax_platforms", "cpu")  # accelerators are for the processes that are measured
+        whole = self.part if isinstance(self.part, All) else None
+        parts = whole.parts(self.quick) if whole else {type(self.part).__name__.lower(): self.part}
+        about = provenance()
+        if about["load"][0] > 0.5 and not self.quick:
+            print(f"other work is going on (load {about['load'][0]}): these figures will be of both", file=sys.stderr)
+        tables: list[Table] = []
+        skipped: dict[str, str] = {}
+        with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
+            if self.quick:  # most of a rehearsal's time would be spent on compiling the same small programs
+                os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/compiled")
+                os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+            for name, part in parts.items():
+                assert not isinstance(part, All)
+                try:
+                    found = (part.quick() if self.quick else part).run(Path(folder))
+                except InputError as error:
+                    if whole is None:
+                        raise
+                    skipped[name] = str(error)
+                    print(f"{name}: left out, {error}", file=sys.stderr, flush=True)
+                    continue
+                tables += found
+                print("\n\n".join(table.markdown() for table in found), end="\n\n", flush=True)
+                write(self.output, about, tables, skipped)
+        print(f"written: {self.output}.md and {self.output}.json")
+
+
+def check_peers() -> None:
+    """Raises `InputError` where there is nothing to compare with."""
+    absent = [name for name in ("torch", "sentence_transformers") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise InputError(f"{' and '.join(absent)} cannot be imported: install the peers with pip install '.[torch]'")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; 1 where the input cannot be used."""
+    settings = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+    command = tyro.cli(Command, prog="python -m benchmarks", args=arguments, config=settings)
+    try:
+        command.run()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

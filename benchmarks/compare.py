@@ -1,0 +1,99 @@
+"""Contenders that must agree on what they compute, called in turn."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import Row
+from benchmarks.timing import alternate
+from benchmarks.worker import Contender, Worker
+
+Figures = dict[str, Any]
+Distance = Callable[[np.ndarray, np.ndarray], float]
+
+WARM_UP = 2
+"""Calls before the memory is read, the figures are compared and anything is timed."""
+
+
+class Disagreement(AssertionError):
+    """Two contenders do not compute the same, so their times are of different work."""
+
+
+def relative_error(a: np.ndarray, b: np.ndarray) -> float:
+    """‖a − b‖ / ‖b‖."""
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def cosine_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest 1 − cos of a row of one with that row of the other."""
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(np.max(1 - np.sum(a * b, axis=1) / norms))
+
+
+def agree(name: str, figures: Figures, expected: Figures, tolerance: float, distance: Distance) -> None:
+    """Raises `Disagreement` unless every figure lies within the tolerance of the one expected."""
+    for key, value in expected.items():
+        ours, theirs = (np.atleast_1d(np.asarray(x, np.float64)) for x in (value, figures[key]))
+        apart = distance(theirs, ours) if theirs.shape == ours.shape else float("inf")
+        if not apart <= tolerance:
+            raise Disagreement(
+                f"{name} computes something else: its {key} is {apart:.1e} away from the expected (at most "
+                f"{tolerance:.0e}); {theirs.ravel()[:4]} against {ours.ravel()[:4]}"
+            )
+
+
+def compare(
+    contenders: dict[str, Contender],
+    rounds: int,
+    *,
+    tolerance: float,
+    distance: Distance = relative_error,
+    expected: Figures | None = None,
+    product: tuple[int, str] | None = None,
+) -> tuple[list[Row], Figures, dict[str, float]]:
+    """Measures contenders in turn, the first before each of the others, once their figures agree.
+
+    Args:
+      contenders: by name.
+      rounds: how often each is timed.
+      tolerance: see `agree`.
+      distance: see `agree`.
+      expected: figures that all must agree with; those of the first where None.
+      product: side and type of the matrix products whose rate is the ceiling of this run; the best of each contender
+        that can multiply, once before the rounds and once after.
+
+    Returns:
+      A row a contender, without what the caller knows of the work; the figures expected; and the rate of the product,
+      FLOP/s, by contender.
+
+    Raises:
+      Disagreement: two compute different things.
+      WorkerFailed: a contender raised an exception.
+    """
+    ceilings: dict[str, float] = {}
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        peaks: dict[str, int] = {}
+        for name, contender in contenders.items():
+            worker = workers[name] = stack.enter_context(Worker(name, contender))
+            for _ in range(WARM_UP):
+                worker.call("run")
+            peaks[name] = worker.call("peak")  # before the check, which holds a model of its own
+            figures = worker.call("check")
+            expected = figures if expected is None else expected
+            agree(name, figures, expected, tolerance, distance)
+
+        def multiply() -> None:
+            if product is not None:
+                for name, worker in workers.items():
+                    ceilings[name] = max(ceilings.get(name, 0.0), worker.call("ceiling", *product))
+
+        multiply()
+        timed = {name: partial(worker.timed, "run") for name, worker in workers.items()}
+        measured = alternate(timed, rounds)
+        multiply()
+    rows = [Row(name, m.seconds, m.ratios, peak=peaks[name]) for name, m in measured.items()]
+    return rows, expected or {}, ceilings

@@ -1,0 +1,35 @@
+"""Several devices on one CPU against one, at the same work: what dividing it costs."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from benchmarks.compare import compare
+from benchmarks.report import Table
+from benchmarks.step import TOLERANCE, Step
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The step on so many fake CPU devices, and on one: the same global batch, the same cores."""
+
+    step: Step = field(default_factory=Step)
+    devices: int = 8
+    rounds: int = 5
+
+    def quick(self) -> "Devices":
+        """A rehearsal."""
+        return replace(self, step=self.step.quick(), rounds=2)
+
+    def run(self, folder: Path) -> list[Table]:
+        """Measures; for the argument and what is raised see `Step.run`."""
+        work = self.step.work(folder)
+        contenders = {
+            f"{n} device{'s' * (n > 1)}": work.ours(
+                environment={"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(n), "XLA_FLAGS": ""}
+            )
+            for n in (1, self.devices)
+        }
+        rows, _, _ = compare(contenders, self.rounds, tolerance=TOLERANCE["float32"])
+        rows = [replace(row, items=work.sentences) for row in rows]
+        note = "float32. The devices share the cores of one CPU: no figure of what several accelerators would gain."
+        return [Table(f"{self.devices} devices against one. {self.step.title(work)}", rows, notes=[note])]

@@ -1,0 +1,90 @@
+"""Sentences to vectors, beside sentence-transformers."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from benchmarks.compare import Figures, compare, cosine_distance
+from benchmarks.report import Table
+from benchmarks.work import DTYPES, QUICK, Size, bert_folder, forward_flops, real_sentences
+from benchmarks.worker import Contender
+from simcse_jax import hf
+from simcse_jax.data.demo import minilm_folder
+from simcse_jax.data.tokens import encode_batch
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
+"""Of 1 − cos of a sentence's vectors, to those of our model in the first type measured."""
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Real STS sentences (of Python's documentation without SIMCSE_DATA) to vectors, tokenisation included."""
+
+    models: tuple[Literal["minilm", "random"], ...] = ("minilm", "random")
+    """all-MiniLM-L6-v2, and a random BERT of `size`."""
+    size: Size = field(default_factory=Size)
+    sentences: int = 1000
+    batch_size: int = 64
+    dtypes: tuple[DTYPES, ...] = ("float32", "bfloat16")
+    product: int = 4096
+    """Side of the matrix products that are the ceiling."""
+    rounds: int = 5
+
+    def quick(self) -> "Encode":
+        """A rehearsal."""
+        return replace(self, models=("minilm",), size=QUICK, sentences=64, dtypes=("float32",), product=512, rounds=2)
+
+    def run(self, folder: Path) -> list[Table]:
+        """Measures; for the argument and what is raised see `Step.run`."""
+        sentences = real_sentences(self.sentences)
+        tables: list[Table] = []
+        for name in self.models:
+            model = minilm_folder() if name == "minilm" else bert_folder(self.size, folder)
+            what = "all-MiniLM-L6-v2" if name == "minilm" else f"BERT {self.size.layers} × {self.size.width}"
+            title = f"Encoding {len(sentences):,} sentences with {what}"
+            tables += encoding(title, model, sentences, self.batch_size, self.dtypes, self.rounds, self.product)[0]
+        return tables
+
+
+def contenders(model: Path, sentences: list[str], batch_size: int, dtype: str) -> dict[str, Contender]:
+    """Ours first."""
+    arguments = {"model": str(model), "sentences": sentences, "batch_size": batch_size, "dtype": dtype}
+    names = {f"ours {dtype}": "ours:Encode", f"sentence-transformers {dtype}": "peers_st:Encode"}
+    return {name: Contender(make, arguments) for name, make in names.items()}
+
+
+def encoding(
+    title: str,
+    model: Path,
+    sentences: list[str],
+    batch_size: int,
+    dtypes: tuple[DTYPES, ...],
+    rounds: int,
+    product: int,
+) -> tuple[list[Table], np.ndarray]:
+    """A table a type of arithmetic, and our vectors in the first."""
+    checkpoint = hf.read_checkpoint(model)
+    limit = checkpoint.max_length or checkpoint.config.max_length
+    lengths = [len(ids) for ids in encode_batch(hf.load_tokenizer(model), sentences, limit)]
+    flops = forward_flops(checkpoint.config, lengths)
+    tables: list[Table] = []
+    expected: Figures | None = None
+    for dtype in dtypes:
+        rows, expected, ceilings = compare(
+            contenders(model, sentences, batch_size, dtype),
+            rounds,
+            tolerance=TOLERANCE[dtype],
+            distance=cosine_distance,
+            expected=expected,
+            product=(product, dtype),
+        )
+        rows = [replace(row, items=len(sentences), flops=flops, ceiling=max(ceilings.values())) for row in rows]
+        note = (
+            f"{np.mean(lengths):.1f} tokens a sentence, {batch_size} sentences at a time. The cosine of each vector "
+            f"with that of our {dtypes[0]} model is above {1 - TOLERANCE[dtype]:g}."
+        )
+        tables.append(Table(f"{title}, {dtype}", rows, notes=[note], ceilings=ceilings))
+    assert expected is not None
+    return tables, expected["vectors"]

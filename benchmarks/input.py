@@ -1,0 +1,80 @@
+"""The input pipeline: tokenising, batches from the token cache, and how long a training loop waits for them."""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.compare import compare
+from benchmarks.report import Row, Table
+from benchmarks.step import Step
+from benchmarks.timing import spread
+from benchmarks.work import SEED, bert_folder, token_table, training_text
+from benchmarks.worker import Contender, Worker
+from simcse_jax.data.batches import EpochOrder
+
+
+@dataclass(frozen=True)
+class Input:
+    """Text to batches, on Wikipedia; without SIMCSE_DATA on made-up sentences."""
+
+    step: Step = field(default_factory=Step)
+    """The training loop that waits for its input."""
+    sentences: int = 100_000
+    steps: int = 8
+    """Of that loop."""
+    rounds: int = 5
+
+    def quick(self) -> "Input":
+        """A rehearsal."""
+        return replace(self, step=self.step.quick(), sentences=2000, steps=4, rounds=2)
+
+    def run(self, folder: Path) -> list[Table]:
+        """Measures; for the argument and what is raised see `Step.run`."""
+        kind = "wiki" if "SIMCSE_DATA" in os.environ else "padded"
+        model = bert_folder(self.step.size, folder)
+        text = training_text(kind, self.sentences, self.step.length, folder)  # type: ignore[arg-type]
+        return [self._tokenising(model, text), self._batches(model, text, folder / "cache"), self._waits(folder)]
+
+    def _tokenising(self, model: Path, text: Path) -> Table:
+        arguments = {"model": str(model), "text": str(text), "length": self.step.length}
+        contenders = {
+            "ours, cache written": Contender("ours_input:Tokens", arguments),
+            "tokenizers alone": Contender("peers_input:Tokens", arguments),
+        }
+        rows, figures, _ = compare(contenders, self.rounds, tolerance=0)
+        note = f"The same {figures['tokens']:,.0f} tokens; ours also hashes the text and writes them to disk."
+        title = f"Tokenising {self.sentences:,} sentences, cut to {self.step.length} tokens"
+        return Table(title, [replace(row, items=self.sentences) for row in rows], notes=[note])
+
+    def _batches(self, model: Path, text: Path, cache: Path) -> Table:
+        table = token_table(model, text, self.step.length, cache)
+        batch_size = self.step.batch_size
+        order = EpochOrder(len(table), batch_size, SEED)
+        shuffled = np.concatenate([order.examples(step) for step in range(order.steps_per_epoch)]).tolist()
+        lists = [table.ids[a:b].tolist() for a, b in zip(table.offsets[:-1], table.offsets[1:], strict=True)]
+        shared = {"model": str(model), "batch_size": batch_size}
+        ours = {"text": str(text), "length": self.step.length, "cache": str(cache)}
+        contenders = {
+            "ours, from the cache": Contender("ours_input:Batches", shared | ours),
+            "DataLoader, from memory": Contender(
+                "peers_input:Batches", shared | {"sentences": lists, "order": shuffled}
+            ),
+        }
+        rows, _, _ = compare(contenders, self.rounds, tolerance=0)
+        note = "The same tokens in the same order, on the host, by one thread. The loader's sentences are tokenised."
+        title = f"Batches of {batch_size} from {len(table):,} tokenised sentences"
+        return Table(title, [replace(row, items=len(table)) for row in rows], notes=[note])
+
+    def _waits(self, folder: Path) -> Table:
+        work = self.step.work(folder)
+        with Worker("loop", work.ours()) as worker:
+            worker.call("run")
+            measured = [worker.call("waits", self.steps) for _ in range(self.rounds)]
+            peak = worker.call("peak")
+        shares = [100 * waited / total for waited, total in measured]
+        row = Row(f"ours, {self.steps} steps", [total for _, total in measured], peak=peak)
+        row = replace(row, items=work.sentences * self.steps)
+        note = f"Of this the loop waits {spread(shares, 3)} % for its batches, which a thread loads ahead of time."
+        return Table("Training loop with its input", [row], notes=[note], figures={"share of waiting, %": shares})

@@ -1,0 +1,57 @@
+"""InfoNCE alone, beside PyTorch."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.compare import compare
+from benchmarks.report import Table
+from benchmarks.work import SEED
+from benchmarks.worker import Contender
+
+TOLERANCE = 1e-4
+"""Relative, of the loss and of both gradients as a whole."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Forward and backward of the loss, by batch size: ours dense and tiled, PyTorch's dense."""
+
+    rows: tuple[int, ...] = (64, 1024, 4096, 16384)
+    """Pairs."""
+    width: int = 768
+    product: int = 4096
+    """Side of the matrix products that are the ceiling."""
+    rounds: int = 5
+
+    def quick(self) -> "Loss":
+        """A rehearsal."""
+        return replace(self, rows=(256,), width=128, product=512, rounds=2)
+
+    def run(self, folder: Path) -> list[Table]:
+        """Measures; for the argument and what is raised see `Step.run`."""
+        return [self._table(n) for n in self.rows]
+
+    def contenders(self, n: int) -> dict[str, Contender]:
+        """Ours first."""
+        generator = np.random.default_rng(SEED)
+        first, other = generator.normal(size=(2, n, self.width)).astype(np.float32)
+        # Of cosine about 0.3: where the loss is near 0, the usual form of its gradient is good to three digits alone.
+        arguments = {"views": (first, first + 3 * other), "temperature": 0.05}
+        return {
+            "ours dense": Contender("ours:Loss", arguments | {"form": "dense"}),
+            "ours tiled": Contender("ours:Loss", arguments | {"form": "tiled"}),
+            "torch dense": Contender("peers_torch:Loss", arguments),
+        }
+
+    def _table(self, n: int) -> Table:
+        found, _, ceilings = compare(
+            self.contenders(n), self.rounds, tolerance=TOLERANCE, product=(self.product, "float32")
+        )
+        # Dense: logits and two gradients, 2N²H each. What tiles multiply again is no part of the work.
+        work = {"items": n, "flops": 6.0 * n**2 * self.width, "ceiling": max(ceilings.values())}
+        rows = [replace(row, **work) for row in found]  # type: ignore[arg-type]
+        note = f"float32. Loss and gradients of all agree within {TOLERANCE:g}."
+        title = f"InfoNCE, forward and backward: {n:,} pairs of width {self.width}"
+        return Table(title, rows, unit="pairs", notes=[note], ceilings=ceilings)

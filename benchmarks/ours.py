@@ -1,0 +1,77 @@
+"""What is measured of this project: encoding and the loss; and what all that runs on JAX can say."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.timing import peak_bytes, seconds
+from simcse_jax import hf
+from simcse_jax.embedder import load_model
+from simcse_jax.encode import BatchEncoder
+from simcse_jax.loss import BLOCK_SIZES
+from simcse_jax.objectives import dense, info_nce, tiled
+from simcse_jax.sharding import make_mesh
+
+
+class OnJax:
+    """What all contenders on JAX can say."""
+
+    def peak(self) -> int:
+        """Bytes at most: of an accelerator's memory where there is one, else of the process."""
+        stats = None if jax.default_backend() == "cpu" else jax.devices()[0].memory_stats()
+        return int(stats["peak_bytes_in_use"]) if stats else peak_bytes()
+
+    def ceiling(self, size: int, dtype: str) -> float:
+        """FLOP/s of the best of five products of two square matrices."""
+        a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
+        product = jax.jit(jnp.dot)
+        jax.block_until_ready(product(a, a))
+        return 2 * size**3 / min(seconds(lambda: product(a, a)) for _ in range(5))
+
+
+class Encode(OnJax):
+    """Sentences to vectors of length 1, as `SimCSE.encode` has it, in any type."""
+
+    def __init__(self, model: str, sentences: list[str], batch_size: int, dtype: str) -> None:
+        self._loaded = load_model(model, dtype=dtype)
+        checkpoint = self._loaded.checkpoint
+        self._encoder = BatchEncoder(
+            self._loaded.model, hf.load_tokenizer(checkpoint.folder), make_mesh(), checkpoint.max_length, batch_size
+        )
+        self._sentences = sentences
+
+    def run(self) -> np.ndarray:
+        """All sentences."""
+        vectors = self._encoder(self._loaded.params, self._sentences)
+        unit: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit
+
+    def check(self) -> dict[str, np.ndarray]:
+        """The vectors."""
+        with jax.default_matmul_precision("highest"):
+            return {"vectors": self.run()}
+
+
+class Loss(OnJax):
+    """InfoNCE of two views, forward and backward, tiled or dense."""
+
+    def __init__(self, views: tuple[np.ndarray, np.ndarray], temperature: float, form: str) -> None:
+        self._views = tuple(map(jnp.asarray, views))
+        block = BLOCK_SIZES[jax.default_backend()]
+        pairs = dense if form == "dense" else partial(tiled, block=block)
+        loss = partial(info_nce, temperature=temperature, pairs=pairs)
+        self._function = jax.value_and_grad(lambda z: loss(*z), has_aux=True)
+        self._compiled = jax.jit(self._function)
+
+    def run(self) -> None:
+        """The loss and both gradients."""
+        jax.block_until_ready(self._compiled(self._views))
+
+    def check(self) -> dict[str, Any]:
+        """The same."""
+        with jax.default_matmul_precision("highest"):
+            (loss, _), gradients = jax.jit(self._function)(self._views)
+        return {"loss": float(loss), "gradient 1": np.asarray(gradients[0]), "gradient 2": np.asarray(gradients[1])}

@@ -1,0 +1,59 @@
+"""What is measured of this project's input pipeline: the token cache, written and read."""
+
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from benchmarks.work import SEED
+from benchmarks.worker import OnHost
+from simcse_jax import hf
+from simcse_jax.config import DataConfig
+from simcse_jax.data.batches import EpochOrder, load_rows
+from simcse_jax.data.corpus import open_corpus
+from simcse_jax.data.tokens import tokenize_corpus
+from simcse_jax.loss import Batch
+
+
+class Tokens(OnHost):
+    """A text tokenised into a new cache."""
+
+    def __init__(self, model: str, text: str, length: int) -> None:
+        self._tokenizer = hf.load_tokenizer(model)
+        self._text, self._length = text, length
+
+    def run(self) -> dict[str, int]:
+        """Reads the text, tokenises it and writes the cache; gives the number and the sum of its tokens."""
+        with tempfile.TemporaryDirectory(prefix="benchmark-") as cache:
+            corpus = open_corpus(DataConfig(train=self._text))
+            table = tokenize_corpus(corpus, self._tokenizer, self._length, cache, progress=False)
+            return {"tokens": len(table.ids), "sum of ids": int(table.ids.sum(dtype=np.int64))}
+
+    check = run
+
+
+class Batches(OnHost):
+    """An epoch of padded batches from the token cache, on the host."""
+
+    def __init__(self, model: str, text: str, length: int, cache: str, batch_size: int) -> None:
+        corpus = open_corpus(DataConfig(train=text))
+        self._table = tokenize_corpus(corpus, hf.load_tokenizer(model), length, cache, progress=False)
+        self._order = EpochOrder(len(self._table), batch_size, SEED)
+
+    def _epoch(self) -> Iterator[Batch]:
+        for step in range(self._order.steps_per_epoch):
+            yield load_rows(self._table, self._order, step, slice(None))
+
+    def run(self) -> None:
+        """All batches, in the order of a run."""
+        for _ in self._epoch():
+            pass
+
+    def check(self) -> dict[str, int]:
+        """Number and sum of the tokens."""
+        tokens, total = 0, 0
+        for batch in self._epoch():
+            valid = np.asarray(batch.valid)  # the last batch is filled up
+            tokens += int(np.asarray(batch.lengths)[valid].sum())
+            total += int(np.asarray(batch.input_ids)[valid].sum(dtype=np.int64))
+        return {"tokens": tokens, "sum of ids": total}

@@ -1,0 +1,69 @@
+"""sentence-transformers as a peer: the step inside its trainer, and `encode`."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+try:
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+except ImportError:  # where the losses were in earlier releases
+    from sentence_transformers.losses import MultipleNegativesRankingLoss  # type: ignore[no-redef]
+
+from benchmarks.peers_torch import DEVICE, OnTorch, TrainingStep, exact, fast, wait
+
+
+class _Ranking(torch.nn.Module):
+    def __init__(self, folder: str, temperature: float) -> None:
+        super().__init__()
+        # The folder names the pooling and the head, so that its vectors are those of our training.
+        model = SentenceTransformer(folder, device=str(DEVICE))
+        self.loss = MultipleNegativesRankingLoss(model, scale=1 / temperature)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        loss: torch.Tensor = self.loss([dict(batch), dict(batch)], None)
+        return loss
+
+
+class Step(TrainingStep):
+    """MultipleNegativesRankingLoss over (sentence, sentence), as its documentation has unsupervised SimCSE.
+
+    This is what its trainer does with a batch: the loss of both columns under autocast, backward, clip, AdamW. The loop
+    of the trainer around it (collator, logging, callbacks) is left out, as ours is, and would only add to its time; it
+    also needs the package accelerate.
+    """
+
+    def build(self) -> torch.nn.Module:
+        """Model and loss."""
+        return _Ranking(self.folder, self.temperature)
+
+
+class Encode(OnTorch):
+    """`SentenceTransformer.encode`, vectors of length 1; bfloat16 weights and arithmetic where asked."""
+
+    def __init__(self, model: str, sentences: list[str], batch_size: int, dtype: str) -> None:
+        settings: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+        self._model = SentenceTransformer(model, device=str(DEVICE), model_kwargs=settings)
+        self._sentences, self._batch_size = sentences, batch_size
+        fast()
+
+    def run(self) -> np.ndarray:
+        """All sentences."""
+        tensors = self._model.encode(
+            self._sentences,
+            batch_size=self._batch_size,
+            normalize_embeddings=True,
+            show_progress_bar=False,
+            convert_to_tensor=True,
+        )
+        vectors: np.ndarray = tensors.float().cpu().numpy()  # NumPy has no bfloat16
+        wait()
+        return vectors
+
+    def check(self) -> dict[str, np.ndarray]:
+        """The vectors."""
+        exact()
+        vectors = self.run()
+        fast()
+        return {"vectors": vectors}

@@ -1,0 +1,77 @@
+"""From the start of a process to the end of its first training step."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from benchmarks.report import Row, Table
+from benchmarks.step import Step
+from benchmarks.timing import alternate
+from benchmarks.work import DTYPES
+from benchmarks.worker import Contender, Worker
+
+
+def first_step(name: str, contender: Contender, peaks: dict[str, int], cache: Path | None = None) -> float:
+    """Seconds from the start of a contender's process to the end of its first step.
+
+    Args:
+      name, contender: see `Worker`.
+      peaks: takes the bytes that the process held at most, under its name.
+      cache: folder of the compilers' caches; a new and empty one where None.
+    """
+    with ExitStack() as stack:
+        folder = str(cache or stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
+        caches = {
+            "JAX_COMPILATION_CACHE_DIR": f"{folder}/jax",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "TORCHINDUCTOR_CACHE_DIR": f"{folder}/torch",
+            "TRITON_CACHE_DIR": f"{folder}/triton",
+        }
+        start = time.perf_counter()
+        worker = stack.enter_context(Worker(name, replace(contender, environment=contender.environment | caches)))
+        worker.call("run")
+        taken = time.perf_counter() - start
+        peaks[name] = worker.call("peak")
+        return taken
+
+
+@dataclass(frozen=True)
+class Start:
+    """Python, imports, model, compilation and a step, of text that is tokenised already."""
+
+    step: Step = field(default_factory=Step)
+    dtype: DTYPES = "float32"
+    compile: bool = True
+    """Beside eager PyTorch, torch.compile."""
+    rounds: int = 3
+
+    def quick(self) -> "Start":
+        """A rehearsal."""
+        return replace(self, step=self.step.quick(), compile=False, rounds=1)
+
+    def run(self, folder: Path) -> list[Table]:
+        """Measures; for the argument see `Step.run`."""
+        work = self.step.work(folder)
+        contenders = {"ours": work.ours(self.dtype), "torch": work.peer("peers_torch:Step", self.dtype)}
+        if self.compile:
+            contenders["torch.compile"] = work.peer("peers_torch:Step", self.dtype, compiled=True)
+        functions: dict[str, Callable[[], float]] = {}
+        peaks: dict[str, int] = {}
+        with tempfile.TemporaryDirectory(prefix="benchmark-") as caches:
+            for name, contender in contenders.items():
+                cold = "torch, eager" if name == "torch" else f"{name}, cold"
+                functions[cold] = partial(first_step, cold, contender, peaks)
+                if name != "torch":
+                    functions[f"{name}, warm"] = partial(
+                        first_step, f"{name}, warm", contender, peaks, Path(caches) / name
+                    )
+                    functions[f"{name}, warm"]()  # fills the cache
+            measured = alternate(functions, self.rounds, warm_up=0)
+        rows = [Row(name, m.seconds, m.ratios, peak=peaks[name]) for name, m in measured.items()]
+        size = self.step.size
+        note = "Cold: with an empty cache of compiled programs; warm: with that of an earlier run."
+        return [Table(f"Start to first step: BERT {size.layers} × {size.width}, {self.dtype}", rows, notes=[note])]

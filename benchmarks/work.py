@@ -1,0 +1,152 @@
+"""The work that contenders share: models, text, batches, and the FLOPs that they ask for."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from simcse_jax import hf
+from simcse_jax.config import DataConfig, ModelConfig
+from simcse_jax.data.batches import EpochOrder
+from simcse_jax.data.corpus import open_corpus, read_sentences
+from simcse_jax.data.demo import demo_sentences, minilm_folder
+from simcse_jax.data.tokens import TokenTable, tokenize_corpus
+from simcse_jax.embedder import LoadedModel, build_model, init_params
+from simcse_jax.errors import InputError
+from simcse_jax.evaluation.sentences import unlabelled_sentences
+from simcse_jax.export import export
+from simcse_jax.model import EncoderConfig
+
+Lengths = Literal["padded", "wiki", "sts"]
+DTYPES = Literal["float32", "bfloat16"]
+SEED = 42
+BATCHES = 8
+"""Different batches that a training loop here goes round."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A random BERT; BERT-base where nothing is given."""
+
+    layers: int = 12
+    width: int = 768
+    """Of the hidden states: a multiple of 64, the width of a head."""
+
+
+QUICK = Size(layers=2, width=128)
+
+
+def bert_folder(size: Size, folder: Path) -> Path:
+    """A random BERT with MiniLM's tokenizer, written by our export so that every library reads the same weights.
+
+    Args:
+      size: its shape.
+      folder: where to make it.
+
+    Raises:
+      InputError: MiniLM's tokenizer is not installed.
+    """
+    target = folder / f"bert-{size.layers}-{size.width}"
+    if target.is_dir():
+        return target
+    source = folder / f"{target.name}-config"
+    source.mkdir(parents=True)
+    tokenizer = hf.load_tokenizer(minilm_folder())
+    hf.save_tokenizer(tokenizer, source)
+    config = {
+        "model_type": "bert",
+        "vocab_size": len(tokenizer),
+        "hidden_size": size.width,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.width // 64,
+        "intermediate_size": 4 * size.width,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "hidden_act": "gelu",
+        # With the usual 0.02 all vectors point one way, and rounding errors are a part of the gradient to be compared.
+        "initializer_range": 0.05,
+    }
+    (source / "config.json").write_text(json.dumps(config))
+    checkpoint = hf.read_checkpoint(source)
+    model = build_model(checkpoint.config, ModelConfig(pooler="cls"))
+    params = jax.jit(lambda: init_params(model, SEED))()
+    return export(LoadedModel(model, params, checkpoint, None, None), target)
+
+
+def data_root() -> Path:
+    """The folder of real text.
+
+    Raises:
+      InputError: SIMCSE_DATA is not set.
+    """
+    if "SIMCSE_DATA" not in os.environ:
+        raise InputError("real text is read from the folder SIMCSE_DATA, which is not set: see README.md")
+    return Path(os.environ["SIMCSE_DATA"])
+
+
+def real_sentences(count: int) -> list[str]:
+    """Sentences of the seven STS tasks, drawn at random; without SIMCSE_DATA, of Python's documentation."""
+    sts = "SIMCSE_DATA" in os.environ
+    sentences = unlabelled_sentences("sts", data_root() / "senteval") if sts else demo_sentences()
+    chosen = np.random.default_rng(SEED).permutation(len(sentences))[:count]
+    return [sentences[i] for i in chosen]
+
+
+def training_text(lengths: Lengths, count: int, length: int, folder: Path) -> Path:
+    """A file of sentences, one a line.
+
+    Args:
+      lengths: `padded`: made up, none shorter than `length` tokens; `wiki`, `sts`: real sentences as they are.
+      count: sentences.
+      length: tokens.
+      folder: where to write it.
+    """
+    if lengths == "wiki":
+        sentences = read_sentences(data_root() / "wiki" / "wiki_en_1m.txt.gz", count)
+    elif lengths == "sts":
+        data_root()
+        sentences = real_sentences(count)
+    else:
+        vocabulary = hf.load_tokenizer(minilm_folder()).get_vocab()
+        words = sorted(word for word in vocabulary if word.isascii() and word.isalpha())
+        drawn = np.random.default_rng(SEED).choice(words, (count, length))
+        sentences = [" ".join(row) for row in drawn]
+    file = folder / f"{lengths}-{count}-{length}.txt"
+    file.write_text("\n".join(sentences) + "\n", "utf-8")
+    return file
+
+
+def token_table(model: Path, text: Path, length: int, cache: Path) -> TokenTable:
+    """The text tokenised, in the cache that our run will find it in."""
+    corpus = open_corpus(DataConfig(train=str(text)))
+    return tokenize_corpus(corpus, hf.load_tokenizer(model), length, cache, progress=False)
+
+
+def peer_batches(table: TokenTable, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Ids and lengths of the batches of our run, in its order, each cut to its longest sentence as peers do."""
+    order = EpochOrder(len(table), batch_size, SEED)
+    batches = []
+    for step in range(order.steps_per_epoch):
+        ids, lengths = table.rows(np.asarray(order.examples(step)))
+        batches.append((ids[:, 0, : lengths.max()], lengths[:, 0]))
+    return batches
+
+
+def forward_flops(config: EncoderConfig, lengths: Any) -> float:
+    """Multiplications and additions of all matrix products that encode sentences: 8H² + 4HF a token and layer, and 4H
+    for every pair of a sentence's tokens. Training takes three times as many.
+
+    Only real tokens count, and nothing that is computed again, so that the figure is of the work and not of how it is
+    done.
+
+    Args:
+      config: the encoder's shape.
+      lengths: tokens of each sentence.
+    """
+    h, n = config.hidden_size, np.asarray(lengths, np.float64)
+    layer = n.sum() * (8 * h**2 + 4 * h * config.intermediate_size) + 4 * h * (n**2).sum()
+    return float(config.num_hidden_layers * layer)

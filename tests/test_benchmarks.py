@@ -1,0 +1,116 @@
+"""The benchmarks beside peers: calls in turn, sides that must agree, and rehearsals."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the peers are on PyTorch")
+pytest.importorskip("sentence_transformers", reason="a peer")
+
+from benchmarks.__main__ import main
+from benchmarks.compare import Disagreement, agree, compare, cosine_distance, relative_error
+from benchmarks.loss import Loss
+from benchmarks.report import Row, Table
+from benchmarks.step import Step
+from benchmarks.timing import alternate
+from benchmarks.work import QUICK, forward_flops
+from benchmarks.worker import Contender, Worker, WorkerFailed
+from simcse_jax.model import EncoderConfig
+
+COLUMNS = ["seconds a call", "sentences/s", "of the ceiling", "peak memory"]
+
+
+def test_calls_in_turn_and_ratios_of_neighbours() -> None:
+    calls: list[str] = []
+    clock = {"a": iter([1.0, 1.0, 2.0, 1.0, 4.0, 4.0]), "b": iter([9.0, 3.0, 8.0]), "c": iter([9.0, 2.0, 2.0])}
+
+    def function(name: str) -> float:
+        calls.append(name)
+        return next(clock[name])
+
+    measured = alternate({name: lambda name=name: function(name) for name in clock}, rounds=2)
+    assert "".join(calls) == "abc" + "abac" * 2
+    assert measured["b"].ratios == [3.0, 8.0]
+    assert measured["c"].ratios == [1.0, 0.5]
+    assert measured["a"].ratios == []
+    assert measured["a"].seconds == [1.0, 2.0, 1.0, 4.0]
+
+
+def test_figures_that_differ_are_refused() -> None:
+    expected = {"loss": 2.0, "vectors": np.eye(3)}
+    agree("peer", {"loss": 2.0001, "vectors": np.eye(3)}, expected, 1e-4, relative_error)
+    for other in ({"loss": 2.001}, {"loss": float("nan")}, {"vectors": np.eye(3)[:2]}):
+        with pytest.raises(Disagreement, match="peer computes something else"):
+            agree("peer", expected | other, expected, 1e-4, relative_error)
+    turned = np.array([[1, 0, 0], [0, 1, 0], [0, 0.1, 1]])
+    assert cosine_distance(turned, np.eye(3)) == pytest.approx(1 - 1 / np.sqrt(1.01))
+
+
+def test_flops_of_bert_base() -> None:
+    base = EncoderConfig("bert", 30522, 768, 12, 12, 3072, 512, 2)
+    # 12 layers of 12H² weights, two FLOPs each, and the two products of attention.
+    assert forward_flops(base, [32, 16]) == 12 * (48 * 24 * 768**2 + 4 * 768 * (32**2 + 16**2))
+
+
+def test_a_table() -> None:
+    rows = [Row("ours", [2.0, 4.0, 3.0], peak=2 * 10**9, items=6, flops=30.0, ceiling=40.0), Row("peer", [6.0], [2.0])]
+    table = Table("Work", rows, ceilings={"ours": 40e9})
+    lines = table.markdown().splitlines()
+    assert lines[2] == f"|  | {' | '.join(COLUMNS)} | time ÷ ours |"
+    assert lines[4] == "| ours | 3.00 (2.00 to 4.00) | 2.0 | 25% | 2.00 GB |  |"
+    assert lines[5] == "| peer | 6.00 |  |  |  | 2.00 |"
+    assert table.json()["rows"][0]["rate"] == 2.0
+
+
+def test_what_goes_wrong_in_a_process_is_said() -> None:
+    with pytest.raises(WorkerFailed, match=r"(?s)peer failed.*No module named 'benchmarks.nothing'"):
+        Worker("peer", Contender("nothing:Nothing"))
+    with Worker("devices", Contender("report:Devices")) as worker:
+        assert "cpu" in worker.call("describe")["jax"]
+        with pytest.raises(WorkerFailed, match="no attribute 'run'"):
+            worker.call("run")
+
+
+def test_loss_agrees_and_another_temperature_does_not() -> None:
+    settings = replace(Loss().quick(), rows=(64,))
+    (table,) = settings.run(Path())
+    assert [row.name for row in table.rows] == ["ours dense", "ours tiled", "torch dense"]
+    assert all(len(row.ratios) == settings.rounds for row in table.rows[1:])
+    assert all(row.utilisation and row.peak for row in table.rows)
+    contenders = settings.contenders(64)
+    peer = contenders["torch dense"]
+    other = replace(peer, arguments=peer.arguments | {"temperature": 0.06})
+    with pytest.raises(Disagreement, match="torch dense computes something else: its loss"):
+        compare({"ours dense": contenders["ours dense"], "torch dense": other}, 1, tolerance=1e-4)
+
+
+@pytest.mark.usefixtures("minilm")
+def test_a_step_with_another_temperature_is_refused(tmp_path: Path) -> None:
+    work = replace(Step(), size=replace(QUICK, layers=1), batch_size=8, length=16).work(tmp_path)
+    theirs = work.contenders("float32")["sentence-transformers float32"]
+    contenders = {"torch": work.peer("peers_torch:Step"), "sentence-transformers": theirs}
+    other = {"torch": work.peer("peers_torch:Step"), "sentence-transformers": theirs}
+    other["torch"].arguments["temperature"] = 0.06
+    compare(contenders, 1, tolerance=1e-4)
+    with pytest.raises(Disagreement, match="sentence-transformers computes something else"):
+        compare(other, 1, tolerance=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("minilm")
+@pytest.mark.parametrize("part", ["step", "encode"])
+def test_a_rehearsal(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SIMCSE_DATA", raising=False)
+    assert main([part, "--quick", "--output", str(tmp_path / "results")]) == 0
+    text = (tmp_path / "results.md").read_text()
+    for column in (*COLUMNS, "time ÷ ours float32"):
+        assert f" {column} |" in text
+    results = json.loads((tmp_path / "results.json").read_text())
+    (table,) = results["tables"]
+    names = {row["name"] for row in table["rows"]}
+    assert {"ours float32", "sentence-transformers float32"} <= names
+    assert all(row["rate"] > 0 and row["utilisation"] > 0 and row["peak"] > 0 for row in table["rows"])
+    assert results["about"]["versions"]["torch"] != "absent"
