@@ -8,11 +8,11 @@ import numpy as np
 from benchmarks.work import SEED
 from benchmarks.worker import OnHost
 from simcse_jax import hf
+from simcse_jax.batch import Batch
 from simcse_jax.config import DataConfig
 from simcse_jax.data.batches import EpochOrder, load_rows
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.tokens import tokenize_corpus
-from simcse_jax.loss import Batch
 
 
 class Tokens(OnHost):

@@ -20,18 +20,30 @@ from simcse_jax.prepare import Prepared, prepare
 from simcse_jax.step import TrainState, create_state
 
 
+def _batches(prepared: Prepared, steps: int) -> Iterator[Any]:
+    return prefetch(prepared.tokens, prepared.order, prepared.mesh, 0, steps, packing=prepared.packing)
+
+
 class Step(OnJax):
     """The train step of unsupervised SimCSE as `simcse-jax train` makes it, the state donated."""
 
     def __init__(
-        self, model: str, text: str, cache: str, batch_size: int, length: int, dtype: str, steps: int = 10_000
+        self,
+        model: str,
+        text: str,
+        cache: str,
+        batch_size: int,
+        length: int,
+        dtype: str,
+        steps: int = 10_000,
+        packed_length: int = 0,
     ) -> None:
         self.config = Config(
             seed=SEED,
             batch_size=batch_size,
             max_steps=steps,
             model=ModelConfig(path=model, pooler="cls", head="checkpoint", dtype=dtype),  # type: ignore[arg-type]
-            data=DataConfig(train=text, max_length=length, cache=cache),
+            data=DataConfig(train=text, max_length=length, cache=cache, packed_length=packed_length),
             checkpoint=CheckpointConfig(keep=1),
         )
         self._folder = tempfile.TemporaryDirectory(prefix="benchmark-")
@@ -50,7 +62,7 @@ class Step(OnJax):
         if self._running is None:
             prepared, self.state = self._start(0.1, "run")
             steps = min(prepared.order.steps_per_epoch, prepared.total_steps)
-            batches = list(prefetch(prepared.tokens, prepared.order, prepared.mesh, 0, steps))
+            batches = list(_batches(prepared, steps))
             self._running = prepared, (batches[i % steps] for i in count())
         prepared, batches_in_turn = self._running
         assert prepared.step is not None
@@ -63,7 +75,7 @@ class Step(OnJax):
         with jax.default_matmul_precision("highest"):
             prepared, state = self._start(0.0, "check")
             assert prepared.step is not None
-            batch = next(prefetch(prepared.tokens, prepared.order, prepared.mesh, 0, 1))
+            batch = next(_batches(prepared, 1))
             _, metrics = prepared.step.function(state, batch)
         return {"loss": float(metrics["loss"]), "gradient norm": float(metrics["grad_norm"])}
 
@@ -75,7 +87,7 @@ class Step(OnJax):
         assert self._running is not None
         prepared, waited, started = self._running[0], 0.0, 0.0
         assert prepared.step is not None
-        batches = prefetch(prepared.tokens, prepared.order, prepared.mesh, 0, steps + 1)
+        batches = _batches(prepared, steps + 1)
         for step in range(steps + 1):
             before = time.perf_counter()
             batch = next(batches)

@@ -135,8 +135,10 @@ class Work:
 
     def contenders(self, dtype: str) -> dict[str, Contender]:
         """Ours first."""
-        found = {
-            f"ours {dtype}": self.ours(dtype),
+        found = {f"ours {dtype}": self.ours(dtype)}
+        if self.settings.lengths != "padded":
+            found[f"ours packed {dtype}"] = self.ours(dtype, packed_length=128)
+        found |= {
             f"torch {dtype}": self.peer("peers_torch:Step", dtype),
             f"sentence-transformers {dtype}": self.peer("peers_st:Step", dtype),
         }

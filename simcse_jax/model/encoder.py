@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from simcse_jax.errors import InputError
 from simcse_jax.model.layout import Layout, lay_out
+from simcse_jax.model.product import Dense
 from simcse_jax.noise import dropout
 
 
@@ -183,7 +184,7 @@ class Layer(nn.Module):
         """
         c = self.config
         dense = partial(
-            nn.Dense,
+            Dense,
             kernel_init=nn.initializers.normal(c.initializer_range),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
