@@ -37,7 +37,8 @@ def pool(
     - `avg_static`: mean of hs[0]: word embeddings (with their positions, after LayerNorm), no context.
 
     Args:
-      hidden_states: n + 1 arrays, as `Encoder` returns them; hs[n] at first tokens only, where `needs_first_only`.
+      hidden_states: n + 1 arrays, as `Encoder` returns them; hs[n] may be of first tokens only, if
+        `needs_first_only`.
       lengths: tokens of each sentence of a row; where 0, its vector has no meaning.
       name: one of `POOLERS`.
 
@@ -49,12 +50,14 @@ def pool(
     """
     check_pooler(name)
     last = hidden_states[-1]
+    layout = lay_out(lengths, hidden_states[0].shape[1])
     if needs_first_only(name):
-        return last
+        whole = last.shape[1] != lengths.shape[1]
+        return jnp.take_along_axis(last, layout.start[:, :, None], axis=1, mode="clip") if whole else last
     other = {"avg": last, "avg_top2": hidden_states[-2], "avg_first_last": hidden_states[1]}.get(name, hidden_states[0])
     upper = other if name == "avg_static" else last
     wide = jnp.promote_types(last.dtype, jnp.float32)
     tokens = (upper.astype(wide) + other.astype(wide)) / 2
-    members = lay_out(lengths, last.shape[1]).members.astype(wide)
+    members = layout.members.astype(wide)
     sums = jnp.einsum("bsl,blh->bsh", members, tokens, precision="highest")
     return (sums / jnp.maximum(lengths, 1)[:, :, None]).astype(last.dtype)
