@@ -9,14 +9,11 @@ import numpy as np
 
 from benchmarks.timing import peak_bytes, seconds
 from simcse_jax import hf
-from simcse_jax.allocator import keep_freed_memory
 from simcse_jax.embedder import load_model
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.loss import BLOCK_SIZES
 from simcse_jax.objectives import dense, info_nce, tiled
 from simcse_jax.sharding import make_mesh
-
-keep_freed_memory()  # as the command line does
 
 
 class OnJax:

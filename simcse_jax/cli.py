@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from simcse_jax.ablation import Ablation
-from simcse_jax.allocator import keep_freed_memory
 from simcse_jax.config import Config, load_config_file, load_variable
 from simcse_jax.errors import InputError, reason
 from simcse_jax.model.pooling import PoolerName
@@ -520,7 +519,6 @@ def _preset(argv: list[str]) -> Train | Plan | Study | Ablate | None:
 def main(argv: list[str] | None = None) -> None:
     """Runs a command; bad input is one line on stderr and exit status 2."""
     argv = sys.argv[1:] if argv is None else argv
-    keep_freed_memory()
     try:
         preset = _preset(argv)
         command = tyro.cli(_command(preset), prog="simcse-jax", description=__doc__, args=argv)

@@ -64,7 +64,7 @@ class DataConfig:
     """Tokens per sentence, specials included; longer ones are cut."""
     packed_length: int = 0
     """Pack several sentences into a row of so many tokens, e.g. 128, so that less padding is computed: the same
-    figures in less time where most sentences are shorter than `max_length`. 0: a sentence a row."""
+    figures, in less time where most sentences are much shorter than `max_length`. 0: a sentence a row."""
     neighbours: int = 0
     """Text of one sentence a line: the positive of a sentence is one of the so many that follow it, drawn once. A blank
     line ends a document. 0: the positive is the sentence itself."""
@@ -299,7 +299,7 @@ class Config:
         if 0 < self.data.packed_length < self.data.max_length:
             raise InputError(
                 f"data.packed_length is {self.data.packed_length} and data.max_length {self.data.max_length}: a row "
-                "must hold the longest sentence, so set packed_length to a multiple of it, or to 0 not to pack"
+                "must hold the longest sentence, so set packed_length to at least that, or to 0 not to pack"
             )
         if self.model.dropout is not None and not 0 <= self.model.dropout < 1:
             raise InputError(f"model.dropout is {self.model.dropout}; it must be at least 0 and below 1")

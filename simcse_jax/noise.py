@@ -21,7 +21,7 @@ def words_of(key: Key[Array, ""], sentences: Int[Array, "*shape"]) -> Words:
     """The key of each sentence: `key` folded with its number.
 
     Args:
-      key: of the stream and the place in the network.
+      key: of the stream and the place in the network; threefry, as `rng.key` makes them.
       sentences: number of each sentence in the global batch.
     """
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, sentences.reshape(-1))

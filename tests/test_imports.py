@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 
 # Modules from the bottom up: each may import only from lower levels.
 LEVELS = [
-    ["allocator", "batch", "chunks", "errors", "flops", "hlo", "noise", "plots", "rng"],
+    ["batch", "chunks", "errors", "flops", "hlo", "noise", "plots", "rng"],
     ["files", "model", "preemption", "topology"],
     ["config", "metrics_log", "tables"],
     ["sharding", "hf", "objectives", "optimizer"],

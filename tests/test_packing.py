@@ -1,7 +1,8 @@
 """Several sentences a row: the same figures as one a row, padded."""
 
 import json
-from functools import cache, partial
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from simcse_jax.errors import InputError
 from simcse_jax.loss import encode_views, make_loss
 from simcse_jax.model import POOLERS, SentenceEncoder, init_mlm_head, read_encoder_config
 from simcse_jax.objectives.mlm import Vocabulary
+from simcse_jax.preemption import StopRequest
 from simcse_jax.sharding import make_mesh, put, put_batch, state_sharding
 from simcse_jax.train import train
 from tests.conftest import TINY_BERT, TINY_ROBERTA, tree_error, without_key_biases
@@ -168,7 +170,7 @@ def test_every_batch_of_a_run_fits() -> None:
 
 @pytest.mark.parametrize("augment", ["none", "delete_words", "synonyms"])
 def test_a_packed_run_is_the_padded_one(tiny_bert: Path, tmp_path: Path, augment: str) -> None:
-    """Metrics of every step, also of the short last batch; a padded run can be continued packed."""
+    """Metrics of every step, also of the short last batch."""
     words = np.array(["man", "dog", "cat", "runs", "red", "river", "the", "sleeps", "sings"])
     generator = np.random.default_rng(0)
     sentences = [" ".join(generator.choice(words, generator.integers(1, 9))) for _ in range(44)]
@@ -189,7 +191,7 @@ def test_a_packed_run_is_the_padded_one(tiny_bert: Path, tmp_path: Path, augment
             epochs=2,
             log_every=1,
             model=ModelConfig(path=str(tiny_bert), mlp_only_train=True),
-            data=partial(DataConfig, **{**vars(data), "packed_length": length})(),
+            data=replace(data, packed_length=length),
         )
         train(run)
         lines = (tmp_path / f"run{length}" / "metrics.jsonl").read_text().splitlines()
@@ -198,6 +200,53 @@ def test_a_packed_run_is_the_padded_one(tiny_bert: Path, tmp_path: Path, augment
     for a, b in zip(*logs, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=2e-5)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=2e-4)
+
+
+def test_a_run_goes_on_packed(tiny_bert: Path, tmp_path: Path) -> None:
+    """Packing moves no parameter by more than rounding, so a padded run may go on with it."""
+    sentences = [" ".join(["man", "runs", "red", "dog", "river", "cat"][: 1 + i % 6]) for i in range(96)]
+    (tmp_path / "text.txt").write_text("\n".join(sentences))
+    run = Config(
+        output=str(tmp_path / "run"),
+        batch_size=32,
+        log_every=1,
+        model=ModelConfig(path=str(tiny_bert), mlp_only_train=True),
+        data=DataConfig(train=str(tmp_path / "text.txt"), max_length=8, cache=str(tmp_path / "cache")),
+    )
+    losses = {}
+    for name in ("whole", "parts"):
+        config = replace(run, output=str(tmp_path / name))
+        if name == "parts":
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(StopRequest, "__call__", lambda self, step: step == 2)
+                assert train(config) == {"stopped": 2}
+            config = replace(config, data=replace(run.data, packed_length=16))
+        train(config)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["loss"] for line in lines]
+    assert losses["parts"] == pytest.approx(losses["whole"], rel=1e-5)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_rows_longer_than_the_table_of_positions(architecture: str) -> None:
+    """Also rows of padding alone; gradients are finite and those of the padded batch."""
+    model, params = model_of(architecture, "cls")
+    padded, packed = batch(1, CONFIGS[architecture].get("pad_token_id", 0))
+    wide = np.pad(packed.input_ids, ((0, 1), (0, 0), (0, 100)), constant_values=padded.input_ids.min())
+    assert wide.shape[2] > model.config.max_position_embeddings
+    sizes = np.pad(packed.lengths, ((0, 1), (0, 0), (0, 0)))
+
+    def total(params: Any, given: Batch) -> Any:
+        return jnp.sum(jnp.sin(encode_views(model, params, given, rng.key(0, "dropout", 0))))
+
+    expected = jax.jit(jax.grad(total))(params, padded)
+    found = jax.jit(jax.grad(total))(params, packed._replace(input_ids=wide, lengths=sizes))
+    assert tree_error(without_key_biases(found), without_key_biases(expected)) < 2e-5
+
+
+def test_rows_are_no_longer_than_their_sentences_could_be() -> None:
+    table = table_of(np.full(40, LENGTH))
+    assert fit_packing(table, EpochOrder(40, 2, 0), 1, 20, 128) == Packing(2 * LENGTH, 2, 1)
 
 
 def test_a_row_must_hold_the_longest_sentence() -> None:

@@ -15,6 +15,7 @@ from simcse_jax.config import Config, ObjectiveConfig, OptimizerConfig
 from simcse_jax.errors import InputError
 from simcse_jax.model import POOLERS, Encoder, SentenceEncoder, read_encoder_config
 from simcse_jax.model.encoder import ACTIVATIONS, Dropout
+from simcse_jax.model.product import product
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import make_mesh
 from simcse_jax.step import create_state, make_train_step
@@ -259,3 +260,16 @@ def test_dropout_zeroes_its_share_and_scales_the_rest() -> None:
     # Noise of other sentences, and of another key, is independent.
     assert abs(np.mean((first == 0) & (second == 0)) - 0.09) < 5 * deviation
     assert abs(np.mean((first[1:] == 0) & (first[:-1] == 0)) - 0.09) < 5 * deviation
+
+
+def test_products_of_bfloat16_are_summed_wide() -> None:
+    """Rounded once: the factors, and the result; the gradient of the kernel not at all."""
+    generator = np.random.default_rng(0)
+    x, kernel, g = (generator.normal(size=shape) for shape in ((64, 512), (512, 32), (64, 32)))
+    bx, bg = (jnp.asarray(a, jnp.bfloat16) for a in (x, g))
+    y, back = jax.vjp(lambda x, w: product(x, w, jnp.bfloat16), bx, jnp.asarray(kernel, jnp.float32))
+    for_x, for_kernel = back(bg)
+    assert (y.dtype, for_x.dtype, for_kernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    wx, wk, wg = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (x, kernel, g))
+    np.testing.assert_array_equal(y, (wx @ wk).astype(jnp.bfloat16))
+    np.testing.assert_allclose(for_kernel, wx.T @ wg, rtol=1e-5, atol=1e-5)

@@ -59,10 +59,14 @@ class EpochOrder:
 def fit_packing(
     table: TokenTable, order: EpochOrder, devices: int, steps: int, length: int, augmenter: Augmenter | None = None
 ) -> Packing:
-    """The shape of rows of `length` tokens that every batch of a run fits, packed on each of `devices` on its own."""
+    """The shape of rows of `length` tokens that every batch of a run fits, packed on each of `devices` on its own.
+
+    A device of few sentences has shorter rows: no longer than they could fill.
+    """
     share = order.batch_size // devices
     mean = float(np.mean(np.diff(table.offsets)))
     slots = max(1, min(share, math.ceil(1.5 * length / mean)))
+    length = min(length, slots * table.max_length)
     rows = -(-share // min(slots, length // table.max_length)) if augmenter and augmenter.lengthens else 1
     at_once = max(1, _FITTED // (devices * share**2))
     for start in range(0, steps, at_once):

@@ -45,4 +45,6 @@ def lay_out(lengths: Int[Array, "B S"], length: int, numbers: Int[Array, "B S"] 
     if lengths.shape[1] == 1:
         return Layout(sentence, column[None, :], start, numbers)
     position = column[None, :] - jnp.take_along_axis(start, sentence, axis=1, mode="clip")
+    # Padding is looked up as well, and a row may be longer than the table of positions.
+    position = jnp.where(sentence < lengths.shape[1], position, 0)
     return Layout(sentence, position, start, numbers)
