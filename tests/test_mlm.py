@@ -64,7 +64,7 @@ def logits_of(model: SentenceEncoder, params: Any, mlm: Any, ids: np.ndarray, le
     @jax.jit
     def apply(params: Any, mlm: Any) -> Any:
         states = model.apply(
-            {"params": params}, jnp.asarray(ids), lengths[:, None], method=SentenceEncoder.hidden_states
+            {"params": params}, jnp.asarray(ids), jnp.asarray(lengths[:, None]), method=SentenceEncoder.hidden_states
         )
         head = build_mlm_head(model.config, model.dtype, model.param_dtype)
         table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
@@ -369,7 +369,7 @@ def test_pretrain_export_and_go_on(text_file: Path, tmp_path: Path, capsys: pyte
     assert not AutoModel.from_pretrained(exported, output_loading_info=True)[1]["missing_keys"]
     ids = np.array([[2, 7, 4, 9, 3]], np.int32)
     params, mlm = jax.tree.map(np.asarray, (loaded.params, loaded.mlm))
-    logits = logits_of(loaded.model, params, mlm, ids, jnp.ones(ids.shape, bool))
+    logits = logits_of(loaded.model, params, mlm, ids, np.array([ids.shape[1]]))
     with torch.no_grad():
         expected = model.eval()(torch.tensor(ids).long()).logits.numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-5)
