@@ -141,10 +141,10 @@ MINILM_POOLERS = ("avg", "cls_before_pooler", "avg_first_last", "avg_top2", "cls
 class FivePoolers(SentenceEncoder):
     """The vectors of five poolers side by side, from one pass through the encoder."""
 
-    def __call__(self, input_ids: jax.Array, mask: jax.Array, rows: None = None) -> jax.Array:
-        states = self.encoder(input_ids, mask, rows)
-        pooled = [pool(states, mask, name) for name in MINILM_POOLERS]
-        return jnp.concatenate([*pooled[:-1], self.head(pooled[-1])], axis=1)
+    def __call__(self, input_ids: jax.Array, lengths: jax.Array, numbers: None = None) -> jax.Array:
+        states = self.encoder(input_ids, lengths, numbers)
+        pooled = [pool(states, lengths, name) for name in MINILM_POOLERS]
+        return jnp.concatenate([*pooled[:-1], self.head(pooled[-1])], axis=2)
 
 
 @pytest.mark.slow
