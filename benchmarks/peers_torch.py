@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from pathlib import Path
@@ -67,7 +68,7 @@ class OnTorch:
         return 2 * size**3 / min(times)
 
 
-class TrainingStep(OnTorch):
+class TrainingStep(OnTorch, ABC):
     """Forward, backward, clip and AdamW; what is trained is left to `build`."""
 
     def __init__(
@@ -83,9 +84,9 @@ class TrainingStep(OnTorch):
         self.module: Any = None
         self.optimizer: Any = None
 
+    @abstractmethod
     def build(self) -> torch.nn.Module:
         """The module from a batch, as a dictionary of tensors, to the loss."""
-        raise NotImplementedError
 
     def loss(self, module: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss of a batch."""

@@ -108,23 +108,26 @@ def prepare(config: Config) -> Prepared:
     fingerprint = tokens.fingerprint + (augmenter.fingerprint if augmenter else "")
     total_steps = config.max_steps or config.epochs * order.steps_per_epoch
 
+    def fit() -> tuple[Packing | None, CompiledStep]:
+        length = config.data.packed_length
+        packing = fit_packing(tokens, order, mesh.size, total_steps, length, augmenter) if length else None
+        return packing, compile_step(config, model, mesh, columns, total_steps, vocabulary, packing)
+
     packing: Packing | None = None
-    if length := config.data.packed_length:
-        packing = fit_packing(tokens, order, mesh.size, total_steps, length, augmenter)
     step: CompiledStep | None = None
     mlm_head: Literal["fresh", "checkpoint"] | None = None
     if resuming:
         check_resume(resuming, config, fingerprint)
         run, initial = replace(resuming, config=config), lambda: initial_params(config, model)
         if not run.has_ended():
-            step = compile_step(config, model, mesh, columns, total_steps, vocabulary, packing)
+            packing, step = fit()
     else:
         # Unreadable weights and a step that does not fit are found before the folder exists.
         loaded = initial_params(config, model)
         if mlm:
             mlm_head = "fresh" if callable(loaded) or "mlm" not in loaded else "checkpoint"
         _check_space(folder, config, model)
-        step = compile_step(config, model, mesh, columns, total_steps, vocabulary, packing)
+        packing, step = fit()
         _first_on_process_0(
             lambda: is_run(folder) or bool(create_run(folder, config, fingerprint, checkpoint, tokenizer))
         )

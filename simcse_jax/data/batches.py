@@ -71,9 +71,9 @@ def fit_packing(
     at_once = max(1, _FITTED // (devices * share**2))
     for start in range(0, steps, at_once):
         chosen = [order.filled(step) for step in range(start, min(start + at_once, steps))]
-        examples = np.concatenate(chosen).reshape(-1, share)
+        _, lengths = table.spans(np.concatenate(chosen).reshape(-1, share))
         for column in range(table.columns):
-            rows = max(rows, int(first_fit(table.lengths(examples, column), length, slots)[0].max()) + 1)
+            rows = max(rows, int(first_fit(lengths[..., column], length, slots)[0].max()) + 1)
     return Packing(length, slots, rows)
 
 

@@ -48,16 +48,15 @@ class TokenTable:
         """Examples."""
         return (len(self.offsets) - 1) // self.columns
 
-    def lengths(self, examples: Int[np.ndarray, "*N"], column: int) -> Int[np.ndarray, "*N"]:
-        """Tokens of the given examples' sentences of one column."""
-        sentences = examples * self.columns + column
-        return self.offsets[sentences + 1] - self.offsets[sentences]
+    def spans(self, examples: Int[np.ndarray, "*N"]) -> tuple[Int[np.ndarray, "*N C"], Int[np.ndarray, "*N C"]]:
+        """Where the sentences of the given examples start among the tokens, and their lengths."""
+        sentences = examples[..., None] * self.columns + np.arange(self.columns)
+        starts = self.offsets[sentences]
+        return starts, self.offsets[sentences + 1] - starts
 
     def rows(self, examples: Int[np.ndarray, "N"]) -> tuple[Int[np.ndarray, "N C L"], Int[np.ndarray, "N C"]]:
         """Padded ids and lengths of the given examples."""
-        sentences = examples[:, None] * self.columns + np.arange(self.columns)
-        starts = self.offsets[sentences]
-        lengths = self.offsets[sentences + 1] - starts
+        starts, lengths = self.spans(examples)
         column = np.arange(self.max_length)
         inside = column < lengths[..., None]
         flat = np.where(inside, starts[..., None] + column, 0)

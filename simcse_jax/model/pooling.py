@@ -24,7 +24,7 @@ def needs_first_only(name: str) -> bool:
 
 
 def pool(
-    hidden_states: tuple[Float[Array, "B _ H"], ...], lengths: Int[Array, "B S"], name: str
+    hidden_states: tuple[Float[Array, "B L H"], ...], lengths: Int[Array, "B S"], name: str
 ) -> Float[Array, "B S H"]:
     """Pools hidden states hs[0..n] (hs[0] is the embedding output, hs[n] the last layer).
 
@@ -37,8 +37,7 @@ def pool(
     - `avg_static`: mean of hs[0]: word embeddings (with their positions, after LayerNorm), no context.
 
     Args:
-      hidden_states: n + 1 arrays, as `Encoder` returns them; hs[n] may be of first tokens only, if
-        `needs_first_only`.
+      hidden_states: n + 1 arrays, as `Encoder` returns them.
       lengths: tokens of each sentence of a row; where 0, its vector has no meaning.
       name: one of `POOLERS`.
 
@@ -50,10 +49,9 @@ def pool(
     """
     check_pooler(name)
     last = hidden_states[-1]
-    layout = lay_out(lengths, hidden_states[0].shape[1])
+    layout = lay_out(lengths, last.shape[1])
     if needs_first_only(name):
-        whole = last.shape[1] != lengths.shape[1]
-        return jnp.take_along_axis(last, layout.start[:, :, None], axis=1, mode="clip") if whole else last
+        return jnp.take_along_axis(last, layout.start[:, :, None], axis=1, mode="clip")
     other = {"avg": last, "avg_top2": hidden_states[-2], "avg_first_last": hidden_states[1]}.get(name, hidden_states[0])
     upper = other if name == "avg_static" else last
     wide = jnp.promote_types(last.dtype, jnp.float32)

@@ -60,7 +60,8 @@ class SentenceEncoder(nn.Module):
         """
         training = numbers is not None
         first_only = needs_first_only(self.pooler)
-        vectors = pool(self.encoder(input_ids, lengths, numbers, first_only), lengths, self.pooler)
+        states = self.encoder(input_ids, lengths, numbers, first_only)
+        vectors = states[-1] if first_only else pool(states, lengths, self.pooler)
         use_head = self.pooler == "cls" and (training or not self.mlp_only_train)
         return self.head(vectors) if use_head or self.is_initializing() else vectors
 
