@@ -15,6 +15,7 @@ from simcse_jax.config import Config, load_config_file, load_variable
 from simcse_jax.errors import InputError, reason
 from simcse_jax.model.pooling import PoolerName
 from simcse_jax.postprocess.fit import FitSettings
+from simcse_jax.programs import keep_programs
 from simcse_jax.study import Study as StudySettings
 
 
@@ -525,6 +526,7 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(command, Train | Plan | Study | Ablate) and preset is None:
             name = type(command).__name__.lower()
             raise InputError(f"give the config file right after {name}: simcse-jax {name} {command.config_file} ...")
+        keep_programs()
         command.run()
     except InputError as error:
         print(f"simcse-jax: error: {error}", file=sys.stderr)

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 # Modules from the bottom up: each may import only from lower levels.
 LEVELS = [
     ["batch", "chunks", "errors", "flops", "hlo", "noise", "plots", "rng"],
-    ["files", "model", "preemption", "topology"],
+    ["files", "model", "preemption", "programs", "topology"],
     ["config", "metrics_log", "tables"],
     ["sharding", "hf", "objectives", "optimizer"],
     ["masked"],

@@ -1,0 +1,60 @@
+"""Compiled programs kept between runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simcse_jax import programs
+
+
+def test_a_second_run_compiles_nothing(tiny_bert: Path, text_file: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("sentence1\tsentence2\tscore\na man runs\ta woman runs\t3\nred house\tnever two\t0\n")
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"HOME": str(home), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, "-m", "simcse_jax", "train", "unsup_bert_base", "--max-steps", "2", "--batch-size", "8"]
+    command += [
+        "--model.path",
+        str(tiny_bert),
+        "--evaluation.dev",
+        str(pairs),
+        "--data.train",
+        str(text_file),
+        "--data.cache",
+        str(tmp_path / "tokens"),
+    ]
+
+    def train(output: str) -> tuple[set[str], str]:
+        """The programs that are kept afterwards, and the log without its times."""
+        subprocess.run([*command, "--output", str(tmp_path / output)], env=environment, check=True)
+        kept = {path.name for path in (home / programs.FOLDER.relative_to("~")).glob("*/*-cache")}
+        return kept, (tmp_path / output / "metrics.jsonl").read_text()
+
+    first, log = train("first")
+    assert any(name.startswith("jit_train_step-") for name in first)
+    assert train("second") == (first, log)
+
+
+@pytest.mark.parametrize("given", [None, "elsewhere"])
+def test_the_folder_is_the_users_or_ours(given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"jax_compilation_cache_dir": given}
+    monkeypatch.setattr(programs.jax.config, "update", settings.__setitem__)
+    monkeypatch.setattr(type(programs.jax.config), "jax_compilation_cache_dir", given)
+    monkeypatch.setattr(programs, "FOLDER", tmp_path / "programs")
+    programs.keep_programs()
+    ours = tmp_path / "programs" / programs.machine()
+    assert settings["jax_compilation_cache_dir"] == (given or str(ours))
+    assert ours.exists() == (given is None)
+
+
+def test_a_folder_that_cannot_be_made_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(programs, "FOLDER", tmp_path / "file" / "programs")
+    monkeypatch.setattr(type(programs.jax.config), "jax_compilation_cache_dir", None)
+    monkeypatch.setattr(programs.jax.config, "update", lambda *_: pytest.fail("turned on"))
+    programs.keep_programs()
