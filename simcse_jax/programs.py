@@ -18,7 +18,7 @@ def keep_programs() -> None:
     without, as for any JAX program; a folder that cannot be written is none. The least recently used programs go when
     there are more than 4 GiB of them.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values["jax_compilation_cache_dir"]:
         return
     folder = FOLDER.expanduser() / machine()
     try:
@@ -42,5 +42,6 @@ def machine() -> str:
         lines = [platform.processor()]
     else:
         # Not all of it: the clock varies. `flags` are x86's, `Features` ARM's.
-        lines = sorted({line for line in lines if line.partition(":")[0].strip() in ("model name", "flags", "Features")})
+        telling = ("model name", "flags", "Features")
+        lines = sorted({line for line in lines if line.partition(":")[0].strip() in telling})
     return f"{platform.machine()}-{hashlib.sha256(repr(lines).encode()).hexdigest()[:12]}"

@@ -40,21 +40,27 @@ def test_a_second_run_compiles_nothing(tiny_bert: Path, text_file: Path, tmp_pat
     assert train("second") == (first, log)
 
 
+class Settings:
+    """In place of JAX's, which are those of all tests."""
+
+    def __init__(self, folder: str | None) -> None:
+        self.values: dict[str, object] = {"jax_compilation_cache_dir": folder}
+        self.update = self.values.__setitem__
+
+
 @pytest.mark.parametrize("given", [None, "elsewhere"])
 def test_the_folder_is_the_users_or_ours(given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"jax_compilation_cache_dir": given}
-    monkeypatch.setattr(programs.jax.config, "update", settings.__setitem__)
-    monkeypatch.setattr(type(programs.jax.config), "jax_compilation_cache_dir", given)
+    monkeypatch.setattr(programs.jax, "config", settings := Settings(given))
     monkeypatch.setattr(programs, "FOLDER", tmp_path / "programs")
     programs.keep_programs()
     ours = tmp_path / "programs" / programs.machine()
-    assert settings["jax_compilation_cache_dir"] == (given or str(ours))
+    assert settings.values["jax_compilation_cache_dir"] == (given or str(ours))
     assert ours.exists() == (given is None)
 
 
 def test_a_folder_that_cannot_be_made_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
+    monkeypatch.setattr(programs.jax, "config", settings := Settings(None))
     monkeypatch.setattr(programs, "FOLDER", tmp_path / "file" / "programs")
-    monkeypatch.setattr(type(programs.jax.config), "jax_compilation_cache_dir", None)
-    monkeypatch.setattr(programs.jax.config, "update", lambda *_: pytest.fail("turned on"))
     programs.keep_programs()
+    assert settings.values == {"jax_compilation_cache_dir": None}
