@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import subcommand
 
 from benchmarks.checkpoint import Checkpoint
+from benchmarks.compare import Disagreement
 from benchmarks.devices import Devices
 from benchmarks.encode import Encode
 from benchmarks.input import Input
@@ -69,7 +70,11 @@ class Command:
     """A rehearsal at tiny sizes, whose figures say nothing."""
 
     def run(self) -> None:
-        """Measures and writes."""
+        """Measures and writes.
+
+        Raises:
+          Disagreement: two sides computed different things; of `all`, after the other parts.
+        """
         check_peers()
         jax.config.update("jax_platforms", "cpu")  # accelerators are for the processes that are measured
         whole = self.part if isinstance(self.part, All) else None
@@ -79,6 +84,7 @@ class Command:
             print(f"other work is going on (load {about['load'][0]}): these figures will be of both", file=sys.stderr)
         tables: list[Table] = []
         skipped: dict[str, str] = {}
+        disagreement: Disagreement | None = None
         with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
             if self.quick:  # most of a rehearsal's time would be spent on compiling the same small programs
                 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/compiled")
@@ -87,16 +93,18 @@ class Command:
                 assert not isinstance(part, All)
                 try:
                     found = (part.quick() if self.quick else part).run(Path(folder))
-                except InputError as error:
+                except (InputError, Disagreement) as error:
                     if whole is None:
                         raise
-                    skipped[name] = str(error)
+                    found, skipped[name] = [], str(error)
+                    disagreement = error if isinstance(error, Disagreement) else disagreement
                     print(f"{name}: left out, {error}", file=sys.stderr, flush=True)
-                    continue
                 tables += found
-                print("\n\n".join(table.markdown() for table in found), end="\n\n", flush=True)
+                print("".join(f"{table.markdown()}\n\n" for table in found), end="", flush=True)
                 write(self.output, about, tables, skipped)
         print(f"written: {self.output}.md and {self.output}.json")
+        if disagreement:
+            raise disagreement
 
 
 def check_peers() -> None:

@@ -51,8 +51,11 @@ class Encode:
 def contenders(model: Path, sentences: list[str], batch_size: int, dtype: str) -> dict[str, Contender]:
     """Ours first."""
     arguments = {"model": str(model), "sentences": sentences, "batch_size": batch_size, "dtype": dtype}
-    names = {f"ours {dtype}": "ours:Encode", f"sentence-transformers {dtype}": "peers_st:Encode"}
-    return {name: Contender(make, arguments) for name, make in names.items()}
+    return {
+        f"ours {dtype}": Contender("ours:Encode", arguments),
+        f"ours, a sentence a row, {dtype}": Contender("ours:Encode", arguments | {"packed_length": 0}),
+        f"sentence-transformers {dtype}": Contender("peers_st:Encode", arguments),
+    }
 
 
 def encoding(

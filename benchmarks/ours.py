@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.timing import peak_bytes, seconds
 from simcse_jax import hf
+from simcse_jax.config import ENCODE_ROW
 from simcse_jax.embedder import load_model
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.loss import BLOCK_SIZES
@@ -35,11 +36,18 @@ class OnJax:
 class Encode(OnJax):
     """Sentences to vectors of length 1, as `SimCSE.encode` has it, in any type."""
 
-    def __init__(self, model: str, sentences: list[str], batch_size: int, dtype: str) -> None:
+    def __init__(
+        self, model: str, sentences: list[str], batch_size: int, dtype: str, packed_length: int = ENCODE_ROW
+    ) -> None:
         self._loaded = load_model(model, dtype=dtype)
         checkpoint = self._loaded.checkpoint
         self._encoder = BatchEncoder(
-            self._loaded.model, hf.load_tokenizer(checkpoint.folder), make_mesh(), checkpoint.max_length, batch_size
+            self._loaded.model,
+            hf.load_tokenizer(checkpoint.folder),
+            make_mesh(),
+            checkpoint.max_length,
+            batch_size,
+            packed_length,
         )
         self._sentences = sentences
 

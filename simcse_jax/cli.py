@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from simcse_jax.ablation import Ablation
-from simcse_jax.config import Config, load_config_file, load_variable
+from simcse_jax.config import ENCODE_ROW, Config, load_config_file, load_variable
 from simcse_jax.errors import InputError, reason
 from simcse_jax.model.pooling import PoolerName
 from simcse_jax.postprocess.fit import FitSettings
@@ -272,6 +272,8 @@ class Encode:
     """Overrides the pooler saved with the model."""
     max_length: int | None = None
     """Tokens a sentence; the model's own limit where not given."""
+    packed_length: int = ENCODE_ROW
+    """Tokens a row, which several sentences share; 0: a sentence a row. The vectors are the same, to rounding."""
     normalize: bool = True
     """Scale each vector to length 1."""
 
@@ -286,7 +288,7 @@ class Encode:
             raise InputError(f"output {self.output} must end in .npy")
         _check_writable(self.output)
         sentences = read_sentences(self.input)
-        model = SimCSE(self.model, self.pooler, self.max_length)
+        model = SimCSE(self.model, self.pooler, self.max_length, self.packed_length)
         vectors = model.encode(sentences, normalize=self.normalize, progress=True)
         partial = self.output.with_name(f".{self.output.name}.partial.npy")
         try:

@@ -19,6 +19,9 @@ from simcse_jax.model.pooling import PoolerName
 MIN_LENGTH = 3
 """Fewest tokens a sentence can be cut to: two specials around one token."""
 
+ENCODE_ROW = 64
+"""Tokens of a row in encoding, by default: the shortest that wastes little (docs/benchmarks.md)."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:

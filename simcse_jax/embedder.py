@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from simcse_jax import hf, postprocess, rng
 from simcse_jax.checkpoint import abstract, open_checkpoints
-from simcse_jax.config import ModelConfig
+from simcse_jax.config import ENCODE_ROW, ModelConfig
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.hf import Checkpoint, Params, Pooling
@@ -209,16 +209,24 @@ class SimCSE:
     array([[0.97]], dtype=float32)
     """
 
-    def __init__(self, model: str | Path, pooler: str | None = None, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        pooler: str | None = None,
+        max_length: int | None = None,
+        packed_length: int = ENCODE_ROW,
+    ) -> None:
         """Loads a model onto all devices.
 
         Args:
           model: a run folder, an exported folder, a Hugging Face folder or a name on the hub.
           pooler: overrides the pooler saved with the model.
           max_length: longer sentences are cut to this many tokens; the model's own limit where None.
+          packed_length: tokens a row, which several sentences share; 0: a sentence a row. The vectors are the same, to
+            rounding.
 
         Raises:
-          InputError: see `load_model`.
+          InputError: see `load_model` and `BatchEncoder`.
         """
         self._loaded = load_model(model, pooler)
         tokenizer = hf.load_tokenizer(self._loaded.checkpoint.folder)
@@ -227,6 +235,7 @@ class SimCSE:
             tokenizer,
             make_mesh(),
             self._loaded.checkpoint.max_length if max_length is None else max_length,
+            packed_length=packed_length,
         )
 
     def encode(

@@ -1,5 +1,8 @@
-"""Sentences to vectors in batches of like length, on every device."""
+"""Sentences to vectors, several a row, on every device."""
 
+import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,15 +12,19 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from simcse_jax.config import MIN_LENGTH
-from simcse_jax.data.tokens import encode_batch, pad
+from simcse_jax.config import ENCODE_ROW, MIN_LENGTH
+from simcse_jax.data.packing import first_fit, lay
+from simcse_jax.data.tokens import encode_batch
 from simcse_jax.errors import InputError
 from simcse_jax.hf import Params
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.postprocess import KEY
 from simcse_jax.sharding import put_batch, replicated
 
-_CHUNK = 8192  # sentences tokenised at a time
+_CHUNK = 8192  # sentences tokenised at a time, and packed
+
+_Rows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Sentences of a batch, the place of each among its rows × slots, the rows' token ids, and lengths by slot."""
 
 # Padded lengths: each is one compilation, and the gaps are the padding that is computed for nothing.
 _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -41,7 +48,13 @@ class BatchEncoder:
     """Encodes any number of sentences with whatever parameters it is given; compiled once a length."""
 
     def __init__(
-        self, model: SentenceEncoder, tokenizer: Any, mesh: Mesh, max_length: int | None = None, batch_size: int = 64
+        self,
+        model: SentenceEncoder,
+        tokenizer: Any,
+        mesh: Mesh,
+        max_length: int | None = None,
+        batch_size: int = 64,
+        packed_length: int = ENCODE_ROW,
     ) -> None:
         """Prepares the forward pass.
 
@@ -50,11 +63,16 @@ class BatchEncoder:
           tokenizer: its fast tokenizer.
           mesh: devices; the batch is split over all of them.
           max_length: longer sentences are cut to this many tokens; the model's own limit where None.
-          batch_size: sentences a forward pass over all devices.
+          batch_size: sentences a forward pass over all devices, on average.
+          packed_length: tokens a row, which several sentences share, one after the other; longer ones share longer
+            rows. 0: a sentence a row. The vectors are the same, to rounding.
 
         Raises:
-          InputError: `max_length` leaves no room for a token, or the tokenizer has tokens that the model lacks.
+          InputError: `max_length` leaves no room for a token, `packed_length` is negative, or the tokenizer has tokens
+            that the model lacks.
         """
+        if packed_length < 0:
+            raise InputError(f"packed_length is {packed_length}; it must be 0, a sentence a row, or tokens a row")
         if max_length is not None and max_length < MIN_LENGTH:
             raise InputError(
                 f"max_length is {max_length}; it must be at least {MIN_LENGTH}: "
@@ -66,10 +84,11 @@ class BatchEncoder:
         limit = model.config.max_length
         self.max_length = limit if max_length is None else min(max_length, limit)
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self.packed_length = packed_length
 
-        def forward(params: Params, batch: tuple[Int[Array, "B L"], Int[Array, "B"]]) -> Float[Array, "B D"]:
-            ids, lengths = batch
-            vectors = jnp.asarray(model.apply({"params": params}, ids, lengths[:, None]))[:, 0]
+        def forward(params: Params, batch: tuple[Int[Array, "B L"], Int[Array, "B S"]]) -> Float[Array, "B*S D"]:
+            vectors = jnp.asarray(model.apply({"params": params}, *batch))
+            vectors = vectors.reshape(-1, vectors.shape[-1])
             vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
             return params[KEY](vectors) if KEY in params else vectors
 
@@ -88,24 +107,58 @@ class BatchEncoder:
             for start in range(0, len(sentences), _CHUNK)
             for ids in encode_batch(self.tokenizer, sentences[start : start + _CHUNK], self.max_length)
         ]
-        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
         results: list[Any] = []
+        order: list[np.ndarray] = []
         with tqdm(total=len(tokens), desc="encoding", unit=" sentences", disable=not progress) as bar:
-            for start in range(0, len(order), self.batch_size):
-                chosen = [tokens[i] for i in order[start : start + self.batch_size]]
-                results.append(self._forward(params, self._batch(chosen))[: len(chosen)])
+            for chosen, places, ids, lengths in self._batches(tokens):
+                batch = put_batch(self.mesh, len(ids), partial(_share, ids, lengths))
+                results.append((self._forward(params, batch), places))
+                order.append(chosen)
                 if len(results) > 2:  # fetched two batches late, so that the devices are never idle
-                    results[-3] = np.asarray(results[-3])
+                    results[-3] = _fetched(*results[-3])
                 bar.update(len(chosen))
-        vectors = np.concatenate([np.asarray(r) for r in results])
+        results[-2:] = [_fetched(*result) for result in results[-2:]]
+        vectors = np.concatenate(results)
         result = np.empty_like(vectors)
-        result[order] = vectors
+        result[np.concatenate(order)] = vectors
         return result
 
-    def _batch(self, tokens: list[np.ndarray]) -> Any:
-        length = padded_length(max(map(len, tokens)), self.max_length)
-        # Few sentences (a query, the last batch) take the next power of two of rows, not a whole batch.
-        rows = min(self.mesh.size * 2 ** max(0, (len(tokens) - 1) // self.mesh.size).bit_length(), self.batch_size)
-        filled = tokens + [tokens[0]] * (rows - len(tokens))
-        ids, lengths = pad(filled, length, self.tokenizer.pad_token_id)
-        return put_batch(self.mesh, rows, lambda index: (ids[index], lengths[index]))
+    def _batches(self, tokens: list[np.ndarray]) -> Iterator[_Rows]:
+        """Sentences in rows, sentences of like length together, the longest first."""
+        pad_id = self.tokenizer.pad_token_id
+        lengths = np.array([len(ids) for ids in tokens])
+        limit = max(self.max_length, self.packed_length)
+        widths = np.array([max(self.packed_length, padded_length(n, limit)) for n in lengths.tolist()])
+        for width in np.unique(widths)[::-1].tolist():
+            group = np.flatnonzero(widths == width)
+            mean = lengths[group].mean()
+            # A query has a short row of its own.
+            width = min(width, padded_length(int(lengths[group].sum()), width))
+            slots = _power_of_two(math.ceil(1.5 * width / mean)) if self.packed_length else 1
+            filled = mean / width if self.packed_length else 1  # the part of a row that a sentence takes
+            most = math.ceil(self.batch_size * filled / self.mesh.size) * self.mesh.size
+            for start in range(0, len(group), _CHUNK):
+                chunk = group[start : start + _CHUNK]
+                rows, places = (x[0] for x in first_fit(lengths[None, chunk], width, slots))
+                for first in range(0, int(rows.max()) + 1, most):
+                    inside = (rows >= first) & (rows < first + most)
+                    chosen, row, slot = chunk[inside], rows[inside] - first, places[inside]
+                    shape = (self._rows(int(row.max()) + 1, most), width, slots)
+                    yield chosen, row * slots + slot, *lay([tokens[i] for i in chosen], row, slot, shape, pad_id)
+
+    def _rows(self, needed: int, most: int) -> int:
+        """Rows of a batch. Few (a query, the last batch) take the next power of two, not a whole batch."""
+        return min(self.mesh.size * _power_of_two(-(-needed // self.mesh.size)), most)
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest that is no smaller."""
+    return 2 ** (number - 1).bit_length()
+
+
+def _share(ids: np.ndarray, lengths: np.ndarray, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    return ids[rows], lengths[rows]
+
+
+def _fetched(vectors: Array, places: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N D"]:
+    return np.asarray(vectors)[places]

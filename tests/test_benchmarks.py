@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 pytest.importorskip("torch", reason="the peers are on PyTorch")
 pytest.importorskip("sentence_transformers", reason="a peer")
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import All, main
 from benchmarks.compare import Disagreement, agree, compare, cosine_distance, relative_error
 from benchmarks.loss import Loss
 from benchmarks.report import Row, Table
@@ -18,6 +19,7 @@ from benchmarks.step import Step
 from benchmarks.timing import alternate
 from benchmarks.work import QUICK, forward_flops
 from benchmarks.worker import Contender, Worker, WorkerFailed
+from simcse_jax.errors import InputError
 from simcse_jax.model import EncoderConfig
 
 COLUMNS = ["seconds a call", "sentences/s", "of the ceiling", "peak memory"]
@@ -114,3 +116,20 @@ def test_a_rehearsal(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch)
     assert {"ours float32", "sentence-transformers float32"} <= names
     assert all(row["rate"] > 0 and row["utilisation"] > 0 and row["peak"] > 0 for row in table["rows"])
     assert results["about"]["versions"]["torch"] != "absent"
+
+
+def test_all_goes_on_past_a_part_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(error: Exception) -> Any:
+        def run(part: Any, folder: Path) -> None:
+            raise error
+
+        return run
+
+    parts = All().parts(quick=True)
+    for part in parts.values():
+        monkeypatch.setattr(type(part), "run", fails(InputError("no data")))
+    monkeypatch.setattr(type(parts.pop("encode")), "run", fails(Disagreement("peer computes something else")))
+    with pytest.raises(Disagreement, match="something else"):
+        main(["all", "--quick", "--output", str(tmp_path / "results")])
+    skipped = json.loads((tmp_path / "results.json").read_text())["skipped"]
+    assert skipped == {"encode": "peer computes something else"} | dict.fromkeys(parts, "no data")

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax import rng
+from simcse_jax import encode, hf, rng
 from simcse_jax.batch import Batch, Packing
 from simcse_jax.config import Config, DataConfig, MLMConfig, ModelConfig, ObjectiveConfig, SmoothingConfig
 from simcse_jax.data.batches import EpochOrder, fit_packing, load_rows
 from simcse_jax.data.packing import first_fit, pack
 from simcse_jax.data.tokens import TokenTable
-from simcse_jax.embedder import build_model, init_params
+from simcse_jax.embedder import build_model, init_params, load_model
+from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.loss import encode_views, make_loss
 from simcse_jax.model import POOLERS, SentenceEncoder, init_mlm_head, read_encoder_config
@@ -252,3 +253,36 @@ def test_rows_are_no_longer_than_their_sentences_could_be() -> None:
 def test_a_row_must_hold_the_longest_sentence() -> None:
     with pytest.raises(InputError, match=r"packed_length is 16 and data.max_length 32"):
         Config(data=DataConfig(train="x.txt", packed_length=16)).validate()
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("row", [16, 64])
+def test_encoding_packed_is_a_sentence_a_row(tiny_bert: Path, row: int, devices: int) -> None:
+    """Sentences of 2 to 40 tokens, more than the model has positions; 16 is shorter than many of them."""
+    generator = np.random.default_rng(row)
+    sentences = ["x" * n for n in generator.integers(0, 50, 300)]
+    loaded, tokenizer = load_model(tiny_bert, "cls"), hf.load_tokenizer(tiny_bert)
+    params = jax.device_get(loaded.params)
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    packed, alone = (BatchEncoder(loaded.model, tokenizer, mesh, packed_length=n) for n in (row, 0))
+    expected = alone(params, sentences)
+    np.testing.assert_allclose(packed(params, sentences), expected, rtol=0, atol=2e-6)
+    # A few sentences, and one, take other shapes.
+    for few in (sentences[:3], sentences[:1]):
+        np.testing.assert_allclose(packed(params, few), expected[: len(few)], rtol=0, atol=2e-6)
+
+
+def test_encoding_packed_takes_few_rows(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    placing = encode.put_batch
+    monkeypatch.setattr(
+        encode, "put_batch", lambda mesh, n, rows: shapes.append(rows(slice(0, n))[0].shape) or placing(mesh, n, rows)
+    )
+    loaded, tokenizer = load_model(tiny_bert, "cls"), hf.load_tokenizer(tiny_bert)
+    sentences = ["x" * n for n in np.random.default_rng(0).integers(4, 20, 1000)]
+    tokens = sum(len(x) for x in tokenizer(sentences)["input_ids"])
+    BatchEncoder(loaded.model, tokenizer, make_mesh(devices=jax.devices()[:1]))(
+        jax.device_get(loaded.params), sentences
+    )
+    assert {width for _, width in shapes} == {64}
+    assert sum(rows * width for rows, width in shapes) < 1.1 * tokens

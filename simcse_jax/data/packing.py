@@ -5,6 +5,8 @@ packs its own examples, each column of the text apart, into as many rows as the 
 one compiled step serves all batches.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Int
 
@@ -70,3 +72,31 @@ def pack(
     n, c, token = np.nonzero(inside)
     packed[rows[n, c], c, starts[n, c] + token] = ids[n, c, token]
     return packed, sizes, (rows * packing.slots + slots).astype(lengths.dtype)
+
+
+def lay(
+    tokens: Sequence[np.ndarray],
+    rows: Int[np.ndarray, "N"],
+    slots: Int[np.ndarray, "N"],
+    shape: tuple[int, int, int],
+    pad_id: int,
+) -> tuple[Int[np.ndarray, "R W"], Int[np.ndarray, "R S"]]:
+    """Sentences laid into rows.
+
+    Args:
+      tokens: token ids of each.
+      rows, slots: where `first_fit` put them.
+      shape: R, W and S.
+      pad_id: token that fills up rows.
+
+    Returns:
+      Token ids, and the length of the sentence in each slot.
+    """
+    count, length, most = shape
+    ids = np.full((count, length), pad_id, np.int32)
+    sizes = np.zeros((count, most), np.int32)
+    sizes[rows, slots] = [len(x) for x in tokens]
+    starts = (np.cumsum(sizes, axis=1) - sizes)[rows, slots]
+    for row, start, sentence in zip(rows, starts, tokens, strict=True):
+        ids[row, start : start + len(sentence)] = sentence
+    return ids, sizes
