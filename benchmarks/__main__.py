@@ -84,7 +84,7 @@ class Command:
             print(f"other work is going on (load {about['load'][0]}): these figures will be of both", file=sys.stderr)
         tables: list[Table] = []
         skipped: dict[str, str] = {}
-        disagreement: Disagreement | None = None
+        disagreements: list[str] = []
         with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
             if self.quick:  # most of a rehearsal's time would be spent on compiling the same small programs
                 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/compiled")
@@ -97,14 +97,15 @@ class Command:
                     if whole is None:
                         raise
                     found, skipped[name] = [], str(error)
-                    disagreement = error if isinstance(error, Disagreement) else disagreement
-                    print(f"{name}: left out, {error}", file=sys.stderr, flush=True)
+                    if isinstance(error, Disagreement):
+                        disagreements.append(f"{name}: {error}")
+                    print(f"{name}: no figures, {error}", file=sys.stderr, flush=True)
                 tables += found
                 print("".join(f"{table.markdown()}\n\n" for table in found), end="", flush=True)
                 write(self.output, about, tables, skipped)
         print(f"written: {self.output}.md and {self.output}.json")
-        if disagreement:
-            raise disagreement
+        if disagreements:
+            raise Disagreement("; ".join(disagreements))
 
 
 def check_peers() -> None:

@@ -273,7 +273,7 @@ class Encode:
     max_length: int | None = None
     """Tokens a sentence; the model's own limit where not given."""
     packed_length: int = ENCODE_ROW
-    """Tokens a row, which several sentences share; 0: a sentence a row. The vectors are the same, to rounding."""
+    """Tokens a row, which shorter sentences share; 0: a sentence a row. The vectors are the same, to rounding."""
     normalize: bool = True
     """Scale each vector to length 1."""
 
@@ -528,7 +528,8 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(command, Train | Plan | Study | Ablate) and preset is None:
             name = type(command).__name__.lower()
             raise InputError(f"give the config file right after {name}: simcse-jax {name} {command.config_file} ...")
-        keep_programs()
+        if not isinstance(command, Plan):  # which says how long compiling takes
+            keep_programs()
         command.run()
     except InputError as error:
         print(f"simcse-jax: error: {error}", file=sys.stderr)

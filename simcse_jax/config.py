@@ -20,7 +20,7 @@ MIN_LENGTH = 3
 """Fewest tokens a sentence can be cut to: two specials around one token."""
 
 ENCODE_ROW = 64
-"""Tokens of a row in encoding, by default: the shortest that wastes little (docs/benchmarks.md)."""
+"""Tokens of a row in encoding, by default."""
 
 
 @dataclass(frozen=True)

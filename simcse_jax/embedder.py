@@ -222,7 +222,7 @@ class SimCSE:
           model: a run folder, an exported folder, a Hugging Face folder or a name on the hub.
           pooler: overrides the pooler saved with the model.
           max_length: longer sentences are cut to this many tokens; the model's own limit where None.
-          packed_length: tokens a row, which several sentences share; 0: a sentence a row. The vectors are the same, to
+          packed_length: tokens a row, which shorter sentences share; 0: a sentence a row. The vectors are the same, to
             rounding.
 
         Raises:

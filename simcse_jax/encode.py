@@ -1,6 +1,5 @@
 """Sentences to vectors, several a row, on every device."""
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -23,10 +22,13 @@ from simcse_jax.sharding import put_batch, replicated
 
 _CHUNK = 8192  # sentences tokenised at a time, and packed
 
-_Rows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+_Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Sentences of a batch, the place of each among its rows × slots, the rows' token ids, and lengths by slot."""
 
-# Padded lengths: each is one compilation, and the gaps are the padding that is computed for nothing.
+# A row has a slot for so many tokens. Sentences average 16 (STS), some are all specials and a word.
+_TOKENS_A_SLOT = 8
+
+# Tokens that a row has where it holds one sentence: each is a compilation, and the gaps are computed for nothing.
 _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -45,7 +47,7 @@ def check_vocabulary(tokenizer: Any, size: int) -> None:
 
 
 class BatchEncoder:
-    """Encodes any number of sentences with whatever parameters it is given; compiled once a length."""
+    """Encodes any number of sentences with whatever parameters it is given; compiled once a shape of rows."""
 
     def __init__(
         self,
@@ -63,16 +65,19 @@ class BatchEncoder:
           tokenizer: its fast tokenizer.
           mesh: devices; the batch is split over all of them.
           max_length: longer sentences are cut to this many tokens; the model's own limit where None.
-          batch_size: sentences a forward pass over all devices, on average.
-          packed_length: tokens a row, which several sentences share, one after the other; longer ones share longer
-            rows. 0: a sentence a row. The vectors are the same, to rounding.
+          batch_size: sentences a forward pass over all devices; packed, as many tokens as so many of 16.
+          packed_length: tokens of a row, which sentences of up to so many share, one after the other. Longer ones have
+            rows of their own, all where it is 0. The vectors are the same, to rounding.
 
         Raises:
-          InputError: `max_length` leaves no room for a token, `packed_length` is negative, or the tokenizer has tokens
-            that the model lacks.
+          InputError: `max_length` leaves no room for a token, `packed_length` is none that can be used, or the
+            tokenizer has tokens that the model lacks.
         """
-        if packed_length < 0:
-            raise InputError(f"packed_length is {packed_length}; it must be 0, a sentence a row, or tokens a row")
+        if packed_length and not _TOKENS_A_SLOT <= packed_length <= _LENGTHS[-1]:
+            raise InputError(
+                f"packed_length is {packed_length}; it must be 0 (a sentence a row) or {_TOKENS_A_SLOT} to "
+                f"{_LENGTHS[-1]} tokens a row"
+            )
         if max_length is not None and max_length < MIN_LENGTH:
             raise InputError(
                 f"max_length is {max_length}; it must be at least {MIN_LENGTH}: "
@@ -123,28 +128,46 @@ class BatchEncoder:
         result[np.concatenate(order)] = vectors
         return result
 
-    def _batches(self, tokens: list[np.ndarray]) -> Iterator[_Rows]:
-        """Sentences in rows, sentences of like length together, the longest first."""
-        pad_id = self.tokenizer.pad_token_id
+    def _batches(self, tokens: list[np.ndarray]) -> Iterator[_Batch]:
         lengths = np.array([len(ids) for ids in tokens])
-        limit = max(self.max_length, self.packed_length)
-        widths = np.array([max(self.packed_length, padded_length(n, limit)) for n in lengths.tolist()])
-        for width in np.unique(widths)[::-1].tolist():
-            group = np.flatnonzero(widths == width)
-            mean = lengths[group].mean()
-            # A query has a short row of its own.
-            width = min(width, padded_length(int(lengths[group].sum()), width))
-            slots = _power_of_two(math.ceil(1.5 * width / mean)) if self.packed_length else 1
-            filled = mean / width if self.packed_length else 1  # the part of a row that a sentence takes
-            most = math.ceil(self.batch_size * filled / self.mesh.size) * self.mesh.size
-            for start in range(0, len(group), _CHUNK):
-                chunk = group[start : start + _CHUNK]
-                rows, places = (x[0] for x in first_fit(lengths[None, chunk], width, slots))
-                for first in range(0, int(rows.max()) + 1, most):
-                    inside = (rows >= first) & (rows < first + most)
-                    chosen, row, slot = chunk[inside], rows[inside] - first, places[inside]
-                    shape = (self._rows(int(row.max()) + 1, most), width, slots)
-                    yield chosen, row * slots + slot, *lay([tokens[i] for i in chosen], row, slot, shape, pad_id)
+        packed = lengths <= self.packed_length
+        yield from self._alone(tokens, lengths, np.flatnonzero(~packed))
+        if packed.any():
+            yield from self._packed(tokens, lengths, np.flatnonzero(packed))
+
+    def _alone(self, tokens: list[np.ndarray], lengths: np.ndarray, group: np.ndarray) -> Iterator[_Batch]:
+        """A sentence a row, in batches of like length, the longest first."""
+        group = group[np.argsort(-lengths[group], kind="stable")]
+        for start in range(0, len(group), self.batch_size):
+            chosen = group[start : start + self.batch_size]
+            width = padded_length(int(lengths[chosen[0]]), self.max_length)
+            rows = self._rows(len(chosen), self.batch_size)
+            yield self._batch(tokens, chosen, np.arange(len(chosen)), np.zeros_like(chosen), (rows, width, 1))
+
+    def _packed(self, tokens: list[np.ndarray], lengths: np.ndarray, group: np.ndarray) -> Iterator[_Batch]:
+        """Several sentences a row."""
+        # Fewer than a row (a query) have a shorter one of their own.
+        width = min(self.packed_length, padded_length(int(lengths[group].sum()), self.packed_length))
+        slots = -(-width // _TOKENS_A_SLOT)
+        most = -(-self.batch_size * 16 // (width * self.mesh.size)) * self.mesh.size
+        for start in range(0, len(group), _CHUNK):
+            chunk = group[start : start + _CHUNK]
+            rows, places = (x[0] for x in first_fit(lengths[None, chunk], width, slots))
+            for first in range(0, int(rows.max()) + 1, most):
+                inside = (rows >= first) & (rows < first + most)
+                count = self._rows(int(rows[inside].max()) + 1 - first, most)
+                yield self._batch(tokens, chunk[inside], rows[inside] - first, places[inside], (count, width, slots))
+
+    def _batch(
+        self,
+        tokens: list[np.ndarray],
+        chosen: Int[np.ndarray, "N"],
+        rows: Int[np.ndarray, "N"],
+        slots: Int[np.ndarray, "N"],
+        shape: tuple[int, int, int],
+    ) -> _Batch:
+        ids, lengths = lay([tokens[i] for i in chosen], rows, slots, shape, self.tokenizer.pad_token_id)
+        return chosen, rows * shape[2] + slots, ids, lengths
 
     def _rows(self, needed: int, most: int) -> int:
         """Rows of a batch. Few (a query, the last batch) take the next power of two, not a whole batch."""

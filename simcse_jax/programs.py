@@ -15,19 +15,29 @@ def keep_programs() -> None:
     """Turns the cache on, unless it is on already; to be called before anything is compiled.
 
     `JAX_COMPILATION_CACHE_DIR` in the environment names another folder and `JAX_ENABLE_COMPILATION_CACHE=false` does
-    without, as for any JAX program; a folder that cannot be written is none. The least recently used programs go when
-    there are more than 4 GiB of them.
+    without, as for any JAX program; a folder that cannot be written is none. The oldest programs go when there are
+    more than 4 GiB of them.
     """
-    if jax.config.values["jax_compilation_cache_dir"]:
+    if _setting():
         return
-    folder = FOLDER.expanduser() / machine()
     try:
+        folder = FOLDER.expanduser() / machine()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+        _prune(folder)
+    except (OSError, RuntimeError):  # the latter: no home
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+
+
+def drop_programs() -> None:
+    """Turns it off again, unless the user named the folder: for jobs of several processes.
+
+    JAX writes from the first of them. Where they share no home or are of several kinds of CPU, the others would compile
+    while the first has long gone on to wait for them.
+    """
+    if (folder := _setting()) and Path(folder).parent == FOLDER.expanduser():
+        jax.config.update("jax_compilation_cache_dir", None)
 
 
 def machine() -> str:
@@ -45,3 +55,20 @@ def machine() -> str:
         telling = ("model name", "flags", "Features")
         lines = sorted({line for line in lines if line.partition(":")[0].strip() in telling})
     return f"{platform.machine()}-{hashlib.sha256(repr(lines).encode()).hexdigest()[:12]}"
+
+
+def _setting() -> str | None:
+    folder: str | None = jax.config.values["jax_compilation_cache_dir"]
+    return folder
+
+
+def _prune(folder: Path) -> None:
+    # JAX's own limit takes a lock for every program, and a folder that a killed process left with an entry half
+    # registered takes no further entries.
+    files = [(path.stat(), path) for path in folder.rglob("*") if path.is_file()]
+    kept = sum(stat.st_size for stat, _ in files)
+    for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
+        if kept <= MAX_BYTES:
+            return
+        path.unlink(missing_ok=True)
+        kept -= stat.st_size

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from simcse_jax.errors import InputError
+from simcse_jax.programs import drop_programs
 
 BATCH = PartitionSpec(("data", "fsdp"))
 """Leading axis of every batch array: split over all devices."""
@@ -27,6 +28,8 @@ def join_processes(multi_host: bool = False) -> None:
     """
     if jax.distributed.is_initialized():
         return
+    if multi_host or "JAX_COORDINATOR_ADDRESS" in os.environ:
+        drop_programs()
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in os.environ]
         if missing:

@@ -255,24 +255,24 @@ def test_a_row_must_hold_the_longest_sentence() -> None:
         Config(data=DataConfig(train="x.txt", packed_length=16)).validate()
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("row", [16, 64])
-def test_encoding_packed_is_a_sentence_a_row(tiny_bert: Path, row: int, devices: int) -> None:
-    """Sentences of 2 to 40 tokens, more than the model has positions; 16 is shorter than many of them."""
+@pytest.mark.parametrize(("row", "devices", "pooler"), [(16, 8, "cls"), (64, 1, "avg"), (64, 8, "cls")])
+def test_encoding_packed_is_a_sentence_a_row(tiny_bert: Path, row: int, devices: int, pooler: str) -> None:
+    """Sentences of 2 to 40 tokens, as many as the model has positions; 16 is shorter than many of them."""
     generator = np.random.default_rng(row)
-    sentences = ["x" * n for n in generator.integers(0, 50, 300)]
-    loaded, tokenizer = load_model(tiny_bert, "cls"), hf.load_tokenizer(tiny_bert)
+    sentences = ["".join(generator.choice(list("abcdefghij"), n)) for n in generator.integers(0, 50, 300)]
+    loaded, tokenizer = load_model(tiny_bert, pooler), hf.load_tokenizer(tiny_bert)
     params = jax.device_get(loaded.params)
     mesh = make_mesh(devices=jax.devices()[:devices])
     packed, alone = (BatchEncoder(loaded.model, tokenizer, mesh, packed_length=n) for n in (row, 0))
     expected = alone(params, sentences)
+    assert len(np.unique(expected.round(4), axis=0)) > 250
     np.testing.assert_allclose(packed(params, sentences), expected, rtol=0, atol=2e-6)
     # A few sentences, and one, take other shapes.
     for few in (sentences[:3], sentences[:1]):
         np.testing.assert_allclose(packed(params, few), expected[: len(few)], rtol=0, atol=2e-6)
 
 
-def test_encoding_packed_takes_few_rows(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoding_packed_takes_few_rows_of_one_shape(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
     placing = encode.put_batch
     monkeypatch.setattr(
@@ -284,5 +284,12 @@ def test_encoding_packed_takes_few_rows(tiny_bert: Path, monkeypatch: pytest.Mon
     BatchEncoder(loaded.model, tokenizer, make_mesh(devices=jax.devices()[:1]))(
         jax.device_get(loaded.params), sentences
     )
-    assert {width for _, width in shapes} == {64}
+    assert len(set(shapes[:-1])) == 1
     assert sum(rows * width for rows, width in shapes) < 1.1 * tokens
+
+
+@pytest.mark.parametrize("row", [-1, 7, 513])
+def test_a_row_of_no_use_is_refused(tiny_bert: Path, row: int) -> None:
+    loaded, tokenizer = load_model(tiny_bert, "cls"), hf.load_tokenizer(tiny_bert)
+    with pytest.raises(InputError, match=f"packed_length is {row}; it must be 0 .* or 8 to 512 tokens a row"):
+        BatchEncoder(loaded.model, tokenizer, make_mesh(), packed_length=row)

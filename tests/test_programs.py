@@ -17,6 +17,7 @@ def test_a_second_run_compiles_nothing(tiny_bert: Path, text_file: Path, tmp_pat
     pairs.write_text("sentence1\tsentence2\tscore\na man runs\ta woman runs\t3\nred house\tnever two\t0\n")
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     environment |= {"HOME": str(home), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment |= {"JAX_DEBUG_LOG_MODULES": "jax._src.compiler"}
     command = [sys.executable, "-m", "simcse_jax", "train", "unsup_bert_base", "--max-steps", "2", "--batch-size", "8"]
     command += [
         "--model.path",
@@ -29,15 +30,25 @@ def test_a_second_run_compiles_nothing(tiny_bert: Path, text_file: Path, tmp_pat
         str(tmp_path / "tokens"),
     ]
 
-    def train(output: str) -> tuple[set[str], str]:
-        """The programs that are kept afterwards, and the log without its times."""
-        subprocess.run([*command, "--output", str(tmp_path / output)], env=environment, check=True)
+    def train(output: str) -> tuple[set[str], str, str]:
+        """The programs that are kept afterwards, the log of the run, and JAX's of its compiler."""
+        done = subprocess.run(
+            [*command, "--output", str(tmp_path / output)],
+            env=environment,
+            check=True,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         kept = {path.name for path in (home / programs.FOLDER.relative_to("~")).glob("*/*-cache")}
-        return kept, (tmp_path / output / "metrics.jsonl").read_text()
+        return kept, (tmp_path / output / "metrics.jsonl").read_text(), done.stderr
 
-    first, log = train("first")
+    first, log, _ = train("first")
     assert any(name.startswith("jit_train_step-") for name in first)
-    assert train("second") == (first, log)
+    second, log_again, compiler = train("second")
+    assert second == first
+    assert log_again == log
+    assert "Persistent compilation cache hit for 'jit_train_step'" in compiler
+    assert "PERSISTENT COMPILATION CACHE MISS" not in compiler
 
 
 class Settings:
@@ -58,9 +69,33 @@ def test_the_folder_is_the_users_or_ours(given: str | None, tmp_path: Path, monk
     assert ours.exists() == (given is None)
 
 
-def test_a_folder_that_cannot_be_made_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("home", ["a file", "none"])
+def test_without_a_folder_nothing_is_kept(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(programs.jax, "config", settings := Settings(None))
-    monkeypatch.setattr(programs, "FOLDER", tmp_path / "file" / "programs")
+    folder = tmp_path / "file" / "programs" if home == "a file" else Path("~nobody-of-this-name/programs")
+    monkeypatch.setattr(programs, "FOLDER", folder)
     programs.keep_programs()
     assert settings.values == {"jax_compilation_cache_dir": None}
+
+
+def test_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs.jax, "config", Settings(None))
+    monkeypatch.setattr(programs, "FOLDER", tmp_path)
+    monkeypatch.setattr(programs, "MAX_BYTES", 25)
+    folder = tmp_path / programs.machine()
+    folder.mkdir()
+    for age, name in enumerate(["newest", "middle", "oldest"]):
+        (folder / name).write_bytes(bytes(10))
+        os.utime(folder / name, (0, 1000 - age))
+    programs.keep_programs()
+    assert {path.name for path in folder.iterdir()} == {"newest", "middle"}
+
+
+@pytest.mark.parametrize("given", [None, "elsewhere"])
+def test_several_processes_keep_none(given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs.jax, "config", settings := Settings(given))
+    monkeypatch.setattr(programs, "FOLDER", tmp_path)
+    programs.keep_programs()
+    programs.drop_programs()
+    assert settings.values["jax_compilation_cache_dir"] == given
