@@ -25,7 +25,9 @@ _CHUNK = 8192  # sentences tokenised at a time, and packed
 _Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Sentences of a batch, the place of each among its rows × slots, the rows' token ids, and lengths by slot."""
 
-# A row has a slot for so many tokens. Sentences average 16 (STS), some are all specials and a word.
+# STS sentences average so many tokens; packed, a batch has the tokens of that many sentences of them.
+_MEAN_LENGTH = 16
+# A row has a slot for so many tokens: some sentences are all specials and a word.
 _TOKENS_A_SLOT = 8
 
 # Tokens that a row has where it holds one sentence: each is a compilation, and the gaps are computed for nothing.
@@ -142,32 +144,35 @@ class BatchEncoder:
             chosen = group[start : start + self.batch_size]
             width = padded_length(int(lengths[chosen[0]]), self.max_length)
             rows = self._rows(len(chosen), self.batch_size)
-            yield self._batch(tokens, chosen, np.arange(len(chosen)), np.zeros_like(chosen), (rows, width, 1))
+            yield self._batch(tokens, lengths, chosen, np.arange(len(chosen)), np.zeros_like(chosen), (rows, width, 1))
 
     def _packed(self, tokens: list[np.ndarray], lengths: np.ndarray, group: np.ndarray) -> Iterator[_Batch]:
         """Several sentences a row."""
         # Fewer than a row (a query) have a shorter one of their own.
         width = min(self.packed_length, padded_length(int(lengths[group].sum()), self.packed_length))
         slots = -(-width // _TOKENS_A_SLOT)
-        most = -(-self.batch_size * 16 // (width * self.mesh.size)) * self.mesh.size
+        most = -(-self.batch_size * _MEAN_LENGTH // (width * self.mesh.size)) * self.mesh.size
         for start in range(0, len(group), _CHUNK):
             chunk = group[start : start + _CHUNK]
             rows, places = (x[0] for x in first_fit(lengths[None, chunk], width, slots))
             for first in range(0, int(rows.max()) + 1, most):
                 inside = (rows >= first) & (rows < first + most)
                 count = self._rows(int(rows[inside].max()) + 1 - first, most)
-                yield self._batch(tokens, chunk[inside], rows[inside] - first, places[inside], (count, width, slots))
+                shape = (count, width, slots)
+                yield self._batch(tokens, lengths, chunk[inside], rows[inside] - first, places[inside], shape)
 
     def _batch(
         self,
         tokens: list[np.ndarray],
+        lengths: Int[np.ndarray, "all"],
         chosen: Int[np.ndarray, "N"],
         rows: Int[np.ndarray, "N"],
         slots: Int[np.ndarray, "N"],
         shape: tuple[int, int, int],
     ) -> _Batch:
-        ids, lengths = lay([tokens[i] for i in chosen], rows, slots, shape, self.tokenizer.pad_token_id)
-        return chosen, rows * shape[2] + slots, ids, lengths
+        flat = np.concatenate([tokens[i] for i in chosen])
+        laid = lay(flat, lengths[chosen], rows, slots, shape, self.tokenizer.pad_token_id)
+        return chosen, rows * shape[2] + slots, *laid
 
     def _rows(self, needed: int, most: int) -> int:
         """Rows of a batch. Few (a query, the last batch) take the next power of two, not a whole batch."""

@@ -18,13 +18,14 @@ def keep_programs() -> None:
     without, as for any JAX program; a folder that cannot be written is none. The oldest programs go when there are
     more than 4 GiB of them.
     """
-    if _setting():
+    ours = _ours()
+    if _setting() or ours is None:
         return
+    folder = ours / machine()
     try:
-        folder = FOLDER.expanduser() / machine()
         folder.mkdir(parents=True, exist_ok=True)
         _prune(folder)
-    except (OSError, RuntimeError):  # the latter: no home
+    except OSError:
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -36,7 +37,7 @@ def drop_programs() -> None:
     JAX writes from the first of them. Where they share no home or are of several kinds of CPU, the others would compile
     while the first has long gone on to wait for them.
     """
-    if (folder := _setting()) and Path(folder).parent == FOLDER.expanduser():
+    if (folder := _setting()) and Path(folder).parent == _ours():
         jax.config.update("jax_compilation_cache_dir", None)
 
 
@@ -55,6 +56,14 @@ def machine() -> str:
         telling = ("model name", "flags", "Features")
         lines = sorted({line for line in lines if line.partition(":")[0].strip() in telling})
     return f"{platform.machine()}-{hashlib.sha256(repr(lines).encode()).hexdigest()[:12]}"
+
+
+def _ours() -> Path | None:
+    """Where programs are kept; None without a home."""
+    try:
+        return FOLDER.expanduser()
+    except RuntimeError:
+        return None
 
 
 def _setting() -> str | None:

@@ -107,7 +107,7 @@ def test_trajectories(golden: Path, architecture: str, run: str) -> None:
 
     Adam divides a gradient by its own size: an element whose gradient is below rounding moves by up to a whole step in
     a direction that the order of a compiler's additions decides. A float32 run of its own carries that along, and
-    single steps of it are not comparable to 1e-5 on every version of XLA.
+    single steps of it are not comparable to 1e-5 on every version of XLA, but to 1e-4.
     """
     tolerance = RUNS[run][-1]
     expected = json.loads((golden / architecture / "trajectories.json").read_text())["runs"][run]
@@ -123,7 +123,7 @@ def test_trajectories(golden: Path, architecture: str, run: str) -> None:
         # Before the buffer is full there is no smoothing term to compare.
         present = [i for i, value in enumerate(expected[name]) if value is not None]
         wanted = np.array(expected[name])[present].astype(float)
-        for values, bound in ((exact, 1e-9), (stepwise, tolerance)):
+        for values, bound in ((exact, 1e-9), (stepwise, tolerance), (free, max(tolerance, 1e-4))):
             error = np.max(np.abs(np.array(values[name])[present] - wanted) / wanted)
             assert error < bound, (name, error)
         assert relative_error(np.array(free[name])[present], wanted) < tolerance, name

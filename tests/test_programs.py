@@ -99,3 +99,11 @@ def test_several_processes_keep_none(given: str | None, tmp_path: Path, monkeypa
     programs.keep_programs()
     programs.drop_programs()
     assert settings.values["jax_compilation_cache_dir"] == given
+
+
+def test_a_named_folder_needs_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs.jax, "config", settings := Settings("elsewhere"))
+    monkeypatch.setattr(programs, "FOLDER", Path("~nobody-of-this-name/programs"))
+    programs.keep_programs()
+    programs.drop_programs()
+    assert settings.values == {"jax_compilation_cache_dir": "elsewhere"}

@@ -5,10 +5,8 @@ packs its own examples, each column of the text apart, into as many rows as the 
 one compiled step serves all batches.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from simcse_jax.batch import Packing
 
@@ -61,21 +59,20 @@ def pack(
     Returns:
       The sentences in rows, their lengths there, and the place of each among the R·S.
     """
-    columns = ids.shape[1]
-    packed = np.full((packing.rows, columns, packing.length), pad_id, ids.dtype)
-    sizes = np.zeros((packing.rows, columns, packing.slots), lengths.dtype)
+    _, columns, length = ids.shape
     rows, slots = (x.T for x in first_fit(reserved.T, packing.length, packing.slots))
-    column = np.arange(columns)[None, :]
-    sizes[rows, column, slots] = lengths
-    starts = (np.cumsum(sizes, axis=2) - sizes)[rows, column, slots]
-    inside = np.arange(ids.shape[2]) < lengths[..., None]
-    n, c, token = np.nonzero(inside)
-    packed[rows[n, c], c, starts[n, c] + token] = ids[n, c, token]
-    return packed, sizes, (rows * packing.slots + slots).astype(lengths.dtype)
+    # The columns of a row are rows of their own.
+    each = rows * columns + np.arange(columns)
+    shape = (packing.rows * columns, packing.length, packing.slots)
+    flat = ids[np.arange(length) < lengths[..., None]]
+    packed, sizes = lay(flat, lengths.ravel(), each.ravel(), slots.ravel(), shape, pad_id)
+    places = (rows * packing.slots + slots).astype(np.int32)
+    return packed.reshape(-1, columns, packing.length), sizes.reshape(-1, columns, packing.slots), places
 
 
 def lay(
-    tokens: Sequence[np.ndarray],
+    tokens: Integer[np.ndarray, "T"],
+    lengths: Int[np.ndarray, "N"],
     rows: Int[np.ndarray, "N"],
     slots: Int[np.ndarray, "N"],
     shape: tuple[int, int, int],
@@ -84,7 +81,8 @@ def lay(
     """Sentences laid into rows.
 
     Args:
-      tokens: token ids of each.
+      tokens: token ids of all sentences, one after the other.
+      lengths: tokens of each.
       rows, slots: where `first_fit` put them.
       shape: R, W and S.
       pad_id: token that fills up rows.
@@ -93,10 +91,11 @@ def lay(
       Token ids, and the length of the sentence in each slot.
     """
     count, length, most = shape
-    ids = np.full((count, length), pad_id, np.int32)
     sizes = np.zeros((count, most), np.int32)
-    sizes[rows, slots] = [len(x) for x in tokens]
-    starts = (np.cumsum(sizes, axis=1) - sizes)[rows, slots]
-    for row, start, sentence in zip(rows, starts, tokens, strict=True):
-        ids[row, start : start + len(sentence)] = sentence
-    return ids, sizes
+    sizes[rows, slots] = lengths
+    starts = rows * length + (np.cumsum(sizes, axis=1) - sizes)[rows, slots]
+    # Where each sentence moves to, from where it is among all.
+    moved = starts - (np.cumsum(lengths) - lengths)
+    ids = np.full(count * length, pad_id, np.int32)
+    ids[np.arange(len(tokens)) + np.repeat(moved, lengths)] = tokens
+    return ids.reshape(count, length), sizes
