@@ -26,7 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
 from simcse_jax import SimCSE
-from simcse_jax.cli import _data_folder
+from simcse_jax.commands.options import senteval_folder
 from simcse_jax.evaluation.sts import encode_once
 from simcse_jax.evaluation.transfer import probe_splits
 from simcse_jax.evaluation.transfer_tasks import ALL_TRANSFER_TASKS, load_transfer_task, sentences_of
@@ -187,7 +187,7 @@ class Compare:
     """A model that the package reads."""
     pooler: str | None = None
     """Overrides the pooler saved with the model."""
-    data: str = field(default_factory=_data_folder)
+    data: str = field(default_factory=senteval_folder)
     """Folder in SentEval's layout."""
     tasks: tuple[str, ...] = ALL_TRANSFER_TASKS
     """Transfer tasks."""

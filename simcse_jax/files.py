@@ -86,3 +86,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise InputError(
             f"output {folder} cannot be written ({reason(error)}): free space or choose another"
         ) from error
+
+
+def check_writable_file(path: Path) -> None:
+    """Raises `InputError` if a file cannot be made at `path`, before the work that fills it."""
+    if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise InputError(f"{path} cannot be written: give a file in a folder that exists and is writable")

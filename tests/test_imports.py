@@ -26,6 +26,7 @@ LEVELS = [
     ["plan", "prepare"],
     ["train"],
     ["ablation", "analysis", "study"],
+    ["commands"],
     ["cli"],
     ["__main__", "__init__"],
 ]

@@ -1,0 +1,27 @@
+"""`simcse-jax ablate`."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from simcse_jax.ablation import Ablation
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """Train the variants of a config, each with each seed, or continue; print and write the table."""
+
+    config_file: tyro.conf.Positional[str]
+    """Python file that defines `ablation`, or the name of one that comes with the package, e.g. dropout."""
+    ablation: Annotated[Ablation, tyro.conf.arg(name="")] = field(default_factory=Ablation)
+
+    def run(self) -> None:
+        """Runs what is not done."""
+        import logging
+
+        from simcse_jax.ablation import run_ablation
+
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in Train
+        table = run_ablation(self.ablation)
+        print("stopped and saved; the same command continues" if table is None else table)

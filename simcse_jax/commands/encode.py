@@ -1,0 +1,54 @@
+"""`simcse-jax encode`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from simcse_jax.config import ENCODE_ROW
+from simcse_jax.errors import InputError, reason
+from simcse_jax.files import check_writable_file
+from simcse_jax.model.pooling import PoolerName
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Write the vectors of the sentences of a file, one row a line, as float32 .npy."""
+
+    model: tyro.conf.Positional[str]
+    """A run, an exported folder, a Hugging Face folder or a name on the hub."""
+    input: tyro.conf.Positional[Path]
+    """Text file, one sentence a line (also .gz); a blank line gets the vector of the empty sentence."""
+    output: tyro.conf.Positional[Path]
+    """The .npy file to write."""
+    pooler: PoolerName | None = None
+    """Overrides the pooler saved with the model."""
+    max_length: int | None = None
+    """Tokens a sentence; the model's own limit where not given."""
+    packed_length: int = ENCODE_ROW
+    """Tokens a row, which shorter sentences share; 0: a sentence a row. The vectors are the same, to rounding."""
+    normalize: bool = True
+    """Scale each vector to length 1."""
+
+    def run(self) -> None:
+        """Encodes the file."""
+        import numpy as np
+
+        from simcse_jax.data.corpus import read_sentences
+        from simcse_jax.embedder import SimCSE
+
+        if self.output.suffix != ".npy":
+            raise InputError(f"output {self.output} must end in .npy")
+        check_writable_file(self.output)
+        sentences = read_sentences(self.input)
+        model = SimCSE(self.model, self.pooler, self.max_length, self.packed_length)
+        vectors = model.encode(sentences, normalize=self.normalize, progress=True)
+        partial = self.output.with_name(f".{self.output.name}.partial.npy")
+        try:
+            np.save(partial, vectors)
+            partial.replace(self.output)
+        except OSError as error:
+            raise InputError(f"{self.output} cannot be written ({reason(error)}): free space there") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        print(f"{self.output}: {vectors.shape[0]:,} vectors of width {vectors.shape[1]}")

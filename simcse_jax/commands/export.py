@@ -1,0 +1,28 @@
+"""`simcse-jax export`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from simcse_jax.model.pooling import PoolerName
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model as a folder that transformers, sentence-transformers and this package read."""
+
+    model: tyro.conf.Positional[str]
+    """A run (its best checkpoint), or any model this package reads."""
+    output: tyro.conf.Positional[Path]
+    """Folder to make."""
+    pooler: PoolerName | None = None
+    """Overrides the pooler saved with the model."""
+
+    def run(self) -> None:
+        """Exports."""
+        from simcse_jax.embedder import load_model
+        from simcse_jax.export import export
+
+        folder = export(load_model(self.model, self.pooler), self.output)
+        print(f'exported to {folder}; use it with sentence_transformers.SentenceTransformer("{folder}")')

@@ -1,0 +1,76 @@
+"""`simcse-jax plan`."""
+
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from simcse_jax.config import Config
+from simcse_jax.errors import InputError, reason
+from simcse_jax.files import check_writable_file
+
+
+@dataclass(frozen=True)
+class PlanConfig(Config):
+    """The run to plan, of one global batch or several."""
+
+    batch_size: tuple[int, ...] = (64,)  # type: ignore[assignment]
+    """Sentences (or pairs, or triplets) per step over all devices; each size given is planned."""
+
+    @classmethod
+    def of(cls, config: Config) -> "PlanConfig":
+        """The same run."""
+        return cls(**{**vars(config), "batch_size": (config.batch_size,)})
+
+    def each(self) -> list[Config]:
+        """One run a global batch."""
+        return [
+            Config(**{**{f.name: getattr(self, f.name) for f in fields(self)}, "batch_size": n})
+            for n in self.batch_size
+        ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Compile a run's train step for devices that are not here: memory, collectives, FLOPs, and what they allow."""
+
+    config_file: tyro.conf.Positional[str]
+    """Python file that defines `config`, or the name of a config that comes with the package."""
+    topology: tuple[str, ...] = ()
+    """TPU slices (v5e:16x16, v4:4x4x4), GPUs (h200:8 is one node, h200:4x8 four nodes of 8) or cpu:8."""
+    columns: Literal[1, 2, 3] | None = None
+    """Sentences an example; by default as many as data.columns, or 1 for .txt files."""
+    json: Path | None = None
+    """Write all figures to this file."""
+    config: Annotated[PlanConfig, tyro.conf.arg(name="")] = field(default_factory=PlanConfig)
+
+    def run(self) -> None:
+        """Prints the table."""
+        from simcse_jax.files import write_json
+        from simcse_jax.plan import check_plan, format_plans, plan
+        from simcse_jax.topology import parse_topology, prepare_process
+
+        if not self.topology or not self.config.batch_size:
+            raise InputError(
+                "nothing to plan for: name devices with --topology, e.g. v5e:16x16 h200:8, and a --batch-size"
+            )
+        if self.json:
+            check_writable_file(self.json)
+        prepare_process([parse_topology(name) for name in self.topology])
+        for name in self.topology:
+            for config in self.config.each():
+                check_plan(config, name, self.columns)  # before minutes of compiling are spent on another
+        plans = []
+        for name in self.topology:
+            for config in self.config.each():
+                print(f"compiling for {name}, batch {config.batch_size:,} ...", end=" ", file=sys.stderr, flush=True)
+                plans.append(plan(config, name, self.columns))
+                print(f"{plans[-1].compile_seconds:.1f} s", file=sys.stderr)
+        print(format_plans(plans))
+        if self.json:
+            try:
+                write_json(self.json, {"plans": [p.to_dict() for p in plans]})
+            except OSError as error:
+                raise InputError(f"{self.json} cannot be written ({reason(error)}): free space there") from error

@@ -1,0 +1,58 @@
+"""`simcse-jax postprocess`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from simcse_jax.commands.options import senteval_folder
+from simcse_jax.errors import InputError
+from simcse_jax.model.pooling import PoolerName
+from simcse_jax.postprocess.fit import FitSettings
+
+
+@dataclass(frozen=True)
+class Postprocess:
+    """Fit whitening, all-but-the-top or a flow to sentences without labels, and write the model that applies it."""
+
+    model: tyro.conf.Positional[str]
+    """A run, an exported folder, a Hugging Face folder or a name on the hub."""
+    sentences: tyro.conf.Positional[str]
+    """Text file, one sentence a line (.txt, .txt.gz); or STS tasks, joined by commas: STSBenchmark, sts, pairs.tsv."""
+    output: tyro.conf.Positional[Path]
+    """Folder to make, as `export` does."""
+    fit: Annotated[FitSettings, tyro.conf.arg(name="")] = field(default_factory=FitSettings)
+    data: str = field(default_factory=senteval_folder)
+    """Folder in SentEval's layout, for tasks; $SIMCSE_DATA/senteval where that is set."""
+    limit: int | None = None
+    """Use the first so many lines, or sentences of the tasks; all where not given."""
+    pooler: PoolerName | None = None
+    """Overrides the pooler saved with the model."""
+    batch_size: int = 64
+    """Sentences a forward pass over all devices."""
+
+    def run(self) -> None:
+        """Fits and exports."""
+        from simcse_jax import hf
+        from simcse_jax.embedder import load_model
+        from simcse_jax.encode import BatchEncoder
+        from simcse_jax.evaluation.sentences import unlabelled_sentences
+        from simcse_jax.export import export
+        from simcse_jax.files import check_new_folder
+        from simcse_jax.postprocess import describe, fit
+        from simcse_jax.sharding import make_mesh
+
+        if self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size}; it must be greater than 0")
+        self.fit.validate()
+        check_new_folder(self.output)
+        sentences = unlabelled_sentences(self.sentences, self.data, self.limit)
+        loaded = load_model(self.model, self.pooler)
+        loaded.check_no_postprocessor()
+        tokenizer = hf.load_tokenizer(loaded.checkpoint.folder)
+        encoder = BatchEncoder(loaded.model, tokenizer, make_mesh(), batch_size=self.batch_size)
+        post, about = fit(encoder(loaded.params, sentences, progress=True), self.fit)
+        about["source"] = ", ".join(Path(name).name for name in self.sentences.split(","))
+        folder = export(loaded.with_postprocessor(post, about), self.output)
+        print(f"{describe(about)}: written to {folder}")

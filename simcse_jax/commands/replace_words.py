@@ -1,0 +1,55 @@
+"""`simcse-jax replace-words`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from simcse_jax.errors import InputError, reason
+from simcse_jax.files import check_writable_file
+
+
+@dataclass(frozen=True)
+class ReplaceWords:
+    """Write pairs of sentences and the same with words replaced by a masked language model's, to train on."""
+
+    model: tyro.conf.Positional[str]
+    """A run that trained a masked language model (pretrain_mlm), its export, a Hugging Face folder or a name on the
+    hub."""
+    input: tyro.conf.Positional[Path]
+    """Text file, one sentence a line (also .gz); blank lines are left out."""
+    output: tyro.conf.Positional[Path]
+    """The .csv file to write, columns sentence and positive."""
+    share: float = 0.15
+    """Share of the words that is replaced, one at least."""
+    seed: int = 42
+    """Of the choice of words."""
+    max_length: int = 32
+    """Words beyond so many tokens stay as they are."""
+    batch_size: int = 64
+    """Sentences a forward pass."""
+
+    def run(self) -> None:
+        """Writes the file."""
+        from tqdm import tqdm
+
+        from simcse_jax.data.corpus import read_sentences
+        from simcse_jax.replace_words import WordReplacer, check_settings
+        from simcse_jax.tables import write_csv
+
+        check_settings(self.share, self.seed, self.max_length, self.batch_size)
+        if self.output.suffix != ".csv":
+            raise InputError(f"output {self.output} must end in .csv")
+        check_writable_file(self.output)
+        sentences = [sentence for sentence in read_sentences(self.input) if sentence.strip()]
+        if not sentences:
+            raise InputError(f"{self.input} holds blank lines only: give sentences")
+        replace = WordReplacer(self.model, self.max_length, self.batch_size)
+        bar = tqdm(replace(sentences, self.share, self.seed), total=len(sentences), unit=" sentences")
+        pairs = [{"sentence": a, "positive": b} for a, b in zip(sentences, bar, strict=True)]
+        try:
+            write_csv(self.output, pairs)
+        except OSError as error:
+            raise InputError(f"{self.output} cannot be written ({reason(error)}): free space there") from error
+        same = sum(pair["sentence"] == pair["positive"] for pair in pairs)
+        print(f"{self.output}: {len(pairs):,} pairs, {same:,} of them without a word that could be replaced")

@@ -1,0 +1,36 @@
+"""`simcse-jax study`."""
+
+import shlex
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from simcse_jax.study import Study as StudySettings
+
+
+@dataclass(frozen=True)
+class Study:
+    """Train over a grid of batch × learning-rate rule × seed, or continue; write table, figures and report."""
+
+    config_file: tyro.conf.Positional[str]
+    """Python file that defines `study`, or the name of one that comes with the package: study_batch_size."""
+    study: Annotated[StudySettings, tyro.conf.arg(name="")] = field(default_factory=StudySettings)
+
+    def run(self) -> None:
+        """Runs the cells that are not done."""
+        import logging
+
+        import jax
+
+        from simcse_jax.study.run import run_study
+
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in Train
+        results = run_study(self.study)
+        if jax.process_index() != 0:
+            return
+        if "stopped" in results:
+            done, name = results["done"], results["stopped"]
+            print(f"{done} cells are done, stopped in {name} and saved; the same command continues")
+        else:
+            print(f"{results['cells']} cells are done; the report is {shlex.quote(results['report'])}")

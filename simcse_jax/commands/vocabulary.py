@@ -1,0 +1,39 @@
+"""`simcse-jax vocabulary`."""
+
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Learn a WordPiece vocabulary from text and write a BERT without weights, to be pretrained (pretrain_mlm)."""
+
+    text: tyro.conf.Positional[str]
+    """Training text, as for data.train."""
+    output: tyro.conf.Positional[Path]
+    """Folder to make."""
+    size: int = 8000
+    """Tokens of the vocabulary."""
+    layers: int = 4
+    """Layers of the encoder."""
+    hidden: int = 256
+    """Width of the encoder."""
+    heads: int = 4
+    """Attention heads of a layer."""
+    intermediate: int = 0
+    """Width of the feed-forward layers; 0 is four times the encoder's."""
+    positions: int = 512
+    """Longest sequence, in tokens."""
+    lowercase: bool = True
+    """Lower-case the text and strip its accents."""
+
+    def run(self) -> None:
+        """Writes the folder."""
+        from simcse_jax.data.vocabulary import make_model_folder
+
+        sizes = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("text", "output")}
+        folder = make_model_folder(self.text, self.output, **sizes)
+        print(f"wrote {folder}; train it with: simcse-jax train pretrain_mlm --model.path {shlex.quote(str(folder))}")
