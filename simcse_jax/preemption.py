@@ -1,5 +1,6 @@
 """Ending a run early without losing anything."""
 
+import itertools
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ import jax
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+_calls = itertools.count(1)
+"""Of the coordination service by this process, in whatever run."""
+
 
 class StopRequest:
     """Whether SIGTERM (a preemption notice) or Ctrl-C has asked the run to save and end."""
@@ -18,10 +22,11 @@ class StopRequest:
         self.signal: int | None = None
 
     def __call__(self, step: int) -> bool:
-        """True on every process at the same step."""
+        """True on every process after the same `step`; all must ask after every step."""
         if jax.process_count() > 1:
-            # The coordination service picks a step that no process has passed.
-            return bool(multihost_utils.reached_preemption_sync_point(step))
+            # The coordination service picks a number that no process has passed, and waits for exactly that. It is 1
+            # where the signal comes before the first call, and a run that is resumed has no step 1.
+            return bool(multihost_utils.reached_preemption_sync_point(next(_calls)))
         return self.signal is not None
 
 
