@@ -32,7 +32,7 @@ from simcse_jax.model import SentenceEncoder
 from simcse_jax.objectives import check_objective
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.run import Run, check_output, check_resume, create_run, is_run, open_run
-from simcse_jax.sharding import check_batch_size, make_mesh
+from simcse_jax.sharding import check_batch_size, check_shared, make_mesh
 from simcse_jax.step import state_of
 
 
@@ -71,6 +71,7 @@ def prepare(config: Config) -> Prepared:
     check_batch_size(mesh, config.batch_size)
     folder = Path(config.output).expanduser()
     check_output(folder)
+    check_shared(folder)
 
     resuming = open_run(folder) if is_run(folder) else None
     if resuming:

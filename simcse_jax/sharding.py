@@ -1,14 +1,17 @@
 """The device mesh, and where each array of a run lives on it."""
 
 import os
+import secrets
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, reason
 from simcse_jax.programs import drop_programs
 
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -47,6 +50,30 @@ def join_processes(multi_host: bool = False) -> None:
             ) from error
 
 
+def check_shared(folder: Path) -> None:
+    """Raises `InputError` on every process of a multi-host run unless all of them see what is written to `folder`.
+
+    Process 0 leaves a file of a random name in the folder, or in the nearest one above it that exists, and takes it
+    away again.
+    """
+    if jax.process_count() == 1:
+        return
+    name = f".shared-{int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))):08x}"
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    first = jax.process_index() == 0
+    if first:
+        (nearest / name).touch()
+    multihost_utils.sync_global_devices("written")
+    seen = multihost_utils.process_allgather(np.array((nearest / name).exists()))
+    if first:
+        (nearest / name).unlink()
+    if not seen.all():
+        raise InputError(
+            f"output {folder} is not shared: {int((~seen).sum())} of {seen.size} processes do not see what process 0 "
+            "writes there. Give an --output on a file system that all hosts mount at the same path"
+        )
+
+
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Iterable[jax.Device] | None = None) -> Mesh:
     """A mesh with axes `data` and `fsdp`.
 
@@ -56,9 +83,16 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Iterable[jax.Device] | Non
       devices: the devices to use, all of the job where not given.
 
     Raises:
-      InputError: the axes do not multiply to the number of devices.
+      InputError: the axes do not multiply to the number of devices, or the platform that JAX_PLATFORMS asks for is
+        not to be had.
     """
-    chosen = list(jax.devices() if devices is None else devices)
+    try:
+        chosen = list(jax.devices() if devices is None else devices)
+    except RuntimeError as error:
+        raise InputError(
+            f"JAX finds no device ({reason(error)}): install the extra of this package for the hardware, cuda or tpu, "
+            "or unset JAX_PLATFORMS"
+        ) from error
     if fsdp < 1 or len(chosen) % fsdp or (data != -1 and data * fsdp != len(chosen)):
         raise InputError(
             f"mesh data {data} × fsdp {fsdp} does not fit {len(chosen)} devices: "

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -51,42 +52,104 @@ def losses(run: Path) -> list[tuple[float, float]]:
     return [(line["loss"], line["grad_norm"]) for line in lines if "loss" in line]
 
 
+@pytest.fixture(scope="module")
+def alone(config_file: Path) -> Path:
+    """The run folder of one process with 8 devices."""
+    output = config_file.parent / "alone"
+    done = subprocess.run(command(config_file, output), env=environment(), stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
 @pytest.mark.slow
-def test_two_processes_of_four_devices_equal_one_process_of_eight(config_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_equal_one_with_all_devices(alone: Path, config_file: Path, tmp_path: Path, processes: int) -> None:
     """Losses, gradient norms and dev scores over 20 steps with dropout; the parameters at the end."""
-    alone = subprocess.run(command(config_file, tmp_path / "one"), env=environment(), stderr=subprocess.PIPE, text=True)
-    assert alone.returncode == 0, alone.stderr
-    rehearsal = [*REHEARSE, "--logs", str(tmp_path), "2", "4", *command(config_file, tmp_path / "two")]
-    done = subprocess.run(rehearsal, env=environment(), capture_output=True, text=True)
+    output = tmp_path / "run"
+    rehearsal = [*REHEARSE, "--logs", str(tmp_path), str(processes), str(8 // processes)]
+    done = subprocess.run(
+        [*rehearsal, *command(config_file, output)], env=environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr + (tmp_path / "rehearsal-1.log").read_text()
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert len(one) == 20
-    for expected, actual in zip(one, two, strict=True):
-        assert actual == pytest.approx(expected, rel=5e-6)
-    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    expected, actual = losses(alone), losses(output)
+    assert len(expected) == 20
+    np.testing.assert_allclose(actual, expected, rtol=5e-6)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (alone, output)]
     assert results[0] == pytest.approx(results[1], rel=1e-5)
-    # Process 1 speaks only through its log.
+    # The others speak only through their logs.
     assert done.stdout.count("run in") == 1
 
 
 @pytest.mark.slow
 def test_preemption_of_one_process_saves_and_ends_all(config_file: Path, tmp_path: Path) -> None:
-    """SIGTERM: exit status 0 and a checkpoint of the step reached, from which the same command goes on."""
+    """SIGTERM: the status asked for and a checkpoint of the step reached, from which the same command goes on."""
     output = tmp_path / "run"
     long = command(config_file, output, "--max-steps", "5000")
     stopped = [0]
-    for _ in range(2):
-        with subprocess.Popen([*REHEARSE, "--logs", str(tmp_path), "2", "1", *long], env=environment(1)) as rehearsal:
+    for status in (0, 75):
+        stopped_status = [] if status == 0 else ["--stopped-status", str(status)]
+        rehearsed = [*REHEARSE, "--logs", str(tmp_path), "2", "1", *long, *stopped_status]
+        with subprocess.Popen(rehearsed, env=environment(1)) as rehearsal:
             deadline = time.monotonic() + 120
             while not any(int(p.name) > stopped[-1] + 9 for p in (output / "checkpoints").glob("[0-9]*[0-9]")):
                 assert time.monotonic() < deadline
                 assert rehearsal.poll() is None
                 time.sleep(0.2)
             rehearsal.send_signal(signal.SIGTERM)
-            assert rehearsal.wait(timeout=60) == 0
+            assert rehearsal.wait(timeout=60) == status
         stopped.append(max(int(path.name) for path in (output / "checkpoints").iterdir()))
     assert 10 <= stopped[1] < stopped[2]
     assert len(losses(output)) == stopped[2]
+
+
+PAIR = """
+import os, pathlib, signal, sys, time
+from simcse_jax.errors import InputError
+from simcse_jax.preemption import stop_on_signal
+from simcse_jax.sharding import check_shared, join_processes
+
+join_processes()
+shared, process = pathlib.Path(sys.argv[1]), os.environ["JAX_PROCESS_ID"]
+check_shared(shared / "run")
+(shared / process).mkdir()
+try:
+    check_shared(shared / process / "run")
+except InputError as error:
+    (shared / process / "said").write_text(str(error))
+
+if process == "1":
+    os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(2)  # the run is still loading
+with stop_on_signal() as stop:
+    for step in range(101, 120):
+        if stop(step):
+            break
+        time.sleep(0.2)
+(shared / process / "stopped").write_text(str(step))
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each of two processes wrote to a folder of its own."""
+    folder = tmp_path_factory.mktemp("pair")
+    rehearsal = [*REHEARSE, "--logs", str(folder), "2", "1", sys.executable, "-c", PAIR, str(folder)]
+    done = subprocess.run(rehearsal, env=environment(1), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_an_output_that_hosts_do_not_share_is_refused(pair: Path) -> None:
+    """By every process, so that none waits for the others; one that they share is not, and nothing is left there."""
+    for process in ("0", "1"):
+        assert "run is not shared: 1 of 2 processes do not see" in (pair / process / "said").read_text()
+        assert sorted(path.name for path in (pair / process).iterdir()) == ["said", "stopped"]
+
+
+def test_a_signal_before_the_first_step_of_a_resumed_run_counts(pair: Path) -> None:
+    """All stop after the same step, and that is not past the end."""
+    stopped = [int((pair / process / "stopped").read_text()) for process in ("0", "1")]
+    assert stopped[0] == stopped[1] < 119
 
 
 def test_dry_run_prints_the_processes() -> None:

@@ -17,6 +17,8 @@ class Train:
     config_file: tyro.conf.Positional[str]
     """Python file that defines `config`, or the name of a config that comes with the package."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    stopped_status: int = 0
+    """Exit status where a signal ended the run early, saved: e.g. 75, for a scheduler that is to start it again."""
 
     def run(self) -> None:
         """Trains and prints the scores."""
@@ -34,10 +36,11 @@ class Train:
         except TrainingDiverged as error:
             print(f"simcse-jax: training diverged: {error}", file=sys.stderr)
             raise SystemExit(1) from None
-        if jax.process_index() != 0:
-            return
         if "stopped" in results:
-            print(f"stopped at step {results['stopped']:,} and saved; the same command continues")
+            if jax.process_index() == 0:
+                print(f"stopped at step {results['stopped']:,} and saved; the same command continues")
+            raise SystemExit(self.stopped_status)
+        if jax.process_index() != 0:
             return
         if results["best_step"] is not None:
             print(f"best dev score {results['dev']:.2f} at step {results['best_step']:,}")
