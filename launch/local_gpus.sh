@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Trains on the GPUs of this machine, in one process: all of them, or those that --gpus names.
+#
+#     launch/local_gpus.sh [--dry-run] [--gpus 0,1] CONFIG [options of simcse-jax train]
+#
+# --gpus 0 is one GPU, the first. --dry-run prints the command instead of running it.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+gpus=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --help) usage "$0" ;;
+        --dry-run) dry_run=true ;;
+        --gpus) gpus=${2:-} && shift ;;
+        --gpus=*) gpus=${1#*=} ;;
+        -*) fail "no option $1 here: options of simcse-jax train come after the config" ;;
+        *) break ;;
+    esac
+    shift
+done
+[ $# -gt 0 ] || fail "give a config: ${0##*/} sup_bert_base --output runs/a"
+[[ $gpus =~ ^([0-9]+(,[0-9]+)*)?$ ]] || fail "--gpus takes numbers, as in --gpus 0,1; got '$gpus'"
+
+need_package cuda
+if need nvidia-smi "install NVIDIA's driver, or train on CPUs with simcse-jax train"; then
+    found=$(nvidia-smi --query-gpu=index --format=csv,noheader) || fail "nvidia-smi fails, see above: is a GPU free?"
+    for gpu in ${gpus//,/ }; do
+        grep -qx "$gpu" <<<"$found" || fail "no GPU $gpu here; there are: ${found//$'\n'/, }"
+    done
+fi
+
+# Without a GPU that works JAX would go on with CPUs; named, it is an error.
+run env JAX_PLATFORMS=cuda,cpu ${gpus:+CUDA_VISIBLE_DEVICES="$gpus"} simcse-jax train "$@"

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Submits a training run to SLURM, one process a GPU on one node or many; slurm.sbatch beside it is what the job runs.
+#
+#     launch/slurm.sh [--dry-run] [--shared] [--nodes=N] [--gpus-per-node=N] [--OPTION=VALUE of sbatch ...]
+#                     CONFIG [options of simcse-jax train]
+#
+# The job saves before its time limit and when it is preempted, goes back to the queue and continues from there.
+# --gpus-per-node=0 trains on CPUs, one process a node. --shared says that --output is on shared storage where the type
+# of its file system does not tell. --dry-run prints the command instead of running it.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+nodes=1 gpus=1 shared=false
+options=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --help) usage "$0" ;;
+        --dry-run) dry_run=true ;;
+        --shared) shared=true ;;
+        --nodes=*) nodes=${1#*=} ;;
+        --gpus-per-node=*) gpus=${1#*=} ;;
+        --*=* | --exclusive) options+=("$1") ;;
+        -*) fail "give options of sbatch as --name=value; got $1" ;;
+        *) break ;;
+    esac
+    shift
+done
+[ $# -gt 0 ] || fail "give a config: ${0##*/} --nodes=2 --gpus-per-node=4 sup_bert_base --output /shared/runs/a"
+[[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes takes a number; got '$nodes'"
+[[ $gpus =~ ^[0-9]+$ ]] || fail "--gpus-per-node takes a number; got '$gpus'"
+
+need sbatch "submit from a login node of a SLURM cluster" || true
+need_package cuda
+
+output=$(output_of "$@")
+if [ "$nodes" -gt 1 ] && ! "$shared" && [[ $output != *://* ]]; then
+    folder=$(realpath --canonicalize-missing -- "$output")
+    while [ ! -e "$folder" ]; do folder=$(dirname -- "$folder"); done
+    type=$(stat --file-system --format=%T -- "$folder")
+    case $type in
+        ext2/ext3 | xfs | btrfs | zfs | tmpfs | ramfs | overlayfs)
+            fail "--output $output is on $type, which other nodes do not see: give a folder on shared storage, or" \
+                "--shared where it is (exported by this host, say)"
+            ;;
+    esac
+fi
+
+tasks=1
+if [ "$gpus" -gt 0 ]; then
+    tasks=$gpus # JAX gives each process of a SLURM job the GPU of its SLURM_LOCALID
+    options+=(--gpus-per-node="$gpus")
+fi
+job=$(dirname "$(realpath -- "${BASH_SOURCE[0]}")")/slurm.sbatch
+run sbatch --nodes="$nodes" --ntasks-per-node="$tasks" "${options[@]}" "$job" "$@"

@@ -1,0 +1,171 @@
+#!/usr/bin/env bash
+# A run on a Cloud TPU slice, from the slice's creation to its deletion; the slice is a queued resource.
+#
+#     launch/tpu_pod.sh [options] create                     ask for the slice and wait until it is there
+#     launch/tpu_pod.sh [options] setup                      install this checkout on every worker, copy --file there
+#     launch/tpu_pod.sh [options] start CONFIG [options of simcse-jax train]
+#     launch/tpu_pod.sh [options] logs [WORKER]              follow the log of a worker, 0 where none is named
+#     launch/tpu_pod.sh [options] status                     state of the slice, and of the run on every worker
+#     launch/tpu_pod.sh [options] stop                       save and stop
+#     launch/tpu_pod.sh [options] resume CONFIG [options]    start again what was preempted or stopped, on a new slice
+#                                                            if need be; nothing to do while it runs or once it is done
+#     launch/tpu_pod.sh [options] delete                     the slice and all on its disks
+#
+# Options: --name NAME       of the slice; or TPU_NAME in the environment
+#          --type TYPE       accelerator type, e.g. v5litepod-16; or TPU_TYPE
+#          --project ID      CLOUDSDK_CORE_PROJECT, or gcloud's own setting, where not given
+#          --zone ZONE       CLOUDSDK_COMPUTE_ZONE, or gcloud's own setting
+#          --runtime VERSION image of the workers, that of the type where not given
+#          --spot            cheaper, and may be preempted
+#          --file FILE       copied to the home folder of every worker, where the run starts; may be repeated
+#          --shared          --output is a folder that all workers mount
+#          --dry-run         print the commands instead of running them
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+name=${TPU_NAME:-} type=${TPU_TYPE:-} project=${CLOUDSDK_CORE_PROJECT:-} zone=${CLOUDSDK_COMPUTE_ZONE:-}
+runtime='' spot=() files=() shared=false
+while [ $# -gt 0 ]; do
+    case $1 in
+        --help) usage "$0" ;;
+        --dry-run) dry_run=true ;;
+        --spot) spot=(--spot) ;;
+        --shared) shared=true ;;
+        --name | --type | --project | --zone | --runtime | --file)
+            [ $# -gt 1 ] || fail "$1 needs a value"
+            case $1 in
+                --name) name=$2 ;;
+                --type) type=$2 ;;
+                --project) project=$2 ;;
+                --zone) zone=$2 ;;
+                --runtime) runtime=$2 ;;
+                --file) files+=("$2") ;;
+            esac
+            shift
+            ;;
+        -*) fail "no option $1 here: options of simcse-jax train come after the config" ;;
+        *) break ;;
+    esac
+    shift
+done
+command=${1:-}
+[ $# -eq 0 ] || shift
+
+if need gcloud "install the Google Cloud CLI and run gcloud auth login"; then
+    project=${project:-$(gcloud config get-value project 2>/dev/null)}
+    zone=${zone:-$(gcloud config get-value compute/zone 2>/dev/null)}
+fi
+[ -n "$name" ] || fail "give the slice a --name, or set TPU_NAME"
+[ -n "$project" ] || fail "no project: give --project, or run gcloud config set project ID"
+[ -n "$zone" ] || fail "no zone: give --zone, or run gcloud config set compute/zone ZONE"
+where=(--project="$project" --zone="$zone")
+
+root=$(dirname "$(dirname "$(realpath -- "${BASH_SOURCE[0]}")")")
+wheel=simcse_jax-$(sed -n 's/^version = "\(.*\)"$/\1/p' "$root/pyproject.toml")-py3-none-any.whl
+
+# on WORKER ARGUMENT ...: tpu_worker.sh, with these arguments, on a worker or on all.
+on() {
+    run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker="$1" \
+        --command="$(printf '%q ' bash tpu_worker.sh "${@:2}")"
+}
+
+# state: of the queued resource; NONE where there is none, or none that can be seen.
+state() {
+    gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' || echo NONE
+}
+
+await() {
+    if "$dry_run"; then
+        echo "# until it prints ACTIVE:"
+        run gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)'
+        return
+    fi
+    local now last=
+    while now=$(state) && [ "$now" != ACTIVE ]; do
+        [ "$now" = "$last" ] || echo "$name is $now"
+        case $now in NONE | FAILED | SUSPEND*) fail "the slice will not come: delete it, and create it again" ;; esac
+        last=$now
+        sleep "${TPU_POLL_SECONDS:-30}"
+    done
+    echo "$name is ACTIVE"
+}
+
+create() {
+    [ -n "$type" ] || fail "give the slice a --type, e.g. v5litepod-16, or set TPU_TYPE"
+    if [ -z "$runtime" ]; then
+        case $type in
+            v2-* | v3-* | v4-*) runtime=tpu-ubuntu2204-base ;;
+            v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+            v5p-*) runtime=v2-alpha-tpuv5 ;;
+            v6e-*) runtime=v2-alpha-tpuv6e ;;
+            *) fail "no image is known for '$type': name one with --runtime" ;;
+        esac
+    fi
+    run gcloud compute tpus queued-resources create "$name" --node-id="$name" "${where[@]}" \
+        --accelerator-type="$type" --runtime-version="$runtime" "${spot[@]}"
+    await
+}
+
+setup() {
+    need python3 "building the package needs Python and pip" || true
+    local file
+    for file in "${files[@]}"; do [ -e "$file" ] || fail "no file $file"; done
+    run python3 -m pip wheel --quiet --no-deps --wheel-dir "$root/dist" "$root"
+    run gcloud compute tpus tpu-vm scp --recurse "$root/dist/$wheel" "$root/launch/tpu_worker.sh" "${files[@]}" "$name:" \
+        "${where[@]}" --worker=all
+    on all install "$wheel"
+}
+
+# start ARGUMENT ...: checks and starts the run.
+start() {
+    [ $# -gt 0 ] || fail "give a config: ${0##*/} start sup_bert_base --output gs://bucket/runs/a"
+    local output
+    output=$(output_of "$@")
+    "$shared" || [[ $output == *://* ]] || fail "workers do not share --output $output: give one on gs://, or --shared" \
+        "where it is a folder that all workers mount"
+    on all start "$@"
+}
+
+# delete: the queued resource with its slice.
+delete() {
+    run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
+}
+
+resume() {
+    [ $# -gt 0 ] || fail "give the config and options that the run was started with"
+    local now=SUSPENDED seen
+    if "$dry_run"; then
+        echo "# where the slice was preempted; where it is there, only the last command:"
+    else
+        now=$(state)
+    fi
+    case $now in
+        ACTIVE)
+            seen=$(on 0 report)
+            case $seen in
+                running) echo "$name is running the run: nothing to do" && return ;;
+                "ended 0") echo "the run is done: nothing to resume" && return ;;
+            esac
+            ;;
+        NONE) create && setup ;;
+        SUSPEND* | FAILED) delete && create && setup ;;
+        *) await && setup ;;
+    esac
+    start "$@"
+}
+
+case $command in
+    create | delete) "$command" ;;
+    setup) setup ;;
+    start | resume) "$command" "$@" ;;
+    logs)
+        run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker="${1:-0}" --command="tail -n 50 -F simcse.log"
+        ;;
+    status)
+        run gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)'
+        on all report
+        ;;
+    stop) on all stop ;;
+    *) fail "give one of create, setup, start, logs, status, stop, resume, delete; --help says more" ;;
+esac

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# What tpu_pod.sh has every worker of a slice do, in the folder that this file lies in.
+#
+#     tpu_worker.sh install WHEEL     the package into an environment of its own
+#     tpu_worker.sh start CONFIG ...  simcse-jax train with these arguments, in the background, its output in simcse.log
+#     tpu_worker.sh report            running, ended STATUS, or not started
+#     tpu_worker.sh stop              ask the run to save and stop
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+running() {
+    [ -f simcse.pid ] && kill -0 "$(cat simcse.pid)" 2>/dev/null
+}
+
+case $1 in
+    install)
+        # The images' own Python is too old; uv brings one.
+        python3 -m pip install --quiet --user uv
+        uv=$(python3 -m site --user-base)/bin/uv
+        "$uv" venv --quiet --clear --python 3.12 simcse-env
+        "$uv" pip install --quiet --python simcse-env/bin/python "./$2[tpu]"
+        ;;
+    start)
+        [ -x simcse-env/bin/simcse-jax ] || { echo "not set up: run tpu_pod.sh setup first" >&2 && exit 2; }
+        if running; then echo "already running: run tpu_pod.sh stop first" >&2 && exit 2; fi
+        rm -f simcse.status
+        # The shell around it outlives the signal that stops the run, and keeps its status.
+        # shellcheck disable=SC2016
+        nohup setsid bash -c 'trap : TERM; "$@"; echo $? > simcse.status' simcse \
+            simcse-env/bin/simcse-jax train "${@:2}" --multi-host --stopped-status 75 >>simcse.log 2>&1 </dev/null &
+        echo $! >simcse.pid
+        ;;
+    report)
+        if running; then
+            echo running
+        elif [ -f simcse.status ]; then
+            echo "ended $(cat simcse.status)"
+        else
+            echo "not started"
+        fi
+        ;;
+    stop)
+        running || { echo "not running" >&2 && exit 2; }
+        kill -TERM -- "-$(cat simcse.pid)"
+        ;;
+esac
