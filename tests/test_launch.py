@@ -479,8 +479,8 @@ DOCUMENTED = [
 
 @pytest.mark.parametrize(("page", "line"), DOCUMENTED, ids=lambda value: value[:60])
 def test_documented_commands_work(machine: Machine, page: str, line: str) -> None:
-    machine.has("gcloud", "python3", "kubectl", "sbatch", "nvidia-smi", "simcse-jax")
-    machine.answers(query_gpu=("0\n1\n", 0))
+    machine.has("gcloud", "python3", "kubectl", "sbatch", "nvidia-smi", "simcse-jax", "stat")
+    machine.answers(query_gpu=("0\n1\n", 0), stat=("nfs\n", 0))
     machine.environment |= {"TPU_NAME": "a", "TPU_TYPE": "v5litepod-16"}
     machine.environment |= {"CLOUDSDK_CORE_PROJECT": "p", "CLOUDSDK_COMPUTE_ZONE": "z"}
     (machine.folder / "my_config.py").touch()
