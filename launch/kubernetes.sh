@@ -46,14 +46,16 @@ done
 [[ $hosts =~ ^[1-9][0-9]*$ ]] || fail "--hosts takes a number; got '$hosts'"
 if [ -n "$tpu" ]; then
     [ -z "$gpus" ] || fail "give either --gpus or --tpu"
-    [ -n "$topology" ] || fail "give the --topology of the TPU slice, e.g. 4x4"
+    [[ $topology =~ ^[0-9]+(x[0-9]+)+$ ]] || fail "give the --topology of the TPU slice, e.g. 4x4; got '$topology'"
     [[ $chips =~ ^[1-9][0-9]*$ ]] || fail "--chips takes the number of TPU chips of a host; got '$chips'"
+    [ $((${topology//x/*})) -eq $((hosts * chips)) ] ||
+        fail "a slice of $topology has $((${topology//x/*})) chips, not --hosts $hosts × --chips $chips"
 else
     [[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "give --gpus N, the GPUs of a host, or --tpu ACCELERATOR; got --gpus '$gpus'"
 fi
 output=$(output_of "$@")
-[ "$hosts" -eq 1 ] || [[ $output == *://* ]] || [[ -n $claim && $output == /shared/* ]] ||
-    fail "pods do not share --output $output: give one on an object store (gs://), or --claim and one in /shared"
+[[ $output == *://* ]] || [[ -n $claim && $output == /shared/* ]] ||
+    fail "--output $output is lost with its pod: give one on an object store (gs://), or --claim and one in /shared"
 
 # quoted TEXT ...: each as a string of YAML, with commas between. Kubernetes takes $(NAME) for a variable, $$( for itself.
 quoted() {

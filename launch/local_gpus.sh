@@ -13,7 +13,11 @@ while [ $# -gt 0 ]; do
     case $1 in
         --help) usage "$0" ;;
         --dry-run) dry_run=true ;;
-        --gpus) gpus=${2:-} && shift ;;
+        --gpus)
+            [ $# -gt 1 ] || fail "--gpus needs a value"
+            gpus=$2
+            shift
+            ;;
         --gpus=*) gpus=${1#*=} ;;
         -*) fail "no option $1 here: options of simcse-jax train come after the config" ;;
         *) break ;;

@@ -53,8 +53,8 @@ command=${1:-}
 [ $# -eq 0 ] || shift
 
 if need gcloud "install the Google Cloud CLI and run gcloud auth login"; then
-    project=${project:-$(gcloud config get-value project 2>/dev/null)}
-    zone=${zone:-$(gcloud config get-value compute/zone 2>/dev/null)}
+    project=${project:-$(gcloud config get-value project 2>/dev/null || true)}
+    zone=${zone:-$(gcloud config get-value compute/zone 2>/dev/null || true)}
 fi
 [ -n "$name" ] || fail "give the slice a --name, or set TPU_NAME"
 [ -n "$project" ] || fail "no project: give --project, or run gcloud config set project ID"
@@ -142,8 +142,9 @@ resume() {
     fi
     case $now in
         ACTIVE)
-            seen=$(on 0 report)
+            seen=$(on 0 report) || seen="not set up" # or out of reach, which setup will say
             case $seen in
+                "not set up") setup ;;
                 running) echo "$name is running the run: nothing to do" && return ;;
                 "ended 0") echo "the run is done: nothing to resume" && return ;;
             esac

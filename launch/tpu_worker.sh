@@ -3,7 +3,7 @@
 #
 #     tpu_worker.sh install WHEEL     the package into an environment of its own
 #     tpu_worker.sh start CONFIG ...  simcse-jax train with these arguments, in the background, its output in simcse.log
-#     tpu_worker.sh report            running, ended STATUS, or not started
+#     tpu_worker.sh report            running, ended STATUS, not started, or not set up
 #     tpu_worker.sh stop              ask the run to save and stop
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -12,8 +12,13 @@ running() {
     [ -f simcse.pid ] && kill -0 "$(cat simcse.pid)" 2>/dev/null
 }
 
+idle() {
+    if running; then echo "already running: run tpu_pod.sh stop first" >&2 && exit 2; fi
+}
+
 case $1 in
     install)
+        idle
         # The images' own Python is too old; uv brings one.
         python3 -m pip install --quiet --user uv
         uv=$(python3 -m site --user-base)/bin/uv
@@ -22,7 +27,7 @@ case $1 in
         ;;
     start)
         [ -x simcse-env/bin/simcse-jax ] || { echo "not set up: run tpu_pod.sh setup first" >&2 && exit 2; }
-        if running; then echo "already running: run tpu_pod.sh stop first" >&2 && exit 2; fi
+        idle
         rm -f simcse.status
         # The shell around it outlives the signal that stops the run, and keeps its status.
         # shellcheck disable=SC2016
@@ -35,8 +40,10 @@ case $1 in
             echo running
         elif [ -f simcse.status ]; then
             echo "ended $(cat simcse.status)"
-        else
+        elif [ -x simcse-env/bin/simcse-jax ]; then
             echo "not started"
+        else
+            echo "not set up"
         fi
         ;;
     stop)

@@ -130,6 +130,7 @@ def test_local_gpus(machine: Machine) -> None:
     assert machine.calls()[-1] == train
 
     assert "no GPU 3 here; there are: 0, 1, 2" in machine.runs("local_gpus.sh", "--gpus", "0,3", "a.py").stderr
+    assert "--gpus needs a value" in machine.runs("local_gpus.sh", "--gpus").stderr
     assert "got 'two'" in machine.runs("local_gpus.sh", "--gpus", "two", "a.py").stderr
     assert "give a config" in machine.runs("local_gpus.sh").stderr
     assert machine.answers(query_gpu=("", 9)).runs("local_gpus.sh", "a.py").returncode == 2
@@ -256,6 +257,8 @@ def bash_words(text: str) -> list[str]:
         ("ACTIVE", "running\n", [], "nothing to do"),
         ("ACTIVE", "ended 0\n", [], "nothing to resume"),
         ("ACTIVE", "ended 75\n", ["start"], ""),
+        ("ACTIVE", "not started\n", ["start"], ""),
+        ("ACTIVE", "not set up\n", ["setup", "start"], ""),
         ("SUSPENDED", "", ["delete", "create"], "the slice will not come"),
     ],
 )
@@ -268,8 +271,8 @@ def test_tpu_pod_resumes_what_must_be(
     done = machine.runs("tpu_pod.sh", "resume", *ARGUMENTS)
     assert says in done.stdout + done.stderr
     text = [" ".join(call) for call in machine.calls()]
-    done_of = {"delete": "resources delete", "create": "resources create", "start": "tpu_worker.sh start"}
-    assert [name for name, part in done_of.items() if any(part in call for call in text)] == subcommands
+    parts = {"delete": "resources delete", "create": "resources create", "setup": "install", "start": "worker.sh start"}
+    assert [name for name, part in parts.items() if any(part in call for call in text)] == subcommands
 
 
 def test_tpu_pod_says_what_is_missing(machine: Machine) -> None:
@@ -306,6 +309,7 @@ def test_tpu_worker(machine: Machine) -> None:
         )
 
     assert "not set up" in worker("start", "a.py").stderr
+    assert worker("report").stdout == "not set up\n"
     train = home / "simcse-env" / "bin" / "simcse-jax"
     train.write_text(
         f"#!{sys.executable}\nimport json, signal, sys, time\n"
@@ -317,6 +321,7 @@ def test_tpu_worker(machine: Machine) -> None:
     assert worker("start", *ARGUMENTS).returncode == 0
     assert worker("report").stdout == "running\n"
     assert "already running" in worker("start", *ARGUMENTS).stderr
+    assert "already running" in worker("install", "a.whl").stderr
     wait_for(lambda: (home / "simcse.log").read_text() != "")
     assert json.loads((home / "simcse.log").read_text()) == [
         *("train", *ARGUMENTS, "--multi-host", "--stopped-status", "75")
@@ -420,10 +425,12 @@ def test_kubernetes_on_tpus(machine: Machine) -> None:
         (["--name", "a", "--image", "i", "a.py"], "--hosts takes a number"),
         ([*KUBERNETES, "a.py"], "give --gpus N"),
         ([*KUBERNETES, "--tpu", "v", "--topology", "4x4", "a.py"], "--chips takes the number"),
+        ([*KUBERNETES, "--tpu", "v", "--topology", "big", "a.py"], "got 'big'"),
+        ([*TPU, "--chips", "8", "a.py"], "a slice of 4x4 has 16 chips, not --hosts 4 × --chips 8"),
         ([*TPU, "--gpus", "8", "a.py"], "either --gpus or --tpu"),
         (GPU, "give a config"),
-        ([*GPU, "a.py", "--output", "runs/a"], "pods do not share --output runs/a"),
-        ([*GPU, "a.py", "--output", "/shared/a"], "pods do not share"),
+        ([*GPU, "a.py", "--output", "runs/a"], "--output runs/a is lost with its pod"),
+        ([*GPU, "a.py", "--output", "/shared/a"], "is lost with its pod"),
         ([*GPU, "a.py", "--output", "gs://b/a", "--run", "two\nlines"], "a line break"),
         ([*GPU, "a.py", "--output", "gs://b/a"], "no command 'kubectl'"),
     ],
