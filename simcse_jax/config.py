@@ -53,16 +53,19 @@ class DataConfig:
     """Training text."""
 
     train: str = ""
-    """A .txt, .csv, .tsv, .jsonl or .parquet file (each also .gz), or the name of a data set on the hub."""
+    """A .txt, .csv, .tsv, .jsonl or .parquet file (each also .gz), a folder of such files, a pattern ("wiki/*.txt.gz"),
+    the name of a data set on the hub, the folder of a copy of one, or tfds:NAME/CONFIG (docs/data.md)."""
     columns: tuple[str, ...] = ()
     """Columns that hold the sentence, its positive and its hard negative (1 to 3); all columns where not given."""
     where: dict[str, str] = field(default_factory=dict)
     """Rows to use: those whose columns have these values, e.g. {"label": "entailment"} (`--data.where label
-    entailment`); numbers and truth values as JSON writes them."""
+    entailment`); numbers and truth values as JSON writes them, classes by name or number."""
     split: str = "train"
-    """Split of a hub data set."""
+    """Split of a data set of the hub or of TFDS."""
     subset: str | None = None
     """Configuration name of a hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set; its newest commit where not given."""
     max_length: int = 32
     """Tokens per sentence, specials included; longer ones are cut."""
     packed_length: int = 0

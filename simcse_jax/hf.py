@@ -16,7 +16,8 @@ from simcse_jax.model import EncoderConfig, check_pooler, read_encoder_config
 Params = dict[str, Any]
 SETTINGS = "simcse_jax"
 """Key of config.json that holds the pooler settings of a model we saved."""
-_HUB_TIMEOUT = 10.0  # seconds
+HUB_TIMEOUT = 10.0
+"""Seconds that the hub has for its first answer."""
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 
@@ -93,7 +94,7 @@ def locate(name_or_path: str | Path) -> Path:
     unreachable = None
     try:
         # The download begins with the same request but sets no limit, and waits for minutes where packets are dropped.
-        HfApi().model_info(name, timeout=_HUB_TIMEOUT)
+        HfApi().model_info(name, timeout=HUB_TIMEOUT)
     except Exception as error:  # the hub client raises a dozen types, from name errors to connection errors
         unreachable = error  # what was downloaded before is still there
 

@@ -23,7 +23,7 @@ _FREE = (
     *("output", "log_every", "multi_host", "mesh.", "checkpoint.", "model.remat", "evaluation.data"),
     "evaluation.geometry_every",
     *("micro_batch", "objective.implementation", "objective.block_size", "data.packed_length"),
-    *("data.cache", "data.train"),  # the fingerprint of the text is compared, not the path
+    *("data.cache", "data.train", "data.revision"),  # the fingerprint of the text is compared, not the path
 )
 
 

@@ -392,7 +392,7 @@ def test_hub_names_without_network(
     """A clear message in seconds; a model downloaded before is still found."""
     environment = {k: v.replace("SILENT", str(silent_port)) for k, v in environment.items()}
     environment |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    locate = "hf._HUB_TIMEOUT = 1; print(hf.locate('someone/tiny-bert'))"
+    locate = "hf.HUB_TIMEOUT = 1; print(hf.locate('someone/tiny-bert'))"
     message, seconds = hub(tmp_path, locate, **environment)
     assert "model 'someone/tiny-bert' is neither a folder here nor to be had from the hub" in message
     assert re.search(reason, message), message

@@ -1,0 +1,165 @@
+"""Data sets of the Hugging Face hub, and copies of them: streamed, so that none need be downloaded whole."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from simcse_jax.data.files import digest
+from simcse_jax.data.rows import Row, check_columns
+from simcse_jax.errors import InputError, reason
+from simcse_jax.hf import HUB_TIMEOUT
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class HubData:
+    """A data set that `datasets` reads.
+
+    Attributes:
+      name: its name on the hub, or its folder.
+      version: commit on the hub, or digest of the folder's files.
+      subset: configuration.
+      split: split.
+      places: what to ask `datasets` for, until one has the data: (path, commit or None).
+      unreachable: why the hub cannot be asked, where it cannot.
+    """
+
+    name: str
+    version: str
+    subset: str | None
+    split: str
+    places: tuple[tuple[str, str | None], ...]
+    unreachable: Exception | None = field(default=None, compare=False)
+
+    def identity(self) -> list[Any]:
+        """The commit, so that nothing need be downloaded to know it."""
+        return ["hub", self.version, self.subset, self.split]
+
+    def header(self) -> tuple[str, ...]:
+        """Names of the columns; where no description of the data set has them, those of its first row."""
+        with self._readable():
+            return tuple(self._data.column_names or next(iter(self._data), {}))
+
+    def labels(self, column: str) -> tuple[str, ...]:
+        """The names of a `ClassLabel`."""
+        return tuple(getattr((self._data.features or {}).get(column), "names", None) or ())
+
+    def rows(self, columns: tuple[str, ...]) -> Iterator[Row]:
+        """The rows, in order."""
+        where = f"{self.name}, row"
+        check_columns(self.name, self.header(), columns)
+        with self._readable():
+            for number, row in enumerate(self._data, 1):
+                yield Row(where, number, tuple(row[name] for name in columns))
+
+    @cached_property
+    def _data(self) -> Any:
+        from datasets import load_dataset
+
+        # Parts of a split, such as train[:1%] or train+test, cannot be streamed.
+        streaming = self.split.isidentifier()
+        errors: list[Exception] = []
+        for path, commit in self.places:
+            try:
+                with _offline(self.unreachable is not None):
+                    return load_dataset(path, self.subset, split=self.split, revision=commit, streaming=streaming)
+            except Exception as error:  # datasets raises many types, from a wrong name to a lost connection
+                errors.append(error)
+        raise _unavailable(self.name, self.unreachable or errors[-1])
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # as above: streams read as they go
+            raise InputError(
+                f"'{self.name}' could not be read to its end ({reason(error)}): try again; what was read is not kept"
+            ) from error
+
+
+def is_hub_folder(folder: Path) -> bool:
+    """Whether a folder is a copy of a data set's repository: it has a card with metadata, or git's attributes."""
+    card = folder / "README.md"
+    if (folder / ".gitattributes").is_file():
+        return True
+    return card.is_file() and card.read_bytes().startswith((b"---\n", b"---\r\n"))
+
+
+def open_hub_folder(folder: Path, subset: str | None, split: str) -> HubData:
+    """A copy of a data set's repository in a local folder."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.relative_to(folder).parts[0].startswith("."))
+    content = [(str(p.relative_to(folder)), digest(p)) for p in files]
+    version = hashlib.sha256(repr(content).encode()).hexdigest()
+    return HubData(str(folder), version, subset, split, ((str(folder), None),))
+
+
+def open_hub(name: str, subset: str | None, split: str, revision: str | None) -> HubData:
+    """A data set of the hub, at its present commit or at that of `revision`.
+
+    Where the hub cannot be reached, what an earlier call or `datasets` itself left in the caches of Hugging Face
+    serves; HF_HUB_OFFLINE=1 asks for that.
+
+    Raises:
+      InputError: no such data set, or no network and nothing in the caches.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    unreachable: Exception | None = None
+    try:
+        # One request with a limit: `datasets` would try again for half a minute.
+        commit = HfApi().dataset_info(name, revision=revision, timeout=HUB_TIMEOUT).sha
+        assert commit is not None
+        # The card alone: it notes the commit for times without a network, when a cache of tokens may still serve.
+        snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns="README.md")
+        return HubData(name, commit, subset, split, ((name, commit),))
+    except Exception as error:  # the hub client raises a dozen types, from name errors to connection errors
+        unreachable = error
+    places: list[tuple[str, str | None]] = []
+    commit = None
+    try:
+        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
+        commit, places = folder.name, [(str(folder), None)]
+    except Exception:
+        commit = _cached_commit(name, subset) or (revision if _COMMIT.fullmatch(revision or "") else None)
+    if commit is None:
+        raise _unavailable(name, unreachable) from unreachable
+    return HubData(name, commit, subset, split, (*places, (name, None)), unreachable)
+
+
+def _cached_commit(name: str, subset: str | None) -> str | None:
+    """The commit of what `datasets` has prepared and kept; None where there is nothing."""
+    from datasets import load_dataset_builder
+
+    try:
+        with _offline(True):
+            return str(load_dataset_builder(name, subset).hash)
+    except Exception:
+        return None
+
+
+@contextmanager
+def _offline(wanted: bool) -> Iterator[None]:
+    """`datasets` asks its caches alone; it would else try to reach the hub for half a minute."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or wanted
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _unavailable(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"'{name}' is no file here, and the hub does not give it as a data set ({reason(error)}): check the path or "
+        "name, data.subset, data.split and the network"
+    )
