@@ -8,9 +8,11 @@ import tyro
 from simcse_jax.ablation import Ablation
 from simcse_jax.commands.ablate import Ablate
 from simcse_jax.commands.analyze import Analyze
+from simcse_jax.commands.data import Inspect, Nli
 from simcse_jax.commands.encode import Encode
 from simcse_jax.commands.evaluate import Evaluate
 from simcse_jax.commands.export import Export
+from simcse_jax.commands.options import pairs_of_values
 from simcse_jax.commands.plan import Plan, PlanConfig
 from simcse_jax.commands.postprocess import Postprocess
 from simcse_jax.commands.replace_words import ReplaceWords
@@ -22,8 +24,11 @@ from simcse_jax.errors import InputError
 from simcse_jax.programs import keep_programs
 from simcse_jax.study import Study as StudySettings
 
+Configured = Train | Plan | Study | Ablate | Inspect
+"""The commands that a config file comes right after."""
 
-def _command(preset: Train | Plan | Study | Ablate | None) -> Any:
+
+def _command(preset: Configured | None) -> Any:
     """The commands as one type, for tyro; the settings of a named config are the defaults that options override."""
 
     def command(kind: type, name: str) -> Any:
@@ -34,6 +39,10 @@ def _command(preset: Train | Plan | Study | Ablate | None) -> Any:
         | Annotated[Plan, command(Plan, "plan")]
         | Annotated[Study, command(Study, "study")]
         | Annotated[Ablate, command(Ablate, "ablate")]
+        | Annotated[
+            Annotated[Inspect, command(Inspect, "inspect")] | Annotated[Nli, tyro.conf.subcommand("nli")],
+            tyro.conf.subcommand("data", description="Look at training text, and make some."),
+        ]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Encode, tyro.conf.subcommand("encode")]
         | Annotated[Export, tyro.conf.subcommand("export")]
@@ -44,13 +53,17 @@ def _command(preset: Train | Plan | Study | Ablate | None) -> Any:
     )
 
 
-def _preset(argv: list[str]) -> Train | Plan | Study | Ablate | None:
+def _preset(argv: list[str]) -> Configured | None:
     """The command with the settings of the config file that stands right after its name, if one does."""
+    if argv[:2] == ["data", "inspect"]:
+        argv = argv[1:]
     if len(argv) < 2 or argv[1].startswith("-"):
         return None
     name, file = argv[:2]
     if name == "train":
         return Train(file, load_config_file(file))
+    if name == "inspect":
+        return Inspect(file, config=load_config_file(file))
     if name == "plan":
         return Plan(file, config=PlanConfig.of(load_config_file(file)))
     if name == "study":
@@ -63,9 +76,10 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     try:
         preset = _preset(argv)
-        command = tyro.cli(_command(preset), prog="simcse-jax", description=__doc__, args=argv)
-        if isinstance(command, Train | Plan | Study | Ablate) and preset is None:
-            name = type(command).__name__.lower()
+        with pairs_of_values():
+            command = tyro.cli(_command(preset), prog="simcse-jax", description=__doc__, args=argv)
+        if isinstance(command, Configured) and preset is None:
+            name = "data inspect" if isinstance(command, Inspect) else type(command).__name__.lower()
             raise InputError(f"give the config file right after {name}: simcse-jax {name} {command.config_file} ...")
         if not isinstance(command, Plan):  # which says how long compiling takes
             keep_programs()

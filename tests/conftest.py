@@ -143,6 +143,47 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def write_tfds(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """A folder of TFDS with tiny_nli/plain:1.0.0, prepared by its own writer, without TensorFlow."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("array_record")
+
+    class TinyNli(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc]
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="plain")]  # noqa: RUF012 (as TFDS declares it)
+
+        def _info(self) -> Any:
+            text, names = tfds.features.Text(), ["entailment", "neutral", "contradiction"]
+            features = {"premise": text, "hypothesis": text, "label": tfds.features.ClassLabel(names=names)}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, _: Any) -> Any:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Any:
+            yield from enumerate(rows)
+
+    TinyNli(data_dir=folder, file_format="array_record", config="plain").download_and_prepare(
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tfds_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of TFDS data sets: five pairs of premise and hypothesis, the last without a label."""
+    labels = [("p0 é", 0), ("p0 é", 1), ("p0 é", 2), ("p1 é", 0), ("p1 é", -1)]
+    rows = [{"premise": premise, "hypothesis": f"h{n}", "label": label} for n, (premise, label) in enumerate(labels)]
+    return write_tfds(tmp_path_factory.mktemp("tfds"), rows)
+
+
+@pytest.fixture
+def tfds_folder(tfds_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, where TFDS data are looked for."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_root))
+    return tfds_root
+
+
 def relative_error(actual: Any, expected: Any) -> float:
     """‖actual − expected‖ / ‖expected‖ over all values."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)

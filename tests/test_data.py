@@ -2,12 +2,7 @@
 
 import gzip
 import json
-import os
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +17,8 @@ from simcse_jax import hf
 from simcse_jax.config import DataConfig
 from simcse_jax.data import tokens as tokens_module
 from simcse_jax.data.batches import EpochOrder, load_rows, prefetch
-from simcse_jax.data.corpus import Example, open_corpus, read_sentences
+from simcse_jax.data.corpus import open_corpus, read_sentences
+from simcse_jax.data.rows import Example
 from simcse_jax.data.tokens import TokenTable, tokenize_corpus
 from simcse_jax.errors import InputError
 from simcse_jax.sharding import make_mesh
@@ -119,11 +115,6 @@ def test_no_row_has_the_value(tokenizer: Any, tmp_path: Path) -> None:
     corpus = open_corpus(DataConfig(train=str(path), where={"negative": "entailment"}))
     with pytest.raises(InputError, match=r"no row has negative entailment \(data.where\)"):
         tokenize_corpus(corpus, tokenizer, 8, tmp_path / "cache", progress=False)
-
-
-def test_a_hub_data_set_can_be_narrowed_by_a_number(hub: Any) -> None:
-    hub(premise=["a", "c", "e"], label=[0, 1, 0], hypothesis=["b", "d", "f"])
-    assert list(open_corpus(DataConfig(train="org/nli", where={"label": "0"}))) == [("a", "b"), ("e", "f")]
 
 
 def test_a_column_twice_is_refused(tmp_path: Path) -> None:
@@ -363,61 +354,3 @@ def test_a_failed_read_reaches_the_consumer() -> None:
     table = replace(table_of(203), offsets=np.zeros(3, np.int64))
     with pytest.raises(IndexError):
         next(prefetch(table, EpochOrder(203, 16, seed=0), make_mesh(), 0, 3))
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[tuple[Any, ...]]]:
-    """Makes `datasets.load_dataset` give the columns it is handed, and returns the list of its calls."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    datasets = pytest.importorskip("datasets")
-    calls: list[tuple[Any, ...]] = []
-
-    def install(**columns: list[Any]) -> list[tuple[Any, ...]]:
-        def load_dataset(path: str, name: str | None = None, *, split: str) -> Any:
-            calls.append((path, name, split))
-            return datasets.Dataset.from_dict(columns)
-
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-        return calls
-
-    return install
-
-
-def test_a_hub_data_set_is_asked_for_as_configured(hub: Any, tokenizer: Any, tmp_path: Path) -> None:
-    calls = hub(premise=["a", "c", " "], label=[0, 1, 1], hypothesis=["b", "d", "f"])
-    config = DataConfig(train="org/nli", subset="pairs", split="validation", columns=("premise", "hypothesis"))
-    corpus = open_corpus(config)
-    assert list(corpus) == [("a", "b"), ("c", "d"), (" ", "f")]
-    assert set(calls) == {("org/nli", "pairs", "validation")}
-    table = tokenize_corpus(corpus, tokenizer, 8, tmp_path / "cache", progress=False)
-    assert (len(table), table.columns, table.skipped) == (2, 2, 1)
-    assert open_corpus(replace(config, split="train")).fingerprint != corpus.fingerprint
-
-
-def test_a_hub_column_that_is_no_text_is_named(hub: Any) -> None:
-    hub(text=["a"], label=[0])
-    with pytest.raises(InputError, match=r"org/set, row 1 .*column label"):
-        list(open_corpus(DataConfig(train="org/set")))
-    with pytest.raises(InputError, match="no column premise; it has text, label"):
-        list(open_corpus(DataConfig(train="org/set", columns=("premise",))))
-
-
-def test_a_hub_data_set_without_network_is_a_quick_error(tmp_path: Path) -> None:
-    """In a process of its own: the libraries read HF_HUB_OFFLINE when they are imported."""
-    program = (
-        "from simcse_jax.config import DataConfig\n"
-        "from simcse_jax.data.corpus import open_corpus\n"
-        "from simcse_jax.errors import InputError\n"
-        "try:\n"
-        "    open_corpus(DataConfig(train='no-such/data-set'))\n"
-        "except InputError as error:\n"
-        "    print(error)\n"
-    )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert time.monotonic() - start < 60
-    assert done.returncode == 0, done.stderr
-    assert "'no-such/data-set' is no file here" in done.stdout
-    assert "check the path or name" in done.stdout
-    assert len(done.stdout.splitlines()) == 1

@@ -45,7 +45,7 @@ class TfdsData:
 
     def labels(self, column: str) -> tuple[str, ...]:
         """The names of a `ClassLabel`."""
-        return tuple(getattr(self.builder.info.features.get(column), "names", None) or ())
+        return tuple(getattr(dict(self.builder.info.features).get(column), "names", None) or ())
 
     def rows(self, columns: tuple[str, ...]) -> Iterator[Row]:
         """The rows in the order of the files; text is decoded, other scalars are Python's."""
@@ -130,7 +130,7 @@ def _prepare(name: str, dataset: str, root: Path) -> Path:
     except Exception as error:  # a wrong name, config or version
         cause = str(error).split("\n")[0] or type(error).__name__
         raise InputError(f"{missing}, nor known to TFDS ({cause}): check the name") from error
-    if not _reachable(builder.url_infos):
+    if not _reachable(builder.url_infos or ()):
         raise InputError(f"{missing}, and there is no network to download it: {elsewhere}")
     try:
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Int, Integer
 from tqdm import tqdm
 
-from simcse_jax.data.corpus import Corpus, Example
+from simcse_jax.data.corpus import Corpus
+from simcse_jax.data.rows import Example
 from simcse_jax.errors import InputError, reason
 from simcse_jax.objectives.mlm import Vocabulary
 
@@ -179,7 +180,7 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
         tqdm(desc="tokenising", unit=" sentences", unit_scale=True, disable=not progress) as bar,
     ):
         offsets_file.write(np.zeros(1, np.int64).tobytes())
-        for chunk in _chunks(iter(corpus)):
+        for chunk in chunked(iter(corpus)):
             kept = list(filter(is_complete, chunk))
             skipped += len(chunk) - len(kept)
             if not kept:
@@ -192,10 +193,7 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
             total = int(ends[-1])
             bar.update(len(tokens))
     if not columns:
-        wanted = ", ".join(f"{name} {value}" for name, value in corpus.config.where.items())
-        blank = f"only blank ones ({skipped})" if skipped else "none: it is empty"
-        what = f"none: no row has {wanted} (data.where)" if wanted else blank
-        raise InputError(f"{corpus.name} holds no sentence to train on; found {what}")
+        raise nothing_found(corpus, skipped)
     about = {
         "dtype": dtype,
         "columns": columns,
@@ -207,6 +205,15 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
     (folder / "about.json").write_text(json.dumps(about))
 
 
-def _chunks(examples: Iterator[Example]) -> Iterator[list[Example]]:
+def nothing_found(corpus: Corpus, skipped: int) -> InputError:
+    """What to say of a corpus whose examples, `skipped` in number, are all blank."""
+    wanted = ", ".join(f"{name} {value}" for name, value in corpus.config.where.items())
+    blank = f"only blank ones ({skipped})" if skipped else "none: it is empty"
+    what = f"none: no row has {wanted} (data.where)" if wanted else blank
+    return InputError(f"{corpus.name} holds no sentence to train on; found {what}")
+
+
+def chunked(examples: Iterator[Example]) -> Iterator[list[Example]]:
+    """Examples, some thousands at a time."""
     while chunk := list(islice(examples, _CHUNK)):
         yield chunk

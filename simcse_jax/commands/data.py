@@ -1,0 +1,88 @@
+"""`simcse-jax data inspect` and `simcse-jax data nli`."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from simcse_jax.config import Config, DataConfig
+from simcse_jax.errors import InputError, reason
+from simcse_jax.files import check_writable_file
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Say what a model will see of its training text: counts, lengths, what is cut, repetitions, three examples."""
+
+    config_file: tyro.conf.Positional[str]
+    """Python file that defines `config`, or the name of a config that comes with the package; as for train."""
+    json: Path | None = None
+    """Write all figures to this file."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+    def run(self) -> None:
+        """Prints the report."""
+        from simcse_jax import hf
+        from simcse_jax.data.corpus import open_corpus
+        from simcse_jax.data.inspection import format_report, inspect_corpus
+        from simcse_jax.files import write_json
+
+        self.config.validate()
+        if self.json:
+            check_writable_file(self.json)
+        tokenizer = hf.load_tokenizer(hf.locate(self.config.model.path))
+        corpus = open_corpus(self.config.data)
+        report = inspect_corpus(corpus, self.config, tokenizer, progress=sys.stderr.isatty())
+        print(format_report(report))
+        if self.json:
+            try:
+                write_json(self.json, report)
+            except OSError as error:
+                raise InputError(f"{self.json} cannot be written ({reason(error)}): free space there") from error
+
+
+@dataclass(frozen=True)
+class Nli:
+    """Write triplets (premise, entailment, contradiction) from the labelled pairs of SNLI, MultiNLI and the like."""
+
+    paths: tyro.conf.Positional[tuple[str, ...]]
+    """Sources, then the .csv file to write. A source is anything that data.train may be, with the columns premise,
+    hypothesis and label, or sentence1, sentence2 and gold_label."""
+    split: str = "train"
+    """Split of data sets of the hub or of TFDS."""
+    subset: str | None = None
+    """Configuration name of hub data sets."""
+    seed: int = 42
+    """Of the draw where a premise has several hypotheses of a kind."""
+
+    def run(self) -> None:
+        """Writes the file."""
+        from simcse_jax.data.corpus import open_source
+        from simcse_jax.data.nli import CLASSES, build_triplets, read_pairs
+        from simcse_jax.tables import write_csv
+
+        *names, last = self.paths or ("",)
+        output = Path(last)
+        if not names or output.suffix != ".csv":
+            given = " ".join(self.paths) or "nothing"
+            raise InputError(f"give one source or more, and then the .csv file to write; got {given}")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; it must be 0 or more")
+        check_writable_file(output)
+        sources = [open_source(DataConfig(train=name, split=self.split, subset=self.subset)) for name in names]
+        found = build_triplets((pair for source in sources for pair in read_pairs(source)), self.seed)
+        counts = ", ".join(f"{found.pairs[name]:,} {name}" for name in CLASSES)
+        print(f"{found.pairs.total():,} pairs: {counts}, {found.pairs['']:,} without a label")
+        if found.blank:
+            print(f"left out: {found.blank:,} pairs with a blank sentence")
+        if not found.rows:
+            raise InputError(f"no premise of {', '.join(names)} has both an entailed and a contradicting hypothesis")
+        columns = ("sent0", "sent1", "hard_neg")
+        try:
+            write_csv(output, [dict(zip(columns, row, strict=True)) for row in found.rows])
+        except OSError as error:
+            raise InputError(f"{output} cannot be written ({reason(error)}): free space there") from error
+        premises = f"{found.premises:,} premises"
+        print(f"{output}: {len(found.rows):,} triplets, one for each of {premises} that has both kinds")

@@ -1,0 +1,112 @@
+"""Triplets of a premise, a hypothesis that follows from it and one that contradicts it (SimCSE, section 4.1)."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from simcse_jax.data.rows import Source, text_of
+from simcse_jax.errors import InputError
+
+CLASSES = ("entailment", "neutral", "contradiction")
+"""In the order of their numbers, where a data set has numbers without names."""
+_COLUMNS = (("premise", "hypothesis", "label"), ("sentence1", "sentence2", "gold_label"))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A premise and a hypothesis; the label is one of `CLASSES`, or empty where annotators did not agree."""
+
+    premise: str
+    hypothesis: str
+    label: str
+
+
+@dataclass
+class Triplets:
+    """Triplets, and how they came about.
+
+    Attributes:
+      rows: (premise, entailment, contradiction), in the order in which premises first appear.
+      pairs: pairs read, by label.
+      blank: pairs left out because a sentence is blank.
+      premises: distinct premises.
+    """
+
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    pairs: Counter[str] = field(default_factory=Counter)
+    blank: int = 0
+    premises: int = 0
+
+
+def read_pairs(source: Source) -> Iterator[Pair]:
+    """The labelled pairs of a source, in the formats of SNLI and MultiNLI.
+
+    Args:
+      source: rows of premise, hypothesis and label, or of sentence1, sentence2 and gold_label; also the others
+        (sentence1 with label). A label is a name, '-' for none, or a number: of a class with names, or of `CLASSES`;
+        −1 for none.
+
+    Raises:
+      InputError: other columns, or a row without text or with another label.
+    """
+    header = source.header()
+    columns = next((found for wanted in _COLUMNS if (found := _match(header or (), wanted))), None)
+    if columns is None:
+        there = "plain text" if header is None else f"the columns {', '.join(header)}"
+        raise InputError(
+            f"{source.name} has {there}; expected premise, hypothesis and label, or sentence1, sentence2 and gold_label"
+        )
+    names = source.labels(columns[2]) or CLASSES
+    known = {str(number): name for number, name in enumerate(names)} | {name: name for name in CLASSES}
+    known |= dict.fromkeys(("-", "-1", ""), "")
+    for where, number, (premise, hypothesis, label) in source.rows(columns):
+        if not isinstance(premise, str) or not isinstance(hypothesis, str):
+            raise InputError(f"{where} {number} has no text in column {' or '.join(columns[:2])}")
+        name = known.get(text_of(label) or "")
+        if name is None or name not in (*CLASSES, ""):
+            raise InputError(
+                f"{where} {number} has the label {label!r} in column {columns[2]}; expected {', '.join(CLASSES)}, "
+                "their numbers 0, 1, 2, or - or -1 where annotators did not agree"
+            )
+        yield Pair(premise.strip(), hypothesis.strip(), name)
+
+
+def _match(header: tuple[str, ...], wanted: tuple[str, str, str]) -> tuple[str, str, str] | None:
+    """The wanted columns, `label` serving for the last."""
+    label = wanted[2] if wanted[2] in header else "label"
+    columns = (*wanted[:2], label)
+    return columns if set(columns) <= set(header) else None
+
+
+def build_triplets(pairs: Iterable[Pair], seed: int) -> Triplets:
+    """One triplet for each distinct premise that has an entailed and a contradicting hypothesis.
+
+    Where it has several of a kind, one is drawn, as in the paper ("we only sample one as the hard negative"). A
+    hypothesis that some annotators took for entailed and others for a contradiction is no contradiction.
+
+    Args:
+      pairs: labelled pairs, of any number of sources.
+      seed: of the draws, a function of it and of the order of the pairs.
+    """
+    found = Triplets()
+    hypotheses: dict[str, tuple[list[str], list[str]]] = {}
+    for pair in pairs:
+        found.pairs[pair.label] += 1
+        if not pair.premise or not pair.hypothesis:
+            found.blank += 1
+            continue
+        entailed, contradicting = hypotheses.setdefault(pair.premise, ([], []))
+        if pair.label == CLASSES[0]:
+            entailed.append(pair.hypothesis)
+        elif pair.label == CLASSES[2]:
+            contradicting.append(pair.hypothesis)
+    found.premises = len(hypotheses)
+    generator = np.random.default_rng(seed)
+    for premise, (entailed, contradicting) in hypotheses.items():
+        negatives = [sentence for sentence in contradicting if sentence not in entailed]
+        if entailed and negatives:
+            positive = entailed[int(generator.integers(len(entailed)))]
+            found.rows.append((premise, positive, negatives[int(generator.integers(len(negatives)))]))
+    return found
