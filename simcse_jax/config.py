@@ -230,6 +230,9 @@ class Config:
     """Train for this many steps, learning rate decay included, whatever `epochs` says; 0 follows `epochs`."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
+    tracking: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Also write what metrics.jsonl holds for TensorBoard, into `tensorboard/` of the run folder, or to Weights &
+    Biases (`pip install "simcse-jax[tracking]"`)."""
     multi_host: bool = False
     """Join the other processes of a TPU pod, SLURM or MPI job (implied by JAX_COORDINATOR_ADDRESS)."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -3,10 +3,14 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from simcse_jax.files import finite
+
+TIMES = ("sentences_per_second", "utilisation")
+"""What a line says of time; all else in it is the same each time a run is trained."""
 
 
 class MetricsLog:
@@ -33,6 +37,12 @@ class MetricsLog:
         """Closes the file."""
         if self._file:
             self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, without one that a kill cut short; none where there is no file."""
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if _step_of(line) < math.inf]
 
 
 def _step_of(line: str) -> float:

@@ -34,6 +34,7 @@ from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.run import Run, check_output, check_resume, create_run, is_run, open_run
 from simcse_jax.sharding import check_batch_size, check_shared, make_mesh
 from simcse_jax.step import state_of
+from simcse_jax.tracking import check_tracking
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def prepare(config: Config) -> Prepared:
     """
     config.validate()
     check_objective(config.objective)
+    check_tracking(config.tracking)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     check_batch_size(mesh, config.batch_size)
     folder = Path(config.output).expanduser()

@@ -5,6 +5,8 @@ model/              config.json and tokenizer of the encoder: with a checkpoint,
 checkpoints/<step>  latest and best train states
 metrics.jsonl       a line every `log_every` steps and for every evaluation
 results.json        scores before and after, once the run has ended
+figures/            what the command draws of metrics.jsonl at the end
+tensorboard/        where the run is tracked with TensorBoard; wandb/ and wandb.json with Weights & Biases
 """
 
 import json
@@ -20,7 +22,7 @@ from simcse_jax.hf import SETTINGS, Checkpoint, save_tokenizer
 
 # What may change between the parts of one run: nothing here moves the parameters by more than rounding.
 _FREE = (
-    *("output", "log_every", "multi_host", "mesh.", "checkpoint.", "model.remat", "evaluation.data"),
+    *("output", "log_every", "tracking", "multi_host", "mesh.", "checkpoint.", "model.remat", "evaluation.data"),
     "evaluation.geometry_every",
     *("micro_batch", "objective.implementation", "objective.block_size", "data.packed_length"),
     *("data.cache", "data.train", "data.revision"),  # the fingerprint of the text is compared, not the path

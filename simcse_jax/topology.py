@@ -76,6 +76,18 @@ CHIPS = {
     "h200": _hopper(151_397_597_184, 4800 * GIGA, "NVIDIA H200"),
 }
 
+# What JAX calls the devices of a chip. Other cards of the name H100, such as PCIe's, are slower and not known here.
+_KINDS = {
+    **{"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p"},
+    **{"TPU v6 lite": "v6e", "TPU v6e": "v6e", "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200"},
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """What a device has that JAX calls by this name; None where its peaks are not known, as of a CPU."""
+    return CHIPS.get(_KINDS.get(device_kind, ""))
+
+
 # XLA's description of a Hopper GPU (GpuTargetConfigProto): NVIDIA's figures of compute capability 9.0 and of the
 # SXM cards.
 _HOPPER_TARGET = """

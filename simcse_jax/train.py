@@ -2,7 +2,6 @@
 
 import fcntl
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,12 +19,13 @@ from simcse_jax.embedder import init_params
 from simcse_jax.errors import InputError, reason
 from simcse_jax.files import write_json
 from simcse_jax.loss import Metrics
-from simcse_jax.metrics_log import MetricsLog
+from simcse_jax.monitor import Monitor
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.preemption import StopRequest, stop_on_signal
 from simcse_jax.prepare import Prepared, describe, prepare
 from simcse_jax.run import Run
 from simcse_jax.sharding import join_processes, state_sharding
+from simcse_jax.speed import StepClock, work_of
 from simcse_jax.step import TrainState, create_state, sentence_encoder, state_of
 
 
@@ -99,28 +99,26 @@ def _loop(
 
     assert prepared.step is not None
     step_fn = prepared.step.function
-    log = MetricsLog(run.metrics_file, start if resumed else -1)
+    clock = StepClock(work_of(prepared.step.traced, mesh), config.log_every)
+    monitor = Monitor(run, total, start, resumed, clock, echo)
     batches = prefetch(prepared.tokens, prepared.order, mesh, start, total, prepared.augmenter, prepared.packing)
-    bar = tqdm(total=total, initial=start, desc="training", unit=" steps", disable=jax.process_index() != 0)
     pending: tuple[int, Metrics] | None = None
-    seconds, mark = 0.0, time.perf_counter()
+    clock.restart()
 
     def check_metrics() -> None:
         """Looks at the metrics of the last step, a step late, so that the devices are never idle."""
-        nonlocal pending, seconds, mark
+        nonlocal pending
         if pending is None:
             return
         (step, metrics), pending = pending, None
         values = {name: float(value) for name, value in metrics.items()}
-        now = time.perf_counter()
-        seconds, mark = seconds + now - mark, now
+        clock.step(prepared.order.size(step - 1) * prepared.tokens.columns)
         if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm", "weight_norm")):
             checkpoints.wait()
             raise TrainingDiverged(_diverged(step, values, checkpoints.latest))
         if step % config.log_every == 0 or step == total:
-            log.write(step, values)
-        dev = {} if progress.best_score is None else {"best_dev": f"{progress.best_score:.2f}"}
-        bar.set_postfix(loss=f"{values['loss']:.4f}", **dev, refresh=False)
+            monitor.metrics(step, values)
+        monitor.show(values["loss"], progress)
 
     def measure_dev(step: int) -> float | None:
         """The dev score where one is due for the selection and is a number; keeps account of the best."""
@@ -132,13 +130,13 @@ def _loop(
         check_metrics()
         scores = prepared.dev_scores(sentence_encoder(state.params))
         if not selects:
-            log.write(step, scores)
+            monitor.scores(step, scores)
             return None
         score = scores["dev"]
         if math.isnan(score):
             echo(f"step {step:,}: the dev score is not a number (all pairs alike?) and does not count")
             return None
-        log.write(step, scores)
+        monitor.scores(step, scores)
         improved = progress.best_score is None or score > progress.best_score
         progress = Progress(step, score) if improved else replace(progress, stale=progress.stale + 1)
         echo(f"step {step:,}: dev {score:.2f}{' (best so far)' if improved else ''}")
@@ -154,7 +152,7 @@ def _loop(
                 state, metrics = step_fn(state, batch)
             check_metrics()
             step, pending = step + 1, (step + 1, metrics)
-            bar.update()
+            monitor.step()
             stopping = stop(step)
             score = measure_dev(step)
             ended = step == total or _exhausted(config, progress)
@@ -163,15 +161,14 @@ def _loop(
                 check_metrics()
                 checkpoints.save(state, step, progress, score)
             if pending is None:  # what was done meanwhile was not the step
-                mark = time.perf_counter()
+                clock.restart()
             if stopping and not ended:
                 checkpoints.wait()
                 return {"stopped": step}
         checkpoints.wait()
     finally:
         batches.close()
-        bar.close()
-        log.close()
+        monitor.close()
 
     results |= {"step": step, "best_step": progress.best_step, "dev": progress.best_score}
     results |= {"memory": prepared.step.needed, "micro_batch": prepared.step.micro_batch}
@@ -181,7 +178,7 @@ def _loop(
     if prepared.test_scores:
         results["after"] = prepared.test_scores(params)
     _write_results(run, results)
-    return results | {"steps": step - start, "seconds": seconds}
+    return results | {"steps": step - start, "seconds": clock.seconds}
 
 
 def _start(

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 LEVELS = [
     ["batch", "chunks", "errors", "flops", "hlo", "noise", "plots", "rng"],
     ["files", "model", "preemption", "programs", "topology"],
-    ["config", "metrics_log", "tables"],
+    ["config", "metrics_log", "speed", "tables", "tracking"],
     ["sharding", "hf", "objectives", "optimizer"],
     ["masked"],
     ["loss"],
@@ -23,7 +23,7 @@ LEVELS = [
     ["embedder"],
     ["evaluation"],
     ["export", "memory", "replace_words"],
-    ["plan", "prepare"],
+    ["monitor", "plan", "prepare", "run_figures"],
     ["train"],
     ["ablation", "analysis", "study"],
     ["commands"],
@@ -76,6 +76,7 @@ LIGHT = ("cli", "train", "embedder", "evaluation.suite", "evaluation.mteb")
 @pytest.mark.parametrize("module", ["simcse_jax", *(f"simcse_jax.{name}" for name in LIGHT)])
 def test_importing_loads_no_other_framework(module: str) -> None:
     heavy = "torch", "matplotlib", "datasets", "tensorflow", "tensorflow_datasets", "transformers", "pyarrow", "sklearn"
+    heavy += "tensorboardX", "wandb", "fsspec.implementations", "s3fs", "gcsfs"
     code = f"import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert loaded == []

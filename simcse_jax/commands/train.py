@@ -2,12 +2,14 @@
 
 import shlex
 import sys
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
 from simcse_jax.config import Config
+from simcse_jax.run import Run, open_run
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,44 @@ class Train:
             raise SystemExit(self.stopped_status)
         if jax.process_index() != 0:
             return
-        if results["best_step"] is not None:
-            print(f"best dev score {results['dev']:.2f} at step {results['best_step']:,}")
         if "after" in results:
             print("Spearman × 100, test")
             print(format_table({moment: results[moment] for moment in ("before", "after")}))
-        output = shlex.quote(self.config.output)
-        print(f"run in {output}; export it with: simcse-jax export {output} OUT")
+        run = open_run(Path(self.config.output).expanduser())
+        print(summary(replace(run, config=self.config), results, _draw(run)))
+
+
+def _draw(run: Run) -> list[str]:
+    """Draws the figures of a run; a run is not lost for one that cannot be drawn."""
+    from simcse_jax.errors import reason
+    from simcse_jax.run_figures import draw_run
+
+    try:
+        return [path.stem for path in draw_run(run)]
+    except Exception as error:  # a full disk, or whatever matplotlib raises
+        print(f"simcse-jax: the figures could not be drawn ({reason(error)})", file=sys.stderr)
+        return []
+
+
+def summary(run: Run, results: dict[str, Any], figures: list[str]) -> str:
+    """Where everything of a finished run is, and what to do with it.
+
+    Args:
+      run: the run.
+      results: from `train`.
+      figures: names of those that were drawn.
+    """
+    folder, settings = shlex.quote(str(run.folder)), run.config.evaluation
+    data = f" --data {shlex.quote(settings.data)}" if settings.data else ""
+    best = f"dev {results['dev']:.2f} at step {results['best_step']:,}" if results["best_step"] is not None else ""
+    found = {
+        "run in": f"{folder}, {results['step']:,} steps",
+        "best": best,
+        "metrics": f"{folder}/metrics.jsonl",
+        "figures": f"{folder}/figures: {', '.join(figures)} (.png, .svg)" if figures else "",
+        "results": f"{folder}/results.json",
+        "tracked": f"tensorboard --logdir {folder}/tensorboard" if "tensorboard" in run.config.tracking else "",
+        "evaluate": f"simcse-jax evaluate {folder}{data}",
+        "export": f"simcse-jax export {folder} OUT",
+    }
+    return "\n".join(f"{name:<9} {text}" for name, text in found.items() if text)

@@ -51,6 +51,10 @@ class EpochOrder:
             cached = self._permutation = (epoch, generator.permutation(self.n))
         return cached[1][batch * self.batch_size : (batch + 1) * self.batch_size]
 
+    def size(self, step: int) -> int:
+        """How many examples a step has."""
+        return min(self.batch_size, self.n - step % self.steps_per_epoch * self.batch_size)
+
     def filled(self, step: int) -> Int[np.ndarray, "B"]:
         """The examples of a step, repeated behind the end of an epoch up to `batch_size`."""
         return np.resize(self.examples(step), self.batch_size)
