@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from simcse_jax.config import Config
 from simcse_jax.errors import InputError
-from simcse_jax.files import write_text
+from simcse_jax.files import local_only, write_text
 from simcse_jax.objectives import check_objective
 from simcse_jax.run import Run, changes, is_run, open_run
 from simcse_jax.sharding import join_processes
@@ -53,7 +52,7 @@ class Ablation:
     def config(self, name: str, seed: int) -> Config:
         """The run of a variant and seed."""
         config = with_settings(self.base, self.variants[name])
-        return replace(config, seed=seed, output=str(Path(self.output) / name / f"seed{seed}"))
+        return replace(config, seed=seed, output=str(local_only(self.output) / name / f"seed{seed}"))
 
 
 def with_settings(config: Any, settings: Mapping[str, Any]) -> Any:
@@ -103,7 +102,7 @@ def run_ablation(ablation: Ablation) -> str | None:
         return ""
     rows = [row for name in ablation.variants for row in _rows(ablation, name, diverged)]
     table = format_rows(rows, ablation.paper)
-    folder = Path(ablation.output).expanduser()
+    folder = local_only(ablation.output)
     write_csv(folder / "ablation.csv", rows)
     write_text(folder / "table.md", table + "\n")
     return table
@@ -112,7 +111,7 @@ def run_ablation(ablation: Ablation) -> str | None:
 def _rows(ablation: Ablation, name: str, diverged: Mapping[tuple[str, int], Row]) -> list[Row]:
     """What became of a variant's runs by seed: those that diverged just now, and all in the folder that have ended."""
     rows = {seed: row for (variant, seed), row in diverged.items() if variant == name}
-    for folder in (Path(ablation.output).expanduser() / name).glob("seed*"):
+    for folder in (local_only(ablation.output) / name).glob("seed*"):
         if not is_run(folder):
             continue
         try:

@@ -19,6 +19,7 @@ from simcse_jax.hf import Checkpoint, Params, Pooling
 from simcse_jax.model import EncoderConfig, SentenceEncoder, check_pooler, init_mlm_head
 from simcse_jax.run import Run, is_run, open_run
 from simcse_jax.sharding import make_mesh, put, replicated, state_sharding
+from simcse_jax.storage import local_path
 
 
 def build_model(config: EncoderConfig, settings: ModelConfig) -> SentenceEncoder:
@@ -125,7 +126,7 @@ def load_model(
     """
     if pooler is not None:
         check_pooler(pooler)
-    folder = Path(name_or_path).expanduser()
+    folder = local_path(name_or_path)
     run = open_run(folder) if is_run(folder) else None
     checkpoint = hf.read_checkpoint(run.model_folder if run else name_or_path)
     pooling: Pooling | None

@@ -9,8 +9,9 @@ import numpy as np
 from simcse_jax import __version__, hf
 from simcse_jax.embedder import LoadedModel
 from simcse_jax.evaluation.sts import STS_TASKS
-from simcse_jax.files import check_new_folder, new_folder, write_json, write_tensors
+from simcse_jax.files import write_json, write_tensors
 from simcse_jax.postprocess import KEY, Affine, Flow, describe, tensors_of
+from simcse_jax.storage import check_new_output, written_folder
 
 # What a flow is called in modules.json: there is no such class, so that sentence-transformers refuses the folder with
 # this name in its message, and does not give the vectors from before the flow.
@@ -20,30 +21,34 @@ _NO_MODULE = "simcse_jax.only_simcse_jax_applies_this_flow"
 _LAYERS = {"avg_top2": (-2, -1), "avg_first_last": (1, -1), "avg_static_last": (0, -1), "avg_static": (0, 0)}
 
 
-def export(loaded: LoadedModel, output: str | Path) -> Path:
+def export(loaded: LoadedModel, output: str | Path) -> str | Path:
     """Writes a model as a Hugging Face folder.
 
     The folder holds config.json (with our pooler settings), model.safetensors under Hugging Face's names (the head as
     `pooler.dense`), the tokenizer, the sentence-transformers modules that pool as the model does at evaluation, and a
-    model card. It is written beside the target and renamed, so it is there complete or not at all.
+    model card. It is written beside the target and renamed, so it is there complete or not at all; on an object store
+    config.json, without which it is no model, is written last.
 
     A run that trained a masked language model and nothing else is written with its head, under the names of
     `BertForMaskedLM` or `RobertaForMaskedLM`; `AutoModel` ignores it.
 
     Args:
       loaded: from `load_model`.
-      output: a folder that does not exist yet, or is empty.
+      output: a folder that does not exist yet, or is empty; also of an object store (gs://, s3://).
+
+    Returns:
+      The absolute path of the folder, or its URL.
 
     Raises:
       InputError: the folder exists and is not empty, or cannot be written.
     """
-    folder = check_new_folder(output)
+    folder = check_new_output(output)
     checkpoint, config = loaded.checkpoint, loaded.checkpoint.config
     params = jax.tree.map(np.asarray, loaded.params)
     tensors = hf.to_tensors(params, config)
     with_head = tensors if loaded.mlm is None else hf.to_tensors({**params, "mlm": loaded.mlm}, config)
     tokenizer = hf.load_tokenizer(checkpoint.folder)
-    with new_folder(folder) as partial:
+    with written_folder(folder) as partial:
         write_tensors(partial / "model.safetensors", with_head)
         hf.save_tokenizer(tokenizer, partial)
         postprocessor = _write_modules(partial, loaded, tensors)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,21 @@ from typing import Any
 import numpy as np
 
 from simcse_jax.errors import InputError, reason
+
+REMOTE = re.compile(r"(gs|s3):/+(?=[^/])")
+"""How the URL of an object store begins; pathlib makes one slash of two."""
+
+
+def is_remote(name: str | Path) -> bool:
+    """Whether a name is a URL of an object store, see `storage.py`."""
+    return bool(REMOTE.match(str(name)))
+
+
+def local_only(name: str | Path) -> Path:
+    """A path to write to; raises `InputError` for a URL of an object store, where only runs and exports go."""
+    if is_remote(name):
+        raise InputError(f"{name} is on an object store, where runs and exports can be written: give a local path")
+    return Path(name).expanduser()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,7 +68,7 @@ def check_new_folder(output: str | Path) -> Path:
     Raises:
       InputError: something is there, or it cannot be made.
     """
-    folder = Path(output).expanduser().absolute()
+    folder = local_only(output).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"output {folder} exists and is not an empty folder: choose another, or remove it")
     check_writable_folder(folder, next(p for p in folder.parents if p.exists()))
@@ -90,5 +106,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 def check_writable_file(path: Path) -> None:
     """Raises `InputError` if a file cannot be made at `path`, before the work that fills it."""
+    path = local_only(path)
     if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
         raise InputError(f"{path} cannot be written: give a file in a folder that exists and is writable")

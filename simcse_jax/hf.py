@@ -12,6 +12,7 @@ import numpy as np
 
 from simcse_jax.errors import InputError, reason
 from simcse_jax.model import EncoderConfig, check_pooler, read_encoder_config
+from simcse_jax.storage import local_path
 
 Params = dict[str, Any]
 SETTINGS = "simcse_jax"
@@ -83,7 +84,7 @@ def locate(name_or_path: str | Path) -> Path:
     Raises:
       InputError: a path that does not exist, or a name that the hub does not give.
     """
-    path = Path(name_or_path).expanduser()
+    path = local_path(name_or_path)
     if path.is_dir():
         return path
     name = str(name_or_path)

@@ -25,6 +25,7 @@ from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import geometry
 from simcse_jax.evaluation.sts import Task, distinct_sentences, evaluate, load_task
+from simcse_jax.files import is_remote
 from simcse_jax.hf import Params
 from simcse_jax.loss import uses_tiles
 from simcse_jax.memory import CompiledStep, compile_step
@@ -34,6 +35,7 @@ from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.run import Run, check_output, check_resume, create_run, is_run, open_run
 from simcse_jax.sharding import check_batch_size, check_shared, make_mesh
 from simcse_jax.step import state_of
+from simcse_jax.storage import fetch_run, working_folder
 from simcse_jax.tracking import check_tracking
 
 
@@ -71,7 +73,14 @@ def prepare(config: Config) -> Prepared:
     check_tracking(config.tracking)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     check_batch_size(mesh, config.batch_size)
-    folder = Path(config.output).expanduser()
+    folder = working_folder(config.output, config.data.cache)
+    if is_remote(config.output):
+        if jax.process_count() > 1:
+            raise InputError(
+                f"output {config.output} is on an object store, where one process can train: give the processes a "
+                "folder that all share, such as a bucket mounted with gcsfuse, or NFS"
+            )
+        fetch_run(config.output, folder)
     check_output(folder)
     check_shared(folder)
 
@@ -201,7 +210,7 @@ def describe(prepared: Prepared) -> str:
             *_describe_packing(prepared),
             *(_describe_step(prepared.step, config.batch_size // mesh.size) if prepared.step else []),
             f"steps     {prepared.total_steps:,}, peak learning rate {config.optimizer.learning_rate:g}",
-            f"output    {prepared.run.folder}",
+            f"output    {prepared.run.folder}" + (f", copied to {config.output}" if is_remote(config.output) else ""),
         ]
     )
 

@@ -71,8 +71,8 @@ def _loss(points: Float[np.ndarray, "P 2"]) -> Any:
     window = max(1, len(loss) // 20)
     axes.plot(step, loss, color=_PALE, linewidth=0.8, label="logged steps")
     if window > 1:
-        mean = np.convolve(loss, np.full(window, 1 / window), "valid")
-        axes.plot(step[window - 1 :], mean, color=_LINE, linewidth=2.0, label=f"mean of {window} logged steps")
+        mean, middle = (np.convolve(x, np.full(window, 1 / window), "valid") for x in (loss, step))
+        axes.plot(middle, mean, color=_LINE, linewidth=2.0, label=f"mean of {window} logged steps")
     axes.legend()
     return figure
 

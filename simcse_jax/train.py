@@ -27,6 +27,7 @@ from simcse_jax.run import Run
 from simcse_jax.sharding import join_processes, state_sharding
 from simcse_jax.speed import StepClock, work_of
 from simcse_jax.step import TrainState, create_state, sentence_encoder, state_of
+from simcse_jax.storage import Mirror, mirrored
 
 
 class TrainingDiverged(RuntimeError):
@@ -70,10 +71,11 @@ def train(config: Config) -> dict[str, Any]:
     try:
         with (
             _only_writer(folder),
+            mirrored(folder, config.output, echo) as mirror,
             open_checkpoints(folder, config.checkpoint) as checkpoints,
             stop_on_signal() as stop,
         ):
-            return _loop(prepared, checkpoints, stop, echo)
+            return _loop(prepared, checkpoints, mirror, stop, echo)
     except OSError as error:
         raise InputError(
             f"writing to {folder} failed ({reason(error)}): free space there and run the same command again; "
@@ -82,7 +84,11 @@ def train(config: Config) -> dict[str, Any]:
 
 
 def _loop(
-    prepared: Prepared, checkpoints: Checkpoints, stop: StopRequest, echo: Callable[[str], None]
+    prepared: Prepared,
+    checkpoints: Checkpoints,
+    mirror: Mirror | None,
+    stop: StopRequest,
+    echo: Callable[[str], None],
 ) -> dict[str, Any]:
     config, mesh, run, total = prepared.run.config, prepared.mesh, prepared.run, prepared.total_steps
     schedule = learning_rate_schedule(config.optimizer, total)
@@ -160,6 +166,8 @@ def _loop(
             if stopping or ended or best or step % config.checkpoint.every == 0:
                 check_metrics()
                 checkpoints.save(state, step, progress, score)
+                if mirror:
+                    mirror.check()
             if pending is None:  # what was done meanwhile was not the step
                 clock.restart()
             if stopping and not ended:

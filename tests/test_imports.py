@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 LEVELS = [
     ["batch", "chunks", "errors", "flops", "hlo", "noise", "plots", "rng"],
     ["files", "model", "preemption", "programs", "topology"],
-    ["config", "metrics_log", "speed", "tables", "tracking"],
+    ["config", "metrics_log", "speed", "storage", "tables", "tracking"],
     ["sharding", "hf", "objectives", "optimizer"],
     ["masked"],
     ["loss"],

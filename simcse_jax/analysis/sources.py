@@ -10,6 +10,7 @@ from simcse_jax.embedder import kept_steps
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import Mode, Task
 from simcse_jax.run import Run, is_run, open_run
+from simcse_jax.storage import local_path
 from simcse_jax.tables import Row
 
 
@@ -50,7 +51,7 @@ def find_sources(models: tuple[str, ...], names: tuple[str, ...] = (), checkpoin
         raise InputError(f"the names {', '.join(chosen)} are not distinct: give each model another with --names")
     sources = []
     for model, name in zip(models, chosen, strict=True):
-        folder = Path(model).expanduser()
+        folder = local_path(model)
         run = open_run(folder) if is_run(folder) else None
         if run is None:
             hf.read_checkpoint(model)

@@ -39,14 +39,14 @@ class Postprocess:
         from simcse_jax.encode import BatchEncoder
         from simcse_jax.evaluation.sentences import unlabelled_sentences
         from simcse_jax.export import export
-        from simcse_jax.files import check_new_folder
         from simcse_jax.postprocess import describe, fit
         from simcse_jax.sharding import make_mesh
+        from simcse_jax.storage import check_new_output
 
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}; it must be greater than 0")
         self.fit.validate()
-        check_new_folder(self.output)
+        check_new_output(self.output)
         sentences = unlabelled_sentences(self.sentences, self.data, self.limit)
         loaded = load_model(self.model, self.pooler)
         loaded.check_no_postprocessor()

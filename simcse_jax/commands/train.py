@@ -3,13 +3,13 @@
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from simcse_jax.config import Config
 from simcse_jax.run import Run, open_run
+from simcse_jax.storage import mirrored, working_folder
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,11 @@ class Train:
         if "after" in results:
             print("Spearman × 100, test")
             print(format_table({moment: results[moment] for moment in ("before", "after")}))
-        run = open_run(Path(self.config.output).expanduser())
-        print(summary(replace(run, config=self.config), results, _draw(run)))
+        run = open_run(working_folder(self.config.output, self.config.data.cache))
+        figures = _draw(run)
+        with mirrored(run.folder, self.config.output, print):  # also the figures
+            pass
+        print(summary(replace(run, config=self.config), results, figures))
 
 
 def _draw(run: Run) -> list[str]:
@@ -71,7 +74,7 @@ def summary(run: Run, results: dict[str, Any], figures: list[str]) -> str:
       results: from `train`.
       figures: names of those that were drawn.
     """
-    folder, settings = shlex.quote(str(run.folder)), run.config.evaluation
+    folder, settings = shlex.quote(run.config.output), run.config.evaluation
     data = f" --data {shlex.quote(settings.data)}" if settings.data else ""
     best = f"dev {results['dev']:.2f} at step {results['best_step']:,}" if results["best_step"] is not None else ""
     found = {

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from simcse_jax.config import DataConfig
 from simcse_jax.data.tokens import encode_batch
 from simcse_jax.errors import InputError, reason
+from simcse_jax.storage import local_path
 
 Tokens = tuple[int, ...]
 
@@ -129,7 +130,9 @@ def make_augmenter(config: DataConfig, tokenizer: Any, seed: int) -> Augmenter |
     # WordPiece marks what continues a word, byte-level BPE what begins one.
     continues = any(token.startswith("##") for token in vocabulary)
     starts = [not t.startswith("##") if continues else t.startswith("Ġ") for t in vocabulary]
-    synonyms = _read_synonyms(Path(config.synonyms).expanduser(), tokenizer) if config.augment == "synonyms" else {}
+    synonyms = (
+        _read_synonyms(local_path(config.synonyms, config.cache), tokenizer) if config.augment == "synonyms" else {}
+    )
     return Augmenter(config.augment, config.augment_share, seed, np.array(starts), tokenizer.pad_token_id, synonyms)
 
 

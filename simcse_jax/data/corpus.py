@@ -16,6 +16,7 @@ from simcse_jax.data.files import FORMATS, find_files, format_of, is_shard
 from simcse_jax.data.hub import is_hub_folder, open_hub, open_hub_folder
 from simcse_jax.data.rows import Example, Source, read_examples
 from simcse_jax.errors import InputError
+from simcse_jax.storage import local_path
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def open_source(config: DataConfig) -> Source:
     name = config.train
     if name.startswith(tfds.PREFIX):
         return tfds.open_tfds(name, config.split)
-    path = Path(name).expanduser()
+    path = local_path(name, config.cache)
     if path.is_file():
         return find_files(name, [path])
     if path.is_dir():
@@ -88,11 +89,12 @@ def read_sentences(path: Path, limit: int | None = None) -> list[str]:
     Raises:
       InputError: no such file, not UTF-8, or empty.
     """
-    if not path.expanduser().is_file():
+    path = local_path(path)
+    if not path.is_file():
         raise InputError(f"no file {path}")
     if format_of(path) != ".txt":
         raise InputError(f"{path} ends in '{path.suffix}'; expected .txt, one sentence a line, or .txt.gz")
-    rows = find_files(str(path), [path.expanduser()]).rows(())
+    rows = find_files(str(path), [path]).rows(())
     sentences = [row.values[0] for row in islice(rows, limit)]
     if not sentences:
         raise InputError(f"{path} is empty")

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.tables import text_table
 from simcse_jax.evaluation.text import fields, normal, read_lines
+from simcse_jax.storage import local_path
 
 Mode = Literal["test", "dev"]
 EncodeFunction = Callable[[list[str]], Float[np.ndarray, "S H"]]
@@ -80,7 +81,7 @@ def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool
       InputError: unknown task, missing or malformed file, or no dev split.
     """
     if name.endswith(".tsv"):
-        return Task(name, [_read_tsv(Path(name).expanduser())], "all")
+        return Task(name, [_read_tsv(local_path(name))], "all")
     if name not in STS_TASKS:
         close = difflib.get_close_matches(name, STS_TASKS, 1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -89,7 +90,7 @@ def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool
         raise InputError(
             f"task {name} needs SentEval's data: give the folder that holds STS/ and SICK/ (--data), or set SIMCSE_DATA"
         )
-    root = Path(data).expanduser()
+    root = local_path(data)
     if name in _SPLITS:
         wanted = list(_SPLITS[name]) if all_splits else [mode]
         read = _read_stsb if name == "STSBenchmark" else _read_sick

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.probe import FOLDS, TransferMode
 from simcse_jax.evaluation.text import fields, normal, read_lines
+from simcse_jax.storage import local_path
 
 _Row = tuple[str, str | None, int]
 """A sentence, the other one of a pair, and the number of the label."""
@@ -91,7 +92,7 @@ def load_transfer_task(name: str, data: str | Path, mode: TransferMode = "test")
         raise InputError(
             f"task {name} needs SentEval's data: give the folder that holds MR/, CR/ ... (--data), or set SIMCSE_DATA"
         )
-    root = Path(data).expanduser()
+    root = local_path(data)
     read: dict[str, list[_Row]]
     if name in _BINARY:
         positive, negative = _BINARY[name]

@@ -8,6 +8,7 @@ from simcse_jax import config as configs
 from simcse_jax import run
 from simcse_jax.config import Config
 from simcse_jax.errors import InputError
+from simcse_jax.files import local_only
 from simcse_jax.model.pooling import PoolerName
 from simcse_jax.objectives import check_objective
 
@@ -110,7 +111,7 @@ class Study:
     @property
     def folder(self) -> Path:
         """The study folder."""
-        return Path(self.output).expanduser()
+        return local_only(self.output)
 
     def cell(self, batch_size: int, rule: Rule, seed: int) -> Cell:
         """The run that stands for a point of the grid."""

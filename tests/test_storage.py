@@ -1,0 +1,268 @@
+"""Text, models, runs and exports on an object store: S3's protocol over a socket, and gs:// through fsspec."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from simcse_jax import storage
+from simcse_jax.cli import main
+from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, ModelConfig
+from simcse_jax.embedder import load_model
+from simcse_jax.errors import InputError
+from simcse_jax.export import export
+from simcse_jax.files import is_remote, write_text
+from simcse_jax.metrics_log import TIMES, read_log
+from simcse_jax.storage import MANIFEST, Mirror, fetch_run, local_path, working_folder
+from simcse_jax.train import train
+
+pytest.importorskip("s3fs")
+pytest.importorskip("moto.server")
+# The packages of S3 and its stand-in have warnings of their own.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The endpoint of an empty S3 on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
+    """The file system of that store, with a bucket of the test's own as `s3.bucket`."""
+    import s3fs
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    store = s3fs.S3FileSystem(use_listings_cache=False)
+    store.bucket = f"bucket-{abs(hash(request.node.name)) % 10**9}"
+    store.mkdir(store.bucket)
+    return store
+
+
+@pytest.fixture
+def config(tiny_bert: Path, text_file: Path, tmp_path: Path) -> Config:
+    dev = tmp_path / "dev.tsv"
+    pairs = ["a man runs\ta woman runs\t3", "the dog eats\ta dog eats\t5", "red house\tnever two\t0", "cat\tdog\t2"]
+    dev.write_text("sentence1\tsentence2\tscore\n" + "\n".join(pairs) + "\n")
+    return Config(
+        output=str(tmp_path / "run"),
+        batch_size=16,
+        max_steps=6,
+        log_every=1,
+        model=ModelConfig(path=str(tiny_bert), mlp_only_train=True),
+        data=DataConfig(train=str(text_file), max_length=12, cache=str(tmp_path / "cache")),
+        evaluation=EvaluationConfig(dev=str(dev), every=3),
+        checkpoint=CheckpointConfig(every=2),
+    )
+
+
+def figures(file: Path) -> list[dict[str, float]]:
+    return [{name: x for name, x in line.items() if name not in TIMES} for line in read_log(file)]
+
+
+def test_a_run_on_s3_goes_on_elsewhere_and_is_read_and_exported(
+    s3: Any, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text, model, dev pairs, run and export all on the store: the same figures as without it, bit for bit."""
+    train(config)
+    base = f"s3://{s3.bucket}/some/where"
+    for name, file in (("text.txt", config.data.train), ("dev.tsv", config.evaluation.dev)):
+        s3.put_file(file, f"{base}/{name}")
+    s3.put(config.model.path, f"{base}/model", recursive=True)
+    monkeypatch.setattr(storage, "CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(local_path, "__defaults__", (str(tmp_path / "cache"),))
+    there = replace(
+        config,
+        output=f"{base}/run",
+        model=replace(config.model, path=f"{base}/model"),
+        data=replace(config.data, train=f"{base}/text.txt"),
+        evaluation=replace(config.evaluation, dev=f"{base}/dev.tsv"),
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("simcse_jax.train.StopRequest.__call__", lambda self, step: step == 3)
+        assert train(there) == {"stopped": 3}
+    names = {path.split("/run/", 1)[1] for path in s3.find(f"{base}/run")}
+    assert {"run.json", "metrics.jsonl", "model/config.json", MANIFEST} <= names
+    assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} >= {"3"}
+    assert not any("tmp" in name or name.endswith((".lock", ".partial")) for name in names)
+
+    shutil.rmtree(tmp_path / "cache" / "runs")  # on another machine
+    results = train(there)
+    assert results["step"] == 6
+    work = working_folder(there.output, there.data.cache)
+    assert figures(work / "metrics.jsonl") == figures(tmp_path / "run" / "metrics.jsonl")
+    assert s3.cat_file(f"{base}/run/metrics.jsonl") == (work / "metrics.jsonl").read_bytes()
+    assert json.loads(s3.cat_file(f"{base}/run/results.json"))["best_step"] == results["best_step"]
+    kept = {p.split("/checkpoints/")[1].split("/")[0] for p in s3.find(f"{base}/run/checkpoints")}
+    assert kept == {path.name for path in (work / "checkpoints").iterdir()}  # what was dropped here is dropped there
+
+    shutil.rmtree(tmp_path / "cache" / "runs")
+    local, remote = load_model(config.output), load_model(there.output)
+    assert local.step == remote.step
+    for a, b in zip(jax.tree.leaves(local.params), jax.tree.leaves(remote.params), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    assert export(remote, f"{base}/exported") == f"{base}/exported"
+    exported = load_model(f"{base}/exported")
+    for a, b in zip(jax.tree.leaves(local.params), jax.tree.leaves(exported.params), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    with pytest.raises(InputError, match=r"output s3://.*/exported exists"):
+        export(remote, f"{base}/exported")
+    with pytest.raises(InputError, match="is not a run of ours"):
+        train(replace(there, output=f"{base}/exported"))
+
+
+def test_what_is_read_is_copied_once_and_anew_where_it_changed(s3: Any, tmp_path: Path) -> None:
+    url, cache = f"s3://{s3.bucket}/folder/text.txt", str(tmp_path)
+    s3.pipe_file(url, b"one")
+    first = local_path(url, cache)
+    assert (first.name, first.read_bytes()) == ("text.txt", b"one")
+    changed = first.stat().st_mtime_ns
+    assert local_path(Path(url), cache) == first  # pathlib makes one slash of two
+    assert first.stat().st_mtime_ns == changed
+    s3.pipe_file(url, b"two")
+    assert local_path(url, cache).read_bytes() == b"two"
+    assert local_path(f"s3://{s3.bucket}/folder", cache).joinpath("text.txt").read_bytes() == b"two"
+    assert local_path(str(tmp_path)) == tmp_path
+
+
+def make_run(folder: Path, step: int) -> None:
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in (f"{step}", f"{step + 1}.orbax-checkpoint-tmp"):
+        (folder / "checkpoints" / name).mkdir(parents=True)
+        (folder / "checkpoints" / name / "data").write_text(str(step))
+    write_text(folder / "run.json", "{}")
+
+
+def test_a_mirror_writes_what_is_complete_and_ends_where_another_took_over(s3: Any, tmp_path: Path) -> None:
+    url = f"s3://{s3.bucket}/run"
+    here, other = tmp_path / "here", tmp_path / "other"
+    make_run(here, 1)
+    mirror = Mirror(here, url)
+    mirror.push()
+    s3.pipe_file(f"{url}/checkpoints/9/data", b"cut short")  # put by one that was killed before its manifest
+    make_run(here, 2)
+    mirror.push()
+    assert not s3.exists(f"{url}/checkpoints/1/data")
+    fetch_run(url, other)
+    assert sorted(path.name for path in (other / "checkpoints").iterdir()) == ["2"]
+    make_run(other, 3)
+    Mirror(other, url).push()
+    make_run(here, 4)
+    with pytest.raises(InputError, match="another process trains in s3://"):
+        mirror.push()
+    with pytest.raises(InputError, match="another process trains in s3://"):
+        mirror.check()
+    fetch_run(url, here)
+    assert sorted(path.name for path in (here / "checkpoints").iterdir()) == ["3"]
+    s3.rm(url, recursive=True)
+    fetch_run(url, here)
+    assert not here.exists()
+
+
+def test_an_unreachable_store_does_not_end_a_run(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so once, goes on when the store is back, and says where the run is if it never is."""
+    make_run(tmp_path / "run", 1)
+    monkeypatch.setattr(storage, "_INTERVAL", 0.05)
+    said: list[str] = []
+    mirror = Mirror(tmp_path / "run", f"s3://{s3.bucket}/run", said.append)
+    failing = True
+    put = mirror._store.pipe_file
+
+    def pipe_file(*given: Any) -> None:
+        if failing:
+            raise ConnectionError("gone")
+        put(*given)
+
+    mirror.__enter__()
+    monkeypatch.setattr(mirror._store, "pipe_file", pipe_file)
+    for number, failing in enumerate((True, False, True), 1):  # noqa: B007  (what pipe_file sees)
+        write_text(tmp_path / "run" / "metrics.jsonl", "x" * number)
+        for _ in range(200):
+            if len(said) >= number:
+                break
+            time.sleep(0.05)
+    with pytest.raises(InputError, match=r"cannot be written \(gone\); the run is in .*run and is copied when"):
+        mirror.__exit__(None, None, None)
+    gone, again = "cannot be written for now (gone)", "is written again"
+    assert [line.split("/run ")[1] for line in said] == [gone, again, gone]
+
+
+def test_what_stores_cannot_hold_is_refused(
+    s3: Any, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"s3://{s3.bucket}/x"
+    for command in (
+        ["encode", config.model.path, config.data.train, f"{url}.npy", "--pooler", "avg"],
+        ["vocabulary", config.data.train, url],
+        ["ablate", "dropout", "--output", url, "--base.data.train", config.data.train],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 2
+        assert "is on an object store, where runs and exports can be written" in capsys.readouterr().err
+    with pytest.raises(InputError, match=f"there is nothing at {url}"):
+        local_path(url)
+    with pytest.raises(InputError, match=r"cannot be had|nothing at"):
+        local_path("s3://no-such-bucket-at-all/x")
+    with monkeypatch.context() as patch:
+        patch.setattr("simcse_jax.prepare.jax.process_count", lambda: 2)
+        with pytest.raises(InputError, match="where one process can train"):
+            train(replace(config, output=url))
+    monkeypatch.setattr(storage, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'needs the Python package gcsfs: pip install "simcse-jax\[storage\]"'):
+        local_path("gs://bucket/text.txt")
+
+
+def test_gs_goes_through_fsspec_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Google's protocol itself is not spoken here: a file system in memory stands in for gcsfs."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Store(MemoryFileSystem):
+        protocol = ("gs",)
+        store: dict[str, Any] = {}  # noqa: RUF012
+        pseudo_dirs = [""]  # noqa: RUF012
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return "/" + path.removeprefix("gs://").strip("/")
+
+    monkeypatch.setattr("fsspec.core.filesystem", lambda protocol, **options: Store())
+    monkeypatch.setattr("fsspec.core.get_filesystem_class", lambda protocol: Store)
+    monkeypatch.setattr(storage, "find_spec", lambda name: True)
+    Store().pipe_file("gs://bucket/text.txt", b"one")
+    assert local_path("gs://bucket/text.txt", str(tmp_path)).read_bytes() == b"one"
+    make_run(tmp_path / "run", 1)
+    with Mirror(tmp_path / "run", "gs://bucket/run") as mirror:
+        make_run(tmp_path / "run", 2)
+        mirror.push()
+    fetch_run("gs://bucket/run", tmp_path / "again")
+    assert (tmp_path / "again" / "checkpoints" / "2" / "data").read_text() == "2"
+    assert not (tmp_path / "again" / "checkpoints" / "1").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "remote"),
+    [("s3://b/x", True), ("gs:/b/x", True), ("s3", False), ("s3:", False), ("hf://x", False), ("/s3://b", False)],
+)
+def test_what_a_url_is(name: str, remote: bool) -> None:
+    assert is_remote(name) == remote
