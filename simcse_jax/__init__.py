@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simcse_jax.config import Config
-    from simcse_jax.embedder import SimCSE, load_model
+    from simcse_jax.embedder import load_model
     from simcse_jax.errors import InputError
     from simcse_jax.export import export
     from simcse_jax.objectives import info_nce
+    from simcse_jax.tool import SimCSE
     from simcse_jax.train import train
 
 __version__ = version("simcse-jax")
@@ -22,7 +23,7 @@ __version__ = version("simcse-jax")
 _HOME = {
     "Config": "config",
     "InputError": "errors",
-    "SimCSE": "embedder",
+    "SimCSE": "tool",
     "export": "export",
     "info_nce": "objectives",
     "load_model": "embedder",

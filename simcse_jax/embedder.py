@@ -1,6 +1,5 @@
-"""Trained models: loading from a run, an export or a Hugging Face folder, and encoding with them."""
+"""Trained models: loading from a run, an export or a Hugging Face folder."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from simcse_jax import hf, postprocess, rng
 from simcse_jax.checkpoint import abstract, open_checkpoints
-from simcse_jax.config import ENCODE_ROW, ModelConfig
-from simcse_jax.encode import BatchEncoder
+from simcse_jax.config import ModelConfig
 from simcse_jax.errors import InputError
 from simcse_jax.hf import Checkpoint, Params, Pooling
 from simcse_jax.model import EncoderConfig, SentenceEncoder, check_pooler, init_mlm_head
@@ -200,68 +197,3 @@ def _restore(run: Run, model: SentenceEncoder, step: int | None) -> dict[str, An
         return {"step": step, "params": params} | checkpoints.restore_auxiliary(
             step, abstract(heads, state_sharding(mesh, heads))
         )
-
-
-class SimCSE:
-    """Sentence vectors from a trained model.
-
-    >>> model = SimCSE("runs/quickstart")            # doctest: +SKIP
-    >>> model.similarity("A man sleeps.", "A man is asleep.")  # doctest: +SKIP
-    array([[0.97]], dtype=float32)
-    """
-
-    def __init__(
-        self,
-        model: str | Path,
-        pooler: str | None = None,
-        max_length: int | None = None,
-        packed_length: int = ENCODE_ROW,
-    ) -> None:
-        """Loads a model onto all devices.
-
-        Args:
-          model: a run folder, an exported folder, a Hugging Face folder or a name on the hub.
-          pooler: overrides the pooler saved with the model.
-          max_length: longer sentences are cut to this many tokens; the model's own limit where None.
-          packed_length: tokens a row, which shorter sentences share; 0: a sentence a row. The vectors are the same, to
-            rounding.
-
-        Raises:
-          InputError: see `load_model` and `BatchEncoder`.
-        """
-        self._loaded = load_model(model, pooler)
-        tokenizer = hf.load_tokenizer(self._loaded.checkpoint.folder)
-        self._encoder = BatchEncoder(
-            self._loaded.model,
-            tokenizer,
-            make_mesh(),
-            self._loaded.checkpoint.max_length if max_length is None else max_length,
-            packed_length=packed_length,
-        )
-
-    def encode(
-        self, sentences: str | Sequence[str], *, normalize: bool = True, progress: bool = False
-    ) -> Float[np.ndarray, "... H"]:
-        """Vectors of sentences.
-
-        Args:
-          sentences: one sentence, or several.
-          normalize: scale each vector to length 1.
-          progress: show a progress bar.
-
-        Returns:
-          float32 [H] for one sentence, [S, H] for several.
-        """
-        several = [sentences] if isinstance(sentences, str) else list(sentences)
-        if not several:
-            return np.zeros((0, self._loaded.width), np.float32)
-        vectors = self._encoder(self._loaded.params, several, progress)
-        if normalize:
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return vectors[0] if isinstance(sentences, str) else vectors
-
-    def similarity(self, a: str | Sequence[str], b: str | Sequence[str]) -> Float[np.ndarray, "A B"]:
-        """Cosine similarity of every sentence of `a` with every sentence of `b`."""
-        first, second = (self.encode([x] if isinstance(x, str) else x) for x in (a, b))
-        product: Float[np.ndarray, "A B"] = first @ second.T
-        return product

@@ -1,8 +1,9 @@
 """Sentences to vectors, several a row, on every device."""
 
+import copy
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,16 @@ from tqdm import tqdm
 
 from simcse_jax.config import ENCODE_ROW, MIN_LENGTH
 from simcse_jax.data.packing import first_fit, lay
-from simcse_jax.data.tokens import encode_batch
+from simcse_jax.data.tokens import encode_batch, encode_windows
 from simcse_jax.errors import InputError
 from simcse_jax.hf import Params
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.postprocess import KEY
 from simcse_jax.sharding import put_batch, replicated
+
+LongText = Literal["cut", "windows", "error"]
+"""What becomes of a text of more than `max_length` tokens: its beginning is encoded; or all of it, in windows of so many
+tokens each, whose vectors are averaged, weighted by their tokens (specials not counted); or it is refused."""
 
 _CHUNK = 8192  # sentences tokenised at a time, and packed
 
@@ -59,6 +64,7 @@ class BatchEncoder:
         max_length: int | None = None,
         batch_size: int = 64,
         packed_length: int = ENCODE_ROW,
+        long_text: LongText = "cut",
     ) -> None:
         """Prepares the forward pass.
 
@@ -66,31 +72,26 @@ class BatchEncoder:
           model: the module.
           tokenizer: its fast tokenizer.
           mesh: devices; the batch is split over all of them.
-          max_length: longer sentences are cut to this many tokens; the model's own limit where None.
+          max_length: tokens that are encoded of a sentence; the model's own limit where None.
           batch_size: sentences a forward pass over all devices; packed, as many tokens as so many of 16.
           packed_length: tokens of a row, which sentences of up to so many share, one after the other. Longer ones have
             rows of their own, all where it is 0. The vectors are the same, to rounding.
+          long_text: what becomes of longer texts, see `LongText`.
 
         Raises:
-          InputError: `max_length` leaves no room for a token, `packed_length` is none that can be used, or the
-            tokenizer has tokens that the model lacks.
+          InputError: `max_length` leaves no room for a token, `packed_length`, `batch_size` or `long_text` is none that
+            can be used, or the tokenizer has tokens that the model lacks.
         """
         if packed_length and not _TOKENS_A_SLOT <= packed_length <= _LENGTHS[-1]:
             raise InputError(
                 f"packed_length is {packed_length}; it must be 0 (a sentence a row) or {_TOKENS_A_SLOT} to "
                 f"{_LENGTHS[-1]} tokens a row"
             )
-        if max_length is not None and max_length < MIN_LENGTH:
-            raise InputError(
-                f"max_length is {max_length}; it must be at least {MIN_LENGTH}: "
-                "two special tokens and one of the sentence"
-            )
         check_vocabulary(tokenizer, model.config.vocab_size)
         self.mesh = mesh
         self.tokenizer = tokenizer
-        limit = model.config.max_length
-        self.max_length = limit if max_length is None else min(max_length, limit)
-        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._limit = model.config.max_length
+        self._set(batch_size, max_length, long_text)
         self.packed_length = packed_length
 
         def forward(params: Params, batch: tuple[Int[Array, "B L"], Int[Array, "B S"]]) -> Float[Array, "B*S D"]:
@@ -101,19 +102,65 @@ class BatchEncoder:
 
         self._forward = jax.jit(forward, out_shardings=replicated(mesh))
 
+    def with_limits(self, batch_size: int, max_length: int | None, long_text: LongText) -> "BatchEncoder":
+        """The same with other settings, see the constructor; what is compiled is shared."""
+        other = copy.copy(self)
+        other._set(batch_size, max_length, long_text)
+        return other
+
+    def _set(self, batch_size: int, max_length: int | None, long_text: LongText) -> None:
+        if max_length is not None and max_length < MIN_LENGTH:
+            raise InputError(
+                f"max_length is {max_length}; it must be at least {MIN_LENGTH}: "
+                "two special tokens and one of the sentence"
+            )
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; it must be greater than 0")
+        if long_text not in get_args(LongText):
+            raise InputError(f"long_text is '{long_text}'; choose one of {', '.join(get_args(LongText))}")
+        self.max_length = self._limit if max_length is None else min(max_length, self._limit)
+        self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
+        self.long_text = long_text
+
     def __call__(self, params: Params, sentences: list[str], progress: bool = False) -> Float[np.ndarray, "S D"]:
         """Vectors of the sentences, in their order, not normalised, float32 (float64 for a float64 model).
 
         A post-processor among the parameters is applied.
 
         Each process of a multi-host job must call this with the same sentences; each gets all vectors.
+
+        Raises:
+          InputError: with `long_text` error, a sentence of more than `max_length` tokens.
         """
-        # A Python list of ints takes eight times the room of an array.
-        tokens = [
-            np.asarray(ids, np.uint32)
-            for start in range(0, len(sentences), _CHUNK)
-            for ids in encode_batch(self.tokenizer, sentences[start : start + _CHUNK], self.max_length)
-        ]
+        tokens: list[np.ndarray] = []
+        owners: list[int] = []
+        for start in range(0, len(sentences), _CHUNK):
+            chunk = sentences[start : start + _CHUNK]
+            if self.long_text == "cut":
+                ids = encode_batch(self.tokenizer, chunk, self.max_length)
+            else:
+                ids, places = encode_windows(self.tokenizer, chunk, self.max_length)
+                owners += [start + place for place in places]
+            # A Python list of ints takes eight times the room of an array.
+            tokens += [np.asarray(x, np.uint32) for x in ids]
+        if len(tokens) == len(sentences):
+            return self._encode(params, tokens, progress)
+        counts = np.bincount(owners)
+        if self.long_text == "error":
+            long = int(np.argmax(counts > 1))
+            raise InputError(
+                f"{np.sum(counts > 1):,} of {len(sentences):,} sentences have more than {self.max_length} tokens, first "
+                f"number {long + 1}, '{sentences[long][:60]}…': shorten them, or set long_text to cut or windows"
+            )
+        specials = self.tokenizer.num_special_tokens_to_add()
+        weights = np.array([max(len(ids) - specials, 1) for ids in tokens], np.float64)[:, None]
+        vectors = self._encode(params, tokens, progress)
+        # The windows of a sentence are neighbours.
+        starts = np.cumsum(counts) - counts
+        means: Float[np.ndarray, "S D"] = np.add.reduceat(vectors * weights, starts) / np.add.reduceat(weights, starts)
+        return means.astype(vectors.dtype)
+
+    def _encode(self, params: Params, tokens: list[np.ndarray], progress: bool) -> Float[np.ndarray, "S D"]:
         results: list[Any] = []
         order: list[np.ndarray] = []
         with tqdm(total=len(tokens), desc="encoding", unit=" sentences", disable=not progress) as bar:

@@ -11,7 +11,7 @@ import pytest
 from simcse_jax.cli import main
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
 from simcse_jax.data.demo import demo_similarity
-from simcse_jax.embedder import SimCSE, kept_steps, load_model
+from simcse_jax.embedder import kept_steps, load_model
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import (
     alignment,
@@ -27,6 +27,7 @@ from simcse_jax.evaluation.geometry import (
 )
 from simcse_jax.evaluation.sts import distinct_sentences, load_task
 from simcse_jax.export import export
+from simcse_jax.tool import SimCSE
 from simcse_jax.train import train
 
 FILES = [

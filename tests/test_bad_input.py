@@ -17,8 +17,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from simcse_jax.cli import main
-from simcse_jax.embedder import SimCSE, load_model
+from simcse_jax.embedder import load_model
 from simcse_jax.errors import InputError
+from simcse_jax.tool import SimCSE
 from tests.conftest import write_model
 
 CONFIG = """

@@ -16,13 +16,14 @@ from safetensors.numpy import load_file
 from simcse_jax import hf
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, ModelConfig
 from simcse_jax.data.demo import demo_similarity
-from simcse_jax.embedder import LoadedModel, SimCSE, load_model
+from simcse_jax.embedder import LoadedModel, load_model
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import load_task
 from simcse_jax.export import export
 from simcse_jax.model import POOLERS
 from simcse_jax.sharding import make_mesh
+from simcse_jax.tool import SimCSE
 from simcse_jax.train import train
 from tests.conftest import SENTENCES, TINY_BERT, TINY_ROBERTA, write_tokenizer
 

@@ -20,7 +20,8 @@ LEVELS = [
     ["step", "run", "postprocess"],
     ["checkpoint", "data"],
     ["encode"],
-    ["embedder"],
+    ["embedder", "index"],
+    ["tool"],
     ["evaluation"],
     ["export", "memory", "replace_words"],
     ["monitor", "plan", "prepare", "run_figures"],
@@ -70,7 +71,7 @@ def test_every_module_has_a_level() -> None:
     assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES} == known
 
 
-LIGHT = ("cli", "train", "embedder", "evaluation.suite", "evaluation.mteb")
+LIGHT = ("cli", "train", "embedder", "tool", "evaluation.suite", "evaluation.mteb")
 
 
 @pytest.mark.parametrize("module", ["simcse_jax", *(f"simcse_jax.{name}" for name in LIGHT)])

@@ -21,10 +21,11 @@ from safetensors.numpy import load_file, save_file
 
 from simcse_jax import hf
 from simcse_jax.config import Config, DataConfig, ModelConfig
-from simcse_jax.embedder import SimCSE, build_model, load_model
+from simcse_jax.embedder import build_model, load_model
 from simcse_jax.errors import InputError
 from simcse_jax.model import read_encoder_config
 from simcse_jax.prepare import prepare
+from simcse_jax.tool import SimCSE
 from tests.conftest import SENTENCES, TINY_BERT, TINY_ROBERTA, write_model
 
 Tensors = dict[str, np.ndarray]

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simcse_jax.embedder import SimCSE
 from simcse_jax.evaluation.mteb import MTEBEncoder
 from simcse_jax.evaluation.sts import Task, evaluate, load_task
+from simcse_jax.tool import SimCSE
 
 TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark")
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from simcse_jax import hf
 from simcse_jax.cli import main
 from simcse_jax.data.demo import demo_similarity
-from simcse_jax.embedder import LoadedModel, SimCSE, load_model
+from simcse_jax.embedder import LoadedModel, load_model
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import average_cosine
@@ -34,6 +34,7 @@ from simcse_jax.postprocess import (
 )
 from simcse_jax.postprocess.flow import init_flow
 from simcse_jax.sharding import make_mesh
+from simcse_jax.tool import SimCSE
 from tests.conftest import SENTENCES
 
 METHODS = [

@@ -21,7 +21,6 @@ from simcse_jax.data.batches import EpochOrder
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.demo import first_layers
 from simcse_jax.data.tokens import TokenTable
-from simcse_jax.embedder import SimCSE
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import alignment, geometry, positive_pairs, uniformity
 from simcse_jax.evaluation.sts import Subset, Task
@@ -31,6 +30,7 @@ from simcse_jax.study.false_negatives import false_negatives, first_sentences
 from simcse_jax.study.noise_scale import batch_gradients, noise_scale
 from simcse_jax.study.run import run_study
 from simcse_jax.study.table import slope, values
+from simcse_jax.tool import SimCSE
 
 PAIRS = ["a man runs\ta woman runs\t3", "the dog eats\ta dog eats\t5", "red house\tnever two\t0", "cat\tdog\t2"]
 TIMES = ("seconds", "steps_per_second", "memory_bytes")

@@ -35,7 +35,7 @@ class Encode:
         import numpy as np
 
         from simcse_jax.data.corpus import read_sentences
-        from simcse_jax.embedder import SimCSE
+        from simcse_jax.tool import SimCSE
 
         if self.output.suffix != ".npy":
             raise InputError(f"output {self.output} must end in .npy")

@@ -82,6 +82,22 @@ def encode_batch(tokenizer: Any, sentences: list[str], max_length: int) -> list[
     return ids
 
 
+def encode_windows(tokenizer: Any, sentences: list[str], max_length: int) -> tuple[list[list[int]], list[int]]:
+    """Token ids of each window of at most `max_length` tokens, specials included, and the sentence it is of.
+
+    The windows of a sentence do not overlap; they stand one after the other.
+    """
+    encoded = tokenizer(
+        sentences,
+        max_length=max_length,
+        truncation=True,
+        return_overflowing_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    return encoded["input_ids"], encoded["overflow_to_sample_mapping"]
+
+
 def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:
     """What masking must know of a tokenizer.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from simcse_jax.embedder import SimCSE
+from simcse_jax.tool import SimCSE
 
 
 class MTEBEncoder:
