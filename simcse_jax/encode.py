@@ -22,8 +22,8 @@ from simcse_jax.postprocess import KEY
 from simcse_jax.sharding import put_batch, replicated
 
 LongText = Literal["cut", "windows", "error"]
-"""What becomes of a text of more than `max_length` tokens: its beginning is encoded; or all of it, in windows of so many
-tokens each, whose vectors are averaged, weighted by their tokens (specials not counted); or it is refused."""
+"""What becomes of a text of more than `max_length` tokens: its beginning is encoded; or all of it, in windows of so
+many tokens each, whose vectors are averaged, weighted by their tokens (specials not counted); or it is refused."""
 
 _CHUNK = 8192  # sentences tokenised at a time, and packed
 
@@ -149,8 +149,9 @@ class BatchEncoder:
         if self.long_text == "error":
             long = int(np.argmax(counts > 1))
             raise InputError(
-                f"{np.sum(counts > 1):,} of {len(sentences):,} sentences have more than {self.max_length} tokens, first "
-                f"number {long + 1}, '{sentences[long][:60]}…': shorten them, or set long_text to cut or windows"
+                f"{np.sum(counts > 1):,} of {len(sentences):,} sentences have more than {self.max_length} tokens, the "
+                f"first is '{sentences[long][:60]}…' (number {long + 1}): shorten them, or set long_text to cut or "
+                "windows"
             )
         specials = self.tokenizer.num_special_tokens_to_add()
         weights = np.array([max(len(ids) - specials, 1) for ids in tokens], np.float64)[:, None]

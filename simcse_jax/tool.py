@@ -182,7 +182,7 @@ class SimCSE:
         if index.sentences:
             # The shortest, which no limit cuts.
             number = min(range(len(index)), key=lambda i: len(index.sentences[i]))
-            cosine = float(self._vectors(index.sentences[number])[0] @ index.vectors[number])
+            cosine = float(self._vectors(index.sentences[number])[0] @ index.vector(number))
             if cosine < _SAME:
                 raise InputError(
                     f"{about} has another vector for '{index.sentences[number][:60]}' than {self._name} gives (their "
