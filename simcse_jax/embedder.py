@@ -113,7 +113,8 @@ def load_model(
 
     Args:
       name_or_path: the model.
-      pooler: overrides the pooler saved with the model; needed for a model that names none.
+      pooler: overrides the pooler saved with the model, and with it what a sentence-transformers folder has after
+        pooling; needed for a model that names none.
       dtype: compute type.
       step: of a run, the kept checkpoint to load instead, see `kept_steps`.
 
@@ -150,8 +151,8 @@ def load_model(
         host = with_fresh_head(host, model, seed=0)
     mesh = make_mesh()
     loaded = LoadedModel(model, put(host, state_sharding(mesh, host)), checkpoint, None, None)
-    about = checkpoint.hf_config.get(hf.SETTINGS, {}).get(postprocess.KEY)
-    if about is None:
+    post, about = postprocess.read_saved(checkpoint, model.param_dtype, modules=pooler is None)
+    if post is None or about is None:
         return loaded
     fitted_to = checkpoint.pooling.at_evaluation if checkpoint.pooling else None
     if loaded.pooler != fitted_to:
@@ -159,7 +160,6 @@ def load_model(
             f"the post-processor of {name_or_path} was fitted to vectors of pooler {fitted_to}, not {loaded.pooler}: "
             "leave the pooler out, or start from the model that it was made from"
         )
-    post = postprocess.read(checkpoint.folder, about, checkpoint.config.hidden_size, model.param_dtype)
     return loaded.with_postprocessor(post, about)
 
 

@@ -10,7 +10,7 @@ from simcse_jax import __version__, hf
 from simcse_jax.embedder import LoadedModel
 from simcse_jax.evaluation.sts import STS_TASKS
 from simcse_jax.files import write_json, write_tensors
-from simcse_jax.postprocess import KEY, Affine, Flow, describe, tensors_of
+from simcse_jax.postprocess import KEY, Affine, Dense, Flow, Modules, describe, tensors_of
 from simcse_jax.storage import check_new_output, written_folder
 
 # What a flow is called in modules.json: there is no such class, so that sentence-transformers refuses the folder with
@@ -110,6 +110,14 @@ def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndar
     post = loaded.params.get(KEY)
     if isinstance(post, Affine):
         add("Dense", _dense(size, post.width, "linear.Identity"), tensors_of(post))
+    elif isinstance(post, Modules):
+        for layer in post.layers:
+            if isinstance(layer, Dense):
+                package = "linear" if layer.activation == "Identity" else "activation"
+                before, after = layer.weight.shape
+                add("Dense", _dense(before, after, f"{package}.{layer.activation}"), tensors_of(layer))
+            else:
+                add("Normalize", {})
     elif post is not None:
         (folder / KEY).mkdir()
         write_tensors(folder / KEY / "model.safetensors", tensors_of(post))
@@ -120,7 +128,8 @@ def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndar
         [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)],
     )
     limit = loaded.checkpoint.max_length or loaded.model.config.max_length
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": False})
+    lower = hf.lower_cases(loaded.checkpoint.folder)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": lower})
     write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
     return None if post is None else modules[-1][0]
 

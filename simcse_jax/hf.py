@@ -1,6 +1,5 @@
 """Hugging Face checkpoints in and out: one table of parameter names, used both ways."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -11,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from simcse_jax.errors import InputError, reason
-from simcse_jax.model import EncoderConfig, check_pooler, read_encoder_config
+from simcse_jax.files import write_json
+from simcse_jax.model import EncoderConfig, read_encoder_config
+from simcse_jax.recognise import SETTINGS as SETTINGS
+from simcse_jax.recognise import TRANSFORMER_FILE, encoder_folder, lower_cases, read_json, read_max_length, read_pooling
+from simcse_jax.recognise import Pooling as Pooling
 from simcse_jax.storage import local_path
 
 Params = dict[str, Any]
-SETTINGS = "simcse_jax"
-"""Key of config.json that holds the pooler settings of a model we saved."""
 HUB_TIMEOUT = 10.0
 """Seconds that the hub has for its first answer."""
 
@@ -46,36 +47,26 @@ _UNUSED = re.compile(r"^(cls\.|lm_head\.|embeddings\.position_ids$|embeddings\.t
 
 
 @dataclass(frozen=True)
-class Pooling:
-    """How a saved model pools at evaluation."""
-
-    pooler: str
-    mlp_only_train: bool = False
-
-    @property
-    def at_evaluation(self) -> str:
-        """The pooler whose vectors the model gives once trained."""
-        return "cls_before_pooler" if self.pooler == "cls" and self.mlp_only_train else self.pooler
-
-
-@dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder, read."""
+    """A checkpoint, read."""
 
     folder: Path
+    """Where config.json, the weights and the tokenizer are."""
     hf_config: dict[str, Any]
     config: EncoderConfig
     max_length: int | None
     """Length a sentence-transformers folder cuts sentences to; None elsewhere: the encoder's own limit."""
+    root: Path
+    """The folder of the whole model: `folder`, but for models of early sentence-transformers."""
 
     @property
     def pooling(self) -> Pooling | None:
         """The pooler that the folder names; None where it does not say, as for a plain BERT.
 
         Raises:
-          InputError: it names one that is not among ours. The weights can be used with another all the same.
+          InputError: see `read_pooling`. The weights can be used with another all the same.
         """
-        return _read_pooling(self.folder, self.hf_config)
+        return read_pooling(self.root, self.hf_config)
 
 
 def locate(name_or_path: str | Path) -> Path:
@@ -100,12 +91,21 @@ def locate(name_or_path: str | Path) -> Path:
         unreachable = error  # what was downloaded before is still there
 
     def download(weights: str) -> Path:
-        patterns = ["*.json", "*.txt", "*.model", "*_Pooling/*", "*_Dense/*", "postprocess/*", weights]
+        patterns = [
+            "*.json",
+            "*.txt",
+            "*.model",
+            "*_Pooling/*",
+            "*_Dense/*",
+            "postprocess/*",
+            weights,
+            f"*_Transformer/{weights}",
+        ]
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=unreachable is not None))
 
     try:
         folder = download("model*.safetensors")
-        if not list(folder.glob("model*.safetensors")):
+        if not list(encoder_folder(folder).glob("model*.safetensors")):
             folder = download("pytorch_model*.bin")
     except Exception as error:
         cause = unreachable or error
@@ -122,56 +122,16 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
     Raises:
       InputError: no such model, no readable `config.json`, or not a BERT or RoBERTa.
     """
-    folder = locate(name_or_path)
-    hf_config = _read_json(folder / "config.json", f"'{folder}' is not a model folder")
+    root = locate(name_or_path)
+    folder = encoder_folder(root)
+    hf_config = read_json(folder / "config.json", f"'{folder}' is not a model folder")
     if not isinstance(hf_config, dict):
         raise InputError(f"{folder / 'config.json'} holds a JSON {type(hf_config).__name__}; expected an object")
     try:
         config = read_encoder_config(hf_config)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
-    return Checkpoint(folder, hf_config, config, _read_max_length(folder, config))
-
-
-def _read_json(path: Path, problem: str) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{problem}: it has no {path.name}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error})") from error
-
-
-def _read_max_length(folder: Path, config: EncoderConfig) -> int | None:
-    """Length that a sentence-transformers folder names; since release 6 it does so in the tokenizer's config."""
-    if not (folder / "modules.json").is_file():
-        return None
-    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        limit = _read_json(folder / name, "").get(key) if (folder / name).is_file() else None
-        if limit:
-            return min(int(limit), config.max_length)  # a tokenizer without limit says 1e30
-    return None
-
-
-def _read_pooling(folder: Path, hf_config: dict[str, Any]) -> Pooling | None:
-    """The pooler a folder names: in our own settings, or in sentence-transformers' modules.json."""
-    if settings := hf_config.get(SETTINGS):
-        check_pooler(settings["pooler"])
-        return Pooling(settings["pooler"], settings["mlp_only_train"])
-    if not (folder / "modules.json").is_file():
-        return None
-    modules = [m["type"].rsplit(".", 1)[-1] for m in _read_json(folder / "modules.json", "modules.json is missing")]
-    settings = _read_json(folder / "1_Pooling" / "config.json", f"{folder} names a Pooling module")
-    modes = [k for k, on in settings.items() if k.startswith("pooling_mode_") and on is True]
-    mode = settings.get("pooling_mode", modes[0] if len(modes) == 1 else modes)
-    known = {"mean": "avg", "pooling_mode_mean_tokens": "avg"}
-    known |= dict.fromkeys(("cls", "pooling_mode_cls_token"), "cls_before_pooler")
-    if modules not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or str(mode) not in known:
-        raise InputError(
-            f"{folder} is a sentence-transformers model of modules {modules} with pooling {mode}; "
-            "read are Transformer + Pooling (mean or cls) [+ Normalize]: give the pooler yourself, e.g. --pooler avg"
-        )
-    return Pooling(known[str(mode)])
+    return Checkpoint(folder, hf_config, config, read_max_length(root, config.max_length), root)
 
 
 def _names(config: EncoderConfig, mlm: bool = False) -> Iterator[tuple[tuple[str, ...], str, tuple[int, ...]]]:
@@ -214,7 +174,7 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = Fal
       InputError: unreadable file, or a missing, unexpected or misshapen weight, each named; also a head of a masked
         language model whose decoder is not the word embeddings.
     """
-    stored = _read_tensors(checkpoint.folder)
+    stored = read_tensors(checkpoint.folder)
     tensors = {_canonical(name): name for name in stored}
     params: Params = {}
     problems: list[str] = []
@@ -272,11 +232,16 @@ def _canonical(name: str) -> str:
     return re.sub(r"^mlp\.dense\.", "pooler.dense.", name)
 
 
-def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """All weights of a folder, in safetensors, in shards or not, or as a PyTorch pickle.
+
+    Raises:
+      InputError: there are none, or they cannot be read.
+    """
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = folder / f"{stem}.{suffix}.index.json"
         if index.is_file():
-            files = sorted({folder / f for f in _read_json(index, "")["weight_map"].values()})
+            files = sorted({folder / f for f in read_json(index, "")["weight_map"].values()})
         elif (folder / f"{stem}.{suffix}").is_file():
             files = [folder / f"{stem}.{suffix}"]
         else:
@@ -360,17 +325,26 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise InputError(f"{folder} has no tokenizer that can be read ({reason(error)})") from error
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer in {folder} has no tokenizer.json (no fast form)")
+    if lower_cases(Path(folder)):
+        from tokenizers.normalizers import Lowercase, Sequence
+
+        rules = tokenizer.backend_tokenizer
+        rules.normalizer = Sequence([Lowercase(), *([rules.normalizer] if rules.normalizer else [])])
+        tokenizer.lower_cases = True
     return tokenizer
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Writes a tokenizer.
+    """Writes a tokenizer, and where it puts text in lower case first, sentence-transformers' file that says so.
 
     Raises:
       OSError: it cannot be written; the Rust side says so with a bare Exception.
     """
     try:
         tokenizer.save_pretrained(folder)
+        if getattr(tokenizer, "lower_cases", False):
+            # transformers makes the normaliser of a BERT anew.
+            write_json(folder / TRANSFORMER_FILE, {"do_lower_case": True})
     except OSError:
         raise
     except Exception as error:

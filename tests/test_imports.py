@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 # Modules from the bottom up: each may import only from lower levels.
 LEVELS = [
     ["batch", "chunks", "errors", "flops", "hlo", "noise", "plots", "rng"],
-    ["files", "model", "nearest", "preemption", "programs", "topology"],
+    ["files", "model", "nearest", "preemption", "programs", "recognise", "topology"],
     ["config", "metrics_log", "speed", "storage", "tables", "tracking"],
     ["sharding", "hf", "objectives", "optimizer"],
     ["masked"],

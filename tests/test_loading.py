@@ -311,7 +311,7 @@ def test_sentence_transformers_folders(
 
 
 @pytest.mark.parametrize("style", ["old", "new"])
-@pytest.mark.parametrize(("mode", "more"), [("max", ()), ("mean", ("Dense",))])
+@pytest.mark.parametrize(("mode", "more"), [("max", ()), ("mean", ("LayerNorm",))])
 def test_other_sentence_transformers_need_a_pooler(
     tmp_path: Path, tiny_bert: Path, mode: str, more: tuple[str, ...], style: str
 ) -> None:

@@ -70,7 +70,7 @@ class MTEBEncoder:
           task_metadata, hf_split, hf_subset, prompt_type, kwargs: mteb's; not used, but for `show_progress_bar`.
         """
         sentences = [sentence for batch in inputs for sentence in batch["text"]]
-        return self._model.encode(sentences, progress=bool(kwargs.get("show_progress_bar", False)))
+        return np.asarray(self._model.encode(sentences, progress=bool(kwargs.get("show_progress_bar", False))))
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, "A B"]:
         """Cosine of every vector of the one with every vector of the other."""

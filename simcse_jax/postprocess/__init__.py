@@ -1,4 +1,4 @@
-"""Maps of sentence vectors that are fitted without labels: whitening, all-but-the-top, flow.
+"""Maps of sentence vectors: fitted without labels (whitening, all-but-the-top, flow), or a saved model's own.
 
 A post-processor is a pytree of arrays with `__call__(x: [S, H]) -> [S, D]`. It belongs to the weights whose vectors it
 was fitted to, lies among a loaded model's parameters under `KEY`, and is applied wherever sentences are encoded.
@@ -7,20 +7,24 @@ was fitted to, lies among a loaded model's parameters under `KEY`, and is applie
 from simcse_jax.postprocess.fit import FitSettings, PostProcessor, fit
 from simcse_jax.postprocess.flow import Flow, FlowSettings, fit_flow
 from simcse_jax.postprocess.linear import Affine, all_but_the_top, whitening
-from simcse_jax.postprocess.stored import KEY, describe, read, tensors_of
+from simcse_jax.postprocess.modules import Dense, Modules
+from simcse_jax.postprocess.stored import KEY, describe, read, read_saved, tensors_of
 
 __all__ = [
     "KEY",
     "Affine",
+    "Dense",
     "FitSettings",
     "Flow",
     "FlowSettings",
+    "Modules",
     "PostProcessor",
     "all_but_the_top",
     "describe",
     "fit",
     "fit_flow",
     "read",
+    "read_saved",
     "tensors_of",
     "whitening",
 ]

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from simcse_jax.errors import InputError
 from simcse_jax.postprocess.flow import Flow, FlowSettings, fit_flow
 from simcse_jax.postprocess.linear import Affine, all_but_the_top, whitening
+from simcse_jax.postprocess.modules import Modules
 
-PostProcessor = Affine | Flow
+PostProcessor = Affine | Flow | Modules
 
 
 @dataclass(frozen=True)

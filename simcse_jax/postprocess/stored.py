@@ -7,22 +7,47 @@ import jax
 import numpy as np
 
 from simcse_jax.errors import InputError
-from simcse_jax.hf import read_safetensors
+from simcse_jax.hf import SETTINGS, Checkpoint, read_safetensors
 from simcse_jax.postprocess.fit import PostProcessor
 from simcse_jax.postprocess.flow import Flow
 from simcse_jax.postprocess.linear import Affine
+from simcse_jax.postprocess.modules import Dense, read_modules
 
 KEY = "postprocess"
 """Where a post-processor stands: among a model's parameters, and among our settings in config.json."""
+_MODULES = "sentence-transformers modules"
 
 
-def tensors_of(post: PostProcessor) -> dict[str, np.ndarray]:
+def tensors_of(post: Affine | Dense | Flow) -> dict[str, np.ndarray]:
     """The arrays by name: those of sentence-transformers' Dense for an affine map, which multiplies from the left."""
-    if isinstance(post, Affine):
+    if isinstance(post, Affine | Dense):
         weight = np.ascontiguousarray(np.asarray(post.weight, np.float32).T)
         return {"linear.weight": weight, "linear.bias": np.asarray(post.bias, np.float32)}
     named = {**post.params, **{f"fixed.{name}": value for name, value in post.fixed.items()}}
     return {name: np.ascontiguousarray(value) for name, value in named.items()}
+
+
+def read_saved(
+    checkpoint: Checkpoint, dtype: Any, modules: bool = True
+) -> tuple[PostProcessor | None, dict[str, Any] | None]:
+    """The post-processor of a model folder, and what there is to say of it; None for both where it has none.
+
+    That is one of ours, which config.json describes, or, with `modules`, what follows the pooling of a
+    sentence-transformers model.
+
+    Raises:
+      InputError: see `read` and `read_modules`.
+    """
+    width, settings = checkpoint.config.hidden_size, checkpoint.hf_config.get(SETTINGS)
+    about = (settings or {}).get(KEY)
+    if about and about.get("method") != _MODULES:
+        return read(checkpoint.folder, about, width, dtype), about
+    # Of a folder of ours that does not say so, a Dense is the head.
+    post = read_modules(checkpoint.root, width) if modules and (about or not settings) else None
+    if post is None:
+        return None, None
+    names = [layer.activation if isinstance(layer, Dense) else "Normalize" for layer in post.layers]
+    return _cast(post, dtype), {"method": _MODULES, "modules": names, "width": post.width}
 
 
 def read(folder: Path, about: dict[str, Any], width: int, dtype: Any) -> PostProcessor:
@@ -59,11 +84,18 @@ def read(folder: Path, about: dict[str, Any], width: int, dtype: Any) -> PostPro
             f"{file} maps vectors of width {given} to {post.width}; config.json asks for {width} to "
             f"{about.get('width')}: they are not of one model"
         )
-    return jax.tree.map(lambda x: x.astype(dtype) if np.issubdtype(x.dtype, np.floating) else x, post)
+    return _cast(post, dtype)
+
+
+def _cast(post: PostProcessor, dtype: Any) -> PostProcessor:
+    cast: PostProcessor = jax.tree.map(lambda x: x.astype(dtype) if np.issubdtype(x.dtype, np.floating) else x, post)
+    return cast
 
 
 def describe(about: dict[str, Any]) -> str:
     """A post-processor in a few words, e.g. "whitening to width 256, fitted to 10,000 sentences of wiki.txt"."""
+    if about["method"] == _MODULES:
+        return f"{_MODULES} ({', '.join(about['modules'])}) to width {about['width']}"
     detail = {
         "whitening": f" to width {about['width']}",
         "all-but-the-top": f" without {about.get('components')} components",

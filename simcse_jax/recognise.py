@@ -1,0 +1,159 @@
+"""What a model folder says of its sentence vectors: in our settings, in sentence-transformers' modules.json, or as a
+checkpoint of the SimCSE authors."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simcse_jax.errors import InputError
+from simcse_jax.model import check_pooler
+
+SETTINGS = "simcse_jax"
+"""Key of config.json that holds the pooler settings of a model we saved."""
+
+TRANSFORMER_FILE = "sentence_bert_config.json"
+"""sentence-transformers' settings of the encoder."""
+
+# sentence-transformers' names of poolers, a switch a mode until its release 5, then one word.
+_POOLERS = {"mean": "avg", "pooling_mode_mean_tokens": "avg"}
+_POOLERS |= dict.fromkeys(("cls", "pooling_mode_cls_token"), "cls_before_pooler")
+
+# Names of the authors' checkpoints and of the folders that their scripts train into.
+_ORIGINAL = re.compile(r"(?:^|[-_/])(un)?sup-simcse(?:[-_/]|$)")
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How a saved model pools at evaluation."""
+
+    pooler: str
+    mlp_only_train: bool = False
+
+    @property
+    def at_evaluation(self) -> str:
+        """The pooler whose vectors the model gives once trained."""
+        return "cls_before_pooler" if self.pooler == "cls" and self.mlp_only_train else self.pooler
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module of sentence-transformers: its class, without the package, and its folder."""
+
+    kind: str
+    folder: Path
+
+
+def read_json(path: Path, problem: str) -> Any:
+    """The content of a file; `InputError` if it is absent, which begins with `problem`, or no JSON."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{problem}: it has no {path.name}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error})") from error
+
+
+def modules(folder: Path) -> list[Module]:
+    """The modules of a sentence-transformers folder, in order; none of any other folder."""
+    if not (folder / "modules.json").is_file():
+        return []
+    listed = read_json(folder / "modules.json", "")
+    return [Module(module["type"].rsplit(".", 1)[-1], folder / module["path"]) for module in listed]
+
+
+def encoder_folder(folder: Path) -> Path:
+    """Where the encoder and its tokenizer lie: the folder itself, but for models of early sentence-transformers."""
+    first = modules(folder)[:1]
+    return first[0].folder if first and first[0].kind == "Transformer" else folder
+
+
+def read_max_length(folder: Path, limit: int) -> int | None:
+    """Length that a sentence-transformers folder names, at most `limit`; since its release 6 the tokenizer's config
+    does."""
+    if not modules(folder):
+        return None
+    encoder = encoder_folder(folder)
+    for name, key in ((TRANSFORMER_FILE, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        length = read_json(encoder / name, "").get(key) if (encoder / name).is_file() else None
+        if length:
+            return min(int(length), limit)  # a tokenizer without limit says 1e30
+    return None
+
+
+def lower_cases(encoder: Path) -> bool:
+    """Whether sentence-transformers puts text in lower case before the tokenizer, whatever that does."""
+    file = encoder / TRANSFORMER_FILE
+    return file.is_file() and bool(read_json(file, "").get("do_lower_case"))
+
+
+def read_pooling(folder: Path, hf_config: dict[str, Any]) -> Pooling | None:
+    """The pooler that a folder names; None where it does not say, as for a plain BERT.
+
+    Raises:
+      InputError: it names one that is not among ours, or is a checkpoint of the SimCSE authors' code that does not tell
+        whether its head is used after training.
+    """
+    if settings := hf_config.get(SETTINGS):
+        check_pooler(settings["pooler"])
+        return Pooling(settings["pooler"], settings["mlp_only_train"])
+    if modules(folder):
+        problem, pooler = _sentence_transformers(folder)
+        if problem:
+            raise InputError(f"{folder} {problem}: give the pooler yourself, e.g. --pooler avg")
+        return Pooling(pooler)
+    return _original(folder, hf_config)
+
+
+def after_pooling(folder: Path) -> list[Module]:
+    """Dense and Normalize modules that follow the pooling of a sentence-transformers folder, but for a Normalize at the
+    end: whether vectors are scaled to length 1 is said when encoding. None where the pooler must be given."""
+    following = modules(folder)[2:]
+    if following and following[-1].kind == "Normalize":
+        following.pop()
+    return following if following and not _sentence_transformers(folder)[0] else []
+
+
+def _sentence_transformers(folder: Path) -> tuple[str, str]:
+    """What we cannot read of a folder, or nothing; and the pooler."""
+    listed = modules(folder)
+    kinds = [module.kind for module in listed]
+    if kinds[:2] != ["Transformer", "Pooling"] or not {"Dense", "Normalize"}.issuperset(kinds[2:]):
+        return f"is a sentence-transformers model of modules {kinds}; read are {_READ}", ""
+    settings = read_json(listed[1].folder / "config.json", f"{folder} names a Pooling module")
+    modes = [k for k, on in settings.items() if k.startswith("pooling_mode_") and on is True]
+    mode = str(settings.get("pooling_mode", modes[0] if len(modes) == 1 else modes))
+    if mode not in _POOLERS:
+        return f"is a sentence-transformers model with pooling {mode}; read are {_READ}", ""
+    file = folder / "config_sentence_transformers.json"
+    about = read_json(file, "") if file.is_file() else {}
+    if prompt := (about.get("prompts") or {}).get(about.get("default_prompt_name")):
+        return f"is a sentence-transformers model that puts '{prompt}' before each sentence; do so in your text", ""
+    return "", _POOLERS[mode]
+
+
+_READ = "Transformer + Pooling (mean or cls) [+ Dense, Normalize]"
+
+
+def _original(folder: Path, hf_config: dict[str, Any]) -> Pooling | None:
+    """The pooler of a checkpoint of the authors' code, or of one that its `simcse_to_huggingface.py` converted.
+
+    Supervised models use the head at test (`cls`), unsupervised ones do not (SimCSE, section 6.3). Only names tell
+    which it is: of the folder, of the repository in the hub's cache, or `_name_or_path`.
+    """
+    architectures = set(hf_config.get("architectures") or [])
+    if not architectures & {"BertModel", "RobertaModel", "BertForCL", "RobertaForCL"}:
+        return None
+    # The hub's cache: models--princeton-nlp--NAME/snapshots/COMMIT.
+    cached = folder.parent.parent.name.replace("--", "/") if folder.parent.name == "snapshots" else ""
+    for name in (cached, folder.resolve().name, str(hf_config.get("_name_or_path", ""))):
+        if found := _ORIGINAL.search(name):
+            return Pooling("cls", mlp_only_train=found[1] is not None)
+    if architectures & {"BertForCL", "RobertaForCL"}:
+        raise InputError(
+            f"{folder} is a checkpoint of the original SimCSE code, and its name does not tell whether it was trained "
+            "unsupervised or supervised: give --pooler cls_before_pooler for the former (--mlp_only_train), --pooler "
+            "cls for the latter"
+        )
+    return None
