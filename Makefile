@@ -1,5 +1,6 @@
 # make quickstart   environment, a short training run, scores before and after, an exported model
 # make test         environment, linters, types, all tests
+# make docs         the documentation as a site, in build/docs; strict: no warning, no broken link
 # make benchmark    this project beside PyTorch and sentence-transformers: hours; a rehearsal: make benchmark ARGS=--quick
 # make smoke        the main tests, without PyTorch, e.g. on another Python: make smoke PYTHON=python3.13 VENV=.venv313
 #                   (all that need no PyTorch: make test TORCH= PYTHON=python3.13 VENV=.venv313)
@@ -23,7 +24,7 @@ ARGS ?=
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test benchmark smoke check clean
+.PHONY: quickstart test docs benchmark smoke check clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/simcse-jax train quickstart --output $(RUN)
@@ -34,6 +35,11 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed-for-tests check
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+docs: $(VENV)/installed
+	$(PIP) --editable ".[docs]"
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
+	@echo "the site is in build/docs/index.html"
 
 benchmark: $(VENV)/installed-for-benchmarks
 	$(BIN)/python -m benchmarks all $(ARGS)
@@ -59,7 +65,7 @@ $(VENV)/installed: requirements.txt pyproject.toml
 
 $(VENV)/installed-for-tests: $(VENV)/installed
 	$(if $(TORCH),$(PIP) "$(TORCH)")
-	$(PIP) --editable ".[test$(if $(TORCH),$(comma)torch)$(if $(COMPILERS),$(comma)$(COMPILERS))]"
+	$(PIP) --editable ".[test,docs$(if $(TORCH),$(comma)torch)$(if $(COMPILERS),$(comma)$(COMPILERS))]"
 	@touch $@
 
 $(VENV)/installed-for-benchmarks: $(VENV)/installed

@@ -115,10 +115,15 @@ def check_peers() -> None:
         raise InputError(f"{' and '.join(absent)} cannot be imported: install the peers with pip install '.[torch]'")
 
 
+def parse(arguments: list[str] | None = None) -> Command:
+    """The command that arguments name, ready to `run`."""
+    settings = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+    return tyro.cli(Command, prog="python -m benchmarks", args=arguments, config=settings)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; 1 where the input cannot be used."""
-    settings = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
-    command = tyro.cli(Command, prog="python -m benchmarks", args=arguments, config=settings)
+    command = parse(arguments)
     try:
         command.run()
     except InputError as error:

@@ -13,23 +13,20 @@ if TYPE_CHECKING:
     from simcse_jax.config import Config
     from simcse_jax.embedder import load_model
     from simcse_jax.errors import InputError
-    from simcse_jax.export import export
     from simcse_jax.objectives import info_nce
     from simcse_jax.tool import SimCSE
-    from simcse_jax.train import train
 
 __version__ = version("simcse-jax")
 
+# None has the name of a module of the package, which would take its place once that is imported.
 _HOME = {
     "Config": "config",
     "InputError": "errors",
     "SimCSE": "tool",
-    "export": "export",
     "info_nce": "objectives",
     "load_model": "embedder",
-    "train": "train",
 }
-__all__ = ["Config", "InputError", "SimCSE", "__version__", "export", "info_nce", "load_model", "train"]
+__all__ = ["Config", "InputError", "SimCSE", "__version__", "info_nce", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -71,16 +71,25 @@ def _preset(argv: list[str]) -> Configured | None:
     return Ablate(file, load_variable(file, "ablation", Ablation)) if name == "ablate" else None
 
 
+def parse(argv: list[str]) -> Any:
+    """The command that arguments name, with its settings, ready to `run`.
+
+    Raises:
+      InputError: a config that cannot be used. (What tyro refuses ends the program, with its own message.)
+    """
+    preset = _preset(argv)
+    with pairs_of_values():
+        command = tyro.cli(_command(preset), prog="simcse-jax", description=__doc__, args=argv)
+    if isinstance(command, Configured) and preset is None:
+        name = "data inspect" if isinstance(command, Inspect) else type(command).__name__.lower()
+        raise InputError(f"give the config file right after {name}: simcse-jax {name} {command.config_file} ...")
+    return command
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs a command; bad input is one line on stderr and exit status 2."""
-    argv = sys.argv[1:] if argv is None else argv
     try:
-        preset = _preset(argv)
-        with pairs_of_values():
-            command = tyro.cli(_command(preset), prog="simcse-jax", description=__doc__, args=argv)
-        if isinstance(command, Configured) and preset is None:
-            name = "data inspect" if isinstance(command, Inspect) else type(command).__name__.lower()
-            raise InputError(f"give the config file right after {name}: simcse-jax {name} {command.config_file} ...")
+        command = parse(sys.argv[1:] if argv is None else argv)
         if not isinstance(command, Plan):  # which says how long compiling takes
             keep_programs()
         command.run()

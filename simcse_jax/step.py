@@ -103,7 +103,7 @@ def make_train_step(
       config: the run, with a number for `micro_batch`.
       model: the module whose parameters the state holds.
       mesh: the mesh.
-      state: the state, or its `ShapeDtypeStruct`s.
+      state: the state, or its shapes, as `ShapeDtypeStruct`.
       total_steps: steps of the run, for what changes over it.
       vocabulary: see `make_loss`.
 

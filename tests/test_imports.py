@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -85,8 +86,9 @@ def test_importing_loads_no_other_framework(module: str) -> None:
 
 def test_public_names_exist() -> None:
     import simcse_jax
+    import simcse_jax.cli  # by which every module is loaded
 
     for name in simcse_jax.__all__:
-        assert getattr(simcse_jax, name) is not None
+        assert not isinstance(getattr(simcse_jax, name), ModuleType)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         simcse_jax.nothing  # noqa: B018

@@ -1,0 +1,206 @@
+"""What the documentation says is so: its code runs, its commands have the options they are given, its links lead
+somewhere, and the site builds without a warning. `documents.py` says what is run, and what is only checked and why."""
+
+import contextlib
+import importlib.util
+import io
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from packaging.requirements import Requirement
+
+from simcse_jax import hf
+from simcse_jax.checkpoint import Progress, open_checkpoints
+from simcse_jax.cli import main, parse
+from simcse_jax.commands.train import Train
+from simcse_jax.config import load_config_file
+from simcse_jax.data import demo
+from simcse_jax.optimizer import make_optimizer
+from simcse_jax.run import create_run
+from simcse_jax.sharding import make_mesh
+from simcse_jax.step import create_state
+from tests.documents import (
+    CHECKED,
+    NOT_RUN,
+    OTHER_OPTIONS,
+    PAGES,
+    ROOT,
+    SYNTAX_ONLY,
+    Block,
+    anchors,
+    blocks,
+    calls,
+    inline,
+)
+
+
+@pytest.fixture(scope="session")
+def workspace(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder such as a reader has after `make quickstart`; the model is tiny and hardly trained."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("simcse_jax", "configs", "examples"):
+        (folder / name).symlink_to(ROOT / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        patch.setenv("HOME", str(folder))
+        patch.delenv("SIMCSE_DATA", raising=False)
+        # The demonstration without its encoder, which is an extra package, and without parsing Python's library.
+        patch.setattr(demo, "minilm_folder", lambda: tiny_bert)
+        patch.setattr(demo, "demo_sentences", lambda: SENTENCES)
+        Path("sentences.txt").write_text("\n".join(SENTENCES[:50]) + "\n")
+        write_run(Path("runs/quickstart"), tiny_bert)
+        main(["export", "runs/quickstart", "runs/quickstart-export"])
+        yield folder
+
+
+def write_run(folder: Path, model: Path) -> None:
+    """A run as training leaves it, but for the training, which would take longer than all the pages."""
+    config, checkpoint = load_config_file("quickstart"), hf.read_checkpoint(model)
+    run = create_run(folder, config, "", checkpoint, hf.load_tokenizer(model))
+    params, optimizer = hf.load_params(checkpoint), make_optimizer(config.optimizer, lambda _: 0.0)
+    with open_checkpoints(run.folder, config.checkpoint) as checkpoints:
+        checkpoints.save(create_state(config, make_mesh(), params, optimizer), 0, Progress(), None)
+
+
+SENTENCES = [
+    f"{who} {does} {where}."
+    for who in ("A man", "The dog", "She", "A child", "Nobody")
+    for does in ("sleeps", "runs", "sings", "waits", "eats bread", "reads")
+    for where in ("at home", "in town", "there")
+]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of other packages that pages show
+def test_code_runs(page: str, workspace: Path, tmp_path: Path) -> None:
+    """The blocks of a page in their order, as a reader would follow it."""
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks(page):
+        if block.language == "python":
+            run_python(block, names)
+        elif block.language == "sh":
+            check_shell(block, tmp_path)
+        else:
+            assert not re.search(r"^\$? ?simcse-jax|^import|^from", block.text), f"{block.place} is not marked as code"
+
+
+def run_python(block: Block, names: dict[str, object]) -> None:
+    """Runs a block in a namespace."""
+    if any(block.page == page and block.text.startswith(begin) for page, begin in NOT_RUN):
+        return
+    if "sentence_transformers" in block.text and importlib.util.find_spec("sentence_transformers") is None:
+        return
+    padded = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
+    exec(compile(padded, ROOT / block.page, "exec"), names)
+
+
+def check_shell(block: Block, folder: Path) -> None:
+    """Checks the calls of a block, and makes them where the block says so."""
+    for program, *words in calls(block, folder):
+        try:
+            check_call(program, words)
+        except (SystemExit, Exception) as error:
+            if not (isinstance(error, SystemExit) and error.code == 0):  # which --help ends with
+                pytest.fail(f"{block.place}: {program} {' '.join(words)}\n{error}", pytrace=False)
+        if block.runs:
+            assert program == "simcse-jax", f"{block.place}: {program} is not among the programs that can be run here"
+            main(words)
+
+
+def check_call(program: str, words: list[str]) -> None:
+    """Checks the arguments of a program without running it."""
+    if program == "simcse-jax":
+        command = parse(words)
+        if isinstance(command, Train):
+            command.config.validate()
+    elif program == "python" and words[:2] == ["-m", "benchmarks"]:
+        from benchmarks.__main__ import parse as parse_benchmarks
+
+        parse_benchmarks(words[2:])
+    elif program == "python":
+        module = importlib.util.find_spec(words[1]) if words[0] == "-m" else (ROOT / words[0]).is_file()
+        assert module, f"there is no {words[0]}"
+    elif program == "make":
+        targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert targets
+        assert {w for w in words if "=" not in w} <= set(targets[1].split())
+    elif program == "pip":
+        check_requirements([w for w in words[1:] if not w.startswith("-")])
+    else:
+        assert program not in CHECKED
+        assert program in SYNTAX_ONLY or (ROOT / program).is_file()
+
+
+def check_requirements(words: list[str]) -> None:
+    """Checks that what pip is to install are requirements, and ours with extras that exist."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for word in words:
+        wanted = Requirement(word.replace(".", "simcse-jax", 1) if word.startswith(".") else word)
+        assert wanted.name != "simcse-jax" or wanted.extras <= set(extras), f"no such extra: {word}"
+
+
+def test_ten_minutes(workspace: Path) -> None:
+    """The script as it stands, but for its size."""
+    code = (ROOT / "examples" / "ten_minutes.py").read_text("utf-8")
+    for whole, small in (("batch_size=32", "batch_size=8"), ("max_steps=40", "max_steps=2")):
+        assert code.count(whole) == 1
+        code = code.replace(whole, small)
+    exec(compile(code, "ten_minutes.py", "exec"), {"__name__": "__main__"})
+    assert (workspace / "runs" / "ten_minutes_export" / "model.safetensors").is_file()
+
+
+@pytest.fixture(scope="module")
+def options(workspace: Path) -> set[str]:
+    """Every option of every command, from its help."""
+
+    def shown(*words: str) -> str:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
+            main([*words, "--help"])
+        return out.getvalue()
+
+    settings = {"train": "quickstart", "plan": "quickstart", "study": "study_batch_size", "ablate": "dropout"}
+    commands = re.findall(r"• ([a-z-]+) ", shown())
+    texts = [shown(name, *([settings[name]] if name in settings else [])) for name in commands]
+    texts += [path.read_text() for path in (ROOT / "launch").iterdir() if path.is_file()]
+    return {option for text in texts for option in re.findall(r"--[a-z][\w.-]*", text)} | set(OTHER_OPTIONS)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_in_text_exist(page: str, options: set[str]) -> None:
+    """Of pages that compare with another program, all but the first column of tables, which has the other's."""
+    for column, token in inline(page, "code_inline"):
+        if column > 0 or "/from_" not in page:
+            unknown = {o.replace("_", "-") for o in re.findall(r"(?<!\S)--[a-z][\w.-]*", token.content)} - options
+            assert not unknown, f"{page}: `{token.content}`: no such option {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    """Also on GitHub, where nothing is built; of other sites only the form of the address is checked."""
+    for _, link in inline(page, "link_open"):
+        target = urlsplit(str(link.attrs["href"]))
+        if target.scheme:
+            assert target.scheme == "https", link.attrs["href"]
+            assert "." in target.netloc, link.attrs["href"]
+            continue
+        path = (ROOT / page).parent / target.path if target.path else ROOT / page
+        assert path.exists(), f"{page}: {link.attrs['href']} is not there"
+        if target.fragment:
+            assert target.fragment in anchors(path.resolve().relative_to(ROOT).as_posix()), link.attrs["href"]
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx", reason="Sphinx is not installed: pip install 'simcse-jax[docs]'")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", tmp_path / "trees"]
+    done = subprocess.run([*command, ROOT / "docs", tmp_path / "site"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    api = (tmp_path / "site" / "api.html").read_text("utf-8")
+    assert "Cosine similarity of every sentence" in api  # the docstrings are there
