@@ -22,6 +22,10 @@ extensions = [
 html_theme = "furo"
 html_title = "simcse_jax"
 html_show_copyright = False
+html_show_sphinx = False
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+toc_object_entries_show_parents = "hide"
 
 myst_heading_anchors = 4  # as on GitHub; with -W a link to a page, a heading or a file that is not there is an error
 
@@ -30,9 +34,10 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
-default_role = "literal"  # `name` in docstrings, as everywhere else
 copybutton_prompt_text = "$ "
 
+CODE_OR_BAR = re.compile(r"(?<!`)`([^`]+)`(?!`)|\|")
+RETURNS = re.compile(r"^( *Returns:\n +)", re.MULTILINE)
 SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 PAGE = re.compile(r"\]\(([\w/]+)\.md\)")
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)\)")
@@ -58,7 +63,14 @@ def outside(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = OUTSIDE.sub(text, source[0])
 
 
+def docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Docstrings as they are written here: `code` as in Markdown, |x| a number, no type before a return's colon."""
+    text = CODE_OR_BAR.sub(lambda found: f"``{found[1]}``" if found[1] else "\\|", "\n".join(lines))
+    lines[:] = RETURNS.sub(r"\1: ", text).split("\n")
+
+
 def setup(app: Sphinx) -> None:
-    """Registers both."""
+    """Registers them; docstrings come here before napoleon reads their sections."""
+    app.connect("autodoc-process-docstring", docstring, priority=400)
     app.connect("source-read", contents)
     app.connect("source-read", outside)
