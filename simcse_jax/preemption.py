@@ -1,6 +1,5 @@
 """Ending a run early without losing anything."""
 
-import itertools
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ import jax
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-_calls = itertools.count(1)
-"""Of the coordination service by this process, in whatever run."""
+_last_step = 0
+"""The one that this process last asked about, in whatever run."""
 
 
 class StopRequest:
@@ -20,14 +19,18 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._asked = False
 
     def __call__(self, step: int) -> bool:
-        """True on every process after the same `step`; all must ask after every step."""
-        if jax.process_count() > 1:
-            # The coordination service picks a number that no process has passed, and waits for exactly that. It is 1
-            # where the signal comes before the first call, and a run that is resumed has no step 1.
-            return bool(multihost_utils.reached_preemption_sync_point(next(_calls)))
-        return self.signal is not None
+        """True on every process after the same step; all must ask after every step."""
+        if jax.process_count() == 1:
+            return self.signal is not None
+        # The coordination service picks the number after the last that any process asked about, and waits for exactly
+        # that. Where the signal came before the first step of this run, a resumed run would never get there.
+        global _last_step
+        before = not self._asked and multihost_utils.reached_preemption_sync_point(_last_step + 1)
+        self._asked, _last_step = True, step
+        return bool(before or multihost_utils.reached_preemption_sync_point(step))
 
 
 @contextmanager
