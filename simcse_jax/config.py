@@ -189,7 +189,8 @@ class EvaluationConfig:
     data: str = ""
     """Folder in SentEval's layout (holds STS/ and SICK/). Empty: only tasks that are files can be scored."""
     dev: str = ""
-    """Task whose dev split selects the best checkpoint (`STSBenchmark` or a .tsv file); empty evaluates nothing."""
+    """Task whose dev split selects the best checkpoint (`STSBenchmark`), or graded pairs: a file with the columns
+    sentence1, sentence2, score, tfds:glue/stsb, a data set of the hub (docs/data.md). Empty evaluates nothing."""
     every: int = 125
     """Steps between evaluations on `dev`."""
     geometry_every: int = 0

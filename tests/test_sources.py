@@ -22,6 +22,7 @@ from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.rows import Example
 from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.errors import InputError
+from simcse_jax.evaluation.sts import format_table, load_task
 from tests.conftest import write_tfds
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -322,16 +323,66 @@ def test_tfds_data_is_prepared_where_it_is_not(tmp_path: Path, monkeypatch: pyte
     folder = tmp_path / "files" / "STS-B"
     folder.mkdir(parents=True)
     for split in ("train", "dev", "test"):
-        (folder / f"{split}.tsv").write_text(f"{header}0\tm\tm\t2\t1\tn\tn\tA man in {split}.\tA woman.\t5.0\n")
+        rows = [f"{n}\tm\tm\t2\t{n}\tn\tn\tA man in {split}.\tA woman.\t{n + 0.5}\n" for n in range(2)]
+        text = header + "".join(rows)
+        if split == "test":  # whose scores are kept back
+            text = "".join(line.rpartition("\t")[0] + "\n" for line in text.splitlines())
+        (folder / f"{split}.tsv").write_text(text)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     monkeypatch.setattr(tfds_module, "_reachable", lambda _: True)
     monkeypatch.setattr(
         tfds.download.DownloadManager, "download_and_extract", lambda *_: tmp_path / "files", raising=True
     )
     columns = ("sentence1", "sentence2")
-    assert read("tfds:glue/stsb", columns=columns) == [("A man in train.", "A woman.")]
+    assert read("tfds:glue/stsb", columns=columns) == [("A man in train.", "A woman.")] * 2
     monkeypatch.setattr(tfds_module, "_reachable", lambda _: False)  # now it is there
-    assert read("tfds:glue/stsb", columns=columns, split="validation") == [("A man in dev.", "A woman.")]
+    (dev,) = load_task("tfds:glue/stsb", "", "dev").subsets
+    assert (dev.first, dev.second) == (["A man in dev."] * 2, ["A woman."] * 2)
+    assert sorted(dev.gold) == [0.5, 1.5]
+    with pytest.raises(InputError, match=r"split test: the score of all its pairs is -1; take another split"):
+        load_task("tfds:glue/stsb", "", "test")
+
+
+GRADED = {"sentence1": ["a b", "c"], "sentence2": ["d", 'e "f"'], "score": [1.5, 4]}
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "jsonl", "parquet", "tsv", "tsv.gz"])
+def test_graded_pairs_in_files_are_a_task(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"own.{ending}"
+    rows = list(zip(*GRADED.values(), strict=True))
+    if ending == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table(GRADED), path)
+    else:
+        text = 'sentence1,sentence2,score\na b,d,1.5\nc,"e ""f""",4\n'
+        if ending.startswith("tsv"):
+            text = "".join("\t".join(map(str, row)) + "\n" for row in [tuple(GRADED), *rows])
+        if ending == "jsonl":
+            text = "".join(json.dumps(dict(zip(GRADED, row, strict=True))) + "\n" for row in rows)
+        path.write_bytes(gzip.compress(text.encode()) if ending.endswith("gz") else text.encode())
+    task = load_task(str(path), "")
+    (subset,) = task.subsets
+    assert (subset.first, subset.second, subset.gold.tolist()) == tuple(GRADED.values())
+    assert (task.reported, format_table({"now": {str(path): 1.0}}).split()[0]) == ("all", "own")
+
+
+def test_graded_pairs_of_a_hub_data_set(datasets: Any, tmp_path: Path) -> None:
+    folder = write_hub_folder(tmp_path / "sts")
+    for split, first in (("validation", "dev"), ("test", "test")):
+        table = pyarrow.table(GRADED | {"sentence1": [first, "c"]})
+        pyarrow.parquet.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet")
+    (folder / "data" / "train-00000-of-00001.parquet").unlink()
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    for mode in ("dev", "test"):
+        assert load_task(str(folder), "", mode).subsets[0].first == [mode, "c"]  # type: ignore[arg-type]
+
+
+def test_pairs_without_scores_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("sentence1,sentence2\na,b\n")
+    with pytest.raises(InputError, match=r"must have the columns .*; it has sentence1, sentence2"):
+        load_task(str(tmp_path / "own.csv"), "")
+    (tmp_path / "own.csv").write_text("sentence1,sentence2,score\na,b,much\n")
+    with pytest.raises(InputError, match="score that is no number"):
+        load_task(str(tmp_path / "own.csv"), "")
 
 
 def test_tfds_data_of_another_format_is_refused(tfds_folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from simcse_jax import hf
 from simcse_jax.embedder import kept_steps
 from simcse_jax.errors import InputError
+from simcse_jax.evaluation.pairs import is_pairs_file
 from simcse_jax.evaluation.sts import Mode, Task
 from simcse_jax.run import Run, is_run, open_run
 from simcse_jax.storage import local_path
@@ -77,7 +78,7 @@ def training_path(source: Source, task: Task, mode: Mode) -> list[Row]:
     Returns:
       Empty where the model is no run, or one that evaluated on other pairs than the analysis, which lie elsewhere.
     """
-    if source.run is None or (mode != "dev" and not task.name.endswith(".tsv")):
+    if source.run is None or (mode != "dev" and not is_pairs_file(task.name)):
         return []
     evaluated = source.run.config.evaluation.dev
     if evaluated != task.name and not _same_file(evaluated, task.name):
@@ -100,7 +101,7 @@ _LOGGED = {"alignment": "dev_alignment", "uniformity": "dev_uniformity", "score"
 
 def _same_file(a: str, b: str) -> bool:
     first, second = (Path(name).expanduser().resolve() for name in (a, b))
-    return a.endswith(".tsv") and first == second
+    return is_pairs_file(a) and first == second
 
 
 def _number(value: float | None) -> float:

@@ -23,7 +23,8 @@ class Evaluate:
     """Folder in SentEval's layout (holds STS/ and SICK/, MR/ ...); $SIMCSE_DATA/senteval where that is set."""
     tasks: tuple[str, ...] = ("sts",)
     """STS12 ... STS16, STSBenchmark, SICKRelatedness (`sts`: all seven), MR, CR, SUBJ, MPQA, SST2, TREC, MRPC
-    (`transfer`: all seven; `full`: both sets), SICKEntailment, or .tsv files of graded pairs."""
+    (`transfer`: all seven; `full`: both sets), SICKEntailment, or graded pairs: files with the columns
+    sentence1, sentence2, score, tfds:glue/stsb, data sets of the hub."""
     mode: Literal["test", "dev", "fasttest"] = "test"
     """Split that is reported; fasttest cross-validates the classifiers of transfer tasks with 5 folds instead of 10."""
     pooler: PoolerName | None = None

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from simcse_jax.errors import InputError
+from simcse_jax.evaluation.pairs import KINDS, is_pairs, read_graded_pairs, title
 from simcse_jax.evaluation.tables import text_table
 from simcse_jax.evaluation.text import fields, normal, read_lines
 from simcse_jax.storage import local_path
@@ -58,7 +59,7 @@ class Task:
     """A task as it will be scored.
 
     Attributes:
-      name: one of `STS_TASKS`, or the path of a .tsv file.
+      name: one of `STS_TASKS`, or graded pairs of the user's own: a file, tfds:NAME/CONFIG, a data set of the hub.
       subsets: what is encoded.
       reported: the split whose Spearman is the task's figure, or "all" for all subsets concatenated.
     """
@@ -72,9 +73,10 @@ def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool
     """Reads a task.
 
     Args:
-      name: one of `STS_TASKS`, or a .tsv file with the header sentence1, sentence2, score.
-      data: folder in SentEval's layout, with STS/ and SICK/ inside; not used for a .tsv file.
-      mode: the split that is reported; STS12-16 have a test split only.
+      name: one of `STS_TASKS`; or columns sentence1, sentence2 and score in a file, tfds:NAME/CONFIG or a data set of
+        the hub.
+      data: folder in SentEval's layout, with STS/ and SICK/ inside; for `STS_TASKS` alone.
+      mode: the split that is reported; STS12-16 have a test split only, files have no splits.
       all_splits: also read the splits of STS-B and SICK-R that are not reported, as SentEval does.
 
     Raises:
@@ -82,10 +84,12 @@ def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool
     """
     if name.endswith(".tsv"):
         return Task(name, [_read_tsv(local_path(name))], "all")
+    if is_pairs(name):
+        return Task(name, [_subset("all", name, read_graded_pairs(name, mode))], "all")
     if name not in STS_TASKS:
         close = difflib.get_close_matches(name, STS_TASKS, 1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise InputError(f"unknown task '{name}': {hint}known are {', '.join(STS_TASKS)} and .tsv files")
+        raise InputError(f"unknown task '{name}': {hint}known are {', '.join(STS_TASKS)}, {KINDS}")
     if not str(data):
         raise InputError(
             f"task {name} needs SentEval's data: give the folder that holds STS/ and SICK/ (--data), or set SIMCSE_DATA"
@@ -100,7 +104,7 @@ def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool
     return Task(name, [_read_sts(s, root / "STS" / f"{name}-en-test") for s in _SUBSETS[name]], "all")
 
 
-def _subset(name: str, path: Path, pairs: list[tuple[str, str, str]]) -> Subset:
+def _subset(name: str, path: Path | str, pairs: list[tuple[str, str, str]]) -> Subset:
     if not pairs:
         raise InputError(f"{path} holds no scored pair")
     try:
@@ -230,5 +234,5 @@ def evaluate(tasks: list[Task], encode: EncodeFunction) -> dict[str, Any]:
 def format_table(rows: dict[str, dict[str, float]]) -> str:
     """Reported figures as a text table: one row a model or moment, one column a task."""
     columns = list(next(iter(rows.values())))
-    headers = [Path(c).stem if c.endswith(".tsv") else c for c in columns]
+    headers = [title(c) for c in columns]
     return text_table(headers, {name: [f"{row[c]:.2f}" for c in columns] for name, row in rows.items()})

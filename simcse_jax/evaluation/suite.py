@@ -10,6 +10,7 @@ import numpy as np
 
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation import bootstrap
+from simcse_jax.evaluation.pairs import KINDS, is_pairs
 from simcse_jax.evaluation.probe import TransferMode
 from simcse_jax.evaluation.sts import (
     STS_DEV_TASKS,
@@ -55,7 +56,7 @@ def load_suite(names: Iterable[str], data: str | Path, mode: TransferMode = "tes
     """Reads tasks.
 
     Args:
-      names: any of `STS_TASKS`, `ALL_TRANSFER_TASKS`, .tsv files of graded pairs, and the sets of `expand_tasks`.
+      names: any of `STS_TASKS`, `ALL_TRANSFER_TASKS`, graded pairs as in `load_task`, and the sets of `expand_tasks`.
       data: folder in SentEval's layout.
       mode: `test`, `dev`, or `fasttest`: test with fewer folds, the same as `test` for STS.
       all_splits: see `sts.load_task`.
@@ -68,10 +69,10 @@ def load_suite(names: Iterable[str], data: str | Path, mode: TransferMode = "tes
         raise InputError("no task given: name tasks, sets or .tsv files with --tasks, or leave it out for STS")
     known = (*STS_TASKS, *ALL_TRANSFER_TASKS)
     for name in expanded:
-        if name not in known and not name.endswith(".tsv"):
+        if name not in known and not is_pairs(name):
             close = difflib.get_close_matches(name, (*known, "sts", "transfer", "full"), 1)
             hint = f"did you mean {close[0]}? " if close else ""
-            sets = "the sets sts, transfer and full, and .tsv files"
+            sets = f"the sets sts, transfer and full, {KINDS}"
             raise InputError(f"unknown task '{name}': {hint}known are {', '.join(known)}, {sets}")
     return Suite(
         [

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from simcse_jax.evaluation.pairs import title as task_title
 from simcse_jax.files import write_text
 from simcse_jax.tables import markdown_table
 
@@ -36,7 +37,7 @@ def tables(models: list[dict[str, Any]], mode: str, resamples: int) -> list[tupl
         if kind not in models[0]:
             continue
         columns = list(models[0][kind]["reported"])
-        headers = [Path(name).stem if name.endswith(".tsv") else name for name in columns]
+        headers = [task_title(name) for name in columns]
         labelled = {f"{m['model']} ({m['pooler']})": m[kind] for m in models}
 
         def rows(key: str, form: str, labelled: Any = labelled, columns: Any = columns) -> Rows:
