@@ -141,7 +141,8 @@ def test_damaged_gzip(damage: str, text_file: Path, train_fails: Fails, tmp_path
 def test_text_that_is_not_there(train_fails: Fails, tmp_path: Path) -> None:
     assert f"no file {tmp_path / 'none.txt'} (data.train)" in train_fails("--data.train", tmp_path / "none.txt")
     assert "no file none.csv.gz" in train_fails("--data.train", "none.csv.gz")
-    assert f"the folder {tmp_path}; give a file" in train_fails("--data.train", tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert f"the folder {tmp_path / 'empty'} holds no file" in train_fails("--data.train", tmp_path / "empty")
     assert "data.train is empty" in train_fails("--data.train", "")
 
 

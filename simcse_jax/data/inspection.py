@@ -261,7 +261,7 @@ def format_report(report: dict[str, Any]) -> str:
         "",
         f"batch of {report['batch_size']:,}: {report['repeated_in_batch']:.3g} examples expected whose {ROLES[0]} "
         "stands there more than once",
-        f"packed: {packing['sentences']:,} sentences in {packing['rows']:,} rows of {packing['packed_length']}, "
+        f"packed{', first column' if len(report['columns']) > 1 else ''}: {packing['sentences']:,} sentences in {packing['rows']:,} rows of {packing['packed_length']}, "
         f"{packing['text']:.0%} text: {packing['tokens']:.0%} of the tokens of a sentence a row "
         "(--data.packed-length)",
     ]
