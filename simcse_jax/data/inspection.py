@@ -256,12 +256,12 @@ def format_report(report: dict[str, Any]) -> str:
             f"  {about}{column['repeated']:.3%} have occurred before, as cut",
             *_bars(column["histogram"], report["max_length"]),
         ]
-    packing = report["packing"]
+    packing, of = report["packing"], ", first column" if len(report["columns"]) > 1 else ""
     lines += [
         "",
         f"batch of {report['batch_size']:,}: {report['repeated_in_batch']:.3g} examples expected whose {ROLES[0]} "
         "stands there more than once",
-        f"packed{', first column' if len(report['columns']) > 1 else ''}: {packing['sentences']:,} sentences in {packing['rows']:,} rows of {packing['packed_length']}, "
+        f"packed{of}: {packing['sentences']:,} sentences in {packing['rows']:,} rows of {packing['packed_length']}, "
         f"{packing['text']:.0%} text: {packing['tokens']:.0%} of the tokens of a sentence a row "
         "(--data.packed-length)",
     ]
