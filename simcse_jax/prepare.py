@@ -29,13 +29,13 @@ from simcse_jax.files import is_remote
 from simcse_jax.hf import Params
 from simcse_jax.loss import uses_tiles
 from simcse_jax.memory import CompiledStep, compile_step
+from simcse_jax.mirror import fetch_run, working_folder
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.objectives import check_objective
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.run import Run, check_output, check_resume, create_run, is_run, open_run
 from simcse_jax.sharding import check_batch_size, check_shared, make_mesh
 from simcse_jax.step import state_of
-from simcse_jax.storage import fetch_run, working_folder
 from simcse_jax.tracking import check_tracking
 
 

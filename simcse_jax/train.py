@@ -19,6 +19,7 @@ from simcse_jax.embedder import init_params
 from simcse_jax.errors import InputError, reason
 from simcse_jax.files import write_json
 from simcse_jax.loss import Metrics
+from simcse_jax.mirror import Mirror, mirrored
 from simcse_jax.monitor import Monitor
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.preemption import StopRequest, stop_on_signal
@@ -27,7 +28,6 @@ from simcse_jax.run import Run
 from simcse_jax.sharding import join_processes, state_sharding
 from simcse_jax.speed import StepClock, work_of
 from simcse_jax.step import TrainState, create_state, sentence_encoder, state_of
-from simcse_jax.storage import Mirror, mirrored
 
 
 class TrainingDiverged(RuntimeError):

@@ -42,7 +42,7 @@ def test_train_evaluate_encode_export(
     assert "encoding  2 examples a device, at once" in printed
     assert re.search(r"memory    0\.\d+ GB a device for the step, \d+\.\d+ GB available", printed)
     assert "before" in printed
-    assert f"export it with: simcse-jax export {run} OUT" in printed
+    assert f"export    simcse-jax export {run} OUT" in printed
 
     scores = tmp_path / "scores.json"
     main(["evaluate", run, "--tasks", str(pairs), "--json", str(scores)])

@@ -15,7 +15,7 @@ LEVELS = [
     ["batch", "chunks", "errors", "flops", "hlo", "noise", "plots", "rng"],
     ["files", "model", "nearest", "preemption", "programs", "recognise", "topology"],
     ["config", "metrics_log", "speed", "storage", "tables", "tracking"],
-    ["sharding", "hf", "objectives", "optimizer"],
+    ["sharding", "hf", "mirror", "objectives", "optimizer"],
     ["masked"],
     ["loss"],
     ["step", "run", "postprocess"],

@@ -20,7 +20,8 @@ from simcse_jax.errors import InputError
 from simcse_jax.export import export
 from simcse_jax.files import is_remote, write_text
 from simcse_jax.metrics_log import TIMES, read_log
-from simcse_jax.storage import MANIFEST, Mirror, fetch_run, local_path, working_folder
+from simcse_jax.mirror import Mirror, fetch_run, working_folder
+from simcse_jax.storage import MANIFEST, local_path
 from simcse_jax.train import train
 
 pytest.importorskip("s3fs")
@@ -182,7 +183,7 @@ def test_a_mirror_writes_what_is_complete_and_ends_where_another_took_over(s3: A
 def test_an_unreachable_store_does_not_end_a_run(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says so once, goes on when the store is back, and says where the run is if it never is."""
     make_run(tmp_path / "run", 1)
-    monkeypatch.setattr(storage, "_INTERVAL", 0.05)
+    monkeypatch.setattr("simcse_jax.mirror._INTERVAL", 0.05)
     said: list[str] = []
     mirror = Mirror(tmp_path / "run", f"s3://{s3.bucket}/run", said.append)
     failing = True
@@ -203,6 +204,8 @@ def test_an_unreachable_store_does_not_end_a_run(s3: Any, tmp_path: Path, monkey
             time.sleep(0.05)
     with pytest.raises(InputError, match=r"cannot be written \(gone\); the run is in .*run and is copied when"):
         mirror.__exit__(None, None, None)
+    fetch_run(f"s3://{s3.bucket}/run", tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "xxx"  # newer than what the store has
     gone, again = "cannot be written for now (gone)", "is written again"
     assert [line.split("/run ")[1] for line in said] == [gone, again, gone]
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import tyro
 
 from simcse_jax.config import Config
+from simcse_jax.mirror import mirrored, working_folder
 from simcse_jax.run import Run, open_run
-from simcse_jax.storage import mirrored, working_folder
 
 
 @dataclass(frozen=True)
