@@ -16,6 +16,7 @@ from simcse_jax.commands.options import pairs_of_values
 from simcse_jax.commands.plan import Plan, PlanConfig
 from simcse_jax.commands.postprocess import Postprocess
 from simcse_jax.commands.replace_words import ReplaceWords
+from simcse_jax.commands.search import Search
 from simcse_jax.commands.study import Study
 from simcse_jax.commands.train import Train
 from simcse_jax.commands.vocabulary import Vocabulary
@@ -45,6 +46,7 @@ def _command(preset: Configured | None) -> Any:
         ]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Encode, tyro.conf.subcommand("encode")]
+        | Annotated[Search, tyro.conf.subcommand("search")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Analyze, tyro.conf.subcommand("analyze")]
         | Annotated[Postprocess, tyro.conf.subcommand("postprocess")]

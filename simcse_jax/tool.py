@@ -1,10 +1,9 @@
 """The Python tool: sentences encoded, compared and searched with a trained model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -75,7 +74,7 @@ class SimCSE:
 
     def encode(
         self,
-        sentences: str | Sequence[str],
+        sentences: str | Iterable[str],
         *,
         batch_size: int = 64,
         max_length: int | None = None,
@@ -102,27 +101,33 @@ class SimCSE:
           InputError: something other than strings, a setting that cannot be used, or see `LongText`.
         """
         several = _texts(sentences)
-        encoder = self._encoder.with_limits(
-            batch_size, max_length or self.max_length, long_text or self._encoder.long_text
-        )
+        limit = self.max_length if max_length is None else max_length
+        encoder = self._encoder.with_limits(batch_size, limit, long_text or self._encoder.long_text)
         if output not in ("numpy", "jax"):
             raise InputError(f"output is '{output}'; choose numpy or jax")
         vectors = np.zeros((0, self.width), np.float32)
         if several:
             vectors = encoder(self._loaded.params, several, progress)
         if normalize:
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            vectors = _unit(vectors)
         result = vectors[0] if isinstance(sentences, str) else vectors
-        return result if output == "numpy" else jax.device_put(jnp.asarray(result))
+        return result if output == "numpy" else jnp.asarray(result)
 
-    def similarity(self, a: str | Sequence[str], b: str | Sequence[str]) -> Float[np.ndarray, "A B"]:
-        """Cosine similarity of every sentence of `a` with every sentence of `b`."""
-        first, second = (self._vectors(x) for x in (a, b))
+    def similarity(
+        self, a: str | Iterable[str] | Float[np.ndarray, "A H"], b: str | Iterable[str] | Float[np.ndarray, "B H"]
+    ) -> Float[np.ndarray, "A B"]:
+        """Cosine similarity of every sentence of `a` with every sentence of `b`.
+
+        Args:
+          a: one sentence, several, or their vectors.
+          b: the same.
+        """
+        first, second = (_unit(x) if isinstance(x, np.ndarray) else self._vectors(x) for x in (a, b))
         product: Float[np.ndarray, "A B"] = first @ second.T
         return product
 
     def build_index(
-        self, sentences: Sequence[str] | Path, backend: Backend = "jax", *, batch_size: int = 64, progress: bool = False
+        self, sentences: Iterable[str] | Path, backend: Backend = "jax", *, batch_size: int = 64, progress: bool = False
     ) -> None:
         """Encodes sentences for `search`, in place of an index that there may be.
 
@@ -139,13 +144,23 @@ class SimCSE:
         about = {"model": self._name, "pooler": self._loaded.pooler}
         self.index = Index(texts, self._vectors(texts, batch_size, progress), backend, about)
 
-    def add_to_index(self, sentences: Sequence[str] | Path, *, batch_size: int = 64, progress: bool = False) -> None:
+    def add_to_index(self, sentences: Iterable[str] | Path, *, batch_size: int = 64, progress: bool = False) -> None:
         """Encodes sentences and appends them to the index; arguments and errors as of `build_index`."""
         index, texts = self._index(), _several(sentences)
         index.add(texts, self._vectors(texts, batch_size, progress))
 
+    @overload
+    def search(  # type: ignore[overload-overlap]  # a string is an iterable of strings, too
+        self, queries: str, top_k: int = 5, threshold: float = 0.6, *, batch_size: int = 64
+    ) -> list[Hit]: ...
+
+    @overload
     def search(
-        self, queries: str | Sequence[str], top_k: int = 5, threshold: float = 0.6, *, batch_size: int = 64
+        self, queries: Iterable[str], top_k: int = 5, threshold: float = 0.6, *, batch_size: int = 64
+    ) -> list[list[Hit]]: ...
+
+    def search(
+        self, queries: str | Iterable[str], top_k: int = 5, threshold: float = 0.6, *, batch_size: int = 64
     ) -> list[Hit] | list[list[Hit]]:
         """The sentences of the index that are most similar to each query.
 
@@ -196,12 +211,17 @@ class SimCSE:
         return self.index
 
     def _vectors(
-        self, sentences: str | Sequence[str], batch_size: int = 64, progress: bool = False
+        self, sentences: str | Iterable[str], batch_size: int = 64, progress: bool = False
     ) -> Float[np.ndarray, "S H"]:
         return np.asarray(self.encode(_texts(sentences), batch_size=batch_size, progress=progress))
 
 
 _SAME = 0.999  # cosine of a model's vectors of one sentence, whatever computed them
+
+
+def _unit(vectors: Float[np.ndarray, "S H"]) -> Float[np.ndarray, "S H"]:
+    scaled: Float[np.ndarray, "S H"] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return scaled
 
 
 def _texts(sentences: Any) -> list[str]:

@@ -1,0 +1,71 @@
+"""`simcse-jax search`."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+
+from simcse_jax.encode import LongText
+from simcse_jax.errors import InputError
+from simcse_jax.index import Backend
+from simcse_jax.model.pooling import PoolerName
+
+
+@dataclass(frozen=True)
+class Search:
+    """Find the sentences of a file that are most similar to a query."""
+
+    model: tyro.conf.Positional[str]
+    """A run, an exported folder, a Hugging Face or sentence-transformers folder, or a name on the hub."""
+    sentences: tyro.conf.Positional[Path]
+    """Text file, one sentence a line (also .gz), or the folder of an index saved before with the same model."""
+    queries: tyro.conf.Positional[tuple[str, ...]] = ()
+    """What to look for; several, each in quotes."""
+    top_k: int = 5
+    """At most so many sentences a query."""
+    threshold: float = 0.6
+    """Least cosine similarity."""
+    json: bool = False
+    """Print a JSON object a query, each on a line."""
+    save_index: Path | None = None
+    """Folder to write the index to, so that the sentences need not be encoded again."""
+    backend: Backend = "jax"
+    """`jax` and `faiss-flat` are exact, `faiss-ivf` is approximate; an index saved before keeps its own."""
+    pooler: PoolerName | None = None
+    """Overrides the pooler saved with the model."""
+    max_length: int | None = None
+    """Tokens that are encoded of a sentence; the model's own limit where not given."""
+    long_text: LongText = "cut"
+    """Longer texts are cut, encoded in windows whose vectors are averaged, or refused."""
+
+    def run(self) -> None:
+        """Builds or loads the index, and searches it."""
+        import json
+
+        from simcse_jax.files import check_new_folder
+        from simcse_jax.index import is_index
+        from simcse_jax.tool import SimCSE
+
+        if not self.queries and self.save_index is None:
+            raise InputError('nothing to look for: give a query in quotes, e.g. "a man plays music"')
+        if self.save_index is not None:
+            check_new_folder(self.save_index)
+        stored = self.sentences.expanduser()
+        if stored.is_dir() and not is_index(stored):
+            raise InputError(f"{stored} is neither a text file nor a saved index (a folder with index.json)")
+        model = SimCSE(self.model, self.pooler, self.max_length, long_text=self.long_text)
+        if stored.is_dir():
+            model.load_index(stored)
+        else:
+            model.build_index(self.sentences, self.backend, progress=True)
+        if self.save_index is not None:
+            model.save_index(self.save_index)
+        for query, hits in zip(self.queries, model.search(list(self.queries), self.top_k, self.threshold), strict=True):
+            if self.json:
+                print(json.dumps({"query": query, "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False))
+                continue
+            print(query)
+            for hit in hits:
+                print(f"  {hit.score:.4f}  {hit.index + 1:>6}  {hit.sentence}")
+            if not hits:
+                print(f"  nothing with a similarity of {self.threshold} or more: try a lower --threshold")
