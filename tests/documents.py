@@ -25,26 +25,27 @@ NOT_RUN: dict[tuple[str, str], str] = {
 }
 """Python blocks that do not run: (page, how the block begins) -> why."""
 
-SYNTAX_ONLY: dict[str, str] = {
-    "git": "a clone needs the address of the repository",
-    "curl": "the service that answers is tested by its own tests",
-    "shellcheck": "not installed everywhere",
-    "gcloud": "changes a cloud project",
-    "kubectl": "changes a cluster",
-    "sbatch": "submits to a cluster",
-    "squeue": "asks a cluster",
-    "tail": "follows the log of a job",
+_SYNTAX_ONLY = {
+    "the address of the repository is not known here": ("git",),
+    "a server would have to answer": ("curl",),
+    "asks or changes a cluster, a cloud project or a machine": (
+        *("gcloud", "gsutil", "kubectl", "docker", "sbatch", "squeue", "scancel", "srun", "nvidia-smi", "ssh-add"),
+        "apt-get",
+    ),
+    "a tool of the shell or of development": ("cat", "grep", "ls", "mkdir", "mypy", "pytest", "ruff", "sleep", "tail"),
 }
+SYNTAX_ONLY: dict[str, str] = {program: why for why, programs in _SYNTAX_ONLY.items() for program in programs}
 """Programs that shell blocks call and of which nothing but the shell's syntax is checked -> why."""
 
 OTHER_OPTIONS: dict[str, str] = {
     "--no-deps": "of pip",
     "--compile": "of python -m benchmarks",
+    "--cpus-per-task": "of SLURM",
     "--base.": "how many options of ablate begin",
 }
 """Options that the text names and that are none of a command or launch script of ours -> whose they are."""
 
-CHECKED = ("simcse-jax", "python", "pip", "make")
+CHECKED = ("simcse-jax", "python", "python3", "pip", "make")
 """Programs whose arguments are checked, by `test_docs.py`."""
 
 _RECORD = """#!/bin/sh

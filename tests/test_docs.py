@@ -120,11 +120,11 @@ def check_call(program: str, words: list[str]) -> None:
         command = parse(words)
         if isinstance(command, Train):
             command.config.validate()
-    elif program == "python" and words[:2] == ["-m", "benchmarks"]:
+    elif program in ("python", "python3") and words[:2] == ["-m", "benchmarks"]:
         from benchmarks.__main__ import parse as parse_benchmarks
 
         parse_benchmarks(words[2:])
-    elif program == "python":
+    elif program in ("python", "python3"):
         module = importlib.util.find_spec(words[1]) if words[0] == "-m" else (ROOT / words[0]).is_file()
         assert module, f"there is no {words[0]}"
     elif program == "make":
@@ -132,7 +132,7 @@ def check_call(program: str, words: list[str]) -> None:
         assert targets
         assert {w for w in words if "=" not in w} <= set(targets[1].split())
     elif program == "pip":
-        check_requirements([w for w in words[1:] if not w.startswith("-")])
+        check_requirements([word for word in words[1:] if not word.startswith("-") and "://" not in word])
     else:
         assert program not in CHECKED
         assert program in SYNTAX_ONLY or (ROOT / program).is_file()
