@@ -39,9 +39,13 @@ _TOKENS_A_SLOT = 8
 _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
-def padded_length(longest: int, limit: int) -> int:
-    """Tokens that sentences of at most `longest` are padded to, one of a few lengths; at most `limit`."""
-    return min(next((n for n in _LENGTHS if n >= longest), longest), limit)
+# The same where every program is compiled beforehand.
+_FEW_LENGTHS = (16, 64, 256)
+
+
+def padded_length(longest: int, limit: int, lengths: tuple[int, ...] = _LENGTHS) -> int:
+    """Tokens that sentences of at most `longest` are padded to: one of `lengths`, or `limit`, which is the most."""
+    return min(next((n for n in lengths if n >= longest), limit), limit)
 
 
 def check_vocabulary(tokenizer: Any, size: int) -> None:
@@ -100,6 +104,7 @@ class BatchEncoder:
             vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
             return params[KEY](vectors) if KEY in params else vectors
 
+        self._lengths: tuple[int, ...] = _LENGTHS
         self._forward = jax.jit(forward, out_shardings=replicated(mesh))
 
     def with_limits(self, batch_size: int, max_length: int | None, long_text: LongText) -> "BatchEncoder":
@@ -121,6 +126,35 @@ class BatchEncoder:
         self.max_length = self._limit if max_length is None else min(max_length, self._limit)
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         self.long_text = long_text
+
+    def with_few_programs(self) -> "BatchEncoder":
+        """The same with rows of few lengths, which sentences of all lengths share: nine programs or so instead of
+        dozens, at the price of some padding. What is compiled is shared."""
+        other = copy.copy(self)
+        other.packed_length = min(self.max_length, _LENGTHS[-1])
+        other._lengths = _FEW_LENGTHS
+        return other
+
+    def compile(self, params: Params) -> None:
+        """Compiles every program that calls may need, so that none waits for one."""
+        for rows, width, slots in self._shapes():
+            ids = np.full((rows, width), self.tokenizer.pad_token_id, np.int32)
+            batch = put_batch(self.mesh, rows, partial(_share, ids, np.zeros((rows, slots), np.int32)))
+            jax.block_until_ready(self._forward(params, batch))
+
+    def _shapes(self) -> set[tuple[int, int, int]]:
+        """Rows, tokens and slots of every batch that there can be."""
+        shapes, specials = set(), max(self.tokenizer.num_special_tokens_to_add(), 1)
+        for longest in range(1, self.max_length + 1):
+            if longest > self.packed_length:
+                width, slots, most = padded_length(longest, self.max_length, self._lengths), 1, self.batch_size
+            else:
+                width = padded_length(longest, self.packed_length, self._lengths)
+                slots, most = self._slots(width), self._most_rows(width)
+            # What is packed into shorter rows has the tokens of one, and needs more for its number alone.
+            needed = -(-(width // specials) // slots) if width < self.packed_length else most
+            shapes |= {(self._rows(number, most), width, slots) for number in range(1, min(needed, most) + 1)}
+        return shapes
 
     def __call__(self, params: Params, sentences: list[str], progress: bool = False) -> Float[np.ndarray, "S D"]:
         """Vectors of the sentences, in their order, not normalised, float32 (float64 for a float64 model).
@@ -190,16 +224,15 @@ class BatchEncoder:
         group = group[np.argsort(-lengths[group], kind="stable")]
         for start in range(0, len(group), self.batch_size):
             chosen = group[start : start + self.batch_size]
-            width = padded_length(int(lengths[chosen[0]]), self.max_length)
+            width = padded_length(int(lengths[chosen[0]]), self.max_length, self._lengths)
             rows = self._rows(len(chosen), self.batch_size)
             yield self._batch(tokens, lengths, chosen, np.arange(len(chosen)), np.zeros_like(chosen), (rows, width, 1))
 
     def _packed(self, tokens: list[np.ndarray], lengths: np.ndarray, group: np.ndarray) -> Iterator[_Batch]:
         """Several sentences a row."""
         # Fewer than a row (a query) have a shorter one of their own.
-        width = min(self.packed_length, padded_length(int(lengths[group].sum()), self.packed_length))
-        slots = -(-width // _TOKENS_A_SLOT)
-        most = -(-self.batch_size * _MEAN_LENGTH // (width * self.mesh.size)) * self.mesh.size
+        width = padded_length(int(lengths[group].sum()), self.packed_length, self._lengths)
+        slots, most = self._slots(width), self._most_rows(width)
         for start in range(0, len(group), _CHUNK):
             chunk = group[start : start + _CHUNK]
             rows, places = (x[0] for x in first_fit(lengths[None, chunk], width, slots))
@@ -221,6 +254,14 @@ class BatchEncoder:
         flat = np.concatenate([tokens[i] for i in chosen])
         laid = lay(flat, lengths[chosen], rows, slots, shape, self.tokenizer.pad_token_id)
         return chosen, rows * shape[2] + slots, *laid
+
+    def _slots(self, width: int) -> int:
+        """Sentences that a packed row of so many tokens has room for."""
+        return -(-width // _TOKENS_A_SLOT)
+
+    def _most_rows(self, width: int) -> int:
+        """Packed rows of so many tokens that a batch may have."""
+        return -(-self.batch_size * _MEAN_LENGTH // (width * self.mesh.size)) * self.mesh.size
 
     def _rows(self, needed: int, most: int) -> int:
         """Rows of a batch. Few (a query, the last batch) take the next power of two, not a whole batch."""

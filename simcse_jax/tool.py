@@ -113,6 +113,15 @@ class SimCSE:
         result = vectors[0] if isinstance(sentences, str) else vectors
         return result if output == "numpy" else jnp.asarray(result)
 
+    def warm_up(self) -> None:
+        """Compiles every program that `encode` may need with its defaults, so that no later call waits for one.
+
+        From then on rows have one of a few lengths, see `BatchEncoder.with_few_programs`: for services, which encode a
+        few sentences at a time.
+        """
+        self._encoder = self._encoder.with_few_programs()
+        self._encoder.compile(self._loaded.params)
+
     def similarity(
         self, a: str | Iterable[str] | Float[np.ndarray, "A H"], b: str | Iterable[str] | Float[np.ndarray, "B H"]
     ) -> Float[np.ndarray, "A B"]:
