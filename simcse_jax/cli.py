@@ -17,6 +17,7 @@ from simcse_jax.commands.plan import Plan, PlanConfig
 from simcse_jax.commands.postprocess import Postprocess
 from simcse_jax.commands.replace_words import ReplaceWords
 from simcse_jax.commands.search import Search
+from simcse_jax.commands.serve import Serve
 from simcse_jax.commands.study import Study
 from simcse_jax.commands.train import Train
 from simcse_jax.commands.vocabulary import Vocabulary
@@ -52,6 +53,7 @@ def _command(preset: Configured | None) -> Any:
         | Annotated[Postprocess, tyro.conf.subcommand("postprocess")]
         | Annotated[Vocabulary, tyro.conf.subcommand("vocabulary")]
         | Annotated[ReplaceWords, tyro.conf.subcommand("replace-words")]
+        | Annotated[Serve, tyro.conf.subcommand("serve")]
     )
 
 

@@ -27,7 +27,7 @@ LEVELS = [
     ["export", "memory", "replace_words"],
     ["monitor", "plan", "prepare", "run_figures"],
     ["train"],
-    ["ablation", "analysis", "study"],
+    ["ablation", "analysis", "serve", "study"],
     ["commands"],
     ["cli"],
     ["__main__", "__init__"],
@@ -78,7 +78,7 @@ LIGHT = ("cli", "train", "embedder", "tool", "evaluation.suite", "evaluation.mte
 @pytest.mark.parametrize("module", ["simcse_jax", *(f"simcse_jax.{name}" for name in LIGHT)])
 def test_importing_loads_no_other_framework(module: str) -> None:
     heavy = "torch", "matplotlib", "datasets", "tensorflow", "tensorflow_datasets", "transformers", "pyarrow", "sklearn"
-    heavy += "tensorboardX", "wandb", "fsspec.implementations", "s3fs", "gcsfs", "faiss", "fastapi"
+    heavy += "tensorboardX", "wandb", "fsspec.implementations", "s3fs", "gcsfs", "faiss", "fastapi", "uvicorn", "pydantic"
     code = f"import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert loaded == []

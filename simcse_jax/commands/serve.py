@@ -1,0 +1,80 @@
+"""`simcse-jax serve`."""
+
+import sys
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from simcse_jax.errors import InputError
+from simcse_jax.model.pooling import PoolerName
+from simcse_jax.serve.limits import Limits
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Search sentences from the browser and through an HTTP API; compare and plot any."""
+
+    model: tyro.conf.Positional[str]
+    """A run, an exported folder, a Hugging Face or sentence-transformers folder, or a name on the hub."""
+    sentences: tyro.conf.Positional[Path | None] = None
+    """What is searched: a text file, one sentence a line (also .gz), or the folder of an index saved before with the
+    same model, which need not be encoded again. Without it the service encodes, compares and plots."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for other machines too, which may then all use it."""
+    port: int = 8000
+    """0 for any that is free."""
+    name: str | None = None
+    """What the page calls the model; as it was given, or the name of its folder, where not given."""
+    pooler: PoolerName | None = None
+    """Overrides the pooler saved with the model."""
+    max_length: int | None = None
+    """Tokens a sentence; the model's own limit where not given."""
+    limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=Limits)
+
+    def run(self) -> None:
+        """Answers requests until SIGTERM or Ctrl-C."""
+        self.limits.validate()
+        if any(find_spec(package) is None for package in ("fastapi", "uvicorn")):
+            raise InputError("the service needs FastAPI and uvicorn: pip install 'simcse-jax[serve]'")
+        from simcse_jax.serve.app import create_app
+        from simcse_jax.serve.engine import Engine
+        from simcse_jax.serve.server import Server, bind, is_loopback, url
+        from simcse_jax.tool import SimCSE
+
+        with bind(self.host, self.port) as bound:  # before the model is loaded, which takes a while
+            if not is_loopback(self.host):
+                print(f"listening on {self.host}: whoever reaches this machine can use the service", file=sys.stderr)
+            model = SimCSE(self.model, self.pooler, self.max_length)
+            if self.sentences is not None:
+                if self.sentences.expanduser().is_dir():
+                    model.load_index(self.sentences)
+                else:
+                    model.build_index(self.sentences, progress=True)
+            size = "no sentences" if model.index is None else f"{len(model.index):,} sentences"
+            print(f"{self.model}: width {model.width}, {size}; compiling", flush=True)
+            failed: list[Exception] = []
+
+            def on_ready(error: Exception | None) -> None:
+                if error is None:
+                    print(f"ready: {url(bound)}  (Ctrl-C to stop)", flush=True)
+                else:
+                    failed.append(error)
+                    server.stop()
+
+            engine = Engine(model, model.index, self.limits.max_hits, self.limits.batch)
+            hosts = ["localhost", "127.0.0.1", "[::1]", self.host] if is_loopback(self.host) else ["*"]
+            app = create_app(engine, self.name or _short(self.model), self.limits, hosts, on_ready)
+            server = Server(app, self.limits.max_seconds)
+            server.run(bound)
+        if failed:
+            raise failed[0]
+        print("stopped")
+
+
+def _short(model: str) -> str:
+    """The name of a model's folder; a name on the hub as it is."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.exists() else model

@@ -1,0 +1,181 @@
+"""The application: its API, its page, and what goes wrong said in JSON."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from simcse_jax.serve import schema
+from simcse_jax.serve.batching import Batcher, NotReady, Overloaded, TooSlow
+from simcse_jax.serve.engine import Answer, Engine, Job
+from simcse_jax.serve.guard import Guard
+from simcse_jax.serve.limits import Limits
+from simcse_jax.serve.plane import principal_plane
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    413: {"model": schema.Problem, "description": "The body is too large"},
+    422: {"model": schema.Problem, "description": "Not what is expected, or beyond a limit"},
+    503: {"model": schema.Problem, "description": "Not ready yet, or too many requests wait"},
+    504: {"model": schema.Problem, "description": "No answer in time"},
+}
+
+
+def create_app(
+    engine: Engine,
+    name: str,
+    limits: Limits,
+    hosts: Sequence[str] = ("*",),
+    on_ready: Callable[[Exception | None], None] = lambda error: None,
+) -> FastAPI:
+    """The application of a model.
+
+    Args:
+      engine: the model and its index.
+      name: what the model is called.
+      limits: see there.
+      hosts: names under which it may be asked. Where it listens on loopback alone, a page of another site could else
+        reach it under a name of its own that it points here.
+      on_ready: called once when requests are answered, or with what went wrong before.
+    """
+    batcher: Batcher[Job, Answer] = Batcher(
+        engine, lambda job: len(job.sentences), limits.batch, limits.max_queue, limits.gather, limits.max_seconds
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        batcher.start(engine.warm_up, on_ready)
+        yield
+        await batcher.stop()
+
+    app = FastAPI(
+        title="simcse_jax",
+        summary="Sentence vectors, similarities and search.",
+        version=version("simcse-jax"),
+        docs_url=None,  # its scripts would come from elsewhere
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
+        lifespan=lifespan,
+    )
+    app.state.batcher = batcher
+    app.add_middleware(Guard, max_body=limits.max_body, max_seconds=limits.max_seconds)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    _say_what_is_wrong(app, limits)
+
+    def checked(sentences: str | list[str], most: int = limits.max_sentences, what: str = "sentences") -> list[str]:
+        given = [sentences] if isinstance(sentences, str) else sentences
+        if not given:
+            raise HTTPException(422, f"no {what}: give at least one")
+        if len(given) > most:
+            raise HTTPException(422, f"{len(given):,} {what}: a request may have {most:,}")
+        for number, sentence in enumerate(given, 1):
+            if not _is_text(sentence):
+                raise HTTPException(422, f"sentence {number} is not text: it has half of a surrogate pair")
+            if len(sentence) > limits.max_characters:
+                most_said = f"at most {limits.max_characters:,} are taken"
+                raise HTTPException(422, f"sentence {number} has {len(sentence):,} characters: {most_said}")
+        return given
+
+    @app.get("/api/health", tags=["service"])
+    async def health() -> schema.Health:
+        """Whether requests are answered, with which model and index, within which limits."""
+        return schema.Health(
+            ready=batcher.ready,
+            model=name,
+            width=engine.model.width,
+            index_size=0 if engine.index is None else len(engine.index),
+            version=app.version,
+            limits=schema.Bounds.model_validate(asdict(limits), extra="ignore"),
+        )
+
+    @app.post("/api/search", responses=_PROBLEMS | {404: {"model": schema.Problem, "description": "No index"}})
+    async def search(request: schema.SearchRequest) -> schema.SearchAnswer:
+        """The sentences of the index that are nearest to each query, by cosine."""
+        queries = checked(request.query, what="queries")
+        if engine.index is None:
+            raise HTTPException(404, "no sentences to search: start the service with a file of them, or a saved index")
+        if request.top_k > limits.max_hits:
+            raise HTTPException(422, f"top_k is {request.top_k:,}: at most {limits.max_hits:,} hits are given")
+        answer = await batcher.submit(Job(queries, top_k=request.top_k, threshold=request.threshold))
+        hits = [[schema.SearchHit.model_validate(hit, from_attributes=True) for hit in row] for row in answer.hits]
+        results = [schema.QueryHits(query=q, hits=row) for q, row in zip(queries, hits, strict=True)]
+        return schema.SearchAnswer(results=results)
+
+    @app.post("/api/encode", responses=_PROBLEMS)
+    async def encode(request: schema.EncodeRequest) -> schema.EncodeAnswer:
+        """The vectors of sentences."""
+        answer = await batcher.submit(Job(checked(request.sentences), normalize=request.normalize))
+        return schema.EncodeAnswer(width=engine.model.width, vectors=answer.vectors.tolist())
+
+    @app.post("/api/similarity", responses=_PROBLEMS)
+    async def similarity(request: schema.SimilarityRequest) -> schema.SimilarityAnswer:
+        """The cosine of every sentence of `a` with every sentence of `b`."""
+        a, b = checked(request.a), checked(request.b)
+        vectors = (await batcher.submit(Job(checked(a + b)))).vectors
+        return schema.SimilarityAnswer(scores=(vectors[: len(a)] @ vectors[len(a) :].T).tolist())
+
+    @app.post("/api/plot", responses=_PROBLEMS)
+    async def plot(request: schema.PlotRequest) -> schema.PlotAnswer:
+        """A few sentences in two dimensions: the first two principal components of their vectors."""
+        sentences = checked(request.sentences, limits.max_plot)
+        answer = await batcher.submit(Job(sentences))
+        plane, explained = await asyncio.to_thread(principal_plane, answer.vectors)
+        points = [schema.PlotPoint(x=x, y=y, sentence=s) for (x, y), s in zip(plane.tolist(), sentences, strict=True)]
+        return schema.PlotAnswer(points=points, explained=explained)
+
+    app.mount("/", StaticFiles(directory=Path(__file__).parent / "static", html=True))
+    return app
+
+
+def _is_text(sentence: str) -> bool:
+    """Whether it can be written: JSON's escapes can spell half a character, on which a tokenizer fails."""
+    try:
+        sentence.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _say_what_is_wrong(app: FastAPI, limits: Limits) -> None:
+    """Every error is {"error": a sentence}."""
+
+    def problem(status: int, text: str, **headers: str) -> JSONResponse:
+        return JSONResponse({"error": text}, status, headers)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        # A value that may be of several types has an error for each: all are said, under one name.
+        found: dict[str, list[str]] = {}
+        for one in error.errors():
+            at = ".".join(str(part) for part in one["loc"][1:] if part not in ("str", "list[str]")) or "the body"
+            found.setdefault(at, []).append(one["msg"][:1].lower() + one["msg"][1:])
+        return problem(422, "; ".join(f"{at}: {' or '.join(texts)}" for at, texts in found.items()))
+
+    @app.exception_handler(NotReady)
+    async def not_ready(request: Request, error: NotReady) -> JSONResponse:
+        return problem(503, "the model is being made ready: ask again in a few seconds", **{"Retry-After": "2"})
+
+    @app.exception_handler(Overloaded)
+    async def overloaded(request: Request, error: Overloaded) -> JSONResponse:
+        return problem(503, "too many requests wait already: ask again in a moment", **{"Retry-After": "1"})
+
+    @app.exception_handler(TooSlow)
+    async def too_slow(request: Request, error: TooSlow) -> JSONResponse:
+        return problem(504, f"no answer within {limits.max_seconds:g} s: ask for less, or later")
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return problem(500, "something went wrong here; the service's log has the details")

@@ -1,0 +1,81 @@
+"""What the worker thread does: the vectors of all jobs in one pass, and their hits in one search."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from simcse_jax.index import Hit, Index
+from simcse_jax.tool import SimCSE
+
+_FEW_HITS = 16  # most requests ask for no more
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request: sentences to encode, and perhaps to look for."""
+
+    sentences: list[str]
+    normalize: bool = True
+    top_k: int = 0
+    """Hits to find for each; 0: the vectors are the answer."""
+    threshold: float = -1.0
+    """Least score of a hit."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The sentences' vectors, [S, D], and their hits."""
+
+    vectors: Float[np.ndarray, "S D"]
+    hits: list[list[Hit]]
+
+
+class Engine:
+    """A model and, perhaps, an index, called with jobs."""
+
+    def __init__(self, model: SimCSE, index: Index | None, max_hits: int, batch: int) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          model: whose vectors the index holds.
+          index: what is searched; None: jobs without a search only.
+          max_hits: the most that a job asks for.
+          batch: sentences that a call is commonly given, at most.
+        """
+        self.model, self.index = model, index
+        self._max_hits, self._batch = max_hits, batch
+
+    def warm_up(self) -> None:
+        """Compiles what jobs will need."""
+        self.model.warm_up()
+        if self.index is not None:
+            for hits in {_FEW_HITS, self._max_hits}:
+                count = 1
+                while count < 2 * self._batch:
+                    self._search(np.zeros((count, self.index.width), np.float32), hits)
+                    count *= 2
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Answer]:
+        """The answers, in the jobs' order; a sentence that stands in several is encoded once."""
+        places = {sentence: place for place, sentence in enumerate(dict.fromkeys(s for j in jobs for s in j.sentences))}
+        raw = np.asarray(self.model.encode(list(places), normalize=False))
+        unit = raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-12)
+        asked = list(dict.fromkeys(places[s] for job in jobs if job.top_k for s in job.sentences))
+        most = max(job.top_k for job in jobs)
+        found = dict(zip(asked, self._search(unit[asked], most), strict=True)) if asked else {}
+        answers = []
+        for job in jobs:
+            chosen = [places[sentence] for sentence in job.sentences]
+            nearest = [found[place][: job.top_k] for place in chosen] if job.top_k else []
+            hits = [[hit for hit in row if hit.score >= job.threshold] for row in nearest]
+            answers.append(Answer((unit if job.normalize else raw)[chosen], hits))
+        return answers
+
+    def _search(self, queries: Float[np.ndarray, "Q D"], hits: int) -> list[list[Hit]]:
+        # Two numbers of hits, and no more queries than were warmed up for: nothing is left to compile.
+        assert self.index is not None
+        count = _FEW_HITS if hits <= _FEW_HITS else self._max_hits
+        starts = range(0, len(queries), self._batch)
+        return [row for i in starts for row in self.index.search(queries[i : i + self._batch], top_k=count)]

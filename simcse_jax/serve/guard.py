@@ -1,0 +1,72 @@
+"""Around every request: a body of bounded size that arrives in bounded time, and headers for browsers."""
+
+import asyncio
+
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_HEADERS = {
+    # The page runs its own scripts and asks its own server, nothing else; nor may another site frame it.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+class Guard:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, max_body: int, max_seconds: float) -> None:
+        """Wraps an application.
+
+        Args:
+          app: what is guarded.
+          max_body: bytes of a request's body.
+          max_seconds: for it to arrive.
+        """
+        self.app, self.max_body, self.max_seconds = app, max_body, max_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers 413 or 408."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        size, complete = 0, False
+        deadline = asyncio.get_running_loop().time() + self.max_seconds
+
+        async def bounded() -> Message:
+            nonlocal size, complete
+            if complete:  # what comes now is that the client has gone
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the request took longer than {self.max_seconds:g} s to arrive") from None
+            size += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if size > self.max_body:
+                raise HTTPException(413, self._too_large())
+            return message
+
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self.max_body:
+            await JSONResponse({"error": self._too_large()}, 413)(scope, receive, with_headers)
+            return
+        await self.app(scope, bounded, with_headers)
+
+    def _too_large(self) -> str:
+        return f"the request's body is larger than {self.max_body:,} bytes: send fewer or shorter sentences at a time"

@@ -1,0 +1,118 @@
+"""Requests and answers of the API, as they stand in its OpenAPI schema."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+OneOrMore = str | list[str]
+
+
+class Request(BaseModel):
+    """What all requests share: a misspelt field is an error, not a default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class SearchRequest(Request):
+    """Sentences to look for."""
+
+    query: Annotated[OneOrMore, Field(description="A sentence, or several", examples=["a man plays music"])]
+    top_k: Annotated[int, Field(ge=1, description="Hits a query, at most")] = 10
+    threshold: Annotated[float, Field(ge=-1, le=1, description="Least cosine of a hit")] = -1.0
+
+
+class EncodeRequest(Request):
+    """Sentences to turn into vectors."""
+
+    sentences: Annotated[list[str], Field(examples=[["A man is playing a flute."]])]
+    normalize: Annotated[bool, Field(description="Scale each vector to length 1")] = True
+
+
+class SimilarityRequest(Request):
+    """Two sentences, or two lists of them."""
+
+    a: Annotated[OneOrMore, Field(examples=["A man is playing a flute."])]
+    b: Annotated[OneOrMore, Field(examples=[["Someone plays an instrument.", "The market fell."]])]
+
+
+class PlotRequest(Request):
+    """Sentences to lay out in two dimensions."""
+
+    sentences: Annotated[list[str], Field(examples=[["A cat.", "A dog.", "The market fell."]])]
+
+
+class SearchHit(BaseModel):
+    """A sentence of the index."""
+
+    index: Annotated[int, Field(description="Its place in the index, from 0")]
+    score: Annotated[float, Field(description="Its cosine with the query")]
+    sentence: str
+
+
+class QueryHits(BaseModel):
+    """The nearest sentences of a query, the nearest first."""
+
+    query: str
+    hits: list[SearchHit]
+
+
+class SearchAnswer(BaseModel):
+    """Hits, by query."""
+
+    results: list[QueryHits]
+
+
+class EncodeAnswer(BaseModel):
+    """Vectors, in the order of the sentences."""
+
+    width: int
+    vectors: list[list[float]]
+
+
+class SimilarityAnswer(BaseModel):
+    """Cosines."""
+
+    scores: Annotated[list[list[float]], Field(description="A row for each sentence of a, a column for each of b")]
+
+
+class PlotPoint(BaseModel):
+    """A sentence's place."""
+
+    x: float
+    y: float
+    sentence: str
+
+
+class PlotAnswer(BaseModel):
+    """The first two principal components of the sentences' vectors."""
+
+    points: list[PlotPoint]
+    explained: Annotated[list[float], Field(description="Share of the variance along each axis")]
+
+
+class Bounds(BaseModel):
+    """What a request may ask for."""
+
+    max_body: int
+    max_sentences: int
+    max_characters: int
+    max_hits: int
+    max_plot: int
+    max_seconds: float
+
+
+class Health(BaseModel):
+    """Whether requests are answered, and with what."""
+
+    ready: Annotated[bool, Field(description="False while programs are compiled: other requests get 503")]
+    model: str
+    width: Annotated[int, Field(description="Of a sentence vector")]
+    index_size: Annotated[int, Field(description="Sentences that are searched; 0 without an index")]
+    version: str
+    limits: Bounds
+
+
+class Problem(BaseModel):
+    """Why a request was not answered."""
+
+    error: str

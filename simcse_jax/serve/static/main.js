@@ -1,0 +1,98 @@
+// Tabs, theme, keys, and whether the service is there.
+import { ask, byId, count } from "./api.js";
+import { compareAgain, compareReady } from "./compare.js";
+import { plotAgain, plotReady, plotSentences } from "./plot.js";
+import { focusSearch, searchAgain, searchReady } from "./search.js";
+
+const tabs = [...document.querySelectorAll("[role=tab]")];
+const again = { search: searchAgain, compare: compareAgain, plot: plotAgain };
+
+function open(name, focus = false) {
+  for (const tab of tabs) {
+    const chosen = tab.getAttribute("aria-controls") === name;
+    tab.setAttribute("aria-selected", chosen);
+    tab.tabIndex = chosen ? 0 : -1;
+    byId(tab.getAttribute("aria-controls")).hidden = !chosen;
+    if (chosen && focus) tab.focus();
+  }
+  history.replaceState(null, "", `#/${name}`); // no id, to which a browser would scroll
+}
+
+tabs.forEach((tab, place) => {
+  tab.addEventListener("click", () => open(tab.getAttribute("aria-controls")));
+  tab.addEventListener("keydown", (event) => {
+    const to = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: -1 }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    open(tabs.at(to % tabs.length).getAttribute("aria-controls"), true);
+  });
+});
+
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.closest("input:not([type=range]), textarea, select");
+  if (event.key !== "/" || typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  event.preventDefault();
+  open("search");
+  focusSearch();
+});
+document.addEventListener("plot", (event) => {
+  open("plot", true);
+  plotSentences(event.detail);
+});
+
+const theme = byId("theme");
+const system = matchMedia("(prefers-color-scheme: dark)");
+const isDark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
+const showTheme = () => theme.setAttribute("aria-pressed", isDark());
+theme.addEventListener("click", () => {
+  const chosen = isDark() ? "light" : "dark";
+  document.documentElement.dataset.theme = chosen;
+  localStorage.setItem("theme", chosen);
+  showTheme();
+});
+system.addEventListener("change", showTheme);
+showTheme();
+
+// While the service is away or not ready it is asked every second; then what stands in the fields is asked again.
+const [service, about, gone] = ["service", "about", "gone"].map(byId);
+let timer = null;
+let waiting = true;
+
+async function look() {
+  timer = null;
+  try {
+    const health = await ask("api/health");
+    const size = health.index_size ? `${count(health.index_size)} sentences` : "no sentences to search";
+    about.textContent = `${health.model} · width ${health.width} · ${health.ready ? size : "being made ready…"}`;
+    service.dataset.state = health.ready ? "ready" : "compiling";
+    gone.hidden = true;
+    byId("version").textContent = `Version ${health.version}.`;
+    if (!health.ready) return lookAgain();
+    compareReady(health);
+    plotReady(health);
+    searchReady(health);
+    if (waiting) again[tabs.find((tab) => tab.tabIndex === 0).getAttribute("aria-controls")]();
+    waiting = false;
+  } catch {
+    lookAgain();
+  }
+}
+
+function lookAgain() {
+  waiting = true;
+  timer ??= setTimeout(look, 1000);
+}
+
+document.addEventListener("gone", () => {
+  service.dataset.state = "gone";
+  about.textContent = "no connection";
+  gone.hidden = false;
+  gone.textContent = "The service does not answer: it may have been stopped. This page goes on by itself once it is back.";
+  lookAgain();
+});
+document.addEventListener("busy", lookAgain);
+
+const named = location.hash.slice(2);
+open(named in again ? named : "search");
+if (!byId("search").hidden) focusSearch();
+look();
