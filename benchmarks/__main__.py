@@ -19,17 +19,18 @@ from benchmarks.encode import Encode
 from benchmarks.input import Input
 from benchmarks.loss import Loss
 from benchmarks.report import Table, provenance, write
+from benchmarks.serve import Serve
 from benchmarks.start import Start
 from benchmarks.step import Step
 from benchmarks.sts import Sts
 from simcse_jax.errors import InputError
 
-Part = Step | Encode | Sts | Input | Start | Devices | Checkpoint | Loss
+Part = Step | Encode | Sts | Input | Start | Devices | Checkpoint | Loss | Serve
 
 
 @dataclass(frozen=True)
 class All:
-    """Every part; what needs data that is not there is left out, and the results say so."""
+    """Every part that has a peer; what needs data that is not there is left out, and the results say so."""
 
     step: Step = field(default_factory=Step)
     step_wiki: Step = field(default_factory=lambda: Step(lengths="wiki"))
@@ -63,6 +64,7 @@ class Command:
         | Annotated[Start, subcommand("start")]
         | Annotated[Devices, subcommand("devices")]
         | Annotated[Checkpoint, subcommand("checkpoint")]
+        | Annotated[Serve, subcommand("serve")]
     )
     output: Path = Path("runs/benchmarks/results")
     """The results are OUTPUT.md and OUTPUT.json, written anew after each part."""

@@ -15,6 +15,7 @@ from benchmarks.__main__ import All, main
 from benchmarks.compare import Disagreement, agree, compare, cosine_distance, relative_error
 from benchmarks.loss import Loss
 from benchmarks.report import Row, Table
+from benchmarks.serve import quantile, query
 from benchmarks.step import Step
 from benchmarks.timing import alternate
 from benchmarks.work import QUICK, forward_flops
@@ -55,6 +56,13 @@ def test_flops_of_bert_base() -> None:
     base = EncoderConfig("bert", 30522, 768, 12, 12, 3072, 512, 2)
     # 12 layers of 12H² weights, two FLOPs each, and the two products of attention.
     assert forward_flops(base, [32, 16]) == 12 * (48 * 24 * 768**2 + 4 * 768 * (32**2 + 16**2))
+
+
+def test_queries_differ_and_quantiles_are_of_what_was_measured() -> None:
+    assert len({query(number) for number in range(4000)}) == 4000
+    times = [float(number) for number in range(1, 1001)]
+    assert [quantile(times, share) for share in (0.5, 0.99, 1.0)] == [500, 990, 1000]
+    assert quantile([3.0], 0.5) == 3
 
 
 def test_a_table() -> None:
