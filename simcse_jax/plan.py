@@ -14,12 +14,14 @@ import jax
 from jax.sharding import Mesh
 
 from simcse_jax.batch import Packing
+from simcse_jax.collectives import Collective, collectives, ring_bytes
 from simcse_jax.config import Config
 from simcse_jax.embedder import build_model
 from simcse_jax.errors import InputError, reason
 from simcse_jax.flops import matrix_flops
 from simcse_jax.hf import read_checkpoint
-from simcse_jax.hlo import Collective, collectives, ring_bytes
+from simcse_jax.hlo import parse
+from simcse_jax.kernels import Work, work
 from simcse_jax.loss import uses_tiles
 from simcse_jax.memory import Memory, fit_step
 from simcse_jax.model import EncoderConfig, read_encoder_config
@@ -78,6 +80,9 @@ class Plan:
     """Bytes that one device has for a program; None on CPUs, which share theirs."""
     flops: dict[str, float]
     """Matrix-product FLOPs of one device, by arithmetic."""
+    work: Work | None
+    """What one device launches, moves and multiplies, as compiled; None where the step does not fit, or a loop's length
+    is not known."""
     collectives: tuple[Collective, ...]
     seconds: dict[str, float]
     """`compute`, `memory` and `communication`; empty where no peak is known or the step does not fit."""
@@ -176,7 +181,8 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"the compiler of {target.name} refuses the step: {reason(error)}") from error
     flops = {kind: count / mesh.size for kind, count in matrix_flops(step.traced.jaxpr).items()}
-    found = tuple(collectives(step.executable.as_text() or "")) if step.executable else ()
+    program = parse(step.executable.as_text() or "") if step.executable else None
+    found = tuple(collectives(program)) if program else ()
     return Plan(
         topology=target.name,
         devices=mesh.size,
@@ -191,6 +197,7 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
         memory_needed=step.needed,
         memory_limit=limit,
         flops=flops,
+        work=work(program) if program else None,
         collectives=found,
         seconds=roofline(target, step.memory, flops, found) if step.memory else {},
     )
@@ -244,7 +251,8 @@ def roofline(
 
 
 _HEAD = (
-    *("topology", "devices", "batch", "chunk", "InfoNCE", "memory", "of GB", "fits", "GFLOP", "sent MB"),
+    *("topology", "devices", "batch", "chunk", "InfoNCE", "memory", "of GB", "fits", "kernels", "moved GB"),
+    *("GFLOP", "sent MB"),
     *("compute", "memory", "communic.", "step ms", "pairs/s"),
 )
 
@@ -254,9 +262,7 @@ def format_plans(plans: list[Plan]) -> str:
     rows = [_HEAD, *map(_row, plans)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in rows]
-    lines.append(
-        "GFLOP and MB: one device, one step. Times in ms at the hardware's limit: a lower bound, not measured."
-    )
+    lines.append("All of one device and one step. Times in ms at the hardware's limit: a lower bound, not measured.")
     for p in plans:
         lines.append(f"\n{p.topology}, batch {p.batch_size:,}, mesh data {p.data} × fsdp {p.fsdp}: collectives a step")
         lines += _collective_lines(p) or ["  none" if p.memory else "  not known: the step does not fit"]
@@ -267,11 +273,14 @@ def _row(p: Plan) -> tuple[str, ...]:
     def number(value: float | int | None, scale: float, digits: int) -> str:
         return "?" if value is None else f"{value / scale:,.{digits}f}"
 
+    launched = p.work.kernels if p.work else None
+    moved = p.work.bytes if p.work else None
     limits = [p.seconds.get(name) for name in ("compute", "memory", "communication")]
     return (
         *(p.topology, f"{p.devices:,}", f"{p.batch_size:,}", f"{p.micro_batch:,}", "tiled" if p.tiled else "dense"),
         *(number(p.memory_needed, 1e9, 2), number(p.memory_limit, 1e9, 2)),
         {True: "yes", False: "NO", None: "?"}[p.fits],
+        *(number(launched, 1, 0), number(moved, 1e9, 1)),
         *(number(sum(p.flops.values()), 1e9, 1), number(p.sent if p.memory else None, 1e6, 1)),
         *(number(value, 1e-3, 2) for value in (*limits, p.step_seconds)),
         number(p.pairs_per_second, 1.0, 0),

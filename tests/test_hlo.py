@@ -9,8 +9,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from simcse_jax.collectives import collectives
 from simcse_jax.flops import matrix_flops
-from simcse_jax.hlo import collectives
+from simcse_jax.hlo import parse
 
 HEAD = "HloModule step, is_scheduled=true, num_partitions=8\n"
 # As XLA prints them for CPU, GPU and TPU: tilings with brackets, tuples, three notations of groups.
@@ -29,7 +30,7 @@ ENTRY %main (p: f32[4,768]) -> f32[4,768] {
 
 
 def read(*instructions: str) -> list[Any]:
-    return collectives(HEAD + ENTRY.replace("INSTRUCTIONS", "\n  ".join(instructions)))
+    return collectives(parse(HEAD + ENTRY.replace("INSTRUCTIONS", "\n  ".join(instructions))))
 
 
 def test_gather() -> None:
@@ -133,13 +134,13 @@ LOOP = """
 )
 def test_loops_multiply(loop: str, count: int | None) -> None:
     entry = ENTRY.replace("INSTRUCTIONS", f"%loop = f32[2]{{0}} while(%p), {loop}")
-    (c,) = collectives(HEAD + LOOP + entry)
+    (c,) = collectives(parse(HEAD + LOOP + entry))
     assert c.count == count
 
 
 def test_both_branches_of_a_condition_and_calls() -> None:
     entry = ENTRY.replace("INSTRUCTIONS", "%c = f32[2]{0} conditional(%p, %p, %p), branch_computations={%body, %outer}")
-    assert [c.count for c in collectives(HEAD + LOOP + entry)] == [1, 12]
+    assert [c.count for c in collectives(parse(HEAD + LOOP + entry))] == [1, 12]
 
 
 def test_sum_fused_with_a_cut_is_a_scatter() -> None:
@@ -151,7 +152,7 @@ def test_sum_fused_with_a_cut_is_a_scatter() -> None:
 }
 """
     call = "%f = f32[16,768]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1"
-    (c,) = collectives(HEAD + fused + ENTRY.replace("INSTRUCTIONS", call))
+    (c,) = collectives(parse(HEAD + fused + ENTRY.replace("INSTRUCTIONS", call)))
     assert (c.kind, c.arrays, c.bytes) == ("reduce-scatter", (("f32", (16, 768)),), 64 * 768 * 4)
 
 
@@ -173,7 +174,7 @@ def test_a_real_ring() -> None:
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
     x = jax.ShapeDtypeStruct((64, 16), jnp.float32, sharding=NamedSharding(mesh, P("d")))
     traced = jax.jit(lambda x, y: ring(mesh, x, y)).trace(x, x)
-    (c,) = collectives(traced.lower().compile().as_text())
+    (c,) = collectives(parse(traced.lower().compile().as_text()))
     assert (c.kind, c.arrays, c.count) == ("collective-permute", (("f32", (8, 16)),), 8)
     assert matrix_flops(traced.jaxpr) == {"float32": 2 * 64 * 64 * 16}
 

@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 # Modules from the bottom up: each may import only from lower levels.
 LEVELS = [
     ["batch", "chunks", "errors", "flops", "hlo", "noise", "plots", "rng"],
-    ["files", "model", "nearest", "preemption", "programs", "recognise", "topology"],
+    ["collectives", "files", "kernels", "model", "nearest", "preemption", "programs", "recognise", "topology"],
     ["config", "metrics_log", "speed", "storage", "tables", "tracking"],
-    ["sharding", "hf", "mirror", "objectives", "optimizer"],
+    ["hf", "mirror", "objectives", "optimizer", "sharding"],
     ["masked"],
     ["loss"],
     ["step", "run", "postprocess"],

@@ -13,10 +13,11 @@ import jax
 import pytest
 
 from simcse_jax.cli import main
+from simcse_jax.collectives import Collective
 from simcse_jax.config import Config, DataConfig, MeshConfig, ModelConfig, ObjectiveConfig, load_config_file
 from simcse_jax.embedder import build_model, init_params
 from simcse_jax.errors import InputError
-from simcse_jax.hlo import Collective
+from simcse_jax.kernels import Work
 from simcse_jax.model import read_encoder_config
 from simcse_jax.plan import PUBLISHED, Memory, Plan, format_plans, plan, roofline
 from simcse_jax.topology import CHIPS, parse_topology
@@ -75,6 +76,10 @@ def test_cpu_plan_by_hand(encoder: Path) -> None:
     gathered = [c for c in p.collectives if c.kind == "all-gather" and c.bytes > n]
     assert [c.bytes for c in gathered] == [2 * n * WIDTH * 4]
     assert p.sent >= 2 * 7 / 8 * weights * 4 * 0.9
+    assert p.work is not None
+    assert p.work.flops == sum(p.flops.values())
+    # Every number of the state is read and written at least once.
+    assert p.work.bytes > p.memory.arguments + p.memory.outputs
     assert (p.fits, p.seconds, p.step_seconds, p.pairs_per_second) == (None, {}, None, None)
 
 
@@ -107,6 +112,7 @@ def test_command(encoder: Path, tmp_path: Path) -> None:
     assert "all-gather         over    4:" in done.stdout
     assert {"kind", "bytes", "sent", "count", "group"} <= set(plans[1]["collectives"][0])
     assert plans[0]["memory"]["arguments"] > 0
+    assert {"kernels", "bytes", "flops"} == set(plans[0]["work"])
 
 
 def test_each_batch_size_given_is_planned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,6 +244,7 @@ KNOWN = Plan(
     memory_needed=LARGE.total,
     memory_limit=CHIPS["v5e"].memory,
     flops={"bfloat16": 3e12},
+    work=Work(kernels=1234, bytes=56_700_000_000, flops=3 * 10**12),
     collectives=(collective("all-reduce", 4_000_000, range(16), 2), collective("all-gather", 8, range(4), None)),
     seconds={"compute": 0.5, "memory": 0.25, "communication": 0.125},
 )
@@ -276,7 +283,7 @@ def test_table_of_known_figures() -> None:
     assert KNOWN.pairs_per_second == 2048
     assert KNOWN.sent == 2 * 2 * 15 / 16 * 4_000_000 + 6
     table = format_plans([KNOWN])
-    row = "v5e:4x4 16 1,024 64 tiled 20.00 16.91 NO 3,000.0 15.0 500.00 250.00 125.00 500.00 2,048"
+    row = "v5e:4x4 16 1,024 64 tiled 20.00 16.91 NO 1,234 56.7 3,000.0 15.0 500.00 250.00 125.00 500.00 2,048"
     assert table.splitlines()[1].split() == row.split()
     assert "all-reduce         over   16:     2 × 4.000 MB on average, a device sends 15.000 MB" in table
     assert "all-gather         over    4: ? times" in table
