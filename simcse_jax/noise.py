@@ -6,12 +6,12 @@ uses it: no array of random bits is written, and the backward pass draws again i
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
 """A key as two words."""
@@ -52,39 +52,53 @@ def random_bits(key: Words, counter: UInt32[Array, "..."]) -> UInt32[Array, "...
     return x ^ (x >> 14)
 
 
-def dropout(
-    x: Float[Array, "*shape"],
-    key: Key[Array, ""],
-    sentences: Int[Array, "*leading"],
-    counter: UInt32[Array, "*any"],
-    rate: float,
+class Drawn(NamedTuple):
+    """What the noise of sentences is drawn by: the key of each, and whether it has none."""
+
+    key: Words
+    quiet: Bool[Array, "..."]
+
+
+def drawn(key: Key[Array, ""], sentences: Int[Array, "*shape"]) -> Drawn:
+    """The noise of sentences at one place.
+
+    Args:
+      key: of the pass and the place in the network.
+      sentences: number of each sentence in the global batch, of a shape that broadcasts to what is dropped from; one of
+        negative number has no noise.
+    """
+    return Drawn(words_of(key, sentences), sentences < 0)
+
+
+def drop(
+    x: Float[Array, "*shape"], noise: Drawn, counter: UInt32[Array, "*any"], rate: float
 ) -> Float[Array, "*shape"]:
-    """Inverted dropout: each element is 0 with probability `rate`, otherwise x / (1 − rate).
+    """Inverted dropout: each element is 0 with probability `rate`, otherwise x / (1 − rate). Linear in x.
 
     Args:
       x: what is dropped from.
-      key: of the pass and the place in the network.
-      sentences: number of the sentence that an element belongs to, of as many axes as `x`, each of its length or 1; a
-        sentence of negative number has no noise.
+      noise: of the sentences that the elements belong to.
       counter: number of each element in its sentence, of a shape that broadcasts to that of `x`.
       rate: probability.
     """
-    return _dropout(x, *words_of(key, sentences), counter, sentences < 0, rate)
+    dropped = random_bits(noise.key, counter) < below(rate)
+    return jnp.where(noise.quiet, x, jnp.where(dropped, jnp.zeros((), x.dtype), x / (1 - rate)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _dropout(x: Array, a: Array, b: Array, counter: Array, quiet: Array, rate: float) -> Array:
-    dropped = random_bits((a, b), counter) < below(rate)
-    return jnp.where(quiet, x, jnp.where(dropped, jnp.zeros((), x.dtype), x / (1 - rate)))
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def dropout(
+    x: Float[Array, "*shape"], noise: Drawn, counter: UInt32[Array, "*any"], rate: float
+) -> Float[Array, "*shape"]:
+    """`drop`, whose backward pass draws again."""
+    return drop(x, noise, counter, rate)
 
 
-def _forward(x: Array, a: Array, b: Array, counter: Array, quiet: Array, rate: float) -> Any:
-    return _dropout(x, a, b, counter, quiet, rate), (a, b, counter, quiet)
+def _forward(x: Array, noise: Drawn, counter: Array, rate: float) -> Any:
+    return drop(x, noise, counter, rate), (noise, counter)
 
 
-def _backward(rate: float, drawn: tuple[Array, ...], g: Array) -> Any:
-    # Linear in x: the gradient passes where x passed.
-    return _dropout(g, *drawn, rate), None, None, None, None
+def _backward(rate: float, kept: tuple[Drawn, Array], g: Array) -> Any:
+    return drop(g, *kept, rate), None, None
 
 
-_dropout.defvjp(_forward, _backward)
+dropout.defvjp(_forward, _backward)

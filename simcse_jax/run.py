@@ -22,8 +22,8 @@ from simcse_jax.hf import SETTINGS, Checkpoint, save_tokenizer
 
 # What may change between the parts of one run: nothing here moves the parameters by more than rounding.
 _FREE = (
-    *("output", "log_every", "tracking", "multi_host", "mesh.", "checkpoint.", "model.remat", "evaluation.data"),
-    "evaluation.geometry_every",
+    *("output", "log_every", "tracking", "multi_host", "mesh.", "checkpoint.", "model.remat", "model.scan"),
+    *("evaluation.data", "evaluation.geometry_every"),
     *("micro_batch", "objective.implementation", "objective.block_size", "data.packed_length"),
     *("data.cache", "data.train", "data.revision"),  # the fingerprint of the text is compared, not the path
 )

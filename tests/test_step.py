@@ -152,11 +152,12 @@ def test_short_batch_equals_a_smaller_one() -> None:
         np.testing.assert_allclose(figures, expected, rtol=1e-5)
 
 
-def test_remat_changes_nothing() -> None:
-    figures, params = train((1, 1), batches(1, steps=5))
-    remat_figures, remat_params = train((1, 1), batches(1, steps=5), remat=True)
-    np.testing.assert_allclose(remat_figures, figures, rtol=1e-5)
-    assert tree_error(without_key_biases(remat_params), without_key_biases(params)) < 1e-5
+@pytest.mark.parametrize("settings", [{"remat": True}, {"scan": False}], ids=str)
+def test_how_layers_are_compiled_changes_nothing(settings: dict[str, bool]) -> None:
+    figures, params = train((1, 1), batches(1, steps=5), config=TINY_BERT)
+    other_figures, other_params = train((1, 1), batches(1, steps=5), config=TINY_BERT, **settings)
+    np.testing.assert_allclose(other_figures, figures, rtol=1e-5)
+    assert tree_error(without_key_biases(other_params), without_key_biases(params)) < 1e-5
 
 
 def test_bfloat16_trains_close_to_float32() -> None:

@@ -10,12 +10,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
 from simcse_jax.errors import InputError
+from simcse_jax.model.attention import Noise, attend
 from simcse_jax.model.layout import Layout, lay_out
+from simcse_jax.model.norm import LayerNorm
 from simcse_jax.model.product import Dense
-from simcse_jax.noise import dropout
+from simcse_jax.noise import Drawn, drawn, dropout
 
 
 @jax.custom_vjp
@@ -104,31 +106,23 @@ def read_encoder_config(config: dict[str, Any]) -> EncoderConfig:
     return result
 
 
-# Flax's default takes the variance as E[x²] − E[x]², which cancels: ten times the rounding error of PyTorch's.
-LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
-
-
 class Dropout(nn.Module):
-    """Inverted dropout under the key of this place in the network; see `dropout`."""
-
-    rate: float
+    """The noise of sentences under the key of this place in the network; see `drawn`."""
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "*shape"], sentences: Int[Array, "*leading"], counter: UInt32[Array, "*any"]
-    ) -> Float[Array, "*shape"]:
-        return dropout(x, self.make_rng("dropout"), sentences, counter, self.rate) if self.rate else x
+    def __call__(self, sentences: Int[Array, "*leading"]) -> Drawn:
+        return drawn(self.make_rng("dropout"), sentences)
 
 
 def _drop_features(
     rate: float, x: Float[Array, "B T H"], owners: Int[Array, "B _"] | None, position: Int[Array, "#B T"]
 ) -> Float[Array, "B T H"]:
     """Dropout of token vectors, an element's number being place · H + feature; without owners, the identity."""
-    if owners is None:
+    if owners is None or not rate:
         return x
     feature = jnp.arange(x.shape[-1], dtype=jnp.uint32)[None, None, :]
     counter = position.astype(jnp.uint32)[:, :, None] * np.uint32(x.shape[-1]) + feature
-    return Dropout(rate)(x, owners[:, :, None], counter)
+    return dropout(x, Dropout()(owners[:, :, None]), counter, rate)
 
 
 class Embeddings(nn.Module):
@@ -141,11 +135,12 @@ class Embeddings(nn.Module):
     @nn.compact
     def __call__(self, input_ids: Int[Array, "B L"], layout: Layout) -> Float[Array, "B L H"]:
         c = self.config
+        # Rows are rounded once summed, not the whole table; their gradients are then summed in the table's type.
         embed = partial(
             nn.Embed,
             features=c.hidden_size,
             embedding_init=nn.initializers.normal(c.initializer_range),
-            dtype=self.dtype,
+            dtype=self.param_dtype,
             param_dtype=self.param_dtype,
         )
         position = layout.position
@@ -160,7 +155,7 @@ class Embeddings(nn.Module):
             + embed(c.max_position_embeddings, name="position_embeddings")(position)
             + embed(c.type_vocab_size, name="token_type_embeddings")(jnp.zeros((1, 1), jnp.int32))
         )
-        x = LayerNorm(c.layer_norm_eps, self.dtype, self.param_dtype, name="layer_norm")(x)
+        x = LayerNorm(c.layer_norm_eps, self.dtype, self.param_dtype, name="layer_norm")(x.astype(self.dtype))
         return _drop_features(c.hidden_dropout_prob, x, layout.owners, layout.position)
 
 
@@ -193,7 +188,7 @@ class Layer(nn.Module):
         size = c.hidden_size // c.num_attention_heads
 
         def heads(x: Array) -> Array:
-            return x.reshape(*x.shape[:2], c.num_attention_heads, size)
+            return x.reshape(*x.shape[:2], c.num_attention_heads, size).swapaxes(1, 2)
 
         key, value = (heads(dense(c.hidden_size, name=name)(x)) for name in ("key", "value"))
         sentence, position, owners = layout.sentence, layout.position, layout.owners
@@ -202,26 +197,26 @@ class Layer(nn.Module):
             sentence, position = jnp.arange(x.shape[1])[None, :], jnp.zeros((1, x.shape[1]), jnp.int32)
             owners = layout.numbers
         query = heads(dense(c.hidden_size, name="query")(x))
-        # The softmax is taken in float32 (or wider) whatever the compute type.
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.promote_types(self.dtype, jnp.float32))
-        scores = scores / size**0.5
         # In rows of one sentence, padding attends to the sentence too, which keeps the mask small.
         own = sentence[:, :, None] if layout.packed else jnp.zeros((1, 1, 1), jnp.int32)
-        scores = jnp.where((own == layout.sentence[:, None, :])[:, None], scores, jnp.finfo(scores.dtype).min)
-        weights = nn.softmax(scores).astype(self.dtype)
-        if owners is not None:
+        allowed = (own == layout.sentence[:, None, :])[:, None]
+        noise = None
+        if owners is not None and c.attention_probs_dropout_prob:
             most = np.uint32(c.max_position_embeddings)
             head = jnp.arange(c.num_attention_heads, dtype=jnp.uint32)[None, :, None, None]
             q, k = position.astype(jnp.uint32), layout.position.astype(jnp.uint32)
             counter = (head * most + q[:, None, :, None]) * most + k[:, None, None, :]
-            weights = Dropout(c.attention_probs_dropout_prob)(weights, owners[:, None, :, None], counter)
-        context = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
+            noise = Noise(Dropout()(owners[:, None, :, None]), counter)
+        context = attend(query, key, value, allowed, noise, c.attention_probs_dropout_prob)
+        context = context.swapaxes(1, 2).reshape(x.shape)
 
         rate = c.hidden_dropout_prob
         attention = _drop_features(rate, dense(c.hidden_size, name="attention_output")(context), owners, position)
         x = norm(name="attention_norm")(x + attention)
-        hidden = ACTIVATIONS[c.hidden_act](dense(c.intermediate_size, name="intermediate")(x))
-        output = _drop_features(rate, dense(c.hidden_size, name="output")(hidden), owners, position)
+        # Token by token, so that what the activation gives is kept as it is multiplied: reshaped, it is written twice.
+        hidden = ACTIVATIONS[c.hidden_act](dense(c.intermediate_size, name="intermediate")(x.reshape(-1, x.shape[-1])))
+        output = dense(c.hidden_size, name="output")(hidden).reshape(x.shape)
+        output = _drop_features(rate, output, owners, position)
         return norm(name="output_norm")(x + output)
 
 
@@ -233,12 +228,14 @@ class Encoder(nn.Module):
       dtype: compute type; LayerNorm statistics and softmax are float32 at least.
       param_dtype: type of the weights.
       remat: recompute each layer in the backward pass instead of keeping its activations.
+      scan: in training, compile one layer for all of them.
     """
 
     config: EncoderConfig
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     remat: bool = False
+    scan: bool = True
 
     @nn.compact
     def __call__(
@@ -283,7 +280,7 @@ class Encoder(nn.Module):
             return jnp.asarray(layer.apply({"params": weights}, x, layout, first_only, rngs=noise))
 
         apply = jax.checkpoint(apply, static_argnums=3) if self.remat else apply
-        scanned = len(names) - first_only
+        scanned = len(names) - first_only if self.scan else 0
         states: list[Array] = []
         if scanned:
             # Each step gives what went in: where only the last state is used, the others are then never kept.
@@ -291,6 +288,6 @@ class Encoder(nn.Module):
             x, entered = jax.lax.scan(lambda x, at: (apply(x, *at, False), x), x, (stack, jnp.arange(scanned)))
             states.extend(entered)
         states.append(x)
-        if first_only:
-            states.append(apply(x, weights[-1], scanned, True))
+        for i in range(scanned, len(names)):
+            states.append(apply(states[-1], weights[i], i, first_only and i == len(names) - 1))
         return tuple(states)

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from simcse_jax.model.encoder import ACTIVATIONS, EncoderConfig, LayerNorm
+from simcse_jax.model.encoder import ACTIVATIONS, EncoderConfig
+from simcse_jax.model.norm import LayerNorm
 
 
 class MLMHead(nn.Module):

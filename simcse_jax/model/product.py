@@ -1,4 +1,4 @@
-"""Matrix products in the compute type whose sums are wider."""
+"""Dense layers whose matrix products are summed in wider arithmetic than they are taken in."""
 
 from functools import partial
 from typing import Any
@@ -9,34 +9,77 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x: Float[Array, "*B K"], kernel: Float[Array, "K N"], dtype: Any) -> Float[Array, "*B N"]:
-    """x W, of factors rounded to `dtype`, summed in float32 at least and rounded to `dtype` once.
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def affine(
+    x: Float[Array, "T K"], kernel: Float[Array, "K N"], bias: Float[Array, "N"], dtype: Any
+) -> Float[Array, "T N"]:
+    """x W + b, of factors rounded to `dtype`; sums are float32 at least.
 
-    The gradient of the kernel keeps the type of the kernel: with bfloat16 it is not rounded. CPUs with bfloat16 units
-    use them for such products, and not for those whose sums are asked for in bfloat16.
+    The gradients of kernel and bias keep their types: with bfloat16 they are not rounded.
     """
     wide = jnp.promote_types(dtype, jnp.float32)
-    return jnp.einsum("...k,kn->...n", x, kernel.astype(dtype), preferred_element_type=wide).astype(dtype)
+    return (_multiply("tk,kn->tn", x, kernel, dtype).astype(wide) + bias.astype(wide)[None, :]).astype(dtype)
 
 
-def _forward(x: Array, kernel: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
-    return product(x, kernel, dtype), (x, kernel)
+def _multiply(form: str, x: Array, kernel: Array, dtype: Any) -> Array:
+    """A product of factors in `dtype`, summed in float32 at least, in a type that holds as much as `dtype`.
 
-
-def _backward(dtype: Any, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = kept
+    CPUs with bfloat16 units use them for products whose sums are asked for in float32 alone: asked for bfloat16, XLA
+    widens the factors first. Accelerators sum in float32 either way and write half as much if asked for bfloat16.
+    """
     wide = jnp.promote_types(dtype, jnp.float32)
-    for_x = jnp.einsum("...n,kn->...k", g, kernel.astype(dtype), preferred_element_type=wide).astype(x.dtype)
-    for_kernel = jnp.einsum("...k,...n->kn", x, g, preferred_element_type=wide).astype(kernel.dtype)
-    return for_x, for_kernel
+    factors = x, kernel.astype(dtype)
+
+    def product(kind: Any, x: Array, y: Array) -> Array:
+        return jnp.einsum(form, x, y, preferred_element_type=kind).astype(dtype)
+
+    if wide == dtype:
+        return product(dtype, *factors)
+    return jnp.asarray(
+        jax.lax.platform_dependent(*factors, cpu=partial(product, wide), default=partial(product, dtype))
+    )
 
 
-product.defvjp(_forward, _backward)
+def _forward(x: Array, kernel: Array, bias: Array, dtype: Any) -> tuple[Array, tuple[Array, Array, Array]]:
+    return affine(x, kernel, bias, dtype), (x, kernel, bias)
+
+
+def _backward(dtype: Any, kept: tuple[Array, Array, Array], g: Array) -> tuple[Array, Array, Array]:
+    x, kernel, bias = kept
+    wide = jnp.promote_types(dtype, jnp.float32)
+    for_x = _multiply("tn,kn->tk", g, kernel, dtype).astype(x.dtype)
+    for_bias = jnp.sum(g, axis=0, dtype=wide)
+    return for_x, _for_kernel(x, g, wide).astype(kernel.dtype), for_bias.astype(bias.dtype)
+
+
+def _for_kernel(x: Float[Array, "T K"], g: Float[Array, "T N"], wide: Any) -> Float[Array, "K N"]:
+    """xᵀ g."""
+
+    def product(x: Array, g: Array) -> Array:
+        return jnp.einsum("tk,tn->kn", x, g, preferred_element_type=wide)
+
+    def in_halves(x: Array, g: Array) -> Array:
+        # XLA multiplies on a CPU's bfloat16 units where the left factor is summed over its last axis. It folds a plain
+        # transposition into the product, and then widens both; into a loop it does not reach. Turned as integers,
+        # because moving bfloat16 about widens it, too.
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint16).T.reshape(2, -1, x.shape[0])
+
+        def half(bits: Array) -> Array:
+            turned = jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+            return jnp.einsum("kt,tn->kn", turned, g, preferred_element_type=wide)
+
+        return jax.lax.map(half, bits).reshape(x.shape[1], g.shape[1])
+
+    if x.dtype != jnp.bfloat16 or x.shape[1] % 2:
+        return product(x, g)
+    return jnp.asarray(jax.lax.platform_dependent(x, g, cpu=in_halves, default=product))
+
+
+affine.defvjp(_forward, _backward)
 
 
 class Dense(nn.Module):
-    """x W + b, the product by `product`."""
+    """x W + b, by `affine`."""
 
     features: int
     kernel_init: Any
@@ -47,5 +90,6 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "*B K"]) -> Float[Array, "*B N"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
-        y = product(jnp.asarray(x, self.dtype), jnp.asarray(kernel), self.dtype)
-        return y + jnp.asarray(bias, self.dtype).reshape(*[1] * (y.ndim - 1), -1)
+        tokens = jnp.asarray(x, self.dtype).reshape(-1, x.shape[-1])
+        y = affine(tokens, jnp.asarray(kernel), jnp.asarray(bias), self.dtype)
+        return y.reshape(*x.shape[:-1], self.features)

@@ -32,7 +32,7 @@ class SentenceEncoder(nn.Module):
       pooler: one of `POOLERS`.
       mlp_only_train: with pooler `cls`, apply the head while training only; afterwards the vector is
         `cls_before_pooler` (the unsupervised setting of SimCSE).
-      dtype, param_dtype, remat: see `Encoder`.
+      dtype, param_dtype, remat, scan: see `Encoder`.
 
     The head always has weights, used or not, because a Hugging Face BERT has them (`pooler.dense`).
     """
@@ -43,9 +43,10 @@ class SentenceEncoder(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     remat: bool = False
+    scan: bool = True
 
     def setup(self) -> None:
-        self.encoder = Encoder(self.config, self.dtype, self.param_dtype, self.remat)
+        self.encoder = Encoder(self.config, self.dtype, self.param_dtype, self.remat, self.scan)
         self.head = Head(self.config.initializer_range, self.dtype, self.param_dtype)
 
     def __call__(
