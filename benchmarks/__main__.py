@@ -18,6 +18,7 @@ from benchmarks.devices import Devices
 from benchmarks.encode import Encode
 from benchmarks.input import Input
 from benchmarks.loss import Loss
+from benchmarks.profile import Profile
 from benchmarks.report import Table, provenance, write
 from benchmarks.serve import Serve
 from benchmarks.start import Start
@@ -25,7 +26,7 @@ from benchmarks.step import Step
 from benchmarks.sts import Sts
 from simcse_jax.errors import InputError
 
-Part = Step | Encode | Sts | Input | Start | Devices | Checkpoint | Loss | Serve
+Part = Step | Encode | Sts | Input | Start | Devices | Checkpoint | Loss | Serve | Profile
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class All:
     start: Start = field(default_factory=Start)
     devices: Devices = field(default_factory=Devices)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    profile: Profile = field(default_factory=Profile)
 
     def parts(self, quick: bool) -> dict[str, Part]:
         """The parts by name; a rehearsal takes the step of one kind alone."""
@@ -65,6 +67,7 @@ class Command:
         | Annotated[Devices, subcommand("devices")]
         | Annotated[Checkpoint, subcommand("checkpoint")]
         | Annotated[Serve, subcommand("serve")]
+        | Annotated[Profile, subcommand("profile")]
     )
     output: Path = Path("runs/benchmarks/results")
     """The results are OUTPUT.md and OUTPUT.json, written anew after each part."""

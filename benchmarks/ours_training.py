@@ -37,12 +37,13 @@ class Step(OnJax):
         dtype: str,
         steps: int = 10_000,
         packed_length: int = 0,
+        scan: bool = True,
     ) -> None:
         self.config = Config(
             seed=SEED,
             batch_size=batch_size,
             max_steps=steps,
-            model=ModelConfig(path=model, pooler="cls", head="checkpoint", dtype=dtype),  # type: ignore[arg-type]
+            model=ModelConfig(path=model, pooler="cls", head="checkpoint", dtype=dtype, scan=scan),  # type: ignore[arg-type]
             data=DataConfig(train=text, max_length=length, cache=cache, packed_length=packed_length),
             checkpoint=CheckpointConfig(keep=1),
         )

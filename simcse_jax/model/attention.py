@@ -40,6 +40,7 @@ def attend(
     return _forward(query, key, value, allowed, noise, rate)[0]
 
 
+@jax.named_scope("attention")
 def _forward(
     query: Array, key: Array, value: Array, allowed: Array, noise: Noise | None, rate: float
 ) -> tuple[Array, Any]:
@@ -54,6 +55,7 @@ def _dropped(x: Array, noise: Noise | None, rate: float) -> Array:
     return x if noise is None else drop(x, noise.drawn, noise.counter, rate)
 
 
+@jax.named_scope("attention")
 def _backward(rate: float, kept: Any, g: Array) -> tuple[Array | None, ...]:
     query, key, value, weights, noise = kept
     wide = jnp.promote_types(query.dtype, jnp.float32)

@@ -33,12 +33,18 @@ def _normal_cdf(x: Array) -> Array:
     return 0.5 * jax.lax.erfc(-x * np.sqrt(0.5).astype(x.dtype))
 
 
+@jax.named_scope("gelu")
 def _gelu_forward(x: Array) -> tuple[Array, Array]:
     cdf = _normal_cdf(x)
     return x * cdf, cdf + x * jnp.exp(-0.5 * x * x) * np.asarray(1 / np.sqrt(2 * np.pi), x.dtype)
 
 
-gelu.defvjp(_gelu_forward, lambda derivative, g: (g * derivative,))
+@jax.named_scope("gelu")
+def _gelu_backward(derivative: Array, g: Array) -> tuple[Array]:
+    return (g * derivative,)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,

@@ -21,6 +21,7 @@ def layer_norm(
     return _forward(x, scale, bias, epsilon, dtype)[0]
 
 
+@jax.named_scope("norm")
 def _forward(x: Array, scale: Array, bias: Array, epsilon: float, dtype: Any) -> tuple[Array, tuple[Array, ...]]:
     wide = jnp.promote_types(x.dtype, jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True, dtype=wide)
@@ -31,6 +32,7 @@ def _forward(x: Array, scale: Array, bias: Array, epsilon: float, dtype: Any) ->
     return y.astype(dtype), (x, mean, rate, scale)
 
 
+@jax.named_scope("norm")
 def _backward(epsilon: float, dtype: Any, kept: tuple[Array, ...], g: Array) -> tuple[Array, Array, Array]:
     x, mean, rate, scale = kept
     lead = tuple(range(x.ndim - 1))

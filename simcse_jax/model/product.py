@@ -18,7 +18,8 @@ def affine(
     The gradients of kernel and bias keep their types: with bfloat16 they are not rounded.
     """
     wide = jnp.promote_types(dtype, jnp.float32)
-    return (_multiply("tk,kn->tn", x, kernel, dtype).astype(wide) + bias.astype(wide)[None, :]).astype(dtype)
+    with jax.named_scope("product"):
+        return (_multiply("tk,kn->tn", x, kernel, dtype).astype(wide) + bias.astype(wide)[None, :]).astype(dtype)
 
 
 def _multiply(form: str, x: Array, kernel: Array, dtype: Any) -> Array:
@@ -47,9 +48,11 @@ def _forward(x: Array, kernel: Array, bias: Array, dtype: Any) -> tuple[Array, t
 def _backward(dtype: Any, kept: tuple[Array, Array, Array], g: Array) -> tuple[Array, Array, Array]:
     x, kernel, bias = kept
     wide = jnp.promote_types(dtype, jnp.float32)
-    for_x = _multiply("tn,kn->tk", g, kernel, dtype).astype(x.dtype)
-    for_bias = jnp.sum(g, axis=0, dtype=wide)
-    return for_x, _for_kernel(x, g, wide).astype(kernel.dtype), for_bias.astype(bias.dtype)
+    with jax.named_scope("product_gradient"):
+        for_x = _multiply("tn,kn->tk", g, kernel, dtype).astype(x.dtype)
+    with jax.named_scope("weights_gradient"):
+        for_kernel, for_bias = _for_kernel(x, g, wide), jnp.sum(g, axis=0, dtype=wide)
+    return for_x, for_kernel.astype(kernel.dtype), for_bias.astype(bias.dtype)
 
 
 def _for_kernel(x: Float[Array, "T K"], g: Float[Array, "T N"], wide: Any) -> Float[Array, "K N"]:
