@@ -15,12 +15,13 @@ from safetensors.numpy import load_file, save_file
 from simcse_jax import hf, rng
 from simcse_jax.batch import Batch
 from simcse_jax.cli import main
+from simcse_jax.collectives import collectives
 from simcse_jax.config import Config, MLMConfig, ModelConfig, ObjectiveConfig, SmoothingConfig
 from simcse_jax.embedder import build_model, init_params, load_model
 from simcse_jax.errors import InputError
 from simcse_jax.export import export
 from simcse_jax.flops import matrix_flops
-from simcse_jax.hlo import collectives
+from simcse_jax.hlo import parse
 from simcse_jax.loss import make_loss
 from simcse_jax.model import SentenceEncoder, build_mlm_head, init_mlm_head, read_encoder_config
 from simcse_jax.objectives.mlm import Vocabulary, block_size, cross_entropy, mask_tokens
@@ -244,7 +245,7 @@ def test_any_mesh_and_any_chunk_is_one_device(how: tuple[int, int, int]) -> None
 def test_gradients_are_summed_over_devices_once() -> None:
     """Those of both passes together: what is summed is as much as there are weights, and the keys' gradient."""
     _, grads, text = gradients(8, 1, 0, 1, 1.0, 0.5, N - 5)
-    found = [c for c in collectives(text) if c.kind in ("all-reduce", "reduce-scatter")]
+    found = [c for c in collectives(parse(text)) if c.kind in ("all-reduce", "reduce-scatter")]
     summed = sum(np.prod(shape) * (c.count or 1) for c in found for kind, shape in c.arrays if kind == "f32")
     weights = sum(x.size for x in jax.tree.leaves(grads))
     assert summed <= weights + N * SMALL["hidden_size"] + 100

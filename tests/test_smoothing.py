@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from simcse_jax.ablation import with_settings
+from simcse_jax.collectives import collectives
 from simcse_jax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, SmoothingConfig
 from simcse_jax.embedder import build_model, init_params
-from simcse_jax.hlo import collectives
+from simcse_jax.hlo import parse
 from simcse_jax.model import read_encoder_config
 from simcse_jax.objectives import unit
 from simcse_jax.objectives.smoothing import is_full, push, smooth, smoothing_weight
@@ -173,6 +174,6 @@ def test_the_batch_is_not_gathered_for_the_buffer() -> None:
     batch = batches(1, 1, n)[0]
     placed = put_batch(mesh, n, lambda rows: jax.tree.map(lambda x: x[rows], batch))
     program = make_train_step(run, model, mesh, state, STEPS).lower(state, placed).compile().as_text()
-    shapes = [shape for c in collectives(program) for _, shape in c.arrays]
+    shapes = [shape for c in collectives(parse(program)) for _, shape in c.arrays]
     assert (n, BERT["hidden_size"]) not in shapes
     assert (72, BERT["hidden_size"]) in shapes

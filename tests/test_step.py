@@ -12,9 +12,10 @@ import pytest
 
 from simcse_jax import rng
 from simcse_jax.batch import Batch
+from simcse_jax.collectives import collectives
 from simcse_jax.config import Config, ModelConfig, OptimizerConfig
 from simcse_jax.embedder import build_model, init_params
-from simcse_jax.hlo import collectives
+from simcse_jax.hlo import parse
 from simcse_jax.loss import encode_views
 from simcse_jax.model import SentenceEncoder, read_encoder_config
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
@@ -114,7 +115,7 @@ def test_collectives_of_the_step(columns: int) -> None:
     """One gather of the normalised keys, the sum of their gradient, the sum of the weights' gradients."""
     # A number of rows that no weight has.
     n, width, keys = 56, BERT["hidden_size"], max(columns, 2) - 1
-    found = collectives(compile_step((8, 1), columns, n).as_text())
+    found = collectives(parse(compile_step((8, 1), columns, n).as_text()))
     gathers = [c.arrays for c in found if c.kind == "all-gather"]
     assert sorted(gathers) == sorted([(("f32", (keys, n, width)),), (("pred", (n,)),)])
     assert {c.kind for c in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
