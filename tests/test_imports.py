@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 LEVELS = [
     ["batch", "chunks", "errors", "flops", "hlo", "noise", "plots", "rng"],
     ["collectives", "files", "kernels", "model", "nearest", "preemption", "programs", "recognise", "topology"],
-    ["config", "metrics_log", "speed", "storage", "tables", "tracking"],
+    ["config", "metrics_log", "recognise", "speed", "storage", "tables", "tracking"],
     ["hf", "mirror", "objectives", "optimizer", "sharding"],
     ["masked"],
     ["loss"],
