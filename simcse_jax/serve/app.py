@@ -94,7 +94,7 @@ def create_app(
             width=engine.model.width,
             index_size=0 if engine.index is None else len(engine.index),
             version=app.version,
-            limits=schema.Bounds.model_validate(asdict(limits), extra="ignore"),
+            limits=schema.Bounds.model_validate(asdict(limits)),
         )
 
     @app.post("/api/search", responses=_PROBLEMS | {404: {"model": schema.Problem, "description": "No index"}})
