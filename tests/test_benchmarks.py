@@ -14,6 +14,8 @@ pytest.importorskip("sentence_transformers", reason="a peer")
 from benchmarks.__main__ import All, main
 from benchmarks.compare import Disagreement, agree, compare, cosine_distance, relative_error
 from benchmarks.loss import Loss
+from benchmarks.ours_profile import PARTS
+from benchmarks.profile import Profile
 from benchmarks.report import Row, Table
 from benchmarks.serve import quantile, query
 from benchmarks.step import Step
@@ -124,6 +126,17 @@ def test_a_rehearsal(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch)
     assert {"ours float32", "sentence-transformers float32"} <= names
     assert all(row["rate"] > 0 and row["utilisation"] > 0 and row["peak"] > 0 for row in table["rows"])
     assert results["about"]["versions"]["torch"] != "absent"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("minilm")
+def test_a_profile_knows_every_part(tmp_path: Path) -> None:
+    step = replace(Step().quick(), size=replace(QUICK, width=64), batch_size=8)
+    (table,) = Profile(step=step, steps=1, rounds=1).run(tmp_path)
+    names = [row.name.split(",")[0] for row in table.rows]
+    assert set(PARTS) <= set(names)
+    assert len(names) == len(set(names))
+    assert table.figures["account"]["flops"] > 0
 
 
 def test_all_goes_on_past_a_part_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
