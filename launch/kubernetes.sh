@@ -54,8 +54,9 @@ else
     [[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "give --gpus N, the GPUs of a host, or --tpu ACCELERATOR; got --gpus '$gpus'"
 fi
 output=$(output_of "$@")
-[[ $output == *://* ]] || [[ -n $claim && $output == /shared/* ]] ||
-    fail "--output $output is lost with its pod: give one on an object store (gs://), or --claim and one in /shared"
+[[ -n $claim && $output == /shared/* ]] || [[ $hosts -eq 1 && $output == *://* ]] ||
+    fail "--output $output is lost with its pod, or not shared by the hosts: give --claim and one in /shared, or for one" \
+        "host one on an object store (gs://)"
 
 # quoted TEXT ...: each as a string of YAML, with commas between. Kubernetes takes $(NAME) for a variable, $$( for itself.
 quoted() {

@@ -18,7 +18,7 @@
 #          --runtime VERSION image of the workers, that of the type where not given
 #          --spot            cheaper, and may be preempted
 #          --file FILE       copied to the home folder of every worker, where the run starts; may be repeated
-#          --shared          --output is a folder that all workers mount
+#          --shared          --output is a folder that all workers mount; without, it is on gs://, for a slice of one host
 #          --dry-run         print the commands instead of running them
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -119,11 +119,11 @@ setup() {
 
 # start ARGUMENT ...: checks and starts the run.
 start() {
-    [ $# -gt 0 ] || fail "give a config: ${0##*/} start sup_bert_base --output gs://bucket/runs/a"
+    [ $# -gt 0 ] || fail "give a config: ${0##*/} --shared start sup_bert_base --output /shared/runs/a"
     local output
     output=$(output_of "$@")
-    "$shared" || [[ $output == *://* ]] || fail "workers do not share --output $output: give one on gs://, or --shared" \
-        "where it is a folder that all workers mount"
+    "$shared" || [[ $output == *://* ]] || fail "workers do not share --output $output: give a folder that all" \
+        "of them mount, with --shared, or on a slice of one host one on gs://"
     on all start "$@"
 }
 

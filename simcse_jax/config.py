@@ -56,7 +56,7 @@ class DataConfig:
     """Training text."""
 
     train: str = ""
-    """A .txt, .csv, .tsv, .jsonl or .parquet file (each also .gz), a folder of such files, a pattern ("wiki/*.txt.gz"),
+    """A .txt, .csv, .tsv, .jsonl or .parquet file (each also .gz), a folder of such files, a pattern (`wiki/*.txt.gz`),
     the name of a data set on the hub, the folder of a copy of one, or tfds:NAME/CONFIG (docs/data.md)."""
     columns: tuple[str, ...] = ()
     """Columns that hold the sentence, its positive and its hard negative (1 to 3); all columns where not given."""

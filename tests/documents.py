@@ -33,6 +33,7 @@ _SYNTAX_ONLY = {
         "apt-get",
     ),
     "a tool of the shell or of development": ("cat", "grep", "ls", "mkdir", "mypy", "pytest", "ruff", "sleep", "tail"),
+    "of TensorBoard, which follows a run": ("tensorboard",),
 }
 SYNTAX_ONLY: dict[str, str] = {program: why for why, programs in _SYNTAX_ONLY.items() for program in programs}
 """Programs that shell blocks call and of which nothing but the shell's syntax is checked -> why."""
@@ -41,6 +42,8 @@ OTHER_OPTIONS: dict[str, str] = {
     "--no-deps": "of pip",
     "--compile": "of python -m benchmarks",
     "--cpus-per-task": "of SLURM",
+    "--vectors": "of python -m benchmarks.search",
+    "--width": "of python -m benchmarks.search",
     "--base.": "how many options of ablate begin",
 }
 """Options that the text names and that are none of a command or launch script of ours -> whose they are."""
@@ -49,7 +52,8 @@ CHECKED = ("simcse-jax", "python", "python3", "pip", "make")
 """Programs whose arguments are checked, by `test_docs.py`."""
 
 _RECORD = """#!/bin/sh
-{ for word in "$0" "$@"; do printf '%s\\0' "$word"; done; printf '\\n'; } >> "$CALLS"
+{ for word in "$0" "$@"; do printf '%s\\0' "$word"; done; printf '\\n'; } > "$CALLS.$$"
+/bin/cat "$CALLS.$$" >> "$CALLS"  # in one piece: the programs of a pipe run side by side
 """
 _BUILTINS = "cd() { :; }; source() { :; }; "
 

@@ -378,10 +378,12 @@ def expanded(argument: str) -> str:
 
 def test_kubernetes_on_gpus(machine: Machine) -> None:
     machine.has("kubectl")
-    printed = machine.runs("kubernetes.sh", "--dry-run", *GPU, "--namespace", "team", *ARGUMENTS)
+    arguments = [argument.replace("gs://bucket", "/shared") for argument in ARGUMENTS]
+    options = [*GPU, "--claim", "disk", "--namespace", "team", *arguments]
+    printed = machine.runs("kubernetes.sh", "--dry-run", *options)
     pods, container = pod(printed.stdout)
     assert container["command"] == ["simcse-jax", "train"]
-    assert [*map(expanded, container["args"])] == [*ARGUMENTS, "--multi-host", "--stopped-status", "75"]
+    assert [*map(expanded, container["args"])] == [*arguments, "--multi-host", "--stopped-status", "75"]
     assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}}
     variables = {entry["name"]: entry.get("value") or entry["valueFrom"]["fieldRef"] for entry in container["env"]}
     annotations = {name: f"metadata.annotations['{name}']" for name in ("jobset.sigs.k8s.io/coordinator",)}
@@ -395,7 +397,7 @@ def test_kubernetes_on_gpus(machine: Machine) -> None:
     assert "nodeSelector" not in pods
 
     assert machine.calls() == []
-    assert machine.runs("kubernetes.sh", *GPU, "--namespace", "team", *ARGUMENTS).returncode == 0
+    assert machine.runs("kubernetes.sh", *options).returncode == 0
     ((*command, manifest),) = machine.calls()
     assert command == ["kubectl", "apply", "--namespace=team", "--filename=-"]
     assert printed.stdout == f"{manifest}# {shlex.join(command)}\n"
@@ -432,8 +434,9 @@ def test_kubernetes_on_tpus(machine: Machine) -> None:
         (GPU, "give a config"),
         ([*GPU, "a.py", "--output", "runs/a"], "--output runs/a is lost with its pod"),
         ([*GPU, "a.py", "--output", "/shared/a"], "is lost with its pod"),
-        ([*GPU, "a.py", "--output", "gs://b/a", "--run", "two\nlines"], "a line break"),
-        ([*GPU, "a.py", "--output", "gs://b/a"], "no command 'kubectl'"),
+        ([*GPU, "a.py", "--output", "gs://b/a"], "not shared by the hosts"),
+        ([*GPU, "--hosts", "1", "a.py", "--output", "gs://b/a", "--run", "two\nlines"], "a line break"),
+        ([*GPU, "--hosts", "1", "a.py", "--output", "gs://b/a"], "no command 'kubectl'"),
     ],
 )
 def test_kubernetes_says_what_is_wrong(machine: Machine, arguments: list[str], says: str) -> None:
