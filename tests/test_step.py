@@ -18,6 +18,7 @@ from simcse_jax.embedder import build_model, init_params
 from simcse_jax.hlo import parse
 from simcse_jax.loss import encode_views
 from simcse_jax.model import SentenceEncoder, read_encoder_config
+from simcse_jax.noise import drawn, dropout
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import make_mesh, put_batch
 from simcse_jax.step import TrainState, create_state, make_train_step
@@ -207,12 +208,9 @@ def counters(*shape: int) -> Any:
 
 @pytest.mark.parametrize("rate", [0.1, 0.6])
 def test_dropout_rate_and_scale(rate: float) -> None:
-    from simcse_jax.model.encoder import Dropout
-
     x = jnp.ones((64, 50, 40))
-    kept = Dropout(rate).apply(
-        {}, x, jnp.arange(64)[:, None, None], counters(50, 40), rngs={"dropout": jax.random.key(0)}
-    )
+    noise = drawn(jax.random.key(0), jnp.arange(64)[:, None, None])
+    kept = dropout(x, noise, counters(50, 40), rate)
     share = float(jnp.mean(kept == 0))
     # Three standard deviations of 128,000 draws.
     assert abs(share - rate) < 3 * (rate * (1 - rate) / x.size) ** 0.5

@@ -14,8 +14,8 @@ from simcse_jax.batch import Batch
 from simcse_jax.config import Config, ObjectiveConfig, OptimizerConfig
 from simcse_jax.errors import InputError
 from simcse_jax.model import POOLERS, Encoder, SentenceEncoder, read_encoder_config
-from simcse_jax.model.encoder import ACTIVATIONS, Dropout
-from simcse_jax.model.product import product
+from simcse_jax.model.encoder import ACTIVATIONS
+from simcse_jax.model.product import affine
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import make_mesh
 from simcse_jax.step import create_state, make_train_step
@@ -252,7 +252,7 @@ def test_every_place_and_layer_has_noise_of_its_own(monkeypatch: pytest.MonkeyPa
 def test_dropout_zeroes_its_share_and_scales_the_rest() -> None:
     x = jnp.ones((64, 32, 32))
     sentences, counter = jnp.arange(64)[:, None, None], jnp.arange(32 * 32, dtype=jnp.uint32).reshape(1, 32, 32)
-    draw = jax.jit(lambda key: Dropout(0.3).apply({}, x, sentences, counter, rngs={"dropout": key}))
+    draw = jax.jit(lambda key: noise.dropout(x, noise.drawn(key, sentences), counter, 0.3))
     first, second = (np.asarray(draw(jax.random.key(seed))) for seed in (0, 1))
     np.testing.assert_allclose(np.unique(first), [0, 1 / 0.7], rtol=1e-6)
     deviation = (0.3 * 0.7 / x.size) ** 0.5
@@ -267,7 +267,8 @@ def test_products_of_bfloat16_are_summed_wide() -> None:
     generator = np.random.default_rng(0)
     x, kernel, g = (generator.normal(size=shape) for shape in ((64, 512), (512, 32), (64, 32)))
     bx, bg = (jnp.asarray(a, jnp.bfloat16) for a in (x, g))
-    y, back = jax.vjp(lambda x, w: product(x, w, jnp.bfloat16), bx, jnp.asarray(kernel, jnp.float32))
+    none = jnp.zeros(32)
+    y, back = jax.vjp(lambda x, w: affine(x, w, none, jnp.bfloat16), bx, jnp.asarray(kernel, jnp.float32))
     for_x, for_kernel = back(bg)
     assert (y.dtype, for_x.dtype, for_kernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     wx, wk, wg = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (x, kernel, g))
