@@ -70,9 +70,16 @@ on() {
         --command="$(printf '%q ' bash tpu_worker.sh "${@:2}")"
 }
 
-# state: of the queued resource; NONE where there is none, or none that can be seen.
+# state: of the queued resource; NONE where there is none.
 state() {
-    gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' || echo NONE
+    local said
+    if said=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>&1); then
+        printf '%s\n' "$said"
+    elif [[ $said == *NOT_FOUND* || $said == *"not found"* ]]; then
+        echo NONE
+    else
+        fail "gcloud fails: $said"
+    fi
 }
 
 await() {
@@ -82,7 +89,9 @@ await() {
         return
     fi
     local now last=
-    while now=$(state) && [ "$now" != ACTIVE ]; do
+    while :; do
+        now=$(state)
+        [ "$now" != ACTIVE ] || break
         [ "$now" = "$last" ] || echo "$name is $now"
         case $now in NONE | FAILED | SUSPEND*) fail "the slice will not come: delete it, and create it again" ;; esac
         last=$now
@@ -149,9 +158,20 @@ resume() {
                 "ended 0") echo "the run is done: nothing to resume" && return ;;
             esac
             ;;
-        NONE) create && setup ;;
-        SUSPEND* | FAILED) delete && create && setup ;;
-        *) await && setup ;;
+        # Not lists of &&, in which a command that fails would end nothing.
+        NONE)
+            create
+            setup
+            ;;
+        SUSPEND* | FAILED)
+            delete
+            create
+            setup
+            ;;
+        *)
+            await
+            setup
+            ;;
     esac
     start "$@"
 }

@@ -23,12 +23,12 @@ case $1 in
         python3 -m pip install --quiet --user uv
         uv=$(python3 -m site --user-base)/bin/uv
         "$uv" venv --quiet --clear --python 3.12 simcse-env
-        "$uv" pip install --quiet --python simcse-env/bin/python "./$2[tpu]"
+        "$uv" pip install --quiet --python simcse-env/bin/python "./$2[tpu,storage]"
         ;;
     start)
         [ -x simcse-env/bin/simcse-jax ] || { echo "not set up: run tpu_pod.sh setup first" >&2 && exit 2; }
         idle
-        rm -f simcse.status
+        rm -f simcse.status simcse.pid
         # The shell around it outlives the signal that stops the run, and keeps its status.
         # shellcheck disable=SC2016
         nohup setsid bash -c 'trap : TERM; "$@"; echo $? > simcse.status' simcse \

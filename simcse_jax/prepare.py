@@ -78,7 +78,7 @@ def prepare(config: Config) -> Prepared:
         if jax.process_count() > 1:
             raise InputError(
                 f"output {config.output} is on an object store, where one process can train: give the processes a "
-                "folder that all share, such as a bucket mounted with gcsfuse, or NFS"
+                "folder that all share and that can rename folders, such as NFS, Filestore or Lustre"
             )
         fetch_run(config.output, folder)
     check_output(folder)

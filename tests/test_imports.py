@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 # Modules from the bottom up: each may import only from lower levels.
 LEVELS = [
     ["batch", "chunks", "errors", "flops", "hlo", "noise", "plots", "rng"],
-    ["collectives", "files", "kernels", "model", "nearest", "preemption", "programs", "recognise", "topology"],
+    ["collectives", "files", "kernels", "model", "nearest", "preemption", "programs", "topology"],
     ["config", "metrics_log", "recognise", "speed", "storage", "tables", "tracking"],
     ["hf", "mirror", "objectives", "optimizer", "sharding"],
     ["masked"],

@@ -276,6 +276,30 @@ def test_tpu_pod_resumes_what_must_be(
     assert [name for name, part in parts.items() if any(part in call for call in text)] == subcommands
 
 
+@pytest.mark.parametrize(
+    ("answers", "called"),
+    [
+        ({"describe": ("expired login\n", 1)}, []),
+        ({"describe": ("SUSPENDED\n", 0), "resources delete": ("", 1)}, ["delete"]),
+        ({"describe": ("ERROR: NOT_FOUND\n", 1), "resources create": ("", 1)}, ["create"]),
+    ],
+)
+def test_tpu_pod_resume_ends_at_what_fails(
+    machine: Machine, answers: dict[str, tuple[str, int]], called: list[str]
+) -> None:
+    machine.has("gcloud", "python3").environment["ANSWERS"] = json.dumps(answers)
+    machine.environment |= {"TPU_NAME": "slice", "TPU_TYPE": "v6e-8"}
+    machine.environment |= {"CLOUDSDK_CORE_PROJECT": "p", "CLOUDSDK_COMPUTE_ZONE": "z"}
+    assert machine.runs("tpu_pod.sh", "resume", *ARGUMENTS).returncode != 0
+    changes = ("delete", "create", "scp", "ssh")
+    assert [name for call in machine.calls() for name in changes if name in call] == called
+
+
+def test_what_hosts_install_reads_object_stores() -> None:
+    for name in ("tpu_worker.sh", "Dockerfile"):
+        assert re.search(r"\[[^\]]*,storage\]", (LAUNCH / name).read_text()), name
+
+
 def test_tpu_pod_says_what_is_missing(machine: Machine) -> None:
     def error(*arguments: str) -> str:
         done = machine.runs("tpu_pod.sh", *arguments)
