@@ -17,8 +17,6 @@ class Profile:
     step: Step = field(default_factory=Step)
     packed: bool = False
     """Several sentences a row."""
-    scan: bool = True
-    """Layers compiled as one."""
     steps: int = 2
     """Of a trace."""
     rounds: int = 3
@@ -35,7 +33,7 @@ class Profile:
     def _table(self, work: Any, dtype: str) -> Table:
         # Without the flag a CPU's trace has no operations in it.
         environment = {"XLA_FLAGS": "--xla_cpu_enable_xprof_traceme=true"}
-        contender = work.ours(dtype, environment=environment, packed_length=128 if self.packed else 0, scan=self.scan)
+        contender = work.ours(dtype, environment=environment, packed_length=128 if self.packed else 0)
         contender = replace(contender, make="ours_profile:Profile")
         with Worker("ours", contender) as worker:
             worker.call("run")
@@ -58,7 +56,7 @@ class Profile:
             "than a step; a fusion counts as what it ends with.",
         ]
         figures = {"account": account, "parts": {part: [trace.get(part) for trace in traces] for part in parts}}
-        kind = f"{dtype}{', packed' if self.packed else ''}{'' if self.scan else ', layers unscanned'}"
+        kind = f"{dtype}{', packed' if self.packed else ''}{'' if self.step.scan else ', layers unscanned'}"
         return Table(
             f"Profile. {self.step.title(work)}, {kind}", rows, notes=notes, figures=figures, ceilings={"ours": ceiling}
         )

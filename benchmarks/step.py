@@ -41,6 +41,8 @@ class Step:
     """`padded`: every sentence has `length` tokens; `wiki`, `sts`: sentences from SIMCSE_DATA as long as they are."""
     dtypes: tuple[DTYPES, ...] = ("float32", "bfloat16")
     """Arithmetic; weights are float32. PyTorch's bfloat16 is autocast."""
+    scan: bool = True
+    """Ours with its layers compiled as one; without, each by itself."""
     compile: bool = False
     """Beside eager PyTorch, torch.compile of it, which takes minutes to compile."""
     product: int = 4096
@@ -125,7 +127,8 @@ class Work:
     def ours(self, dtype: str = "float32", kind: str = "Step", environment: Any = None, **more: Any) -> Contender:
         """This project's."""
         paths = {"model": str(self.model), "text": str(self.text), "cache": str(self.cache), "dtype": dtype}
-        arguments = {"batch_size": self.settings.batch_size, "length": self.settings.length}
+        settings = self.settings
+        arguments = {"batch_size": settings.batch_size, "length": settings.length, "scan": settings.scan}
         return Contender(f"ours_training:{kind}", paths | arguments | more, environment or {})
 
     def peer(self, make: str, dtype: str = "float32", compiled: bool = False, **more: Any) -> Contender:

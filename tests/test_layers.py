@@ -66,7 +66,7 @@ def test_affine() -> None:
     check(lambda *given: affine(*given, jnp.float32), plain, normal(64, 16), normal(16, 24), normal(24))
 
 
-@pytest.mark.parametrize("width", [16, 17])
+@pytest.mark.parametrize("width", [16, 17, 32])
 def test_weights_gradients_are_not_rounded(width: int) -> None:
     """Of bfloat16 factors, the gradients of weights are sums in float32."""
     x, g = normal(4096, width, dtype=jnp.bfloat16), normal(4096, 24, dtype=jnp.bfloat16)
