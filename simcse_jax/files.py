@@ -31,7 +31,8 @@ def local_only(name: str | Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, replacing it in one step."""
+    """Writes a text file, replacing it in one step; `~` is the user's folder, as in `check_writable_file`."""
+    path = path.expanduser()
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_text(text, "utf-8")

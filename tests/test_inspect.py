@@ -1,6 +1,7 @@
 """`simcse-jax data inspect`: what is said of a text, against what is counted of it by other means."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,22 @@ def test_the_command_takes_the_options_of_train(
     assert "  sentence: [CLS] a m ##a ##n [SEP]" in printed
     assert "batch of 2: 0 examples" in printed
     assert json.loads(output.read_text())["examples"] == 2
+
+
+def test_figures_do_not_replace_the_text(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They go to a .json file alone, in the user's folder too."""
+    text = tmp_path / "text.txt"
+    text.write_text("one\ntwo\n")
+    command = ["data", "inspect", "unsup_bert_base", "--model.path", str(tiny_bert), "--data.train", str(text)]
+    with pytest.raises(SystemExit):
+        main([*command, "--json", str(text)])
+    assert re.search(r"text\.txt must end in \.json", capsys.readouterr().err)
+    assert text.read_text() == "one\ntwo\n"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main([*command, "--json=~/report.json"])
+    assert json.loads((tmp_path / "report.json").read_text())["examples"] == 2
 
 
 def test_rows_are_chosen_alike_whatever_the_config_file_sets(

@@ -158,15 +158,17 @@ def test_the_command_joins_sources(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_command_that_fails_leaves_what_was_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "nli.csv"
+    output, new = tmp_path / "nli.csv", tmp_path / "new.csv"
     output.write_text("before")
     good, bad = write(tmp_path / "good.jsonl", PAIRS), tmp_path / "bad.jsonl"
     bad.write_text(good.read_text() + "{broken\n")
     cases: list[tuple[list[str | Path], str]] = [
-        ([good, bad, output], "line 6 is not JSON"),
-        ([good, tmp_path / "none.jsonl", output], "no file"),
-        ([write(tmp_path / "half.tsv", PAIRS[:2]), output], "no premise of .* has both"),
+        ([good, bad, new], "line 6 is not JSON"),
+        ([good, tmp_path / "none.jsonl", new], "no file"),
+        ([write(tmp_path / "half.tsv", PAIRS[:2]), new], "no premise of .* has both"),
         ([output], "give one source or more"),
+        ([good, output], r"nli\.csv exists: choose another .csv file to write, or remove it"),
+        ([output, output], r"nli\.csv exists"),
         ([good, tmp_path / "out.tsv"], "give one source or more"),
         ([good, tmp_path / "none" / "out.csv"], "cannot be written"),
     ]

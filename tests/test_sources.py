@@ -18,7 +18,7 @@ import pytest
 from simcse_jax import hf
 from simcse_jax.config import DataConfig
 from simcse_jax.data import tfds as tfds_module
-from simcse_jax.data.corpus import open_corpus
+from simcse_jax.data.corpus import open_corpus, open_source
 from simcse_jax.data.rows import Example
 from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.errors import InputError
@@ -107,7 +107,7 @@ def test_documents_end_with_their_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_text_is_refused(shards: Path) -> None:
-    empty = shards / "empty"
+    empty = shards.parent / "empty"
     empty.mkdir()
     with pytest.raises(InputError, match="holds no file"):
         read(empty)
@@ -119,6 +119,33 @@ def test_a_folder_that_is_no_text_is_refused(shards: Path) -> None:
     (shards / "notes.md").touch()
     with pytest.raises(InputError, match=r"notes\.md ends in '\.md'.*give a pattern"):
         read(shards)
+
+
+def test_folders_in_a_folder_of_shards_are_not_passed_over(shards: Path) -> None:
+    for name in (".git", "_temporary"):
+        (shards / name).mkdir()
+    assert len(read(shards)) == 5
+    (shards / "more").mkdir()
+    (shards / "more" / "d.txt").write_text("six\n")
+    with pytest.raises(InputError, match=r"shards has subfolders \(more\).*'.*/shards/\*\*/\*\.(txt|gz)' to read them"):
+        read(shards)
+    assert len(read(shards / "**" / "*.txt")) == 5
+
+
+def test_an_empty_object_is_no_row(tiny_bert: Path, tmp_path: Path) -> None:
+    """Neither first, where it would be taken for the names of the columns, nor alone."""
+    path = tmp_path / "a.jsonl"
+    for text, number in (("{}\n{}\n", 1), ('{}\n{"text": "a"}\n', 1), ('{"text": "a"}\n{}\n', 2)):
+        path.write_text(text)
+        corpus = open_corpus(DataConfig(train=str(path)))
+        with pytest.raises(InputError, match=rf"a\.jsonl, line {number} is an empty object"):
+            tokenize_corpus(corpus, hf.load_tokenizer(tiny_bert), 8, tmp_path / "cache", progress=False)
+
+
+def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": ' + "[" * 200_000 + "]" * 200_000 + "}\n")
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2 is nested too deeply"):
+        read(tmp_path / "a.jsonl")
 
 
 def write_hub_folder(folder: Path) -> Path:
@@ -259,6 +286,70 @@ def test_without_network(setting: dict[str, str], tmp_path: Path) -> None:
     assert cached == [["a"], ["c"], ["e"]]
 
 
+@pytest.fixture
+def snapshot(monkeypatch: pytest.MonkeyPatch, datasets: Any, tmp_path: Path) -> Path:
+    """An empty snapshot of org/nli in a cache of its own, and no network."""
+    import huggingface_hub
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise ConnectionRefusedError("refused")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refused)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "datasets--org--nli"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "snapshots" / COMMIT / "data").mkdir(parents=True)
+    return repository / "snapshots" / COMMIT
+
+
+SHARDS = [f"data/train-0000{n}-of-00002.jsonl" for n in range(2)]
+
+
+def download(snapshot: Path, *names: str) -> None:
+    for name in names:
+        (snapshot / name).write_text(json.dumps({"text": name}) + "\n")
+
+
+def list_files(snapshot: Path, *names: str) -> None:
+    """What the hub's client notes of a commit whose download it begins."""
+    files = {name: {"size": 1, "blob_id": "0" * 40} for name in (".gitattributes", "README.md", *names)}
+    trees = snapshot.parents[1] / "trees"
+    trees.mkdir()
+    (trees / f"{snapshot.name}.json").write_text(json.dumps({"format_version": 1, "files": files}))
+
+
+def version(snapshot: Path) -> Any:
+    assert snapshot.name == COMMIT
+    return open_source(DataConfig(train="org/nli")).identity()[1]
+
+
+def test_a_download_that_lacks_files_is_refused(snapshot: Path) -> None:
+    """The client's list of files says which; the commit is known all the same, so that a cache of tokens serves."""
+    (snapshot / "README.md").write_text(CARD)
+    list_files(snapshot, *SHARDS)
+    assert version(snapshot) == COMMIT  # of the card alone
+    download(snapshot, SHARDS[0])
+    assert version(snapshot) == COMMIT
+    with pytest.raises(InputError, match=r"refused; the download .* lacks data/train-00001-of-00002\.jsonl, one of 1"):
+        read("org/nli")
+    (snapshot / "README.md").write_text("---\nlicense: mit\n---\n")
+    download(snapshot, SHARDS[1])
+    assert version(snapshot) == COMMIT
+    assert read("org/nli") == [(name,) for name in SHARDS]
+
+
+def test_a_download_that_may_lack_files_is_known_by_its_content(snapshot: Path) -> None:
+    """As those of clients that keep no list."""
+    (snapshot / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert version(snapshot) == COMMIT
+    download(snapshot, SHARDS[0])
+    part = version(snapshot)
+    assert read("org/nli") == [(SHARDS[0],)]
+    download(snapshot, SHARDS[1])
+    assert len({COMMIT, part, version(snapshot)}) == 3
+
+
 def test_tfds_data_prepared_without_tensorflow(tfds_folder: Path) -> None:
     assert "tensorflow" not in sys.modules
     columns = ("premise", "hypothesis")
@@ -283,8 +374,17 @@ def test_tfds_data_is_known_by_its_content(tfds_folder: Path, tmp_path: Path, mo
     assert fingerprint("tfds:tiny_nli/plain") != before
 
 
+def test_tfds_bytes_that_are_no_text(tfds_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(DataConfig(train="tfds:tiny_nli/plain"))
+    monkeypatch.setattr(
+        type(source.builder), "as_data_source", lambda *_, **__: [{"premise": b"a"}, {"premise": b"\xff"}]
+    )
+    with pytest.raises(InputError, match=r"tfds:tiny_nli/plain, row 2 has bytes that are not UTF-8 text .*0xff"):
+        list(source.rows(("premise",)))
+
+
 def test_tfds_takes_the_newest_version(tmp_path: Path) -> None:
-    for name in ("1.0.0", "10.0.0", "9.0.0", "11.0.0"):
+    for name in ("1.0.0", "10.0.0", "9.0.0", "11.0.0", "10.0.0.incompleteA1B2"):
         (tmp_path / name).mkdir()
         if name != "11.0.0":
             (tmp_path / name / "dataset_info.json").touch()
@@ -383,6 +483,15 @@ def test_pairs_without_scores_are_refused(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("sentence1,sentence2,score\na,b,much\n")
     with pytest.raises(InputError, match="score that is no number"):
         load_task(str(tmp_path / "own.csv"), "")
+
+
+def test_blank_rows_of_graded_pairs_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("sentence1,sentence2,score\na,b,1\n\nc,d,0\n,,\n\n")
+    assert load_task(str(path), "").subsets[0].gold.tolist() == [1, 0]
+    path.write_text("sentence1,sentence2,score\na,b,1\nc,d,\n")
+    with pytest.raises(InputError, match="score that is no number"):
+        load_task(str(path), "")
 
 
 def test_tfds_data_of_another_format_is_refused(tfds_folder: Path, tmp_path: Path) -> None:

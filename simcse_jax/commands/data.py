@@ -19,7 +19,7 @@ class Inspect:
     config_file: tyro.conf.Positional[str]
     """Python file that defines `config`, or the name of a config that comes with the package; as for train."""
     json: Path | None = None
-    """Write all figures to this file."""
+    """Write all figures to this .json file."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> None:
@@ -31,6 +31,8 @@ class Inspect:
 
         self.config.validate()
         if self.json:
+            if self.json.suffix != ".json":  # which no text has: none is replaced
+                raise InputError(f"json {self.json} must end in .json")
             check_writable_file(self.json)
         tokenizer = hf.load_tokenizer(hf.locate(self.config.model.path))
         corpus = open_corpus(self.config.data)
@@ -49,7 +51,7 @@ class Nli:
 
     paths: tyro.conf.Positional[tuple[str, ...]]
     """Sources, then the .csv file to write. A source is anything that data.train may be, with the columns premise,
-    hypothesis and label, or sentence1, sentence2 and gold_label."""
+    hypothesis and label, or sentence1, sentence2 and gold_label; the file must not exist."""
     split: str = "train"
     """Split of data sets of the hub or of TFDS."""
     subset: str | None = None
@@ -71,6 +73,8 @@ class Nli:
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; it must be 0 or more")
         check_writable_file(output)
+        if output.expanduser().exists():  # it may well be a source, where the output was forgotten
+            raise InputError(f"{output} exists: choose another .csv file to write, or remove it")
         sources = [open_source(DataConfig(train=name, split=self.split, subset=self.subset)) for name in names]
         found = build_triplets((pair for source in sources for pair in read_pairs(source)), self.seed)
         counts = ", ".join(f"{found.pairs[name]:,} {name}" for name in CLASSES)

@@ -43,10 +43,11 @@ class Encode:
         sentences = read_sentences(self.input)
         model = SimCSE(self.model, self.pooler, self.max_length, self.packed_length)
         vectors = model.encode(sentences, normalize=self.normalize, progress=True)
-        partial = self.output.with_name(f".{self.output.name}.partial.npy")
+        output = self.output.expanduser()
+        partial = output.with_name(f".{output.name}.partial.npy")
         try:
             np.save(partial, vectors)
-            partial.replace(self.output)
+            partial.replace(output)
         except OSError as error:
             raise InputError(f"{self.output} cannot be written ({reason(error)}): free space there") from error
         finally:

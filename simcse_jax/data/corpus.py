@@ -63,7 +63,7 @@ def open_source(config: DataConfig) -> Source:
     """Finds what `data.train` names: a file, a folder, a pattern, `tfds:NAME`, or a name on the hub.
 
     Raises:
-      InputError: see `open_corpus`.
+      InputError: see `open_corpus`; or a folder of shards with subfolders.
     """
     name = config.train
     if name.startswith(tfds.PREFIX):
@@ -74,6 +74,7 @@ def open_source(config: DataConfig) -> Source:
     if path.is_dir():
         if is_hub_folder(path):
             return open_hub_folder(path, config.subset, config.split)
+        _check_flat(name, path)
         return find_files(f"the folder {name}", list(filter(is_shard, path.iterdir())))
     if glob.has_magic(name):
         found = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 (also takes patterns that begin at the root)
@@ -81,6 +82,17 @@ def open_source(config: DataConfig) -> Source:
     if any(s in FORMATS for s in path.suffixes) or name.startswith((".", "/", "~")):
         raise InputError(f"no file {path} (data.train)")
     return open_hub(name, config.subset, config.split, config.revision)
+
+
+def _check_flat(name: str, folder: Path) -> None:
+    """Raises `InputError` where a folder of shards has subfolders, but for those that are hidden or named `_…`."""
+    inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
+    if inner:
+        ending = next((p.suffix for p in folder.rglob("*") if is_shard(p)), FORMATS[0])
+        raise InputError(
+            f"the folder {name} has subfolders ({', '.join(inner[:3])}{', …' * (len(inner) > 3)}), which are not read: "
+            f"give the pattern '{folder}/**/*{ending}' to read them too, or '{folder}/*{ending}' to leave them out"
+        )
 
 
 def read_sentences(path: Path, limit: int | None = None) -> list[str]:

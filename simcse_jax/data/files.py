@@ -129,12 +129,12 @@ def _undecodable(path: Path) -> str:
 
 
 def _header(path: Path) -> tuple[str, ...]:
-    """The columns of a file; for .jsonl the keys of its first object."""
+    """The columns of a file; for .jsonl the keys of its first object that has any."""
     if format_of(path) == ".parquet":
         with _open_parquet(path) as table:
             return tuple(table.schema_arrow.names)
     if format_of(path) == ".jsonl":
-        return next((tuple(row) for _, row in _objects(path)), ())
+        return next((tuple(row) for _, row in _objects(path) if row), ())
     with _open_text(path) as file, _csv_errors(path, reader := _reader(path, file)):
         return tuple(next(reader, ()))
 
@@ -188,6 +188,10 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 row = json.loads(line)
             except ValueError as error:
                 raise InputError(f"{path}, line {number} is not JSON ({error})") from error
+            except RecursionError as error:
+                raise InputError(
+                    f"{path}, line {number} is nested too deeply; expected an object of sentences"
+                ) from error
             if not isinstance(row, dict):
                 kind = type(row).__name__
                 raise InputError(f"{path}, line {number} is a JSON {kind}; expected an object of sentences")
@@ -197,6 +201,8 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _read_jsonl(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     where = f"{path}, line"
     for number, row in _objects(path):
+        if not row:
+            raise InputError(f"{where} {number} is an empty object; expected one of sentences")
         if absent := [name for name in columns if name not in row]:
             there = ", ".join(row)
             raise InputError(f"{where} {number} has no text in column {', '.join(absent)}; its columns are {there}")

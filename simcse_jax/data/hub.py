@@ -23,7 +23,7 @@ class HubData:
 
     Attributes:
       name: its name on the hub, or its folder.
-      version: commit on the hub, or digest of the folder's files.
+      version: commit on the hub, or digest of the files; with both, files that may not be all of the commit.
       subset: configuration.
       split: split.
       places: what to ask `datasets` for, until one has the data: (path, commit or None).
@@ -38,7 +38,7 @@ class HubData:
     unreachable: Exception | None = field(default=None, compare=False)
 
     def identity(self) -> list[Any]:
-        """The commit, so that nothing need be downloaded to know it."""
+        """The version: of a commit, nothing need be downloaded to know it."""
         return ["hub", self.version, self.subset, self.split]
 
     def header(self) -> tuple[str, ...]:
@@ -95,17 +95,24 @@ def is_hub_folder(folder: Path) -> bool:
 
 def open_hub_folder(folder: Path, subset: str | None, split: str) -> HubData:
     """A copy of a data set's repository in a local folder."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.relative_to(folder).parts[0].startswith("."))
-    content = [(str(p.relative_to(folder)), digest(p)) for p in files]
-    version = hashlib.sha256(repr(content).encode()).hexdigest()
-    return HubData(str(folder), version, subset, split, ((str(folder), None),))
+    return HubData(str(folder), _digest(folder), subset, split, ((str(folder), None),))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a data set's repository, without git's."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.relative_to(folder).parts[0].startswith("."))
+
+
+def _digest(folder: Path) -> str:
+    content = [(str(p.relative_to(folder)), digest(p)) for p in _files(folder)]
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def open_hub(name: str, subset: str | None, split: str, revision: str | None) -> HubData:
     """A data set of the hub, at its present commit or at that of `revision`.
 
     Where the hub cannot be reached, what an earlier call or `datasets` itself left in the caches of Hugging Face
-    serves; HF_HUB_OFFLINE=1 asks for that.
+    serves; HF_HUB_OFFLINE=1 asks for that. A download that may have been in part does not pass for the commit.
 
     Raises:
       InputError: no such data set, or no network and nothing in the caches.
@@ -114,7 +121,7 @@ def open_hub(name: str, subset: str | None, split: str, revision: str | None) ->
 
     unreachable: Exception | None = None
     try:
-        # One request with a limit: `datasets` would try again for half a minute.
+        # A request with a limit: `datasets` would try again for half a minute.
         commit = HfApi().dataset_info(name, revision=revision, timeout=HUB_TIMEOUT).sha
         assert commit is not None
         # The card alone: it notes the commit for times without a network, when a cache of tokens may still serve.
@@ -122,16 +129,41 @@ def open_hub(name: str, subset: str | None, split: str, revision: str | None) ->
         return HubData(name, commit, subset, split, ((name, commit),))
     except Exception as error:  # the hub client raises a dozen types, from name errors to connection errors
         unreachable = error
-    places: list[tuple[str, str | None]] = []
-    commit = None
+    prepared = (name, None)
     try:
-        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
-        commit, places = folder.name, [(str(folder), None)]
+        # With this pattern a snapshot in part is found too.
+        found = snapshot_download(
+            name, repo_type="dataset", revision=revision, allow_patterns="README.md", local_files_only=True
+        )
     except Exception:
         commit = _cached_commit(name, subset) or (revision if _COMMIT.fullmatch(revision or "") else None)
-    if commit is None:
-        raise _unavailable(name, unreachable) from unreachable
-    return HubData(name, commit, subset, split, (*places, (name, None)), unreachable)
+        if commit is None:
+            raise _unavailable(name, unreachable) from unreachable
+        return HubData(name, commit, subset, split, (prepared,), unreachable)
+    folder = Path(found)
+    commit = folder.name
+    if _files(folder) in ([], [folder / "README.md"]):
+        return HubData(name, commit, subset, split, (prepared,), unreachable)
+    missing = _missing(name, folder)
+    if missing:
+        unreachable = FileNotFoundError(
+            f"{reason(unreachable)}; the download {folder} lacks {missing[0]}, one of {len(missing)} that are missing: "
+            "to take it as it is, give that folder as data.train"
+        )
+        return HubData(name, commit, subset, split, (prepared,), unreachable)
+    version = commit if missing is not None else f"{commit}-{_digest(folder)}"
+    return HubData(name, version, subset, split, ((str(folder), None), prepared), unreachable)
+
+
+def _missing(name: str, snapshot: Path) -> list[str] | None:
+    """The files of the commit that a snapshot lacks; None where they are not known: older clients kept no list."""
+    try:
+        from huggingface_hub import get_cached_repo_tree
+
+        listed = get_cached_repo_tree(name, repo_type="dataset", revision=snapshot.name)
+    except Exception:  # no such function, or no list
+        return None
+    return [file.path for file in listed if not file.path.startswith(".") and not (snapshot / file.path).is_file()]
 
 
 def _cached_commit(name: str, subset: str | None) -> str | None:

@@ -54,7 +54,13 @@ class TfdsData:
         data = self.builder.as_data_source(split=self.split)
         for number in range(len(data)):
             row = data[number]
-            yield Row(where, number + 1, tuple(_value(row[name]) for name in columns))
+            try:
+                values = tuple(_value(row[name]) for name in columns)
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{where} {number + 1} has bytes that are not UTF-8 text ({error}): name other columns"
+                ) from error
+            yield Row(where, number + 1, values)
 
 
 def _value(value: Any) -> Any:
@@ -109,8 +115,10 @@ def open_tfds(name: str, split: str) -> TfdsData:
 
 def _prepared(folder: Path, version: str | None) -> Path | None:
     """The folder of a version, or of the newest there; None where there is none."""
-    found = [p for p in folder.glob(version or "*.*.*") if (p / "dataset_info.json").is_file()]
-    return max(found, key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)], default=None)
+    # A preparation that was cut off leaves 1.0.0.incompleteA1B2.
+    whole = (p for p in folder.glob(version or "*.*.*") if re.fullmatch(r"\d+\.\d+\.\d+", p.name))
+    found = [p for p in whole if (p / "dataset_info.json").is_file()]
+    return max(found, key=lambda p: [int(n) for n in p.name.split(".")], default=None)
 
 
 def _prepare(name: str, dataset: str, root: Path) -> Path:

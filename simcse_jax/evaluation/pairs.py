@@ -48,6 +48,8 @@ def read_graded_pairs(name: str, mode: str) -> list[tuple[str, str, str]]:
         raise InputError(f"{name} must have the columns sentence1, sentence2 and score (or label); it has {there}")
     pairs: list[tuple[str, str, str]] = []
     for where, number, (first, second, grade) in source.rows(columns):
+        if all(value in (None, "") for value in (first, second, grade)):  # a blank line, as at the end of a file
+            continue
         if not isinstance(first, str) or not isinstance(second, str):
             raise InputError(f"{where} {number} has no text in column sentence1 or sentence2")
         pairs.append((first, second, text_of(grade) or ""))
