@@ -20,8 +20,7 @@ class MetricsLog:
         """Opens the log of a run that continues after `step` (-1: begins): lines of a part that is repeated go."""
         self._file = None
         if jax.process_index() == 0:
-            lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-            kept = [line for line in lines if _step_of(line) <= step]
+            kept = [line for line in _lines(path) if _step_of(line) <= step]
             partial = path.with_suffix(".partial")
             partial.write_text("".join(f"{line}\n" for line in kept), "utf-8")
             partial.replace(path)
@@ -40,14 +39,18 @@ class MetricsLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without one that a kill cut short; none where there is no file."""
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+    """The lines of a metrics.jsonl, without those that a kill or a power cut spoilt; none where there is no file."""
+    return [json.loads(line) for line in _lines(path) if _step_of(line) < math.inf]
+
+
+def _lines(path: Path) -> list[str]:
+    # After a power cut a block of the file can hold anything.
+    return path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
 
 
 def _step_of(line: str) -> float:
-    """Step of a line of the log; infinite for one that a kill cut short."""
+    """Step of a line of the log; infinite for one that a kill or a power cut spoilt."""
     try:
         return float(json.loads(line)["step"])
-    except ValueError:
+    except (ValueError, KeyError, TypeError):
         return math.inf

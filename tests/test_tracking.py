@@ -16,7 +16,7 @@ from simcse_jax import tracking
 from simcse_jax.cli import main
 from simcse_jax.config import Config, DataConfig, EvaluationConfig, ModelConfig
 from simcse_jax.errors import InputError
-from simcse_jax.metrics_log import TIMES, read_log
+from simcse_jax.metrics_log import TIMES, MetricsLog, read_log
 from simcse_jax.monitor import progress_bar
 from simcse_jax.run import open_run
 from simcse_jax.run_figures import draw_run
@@ -79,6 +79,16 @@ def test_tensorboard_is_written_anew_from_the_log(tmp_path: Path) -> None:
     assert found["dev/dev"] == {5: 80.5}
     assert "train/grad_norm" not in found
     assert b'"seed": 1' in next(tmp_path.glob("events*")).read_bytes()
+
+
+@pytest.mark.parametrize("spoilt", [b"5", b"[]", b"{}", b'{"step": null}', b"\0\0\0", b"\xff\xfe", b'{"step": 2, "lo'])
+def test_spoilt_lines_of_a_log_do_not_stop_a_run(tmp_path: Path, spoilt: bytes) -> None:
+    """As a power cut leaves them."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + spoilt + b'\n{"step": 2, "loss": 1.0}\n')
+    assert [line["step"] for line in read_log(path)] == [1, 2]
+    MetricsLog(path, 1).close()
+    assert path.read_bytes() == b'{"step": 1, "loss": 2.0}\n'
 
 
 def test_a_run_is_tracked_and_goes_on(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
