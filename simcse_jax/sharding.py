@@ -60,13 +60,22 @@ def check_shared(folder: Path) -> None:
         return
     name = f".shared-{int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))):08x}"
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    first = jax.process_index() == 0
+    first, problem = jax.process_index() == 0, ""
     if first:
-        (nearest / name).touch()
+        try:
+            (nearest / name).touch()
+        except OSError as error:  # raised by all below: the others wait for this process
+            problem = reason(error)
     multihost_utils.sync_global_devices("written")
-    seen = multihost_utils.process_allgather(np.array((nearest / name).exists()))
+    outcome = multihost_utils.process_allgather(np.array([(nearest / name).exists(), not problem]))
+    seen, written = outcome[:, 0], outcome[:, 1].all()
     if first:
-        (nearest / name).unlink()
+        (nearest / name).unlink(missing_ok=True)
+    if not written:
+        raise InputError(
+            f"output {folder} cannot be written by process 0 ({problem or 'its log says why'}): free space or choose "
+            "another"
+        )
     if not seen.all():
         raise InputError(
             f"output {folder} is not shared: {int((~seen).sum())} of {seen.size} processes do not see what process 0 "

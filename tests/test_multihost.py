@@ -1,5 +1,6 @@
 """Several processes, each with devices of its own, train as one."""
 
+import errno
 import json
 import os
 import signal
@@ -7,9 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+
+from simcse_jax.errors import InputError
+from simcse_jax.sharding import check_shared
 
 ROOT = Path(__file__).parents[1]
 REHEARSE = [sys.executable, str(ROOT / "launch" / "rehearse.py")]
@@ -145,6 +150,30 @@ def test_an_output_that_hosts_do_not_share_is_refused(pair: Path) -> None:
     for process in ("0", "1"):
         assert "run is not shared: 1 of 2 processes do not see" in (pair / process / "said").read_text()
         assert sorted(path.name for path in (pair / process).iterdir()) == ["said", "stopped"]
+
+
+def test_a_full_disk_of_process_0_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 0 comes to what all gather also where it cannot write; process 1 is made up."""
+    gathered: list[Any] = []
+
+    def touch(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def gather(mine: np.ndarray) -> np.ndarray:
+        gathered.append(mine.tolist())
+        return np.stack([mine, [False, True]])
+
+    monkeypatch.setattr("simcse_jax.sharding.jax.process_count", lambda: 2)
+    for name, value in {
+        "broadcast_one_to_all": lambda x: x,
+        "sync_global_devices": lambda x: None,
+        "process_allgather": gather,
+    }.items():
+        monkeypatch.setattr(f"simcse_jax.sharding.multihost_utils.{name}", value)
+    monkeypatch.setattr(Path, "touch", touch)
+    with pytest.raises(InputError, match=r"cannot be written by process 0 \(No space left on device\): free space"):
+        check_shared(tmp_path / "run")
+    assert gathered == [[False, False]]
 
 
 def test_a_signal_before_the_first_step_of_a_resumed_run_counts(pair: Path) -> None:
