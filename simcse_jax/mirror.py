@@ -1,7 +1,7 @@
 """A run on an object store: a local folder, which a thread copies there.
 
 A store has no rename, no append and no lock. What counts of the copy is its manifest, an object that names all files of
-a consistent moment and is replaced in one step.
+a consistent moment and is replaced in one step. Before anything else is put there, it is made and names none.
 """
 
 import hashlib
@@ -17,10 +17,13 @@ from typing import Any
 
 from simcse_jax.errors import InputError, reason
 from simcse_jax.files import is_remote, write_text
-from simcse_jax.storage import MANIFEST, open_store, readable, url_of
+from simcse_jax.storage import MANIFEST, find_objects, open_store, read_manifest, readable, url_of
 
 _INTERVAL = 15.0  # seconds between copies
 _OWNER = ".owner"  # in the working folder: the owner that the manifest had when it was last copied from there
+
+Manifest = dict[str, Any]
+"""`owner`, a random word of the process that last claimed the run, and `files`, a `Stamp` for each name."""
 
 Stamp = tuple[int, int]
 """Size in bytes and time of the last change in nanoseconds, of a local file."""
@@ -36,26 +39,33 @@ def working_folder(output: str, cache: str) -> Path:
     return Path(cache).expanduser().absolute() / "runs" / digest / url.rsplit("/", 1)[-1]
 
 
-def fetch_run(url: str, folder: Path) -> None:
+def fetch_run(url: str, folder: Path) -> Manifest | None:
     """Makes the working folder of a run what the store has of it, unless it is the folder that was copied there last.
 
-    That one is as new as the copy or newer. It is removed where the run has been removed from the store.
+    That one is as new as the copy or newer.
+
+    Returns:
+      The manifest that the store has, None where it has no run: for `mirrored`.
 
     Raises:
-      InputError: something else is at the URL, or it cannot be reached.
+      InputError: something else is at the URL; it cannot be reached; or the run that was copied there from the folder
+        has been removed.
     """
     store, path = open_store(url)
     with readable(url):
-        manifest = _read_manifest(store, path)
-        owner = (folder / _OWNER).read_text("utf-8") if (folder / _OWNER).is_file() else None
-        if manifest is None:
-            if store.find(path):
-                raise InputError(f"output {url} exists and is not a run of ours: choose another --output, or remove it")
+        manifest = read_manifest(store, path)
+        owner = _last_owner(folder)
+        if manifest is None and find_objects(store, path):
+            raise InputError(f"output {url} exists and is not a run of ours: choose another --output, or remove it")
+        if manifest and manifest["owner"] == owner:
+            return manifest
+        if not manifest or not manifest["files"]:
             if owner:
-                shutil.rmtree(folder)
-            return
-        if manifest["owner"] == owner:
-            return
+                raise InputError(
+                    f"the run that was copied to {url} is there no longer, and {folder} has it still: remove that "
+                    f"folder to begin anew, or {folder / _OWNER} to go on with it"
+                )
+            return manifest
         wanted = {file: tuple(stamp) for file, stamp in manifest["files"].items()}
         here = _stamps(folder)
         for file in here.keys() - wanted.keys():
@@ -70,34 +80,53 @@ def fetch_run(url: str, folder: Path) -> None:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 store.get_file(f"{path}/{file}", str(folder / file))
                 os.utime(folder / file, ns=(stamp[1], stamp[1]))
+    return manifest
 
 
 @contextmanager
-def mirrored(folder: Path, output: str, echo: Callable[[str], None]) -> Iterator["Mirror | None"]:
+def mirrored(
+    folder: Path, output: str, fetched: Manifest | None, echo: Callable[[str], None]
+) -> Iterator["Mirror | None"]:
     """While the block runs, a `Mirror` of a run whose output is on an object store; None for a local one."""
     if not is_remote(output):
         yield None
         return
-    with Mirror(folder, output, echo) as mirror:
+    with Mirror(folder, output, fetched, echo) as mirror:
         yield mirror
+
+
+def copy_again(folder: Path, output: str) -> None:
+    """Copies what was added to a run after its `Mirror` ended; nothing where the output is a local folder.
+
+    Raises:
+      InputError: the store cannot be read or written, or another process has taken the run over.
+    """
+    if is_remote(output):
+        store, path = open_store(output)
+        with readable(output):
+            manifest = read_manifest(store, path)
+        if manifest is None or manifest["owner"] != _last_owner(folder):
+            raise InputError(f"another process trains in {output} by now: what was added in {folder} stays there")
+        Mirror(folder, output, manifest).push()
 
 
 class Mirror:
     """Copies the local folder of a run to an object store, now and then in a thread, and at the end."""
 
-    def __init__(self, folder: Path, url: str, echo: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: Path, url: str, fetched: Manifest | None, echo: Callable[[str], None] = print) -> None:
         """Begins.
 
         Args:
           folder: the working folder, as `fetch_run` left it or with a run that was just made.
           url: where to.
+          fetched: the manifest that `fetch_run` found there. Of what is there, only what it names is ever removed.
           echo: says that the store cannot be reached, and that it can be again.
         """
         self._folder, self._url, self._echo = folder, url, echo
         self._store, self._path = open_store(url)
         self._owner, self._claimed = secrets.token_hex(8), False
-        manifest = _read_manifest(self._store, self._path)
-        self._sent: dict[str, Stamp] = {f: (s[0], s[1]) for f, s in manifest["files"].items()} if manifest else {}
+        self._fetched = fetched
+        self._sent: dict[str, Stamp] = {f: (s[0], s[1]) for f, s in fetched["files"].items()} if fetched else {}
         self._taken = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
@@ -125,7 +154,8 @@ class Mirror:
         """Makes the store's run what the folder is now.
 
         Raises:
-          InputError: the store cannot be written, or another process has taken the run over.
+          InputError: the store cannot be written, or another process has taken the run over, or has written there
+            between `fetch_run` and the first push.
         """
         try:
             self._push()
@@ -141,10 +171,15 @@ class Mirror:
         stamps = _stamps(self._folder)
         if self._claimed and stamps == self._sent:
             return
-        manifest = _read_manifest(self._store, self._path)
+        manifest = read_manifest(self._store, self._path)
+        if not self._claimed and manifest != self._fetched:
+            self._taken = True
+            raise InputError(f"{self._url} has changed meanwhile: run the same command again")
         if self._claimed and (manifest is None or manifest["owner"] != self._owner):
             self._taken = True
             self.check()
+        if manifest is None:
+            self._fetched = self._put_manifest({})
         for file, stamp in stamps.items():
             if self._sent.get(file) == stamp:
                 continue
@@ -152,14 +187,18 @@ class Mirror:
                 self._store.put_file(str(self._folder / file), f"{self._path}/{file}")
             else:  # read whole: a log that grows meanwhile would not be as long as was announced
                 self._store.pipe_file(f"{self._path}/{file}", (self._folder / file).read_bytes())
-        content = json.dumps({"owner": self._owner, "files": stamps})
-        self._store.pipe_file(f"{self._path}/{MANIFEST}", content.encode())
-        if not self._claimed:
-            write_text(self._folder / _OWNER, self._owner)
+        self._put_manifest(stamps)
         self._claimed = True
         if gone := [f"{self._path}/{file}" for file in self._sent.keys() - stamps.keys()]:
             self._store.rm([file for file in gone if self._store.exists(file)])
         self._sent = stamps
+
+    def _put_manifest(self, files: dict[str, Stamp]) -> Manifest:
+        manifest = {"owner": self._owner, "files": files}
+        self._store.pipe_file(f"{self._path}/{MANIFEST}", json.dumps(manifest).encode())
+        if not self._claimed:
+            write_text(self._folder / _OWNER, self._owner)
+        return manifest
 
     def _follow(self) -> None:
         failed = False
@@ -192,11 +231,6 @@ def _stamps(folder: Path) -> dict[str, Stamp]:
     return stamps
 
 
-def _read_manifest(store: Any, path: str) -> dict[str, Any] | None:
-    try:
-        manifest: dict[str, Any] = json.loads(store.cat_file(f"{path}/{MANIFEST}"))
-    except FileNotFoundError:
-        return None
-    if outside := [file for file in manifest["files"] if Path(file).is_absolute() or ".." in Path(file).parts]:
-        raise InputError(f"the manifest of the run at {path} names {outside[0]}, which is outside of it")
-    return manifest
+def _last_owner(folder: Path) -> str | None:
+    """The owner that the manifest had when it was last copied from the folder; None where it never was."""
+    return (folder / _OWNER).read_text("utf-8") if (folder / _OWNER).is_file() else None

@@ -29,7 +29,7 @@ from simcse_jax.files import is_remote
 from simcse_jax.hf import Params
 from simcse_jax.loss import uses_tiles
 from simcse_jax.memory import CompiledStep, compile_step
-from simcse_jax.mirror import fetch_run, working_folder
+from simcse_jax.mirror import Manifest, fetch_run, working_folder
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.objectives import check_objective
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
@@ -44,6 +44,8 @@ class Prepared:
     """All that a run needs, checked and loaded before anything is written to the run folder."""
 
     run: Run
+    fetched: Manifest | None
+    """What an object store had of the run."""
     mesh: Mesh
     model: SentenceEncoder
     initial: Callable[[], Params | Callable[[], Params]]
@@ -74,13 +76,14 @@ def prepare(config: Config) -> Prepared:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     check_batch_size(mesh, config.batch_size)
     folder = working_folder(config.output, config.data.cache)
+    fetched: Manifest | None = None
     if is_remote(config.output):
         if jax.process_count() > 1:
             raise InputError(
                 f"output {config.output} is on an object store, where one process can train: give the processes a "
                 "folder that all share and that can rename folders, such as NFS, Filestore or Lustre"
             )
-        fetch_run(config.output, folder)
+        fetched = fetch_run(config.output, folder)
     check_output(folder)
     check_shared(folder)
 
@@ -146,6 +149,7 @@ def prepare(config: Config) -> Prepared:
         run, initial = Run(folder, config, fingerprint), lambda: loaded
     return Prepared(
         run,
+        fetched,
         mesh,
         model,
         initial,

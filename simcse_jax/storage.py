@@ -3,10 +3,12 @@
 `mirror.py` is what runs need besides.
 """
 
+import errno
+import glob
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,36 +30,77 @@ def local_path(name: str | Path, cache: str = CACHE) -> Path:
     once, and anew where the content changes. Of a run it is what the run's manifest names.
 
     Raises:
-      InputError: nothing is there, it cannot be reached, or the package for the store is not installed.
+      InputError: nothing is there, or a run without a checkpoint; it cannot be reached; or the package for the store is
+        not installed.
     """
     if not is_remote(name):
         return Path(name).expanduser()
     store, path = open_store(name)
     with readable(name):
-        found: dict[str, Any] = store.find(path, detail=True)
-        if not found:
-            raise FileNotFoundError(name)
-        if f"{path}/{MANIFEST}" in found:
-            manifest = json.loads(store.cat_file(f"{path}/{MANIFEST}"))
-            found = {f"{path}/{file}": found[f"{path}/{file}"] for file in manifest["files"]}
+        try:
+            found = _find_content(store, path, name)
+        except KeyError:  # a run was copied there after the objects were listed and before its manifest was read
+            found = _find_content(store, path, name)
         keys = ("size", "ETag", "etag", "md5Hash", "generation", "created")
         identity = [[file, *(str(about.get(key)) for key in keys)] for file, about in sorted(found.items())]
         digest = hashlib.sha256(json.dumps([url_of(name), identity]).encode()).hexdigest()[:16]
         folder = Path(cache).expanduser() / "remote" / digest
         copy = folder / path.rsplit("/", 1)[-1]
         if not folder.is_dir():
-            _copy(store, path, list(found), folder)
+            _copy(store, path, list(found), folder, name)
     return copy
 
 
-def _copy(store: Any, path: str, files: list[str], folder: Path) -> None:
+def find_objects(store: Any, path: str) -> dict[str, Any]:
+    """The objects at a path and below it, without the empty ones named FOLDER/ by which web consoles make a folder."""
+    found: dict[str, Any] = store.find(path, detail=True)
+    return {file: about for file, about in found.items() if not file.endswith("/")}
+
+
+def read_manifest(store: Any, path: str) -> dict[str, Any] | None:
+    """What a run's manifest says, `owner` and `files`; None where there is none.
+
+    Raises:
+      InputError: it names a file outside of the run.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(store.cat_file(f"{path}/{MANIFEST}"))
+    except FileNotFoundError:
+        return None
+    _check_inside(manifest["files"], f"the manifest of the run at {path}")
+    return manifest
+
+
+def _find_content(store: Any, path: str, name: str | Path) -> dict[str, Any]:
+    """The objects that make up what is at a path: of a run, those that its manifest names."""
+    found = find_objects(store, path)
+    if not found:
+        if glob.has_magic(path):
+            raise InputError(f"there is nothing at {name}, and patterns are for local folders: name a file or a folder")
+        raise FileNotFoundError(name)
+    if f"{path}/{MANIFEST}" not in found or not (manifest := read_manifest(store, path)):
+        return found
+    if not manifest["files"]:
+        raise InputError(f"the run at {name} has no checkpoint yet: train it with the command that began it")
+    return {f"{path}/{file}": found[f"{path}/{file}"] for file in manifest["files"]}
+
+
+def _check_inside(files: Iterable[str], where: str) -> None:
+    for file in files:
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise InputError(f"{where} names {file}, which is outside of it")
+
+
+def _copy(store: Any, path: str, files: list[str], folder: Path, name: str | Path) -> None:
     """Copies objects to `folder/NAME`, complete or not at all."""
+    relative = {file: file.removeprefix(path.rpartition("/")[0]).lstrip("/") for file in files}
+    _check_inside(relative.values(), str(name))
     try:
         with new_folder(folder) as partial:
-            for file in files:
-                target = partial / path.rsplit("/", 1)[-1] / file.removeprefix(path).lstrip("/")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                store.get_file(file, str(target))
+            for file, place in relative.items():
+                (partial / place).parent.mkdir(parents=True, exist_ok=True)
+                with readable(name):  # the store's errors are not the disk's
+                    store.get_file(file, str(partial / place))
     except InputError:
         if not folder.is_dir():  # else another process has made the same copy meanwhile
             raise
@@ -95,7 +138,7 @@ def check_new_output(output: str | Path) -> str | Path:
         return check_new_folder(output)
     store, path = open_store(output)
     with readable(output):
-        if store.find(path):
+        if find_objects(store, path):
             raise InputError(f"output {output} exists: choose another, or remove it")
     return url_of(output)
 
@@ -127,4 +170,6 @@ def readable(name: str | Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"there is nothing at {name}: check the bucket and the path") from error
     except Exception as error:  # dozens of types, from missing credentials to lost connections
-        raise InputError(f"{name} cannot be had ({reason(error)}): check the name, credentials and network") from error
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free space on the local disk" if full else "check the name, credentials and network"
+        raise InputError(f"{name} cannot be had ({reason(error)}): {advice}") from error

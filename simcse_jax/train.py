@@ -71,7 +71,7 @@ def train(config: Config) -> dict[str, Any]:
     try:
         with (
             _only_writer(folder),
-            mirrored(folder, config.output, echo) as mirror,
+            mirrored(folder, config.output, prepared.fetched, echo) as mirror,
             open_checkpoints(folder, config.checkpoint) as checkpoints,
             stop_on_signal() as stop,
         ):

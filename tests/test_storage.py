@@ -1,5 +1,6 @@
 """Text, models, runs and exports on an object store: S3's protocol over a socket, and gs:// through fsspec."""
 
+import errno
 import json
 import shutil
 import time
@@ -20,8 +21,8 @@ from simcse_jax.errors import InputError
 from simcse_jax.export import export
 from simcse_jax.files import is_remote, write_text
 from simcse_jax.metrics_log import TIMES, read_log
-from simcse_jax.mirror import Mirror, fetch_run, working_folder
-from simcse_jax.storage import MANIFEST, local_path
+from simcse_jax.mirror import Mirror, copy_again, fetch_run, working_folder
+from simcse_jax.storage import MANIFEST, check_new_output, local_path
 from simcse_jax.train import train
 
 pytest.importorskip("s3fs")
@@ -158,26 +159,134 @@ def test_a_mirror_writes_what_is_complete_and_ends_where_another_took_over(s3: A
     url = f"s3://{s3.bucket}/run"
     here, other = tmp_path / "here", tmp_path / "other"
     make_run(here, 1)
-    mirror = Mirror(here, url)
+    mirror = Mirror(here, url, fetch_run(url, here))
     mirror.push()
     s3.pipe_file(f"{url}/checkpoints/9/data", b"cut short")  # put by one that was killed before its manifest
     make_run(here, 2)
     mirror.push()
     assert not s3.exists(f"{url}/checkpoints/1/data")
-    fetch_run(url, other)
+    fetched = fetch_run(url, other)
     assert sorted(path.name for path in (other / "checkpoints").iterdir()) == ["2"]
     make_run(other, 3)
-    Mirror(other, url).push()
+    Mirror(other, url, fetched).push()
     make_run(here, 4)
     with pytest.raises(InputError, match="another process trains in s3://"):
         mirror.push()
     with pytest.raises(InputError, match="another process trains in s3://"):
         mirror.check()
+    with pytest.raises(InputError, match="another process trains in s3://"):
+        copy_again(here, url)
     fetch_run(url, here)
     assert sorted(path.name for path in (here / "checkpoints").iterdir()) == ["3"]
+
+
+def test_what_was_copied_since_a_run_was_fetched_is_not_removed(s3: Any, tmp_path: Path) -> None:
+    url = f"s3://{s3.bucket}/run"
+    here, other = tmp_path / "here", tmp_path / "other"
+    make_run(here, 1)
+    mirror = Mirror(here, url, fetch_run(url, here))
+    mirror.push()
+    fetched = fetch_run(url, other)
+    make_run(here, 2)
+    write_text(here / "results.json", "{}")
+    mirror.push()
+    with pytest.raises(InputError, match=r"s3://.*/run has changed meanwhile: run the same command again"):
+        Mirror(other, url, fetched).push()
+    assert s3.exists(f"{url}/results.json")
+    assert s3.exists(f"{url}/checkpoints/2/data")
+    write_text(here / "figure.svg", "drawn at the end")
+    copy_again(here, url)
+    Mirror(other, url, fetch_run(url, other)).push()
+    assert s3.cat_file(f"{url}/checkpoints/2/data") == b"2"
+    assert s3.cat_file(f"{url}/figure.svg") == b"drawn at the end"
+
+
+def test_a_run_that_is_gone_from_the_store_is_kept_here(s3: Any, tmp_path: Path) -> None:
+    url, here = f"s3://{s3.bucket}/run", tmp_path / "here"
+    make_run(here, 1)
+    Mirror(here, url, None).push()
     s3.rm(url, recursive=True)
-    fetch_run(url, here)
-    assert not here.exists()
+    with pytest.raises(InputError, match=rf"copied to {url} is there no longer, and {here} has it still: remove that"):
+        fetch_run(url, here)
+    (here / ".owner").unlink()
+    Mirror(here, url, fetch_run(url, here)).push()
+    assert s3.cat_file(f"{url}/checkpoints/1/data") == b"1"
+
+
+@pytest.mark.parametrize("owned", [True, False])
+def test_a_first_copy_that_was_cut_short_goes_on(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owned: bool
+) -> None:
+    """Killed after some objects were put; or before the working folder had even the name of its owner."""
+    url, here = f"s3://{s3.bucket}/run", tmp_path / "here"
+    make_run(here, 1)
+    mirror = Mirror(here, url, fetch_run(url, here))
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror._store, "put_file", lambda *given: 1 / 0)
+        with pytest.raises(InputError, match="cannot be written"):
+            mirror.push()
+    s3.pipe_file(f"{url}/model/config.json", b"{}")
+    with pytest.raises(InputError, match=rf"the run at {url} has no checkpoint yet"):
+        local_path(url, str(tmp_path))
+    if not owned:
+        (here / ".owner").unlink()
+    assert fetch_run(url, tmp_path / "other") == {"owner": mirror._owner, "files": {}}
+    assert not (tmp_path / "other").exists()
+    Mirror(here, url, fetch_run(url, here)).push()
+    assert (local_path(url, str(tmp_path)) / "checkpoints" / "1" / "data").read_text() == "1"
+
+
+def test_folder_keys_of_web_consoles_are_passed_over(s3: Any, tmp_path: Path) -> None:
+    for key in ("folder/", "folder/empty/", "folder/some/", "run/"):
+        s3.call_s3("put_object", Bucket=s3.bucket, Key=key, Body=b"")
+    s3.pipe_file(f"s3://{s3.bucket}/folder/some/text.txt", b"one")
+    copy = local_path(f"s3://{s3.bucket}/folder", str(tmp_path))
+    assert [path.relative_to(copy).as_posix() for path in copy.rglob("*")] == ["some", "some/text.txt"]
+    assert fetch_run(f"s3://{s3.bucket}/run", tmp_path / "run") is None
+    assert check_new_output(f"s3://{s3.bucket}/run") == f"s3://{s3.bucket}/run"
+
+
+def test_nothing_is_written_outside_of_the_cache(s3: Any, tmp_path: Path) -> None:
+    s3.call_s3("put_object", Bucket=s3.bucket, Key="folder/../../../outside.txt", Body=b"one")
+    with pytest.raises(InputError, match=r"names folder/\.\./\.\./\.\./outside.txt, which is outside of it"):
+        local_path(f"s3://{s3.bucket}/folder", str(tmp_path / "cache"))
+    assert not list(tmp_path.rglob("outside.txt"))
+
+
+def test_errors_of_the_store_and_of_the_disk_are_told_apart(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://{s3.bucket}/text.txt"
+    s3.pipe_file(url, b"one")
+    for error, said in (
+        (PermissionError("no access"), "no access.: check the name, credentials and network"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device.: free space on the local disk"),
+    ):
+
+        def get_file(*given: Any, error: OSError = error) -> None:
+            raise error
+
+        monkeypatch.setattr(storage.open_store(url)[0], "get_file", get_file)
+        with pytest.raises(InputError, match=f"{url} cannot be had .{said}"):
+            local_path(url, str(tmp_path))
+
+
+def test_a_run_that_is_copied_while_it_is_read_is_read_again(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, here = f"s3://{s3.bucket}/run", tmp_path / "here"
+    make_run(here, 1)
+    mirror = Mirror(here, url, None)
+    mirror.push()
+    make_run(here, 2)
+    read = storage.read_manifest
+
+    def read_late(*given: Any) -> Any:
+        mirror.push()
+        return read(*given)
+
+    monkeypatch.setattr("simcse_jax.storage.read_manifest", read_late)
+    assert (local_path(url, str(tmp_path)) / "checkpoints" / "2" / "data").read_text() == "2"
 
 
 def test_an_unreachable_store_does_not_end_a_run(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +294,7 @@ def test_an_unreachable_store_does_not_end_a_run(s3: Any, tmp_path: Path, monkey
     make_run(tmp_path / "run", 1)
     monkeypatch.setattr("simcse_jax.mirror._INTERVAL", 0.05)
     said: list[str] = []
-    mirror = Mirror(tmp_path / "run", f"s3://{s3.bucket}/run", said.append)
+    mirror = Mirror(tmp_path / "run", f"s3://{s3.bucket}/run", None, said.append)
     failing = True
     put = mirror._store.pipe_file
 
@@ -227,6 +336,8 @@ def test_what_stores_cannot_hold_is_refused(
         local_path(url)
     with pytest.raises(InputError, match=r"cannot be had|nothing at"):
         local_path("s3://no-such-bucket-at-all/x")
+    with pytest.raises(InputError, match=r"nothing at s3://.*jsonl, and patterns are for local folders"):
+        local_path(f"s3://{s3.bucket}/*.jsonl")
     with monkeypatch.context() as patch:
         patch.setattr("simcse_jax.prepare.jax.process_count", lambda: 2)
         with pytest.raises(InputError, match="where one process can train"):
@@ -255,7 +366,7 @@ def test_gs_goes_through_fsspec_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Store().pipe_file("gs://bucket/text.txt", b"one")
     assert local_path("gs://bucket/text.txt", str(tmp_path)).read_bytes() == b"one"
     make_run(tmp_path / "run", 1)
-    with Mirror(tmp_path / "run", "gs://bucket/run") as mirror:
+    with Mirror(tmp_path / "run", "gs://bucket/run", None) as mirror:
         make_run(tmp_path / "run", 2)
         mirror.push()
     fetch_run("gs://bucket/run", tmp_path / "again")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from simcse_jax.config import Config
-from simcse_jax.mirror import mirrored, working_folder
+from simcse_jax.mirror import copy_again, working_folder
 from simcse_jax.run import Run, open_run
 
 
@@ -49,8 +49,7 @@ class Train:
             print(format_table({moment: results[moment] for moment in ("before", "after")}))
         run = open_run(working_folder(self.config.output, self.config.data.cache))
         figures = _draw(run)
-        with mirrored(run.folder, self.config.output, print):  # also the figures
-            pass
+        copy_again(run.folder, self.config.output)  # the figures
         print(summary(replace(run, config=self.config), results, figures))
 
 
