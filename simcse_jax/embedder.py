@@ -70,6 +70,9 @@ class LoadedModel:
     """Head of the masked language model, of a run that trained nothing else."""
     postprocessor: dict[str, Any] | None = None
     """What there is to say of the post-processor among the parameters, see `postprocess.fit`; None without one."""
+    normalizes: bool = False
+    """Whether sentence-transformers is to scale its vectors to length 1, as it did those of the model it was read
+    from. Here the callers of `encode` say."""
 
     @property
     def width(self) -> int:
@@ -151,7 +154,10 @@ def load_model(
             raise InputError(f"{name_or_path} has no weights pooler.dense, which pooler 'cls' needs: give another")
         host = with_fresh_head(host, model, seed=0)
     mesh = make_mesh()
-    loaded = LoadedModel(model, put(host, state_sharding(mesh, host)), checkpoint, None, None)
+    placed = put(host, state_sharding(mesh, host))
+    # A pooler that is given replaces all that follows the encoder.
+    normalizes = pooler is None and checkpoint.normalizes
+    loaded = LoadedModel(model, placed, checkpoint, None, None, normalizes=normalizes)
     post, about = postprocess.read_saved(checkpoint, model.param_dtype, modules=pooler is None)
     if post is None or about is None:
         return loaded

@@ -69,6 +69,8 @@ def _config(loaded: LoadedModel, postprocessor: str | None) -> dict[str, Any]:
     if loaded.model.pooler in _LAYERS:
         config["output_hidden_states"] = True
     config[hf.SETTINGS] = {"pooler": loaded.model.pooler, "mlp_only_train": loaded.model.mlp_only_train}
+    if loaded.normalizes:
+        config[hf.SETTINGS]["normalize"] = True
     if loaded.postprocessor:
         config[hf.SETTINGS][KEY] = {**loaded.postprocessor, "folder": postprocessor}
     return config
@@ -122,6 +124,9 @@ def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndar
         (folder / KEY).mkdir()
         write_tensors(folder / KEY / "model.safetensors", tensors_of(post))
         modules.append((KEY, _NO_MODULE))
+    place = None if post is None else modules[-1][0]
+    if loaded.normalizes:
+        add("Normalize", {})
     # The names that every release of sentence-transformers since 2 loads.
     write_json(
         folder / "modules.json",
@@ -131,7 +136,7 @@ def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndar
     lower = hf.lower_cases(loaded.checkpoint.folder)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": lower})
     write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
-    return None if post is None else modules[-1][0]
+    return place
 
 
 def _dense(size: int, width: int, activation: str) -> dict[str, Any]:

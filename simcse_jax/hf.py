@@ -13,7 +13,15 @@ from simcse_jax.errors import InputError, reason
 from simcse_jax.files import write_json
 from simcse_jax.model import EncoderConfig, read_encoder_config
 from simcse_jax.recognise import SETTINGS as SETTINGS
-from simcse_jax.recognise import TRANSFORMER_FILE, encoder_folder, lower_cases, read_json, read_max_length, read_pooling
+from simcse_jax.recognise import (
+    TRANSFORMER_FILE,
+    encoder_folder,
+    ends_in_normalize,
+    lower_cases,
+    read_max_length,
+    read_object,
+    read_pooling,
+)
 from simcse_jax.recognise import Pooling as Pooling
 from simcse_jax.storage import local_path
 
@@ -67,6 +75,11 @@ class Checkpoint:
           InputError: see `read_pooling`. The weights can be used with another all the same.
         """
         return read_pooling(self.root, self.hf_config)
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the model's own vectors have length 1, see `ends_in_normalize`."""
+        return ends_in_normalize(self.root, self.hf_config)
 
 
 def locate(name_or_path: str | Path) -> Path:
@@ -124,9 +137,7 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
     """
     root = locate(name_or_path)
     folder = encoder_folder(root)
-    hf_config = read_json(folder / "config.json", f"'{folder}' is not a model folder")
-    if not isinstance(hf_config, dict):
-        raise InputError(f"{folder / 'config.json'} holds a JSON {type(hf_config).__name__}; expected an object")
+    hf_config = read_object(folder / "config.json", f"'{folder}' is not a model folder")
     try:
         config = read_encoder_config(hf_config)
     except InputError as error:
@@ -241,7 +252,10 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = folder / f"{stem}.{suffix}.index.json"
         if index.is_file():
-            files = sorted({folder / f for f in read_json(index, "")["weight_map"].values()})
+            shards = read_object(index, "").get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
+                raise InputError(f"{index} has no weight_map from weights to files: copy it again")
+            files = sorted({folder / file for file in shards.values()})
         elif (folder / f"{stem}.{suffix}").is_file():
             files = [folder / f"{stem}.{suffix}"]
         else:

@@ -2,6 +2,7 @@
 checkpoint of the SimCSE authors."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +56,33 @@ def read_json(path: Path, problem: str) -> Any:
         raise InputError(f"{path} is not valid JSON ({error})") from error
 
 
+def read_object(path: Path, problem: str) -> dict[str, Any]:
+    """The same of a file that must hold an object; `InputError` if it holds anything else."""
+    value = read_json(path, problem)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a JSON {type(value).__name__}; expected an object: copy the model again")
+    return value
+
+
 def modules(folder: Path) -> list[Module]:
-    """The modules of a sentence-transformers folder, in order; none of any other folder."""
-    if not (folder / "modules.json").is_file():
+    """The modules of a sentence-transformers folder, in order; none of any other folder.
+
+    Raises:
+      InputError: modules.json is no list of them.
+    """
+    file = folder / "modules.json"
+    if not file.is_file():
         return []
-    listed = read_json(folder / "modules.json", "")
-    return [Module(module["type"].rsplit(".", 1)[-1], folder / module["path"]) for module in listed]
+    listed = read_json(file, "")
+    entries = listed if isinstance(listed, list) else [listed]
+    if not all(
+        isinstance(m, dict) and isinstance(m.get("type"), str) and isinstance(m.get("path"), str) for m in entries
+    ):
+        raise InputError(
+            f'{file} is no list of modules; expected [{{"type": …, "path": …}}, …], as sentence-transformers writes '
+            "it: copy the model again"
+        )
+    return [Module(module["type"].rsplit(".", 1)[-1], folder / module["path"]) for module in entries]
 
 
 def encoder_folder(folder: Path) -> Path:
@@ -71,21 +93,30 @@ def encoder_folder(folder: Path) -> Path:
 
 def read_max_length(folder: Path, limit: int) -> int | None:
     """Length that a sentence-transformers folder names, at most `limit`; since its release 6 the tokenizer's config
-    does."""
+    does.
+
+    Raises:
+      InputError: what it names is no length.
+    """
     if not modules(folder):
         return None
     encoder = encoder_folder(folder)
     for name, key in ((TRANSFORMER_FILE, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        length = read_json(encoder / name, "").get(key) if (encoder / name).is_file() else None
-        if length:
-            return min(int(length), limit)  # a tokenizer without limit says 1e30
+        length = read_object(encoder / name, "").get(key) if (encoder / name).is_file() else None
+        if not length:
+            continue
+        if not isinstance(length, int | float) or not 1 <= length < math.inf:
+            raise InputError(
+                f"{encoder / name} has {key} {length!r}; expected a number of tokens: correct or remove it"
+            )
+        return int(min(length, limit))  # a tokenizer without limit says 1e30
     return None
 
 
 def lower_cases(encoder: Path) -> bool:
     """Whether sentence-transformers puts text in lower case before the tokenizer, whatever that does."""
     file = encoder / TRANSFORMER_FILE
-    return file.is_file() and bool(read_json(file, "").get("do_lower_case"))
+    return file.is_file() and bool(read_object(file, "").get("do_lower_case"))
 
 
 def read_pooling(folder: Path, hf_config: dict[str, Any]) -> Pooling | None:
@@ -93,9 +124,9 @@ def read_pooling(folder: Path, hf_config: dict[str, Any]) -> Pooling | None:
 
     Raises:
       InputError: it names one that is not among ours, or is a checkpoint of the SimCSE authors' code that does not tell
-        whether its head is used after training.
+        whether its head is used after training; see `own_settings`.
     """
-    if settings := hf_config.get(SETTINGS):
+    if settings := own_settings(folder, hf_config):
         check_pooler(settings["pooler"])
         return Pooling(settings["pooler"], settings["mlp_only_train"])
     if modules(folder):
@@ -106,11 +137,34 @@ def read_pooling(folder: Path, hf_config: dict[str, Any]) -> Pooling | None:
     return _original(folder, hf_config)
 
 
+def own_settings(folder: Path, hf_config: dict[str, Any]) -> dict[str, Any]:
+    """What config.json of a model that we saved says of its vectors; nothing of any other model.
+
+    Raises:
+      InputError: it is not what we write.
+    """
+    settings = hf_config.get(SETTINGS) or {}
+    kinds = {"pooler": str, "mlp_only_train": bool}
+    if settings and not (isinstance(settings, dict) and all(isinstance(settings.get(k), t) for k, t in kinds.items())):
+        raise InputError(
+            f"{folder / 'config.json'} has '{SETTINGS}': {json.dumps(settings)[:80]}; expected "
+            '{"pooler": …, "mlp_only_train": …}, as export writes it: export the model again'
+        )
+    return settings or {}
+
+
+def ends_in_normalize(folder: Path, hf_config: dict[str, Any]) -> bool:
+    """Whether a model's own vectors have length 1, as our settings say or a Normalize at the end of its modules."""
+    if settings := own_settings(folder, hf_config):
+        return settings.get("normalize") is True
+    return [module.kind for module in modules(folder)[2:]][-1:] == ["Normalize"]
+
+
 def after_pooling(folder: Path) -> list[Module]:
-    """Dense and Normalize modules that follow the pooling of a sentence-transformers folder, but for a Normalize at the
-    end: whether vectors are scaled to length 1 is said when encoding. None where the pooler must be given."""
+    """Dense and Normalize modules that follow the pooling of a sentence-transformers folder, but for any Normalize at
+    the end: whether vectors are scaled to length 1 is said when encoding. None where the pooler must be given."""
     following = modules(folder)[2:]
-    if following and following[-1].kind == "Normalize":
+    while following and following[-1].kind == "Normalize":
         following.pop()
     return following if following and not _sentence_transformers(folder)[0] else []
 
@@ -121,14 +175,17 @@ def _sentence_transformers(folder: Path) -> tuple[str, str]:
     kinds = [module.kind for module in listed]
     if kinds[:2] != ["Transformer", "Pooling"] or not {"Dense", "Normalize"}.issuperset(kinds[2:]):
         return f"is a sentence-transformers model of modules {kinds}; read are {_READ}", ""
-    settings = read_json(listed[1].folder / "config.json", f"{folder} names a Pooling module")
+    settings = read_object(listed[1].folder / "config.json", f"{folder} names a Pooling module")
     modes = [k for k, on in settings.items() if k.startswith("pooling_mode_") and on is True]
     mode = str(settings.get("pooling_mode", modes[0] if len(modes) == 1 else modes))
     if mode not in _POOLERS:
         return f"is a sentence-transformers model with pooling {mode}; read are {_READ}", ""
     file = folder / "config_sentence_transformers.json"
-    about = read_json(file, "") if file.is_file() else {}
-    if prompt := (about.get("prompts") or {}).get(about.get("default_prompt_name")):
+    about = read_object(file, "") if file.is_file() else {}
+    prompts, default = about.get("prompts") or {}, about.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not isinstance(default, str | None):
+        return f"is a sentence-transformers model whose {file.name} has no prompts by name", ""
+    if prompt := prompts.get(default):
         return f"is a sentence-transformers model that puts '{prompt}' before each sentence; do so in your text", ""
     return "", _POOLERS[mode]
 

@@ -93,6 +93,8 @@ def test_folders_that_sentence_transformers_writes(
     folder = export(load_model(tmp_path / "st"), tmp_path / "export")
     again = library.SentenceTransformer(str(folder), device="cpu").encode(sentences, normalize_embeddings=True)
     assert np.max(np.abs(again - SimCSE(folder).encode(sentences))) < 1e-5
+    unscaled = library.SentenceTransformer(str(folder), device="cpu").encode(sentences)
+    assert np.max(np.abs(unscaled - theirs)) < 1e-5
     assert np.max(np.abs(ours.encode(sentences) - SimCSE(folder).encode(sentences))) < 1e-6
 
     # A pooler that is given stands for all after the encoder.
@@ -166,6 +168,75 @@ def test_what_is_not_read_is_said(
 def test_a_dense_that_does_not_fit(tmp_path: Path, tiny_bert: Path) -> None:
     folder = st_folder(tiny_bert, tmp_path / "st", "Dense", "Dense")
     with pytest.raises(InputError, match=r"3_Dense holds weights of shape \[7, 32\].* expected \[D, 7\]"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("kinds", [("Normalize",), ("Dense", "Normalize", "Normalize")])
+def test_a_trailing_normalize_is_exported(tmp_path: Path, tiny_bert: Path, kinds: tuple[str, ...]) -> None:
+    """One of it, also by a re-export; not with a pooler that is given, nor where there was none."""
+
+    def exported(name: str, source: Path, pooler: str | None = None) -> tuple[Path, list[str]]:
+        folder = export(load_model(source, pooler), tmp_path / name)
+        listed = json.loads((Path(folder) / "modules.json").read_text())
+        return Path(folder), [module["type"].rsplit(".", 1)[-1] for module in listed[2:]]
+
+    source = st_folder(tiny_bert, tmp_path / "st", *kinds)
+    width = 7 if "Dense" in kinds else 32
+    expected = SimCSE(source).encode(SENTENCES, normalize=False)
+    assert expected.shape[1] == width
+    once, modules = exported("once", source)
+    twice, again = exported("twice", once)
+    kept = list(dict.fromkeys(kinds))
+    assert (modules, again) == (kept, kept)
+    np.testing.assert_allclose(SimCSE(twice).encode(SENTENCES, normalize=False), expected, atol=1e-6)
+    assert exported("pooler", source, "avg")[1] == []
+    assert exported("plain", st_folder(tiny_bert, tmp_path / "without"))[1] == []
+
+
+DAMAGED = {
+    "a number as module": ("modules.json", [1], "is no list of modules"),
+    "no modules": ("modules.json", None, "is no list of modules"),
+    "a string of modules": ("modules.json", "abc", "is no list of modules"),
+    "a module without a path": ("modules.json", [{"type": "a.Transformer"}], "is no list of modules"),
+    "pooling": ("1_Pooling/config.json", [], "config.json holds a JSON list"),
+    "encoder settings": ("sentence_bert_config.json", [], "sentence_bert_config.json holds a JSON list"),
+    "a word as length": ("sentence_bert_config.json", {"max_seq_length": "x"}, "max_seq_length 'x'; expected a number"),
+    "no end": ("sentence_bert_config.json", {"max_seq_length": float("inf")}, "max_seq_length inf; expected a number"),
+    "prompts": ("config_sentence_transformers.json", {"prompts": ["a"]}, "no prompts by name"),
+    "a Dense": ("2_Dense/config.json", [], "config.json holds a JSON list"),
+    "weights": ("model.safetensors.index.json", [], "holds a JSON list"),
+    "no weights": ("model.safetensors.index.json", {}, "no weight_map"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "words"), DAMAGED.values(), ids=DAMAGED)
+def test_damaged_modules(tmp_path: Path, tiny_bert: Path, name: str, content: Any, words: str) -> None:
+    folder = st_folder(tiny_bert, tmp_path / "st", "Dense")
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=words):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "settings", [[1], "avg", {"pooler": "avg"}, {"mlp_only_train": False}, {"pooler": 1, "mlp_only_train": False}]
+)
+def test_damaged_settings(tmp_path: Path, tiny_bert: Path, settings: Any) -> None:
+    folder = shutil.copytree(tiny_bert, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"simcse_jax": settings}))
+    with pytest.raises(InputError, match=r"config.json has 'simcse_jax': .*export the model again"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("post", "words"), [("x", "the post-processor 'x'; expected an object"), ({"method": "flow"}, "how many sentences")]
+)
+def test_a_damaged_post_processor(tmp_path: Path, tiny_bert: Path, post: Any, words: str) -> None:
+    folder = shutil.copytree(tiny_bert, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    settings = {"pooler": "avg", "mlp_only_train": False, "postprocess": post}
+    (folder / "config.json").write_text(json.dumps(config | {"simcse_jax": settings}))
+    with pytest.raises(InputError, match=words):
         load_model(folder)
 
 

@@ -33,7 +33,8 @@ def attend(
 
     Args:
       query, key, value: by head.
-      allowed: whether a query meets a key; each query meets one at least.
+      allowed: whether a query meets a key. A query that meets none (of an empty slot of a packed row) gets the mean of
+        all values, which nothing uses.
       noise: what weights are dropped by; None drops nothing.
       rate: probability that a weight is dropped.
     """

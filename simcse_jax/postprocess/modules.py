@@ -97,10 +97,10 @@ def read_modules(folder: Path, width: int) -> Modules | None:
 
 
 def _read_dense(folder: Path, width: int) -> Dense:
-    config = recognise.read_json(folder / "config.json", f"{folder} is no Dense module")
+    config = recognise.read_object(folder / "config.json", f"{folder} is no Dense module")
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     name = activation.rsplit(".", 1)[-1]
-    places = {config.get(key) or "sentence_embedding" for key in ("module_input_name", "module_output_name")}
+    places = {str(config.get(key) or "sentence_embedding") for key in ("module_input_name", "module_output_name")}
     if not activation.startswith("torch.nn.") or name not in ACTIVATIONS:
         problem = f"has the activation {activation}; read are {', '.join(ACTIVATIONS)} of torch.nn"
     elif config.get("use_residual") or places != {"sentence_embedding"}:

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 
 from simcse_jax.errors import InputError
-from simcse_jax.hf import SETTINGS, Checkpoint, read_safetensors
+from simcse_jax.hf import Checkpoint, read_safetensors
 from simcse_jax.postprocess.fit import PostProcessor
 from simcse_jax.postprocess.flow import Flow
 from simcse_jax.postprocess.linear import Affine
 from simcse_jax.postprocess.modules import Dense, read_modules
+from simcse_jax.recognise import own_settings
 
 KEY = "postprocess"
 """Where a post-processor stands: among a model's parameters, and among our settings in config.json."""
@@ -36,10 +37,14 @@ def read_saved(
     sentence-transformers model.
 
     Raises:
-      InputError: see `read` and `read_modules`.
+      InputError: see `read`, `read_modules` and `own_settings`.
     """
-    width, settings = checkpoint.config.hidden_size, checkpoint.hf_config.get(SETTINGS)
-    about = (settings or {}).get(KEY)
+    width, settings = checkpoint.config.hidden_size, own_settings(checkpoint.root, checkpoint.hf_config)
+    about = settings.get(KEY)
+    if about and not isinstance(about, dict):
+        raise InputError(
+            f"{checkpoint.folder / 'config.json'} has the post-processor {about!r}; expected an object: export it again"
+        )
     if about and about.get("method") != _MODULES:
         return read(checkpoint.folder, about, width, dtype), about
     # Of a folder of ours that does not say so, a Dense is the head.
@@ -65,6 +70,8 @@ def read(folder: Path, about: dict[str, Any], width: int, dtype: Any) -> PostPro
     method = about.get("method")
     if method not in ("whitening", "all-but-the-top", "flow"):
         raise InputError(f"{folder} names the post-processor {method!r}: written by another version of simcse_jax?")
+    if not isinstance(about.get("sentences"), int):
+        raise InputError(f"{folder} does not say to how many sentences its post-processor was fitted: export it again")
     file = folder / str(about.get("folder")) / "model.safetensors"
     if not file.is_file():
         raise InputError(f"{folder} names a post-processor ({method}) whose file {file} is missing: copy it again")
