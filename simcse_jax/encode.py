@@ -114,13 +114,13 @@ class BatchEncoder:
         return other
 
     def _set(self, batch_size: int, max_length: int | None, long_text: LongText) -> None:
-        if max_length is not None and max_length < MIN_LENGTH:
+        if max_length is not None and (not isinstance(max_length, int | np.integer) or max_length < MIN_LENGTH):
             raise InputError(
-                f"max_length is {max_length}; it must be at least {MIN_LENGTH}: "
+                f"max_length is {max_length}; it must be at least {MIN_LENGTH}, and whole: "
                 "two special tokens and one of the sentence"
             )
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; it must be greater than 0")
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; it must be a whole number greater than 0")
         if long_text not in get_args(LongText):
             raise InputError(f"long_text is '{long_text}'; choose one of {', '.join(get_args(LongText))}")
         self.max_length = self._limit if max_length is None else min(max_length, self._limit)

@@ -72,7 +72,7 @@ class Index:
         self.width = int(vectors.shape[1])
         self.backend = backend
         self.about = dict(about or {})
-        _check(sentences, vectors, self.width)
+        vectors = _checked(sentences, vectors, self.width)
         self._nearest: Nearest
         if backend == "jax":
             self._nearest = Exact(self.width)
@@ -100,7 +100,7 @@ class Index:
         Raises:
           InputError: their number or width does not fit, or a vector is not finite; nothing is added then.
         """
-        _check(sentences, vectors, self.width)
+        vectors = _checked(sentences, vectors, self.width)
         self._nearest.add(vectors)
         self.sentences += sentences
 
@@ -118,17 +118,16 @@ class Index:
         Raises:
           InputError: `top_k` below 1, a threshold that is not a number, or queries of another width or not finite.
         """
-        if top_k < 1:
-            raise InputError(f"top_k is {top_k}; it must be at least 1")
+        if not isinstance(top_k, int | np.integer) or top_k < 1:
+            raise InputError(f"top_k is {top_k}; it must be a whole number, at least 1")
         if np.isnan(threshold):
             raise InputError("threshold is not a number; give the least score of a hit, e.g. 0.6")
         if queries.ndim != 2 or queries.shape[1] != self.width:
             raise InputError(f"queries have shape {list(queries.shape)}; expected [queries, {self.width}]")
-        if not np.isfinite(queries).all():
-            raise InputError("queries are not all finite: a model that gives such vectors cannot be searched with")
+        queries = _float32(queries, "queries")
         if not self.sentences or not len(queries):
             return [[] for _ in queries]
-        scores, numbers = self._nearest.find(np.asarray(queries, np.float32), min(top_k, len(self)))
+        scores, numbers = self._nearest.find(queries, min(top_k, len(self)))
         return [
             [Hit(i, s, self.sentences[i]) for s, i in zip(*row, strict=True) if i >= 0 and s >= threshold]
             for row in zip(scores.tolist(), numbers.tolist(), strict=True)
@@ -171,11 +170,13 @@ class Index:
             vectors = np.load(path / _VECTORS, mmap_mode="r")
             if (len(sentences), *vectors.shape) != (stored["sentences"], stored["sentences"], stored["width"]):
                 raise ValueError(f"{len(sentences)} sentences, vectors of shape {list(vectors.shape)}")
+            if not all(isinstance(sentence, str) for sentence in sentences) or vectors.dtype != np.float32:
+                raise ValueError(f"a line of {_SENTENCES} that is no string, or vectors of type {vectors.dtype}")
             cells = np.load(path / _CELLS) if stored["backend"] == "faiss-ivf" else None
             return cls(sentences, vectors, stored["backend"], stored["about"], cells)
         except InputError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
             raise InputError(f"the index {path} is damaged ({reason(error)}): copy or build it again") from error
 
 
@@ -184,11 +185,23 @@ def is_index(folder: Path) -> bool:
     return (folder / _ABOUT).is_file() and (folder / _VECTORS).is_file()
 
 
-def _check(sentences: Sequence[str], vectors: np.ndarray, width: int) -> None:
+def _checked(sentences: Sequence[str], vectors: np.ndarray, width: int) -> np.ndarray:
+    """The vectors as float32."""
     if isinstance(sentences, str) or vectors.shape != (len(sentences), width):
         given = "one string" if isinstance(sentences, str) else f"{len(sentences):,} sentences"
         raise InputError(
             f"{given} and vectors of shape {list(vectors.shape)}; expected a list of N sentences and [N, {width}]"
         )
-    if not np.isfinite(vectors).all():
-        raise InputError("vectors are not all finite: a model that gives such vectors cannot be searched with")
+    return _float32(vectors, "vectors")
+
+
+def _float32(vectors: np.ndarray, what: str) -> np.ndarray:
+    if vectors.dtype.kind not in "fiu":
+        raise InputError(f"{what} are of type {vectors.dtype}; expected float32")
+    with np.errstate(over="ignore"):
+        cast = np.asarray(vectors, np.float32)
+    if not np.isfinite(cast).all():
+        raise InputError(
+            f"{what} are not all finite as float32: a model that gives such vectors cannot be searched with"
+        )
+    return cast

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, reason
 
-# Vectors scored at a time, and queries: no larger matrix of scores exists. Both are filled up to powers of two, so that
-# what is compiled serves every number of vectors and queries.
+# Vectors scored at a time, and queries: no larger matrix of scores exists up to 32,768 hits a query. Both are filled up
+# to powers of two, so that what is compiled serves every number of vectors and queries.
 _BLOCK = 65536
 _LEAST = 256
 _QUERIES = 64
@@ -128,8 +128,8 @@ def _power_of_two(number: int, least: int, most: int) -> int:
 class Faiss:
     """The same with faiss, on the CPU: all inner products, or (`cells`) those with the vectors of the nearest cells.
 
-    Cells are learnt by k-means from the vectors that the index begins with: about √N of them, of which a query looks at
-    an eighth, the nearest (IndexIVFFlat).
+    Cells are learnt by k-means from the vectors that the index begins with: about √N of them, N/39 below N = 1,521, of
+    which a query looks at an eighth, the nearest (IndexIVFFlat).
     """
 
     def __init__(self, width: int, sample: Float[np.ndarray, "N D"] | None = None, cells: Any = None) -> None:
@@ -142,6 +142,7 @@ class Faiss:
 
         Raises:
           InputError: faiss is not installed, or there is no vector to learn from.
+          ValueError: `cells` are damaged, or of another width.
         """
         try:
             import faiss
@@ -152,7 +153,12 @@ class Faiss:
         self._faiss = faiss
         self.cells: Any = cells
         if cells is not None:
-            self._index = faiss.deserialize_index(cells)
+            try:
+                self._index = faiss.deserialize_index(cells)
+            except (RuntimeError, AssertionError, AttributeError) as error:  # of faiss, and of its checks of the array
+                raise ValueError(f"cells that faiss cannot read: {reason(error)}") from error
+            if (self._index.d, self._index.ntotal) != (width, 0):
+                raise ValueError(f"cells of width {self._index.d} that hold {self._index.ntotal} vectors")
         elif sample is None:
             self._index = faiss.IndexFlatIP(width)
         elif not len(sample):

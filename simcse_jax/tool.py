@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -123,15 +124,22 @@ class SimCSE:
         self._encoder.compile(self._loaded.params)
 
     def similarity(
-        self, a: str | Iterable[str] | Float[np.ndarray, "A H"], b: str | Iterable[str] | Float[np.ndarray, "B H"]
+        self,
+        a: str | Iterable[str] | Float[np.ndarray, "... H"] | Float[Array, "... H"],
+        b: str | Iterable[str] | Float[np.ndarray, "... H"] | Float[Array, "... H"],
     ) -> Float[np.ndarray, "A B"]:
         """Cosine similarity of every sentence of `a` with every sentence of `b`.
 
         Args:
-          a: one sentence, several, or their vectors.
+          a: one sentence, several, or their vectors: [H] of one, [A, H] of several.
           b: the same.
+
+        Raises:
+          InputError: see `encode`; or arrays that are not vectors, or of two widths.
         """
-        first, second = (_unit(x) if isinstance(x, np.ndarray) else self._vectors(x) for x in (a, b))
+        first, second = (_unit(_rows(x)) if isinstance(x, np.ndarray | jax.Array) else self._vectors(x) for x in (a, b))
+        if first.shape[1] != second.shape[1]:
+            raise InputError(f"vectors of width {first.shape[1]} and of width {second.shape[1]} cannot be compared")
         product: Float[np.ndarray, "A B"] = first @ second.T
         return product
 
@@ -233,12 +241,32 @@ def _unit(vectors: Float[np.ndarray, "S H"]) -> Float[np.ndarray, "S H"]:
     return scaled
 
 
+def _rows(given: Any) -> Float[np.ndarray, "S H"]:
+    """One vector or several, as rows of float32 or wider."""
+    if not (jnp.issubdtype(given.dtype, jnp.floating) or jnp.issubdtype(given.dtype, jnp.integer)) or not (
+        1 <= given.ndim <= 2
+    ):
+        raise InputError(
+            f"an array of type {given.dtype} and shape {list(given.shape)}; expected numbers of shape [H] or [S, H], "
+            "or sentences as strings"
+        )
+    vectors = np.atleast_2d(np.asarray(given))
+    return vectors.astype(np.promote_types(vectors.dtype, np.float32))
+
+
 def _texts(sentences: Any) -> list[str]:
-    """One string or several, as a list of its own."""
+    """One string or several, as a list of its own; `InputError` for anything else, also text that is not Unicode."""
     texts = [sentences] if isinstance(sentences, str) else list(sentences)
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"sentence number {number + 1} is a {type(text).__name__}; expected a str")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"sentence number {number + 1} has half of a surrogate pair at character {error.start + 1}: it is not "
+                "Unicode text, or was read from bytes that are not UTF-8"
+            ) from error
     return texts
 
 

@@ -126,6 +126,8 @@ def test_bad_input_leaves_the_index_as_it_was() -> None:
         (lambda: index.add(["a"], bad), "not all finite"),
         (lambda: index.search(bad), "not all finite"),
         (lambda: index.search(unit(1, 8)), r"\[queries, 16\]"),
+        (lambda: index.add(["a"], np.full((1, 16), 1e300)), "not all finite as float32"),
+        (lambda: index.search(np.full((1, 16), 1e300)), "not all finite as float32"),
         (lambda: index.search(unit(1), top_k=0), "top_k is 0"),
         (lambda: index.search(unit(1), threshold=float("nan")), "threshold"),
     ]:
@@ -160,6 +162,42 @@ def test_saved_and_loaded(tmp_path: Path, backend: Any) -> None:
         Index.load(folder)
     with pytest.raises(InputError, match="not a saved index"):
         Index.load(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["1", "null", '["a"]'])
+def test_damaged_sentences(tmp_path: Path, line: str) -> None:
+    folder = Index(names(3), unit(3)).save(tmp_path / "index")
+    (folder / "sentences.jsonl").write_text(f'"a"\n{line}\n"b"\n')
+    with pytest.raises(InputError, match=r"is damaged \(a line of sentences.jsonl that is no string"):
+        Index.load(folder)
+
+
+def test_damaged_vectors(tmp_path: Path) -> None:
+    folder = Index(names(3), unit(3)).save(tmp_path / "index")
+    for kind in (np.complex64, np.float64, bool):
+        np.save(folder / "vectors.npy", unit(3).astype(kind))
+        with pytest.raises(InputError, match=rf"is damaged .*vectors of type {np.dtype(kind)}"):
+            Index.load(folder)
+    with (folder / "vectors.npy").open("wb") as file:
+        np.savez(file, unit(3))
+    with pytest.raises(InputError, match="is damaged"):
+        Index.load(folder)
+
+
+def test_damaged_cells(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    folder = Index(names(100), unit(100), "faiss-ivf").save(tmp_path / "index")
+    cells = np.load(folder / "cells.npy")
+    other = Index(names(100), unit(100, 8), "faiss-ivf").save(tmp_path / "other")
+    for damaged, words in [
+        (cells[:-40], "cells that faiss cannot read"),
+        (cells[:0], "cells that faiss cannot read"),
+        (cells.astype(np.float32), "cells that faiss cannot read"),
+        (np.load(other / "cells.npy"), "cells of width 8"),
+    ]:
+        np.save(folder / "cells.npy", damaged)
+        with pytest.raises(InputError, match=rf"the index .* is damaged \({words}"):
+            Index.load(folder)
 
 
 def test_an_index_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +283,27 @@ def test_a_string_is_not_taken_for_a_path(model: SimCSE, text_file: Path) -> Non
         model.build_index(Path("nowhere.txt"))
 
 
+def test_similarity_of_vectors(model: SimCSE) -> None:
+    """Of NumPy's and of JAX's, of one and of several, of any type of number."""
+    vectors = model.encode(SENTENCES)
+    expected = model.similarity(SENTENCES[0], SENTENCES)
+    for one in (vectors[0], vectors[:1], jnp.asarray(vectors[0]), vectors[0].astype(np.float64)):
+        np.testing.assert_allclose(model.similarity(one, jnp.asarray(vectors)), expected, atol=1e-6)
+    half = model.similarity(jnp.asarray(vectors[0], jnp.bfloat16), vectors)
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half, expected, atol=1e-2)
+
+
+def test_text_that_is_not_unicode(model: SimCSE, tiny_bert: Path, text_file: Path, capsys: Any) -> None:
+    """Half of a surrogate pair, and bytes of another encoding on the command line."""
+    for call in (model.encode, model.build_index):
+        with pytest.raises(InputError, match="sentence number 2 has half of a surrogate pair at character 4"):
+            call(["a", "caf\udce9"])
+    with pytest.raises(SystemExit, match="2"):
+        main(["search", str(tiny_bert), str(text_file), "caf\udce9", "--pooler", "avg"])
+    assert "sentence number 1 has half of a surrogate pair" in capsys.readouterr().err
+
+
 def test_encode_settings(model: SimCSE) -> None:
     reference = model.encode(SENTENCES)
     assert isinstance(model.encode(SENTENCES, output="jax"), jax.Array)
@@ -272,6 +331,12 @@ for call in (
     lambda: model.encode(["a"], long_text="fold"),
     lambda: model.encode(["a"], output="torch"),
     lambda: model.build_index("a.txt"),
+    lambda: Index(["a"], np.ones((1, 16), complex)),
+    lambda: Index(["a"], np.ones((1, 16))).search(np.ones((1, 16)), top_k=2.5),
+    lambda: model.encode(["a"], max_length=3.5),
+    lambda: model.encode(["a"], batch_size=2.5),
+    lambda: model.similarity(np.array(["a"]), "b"),
+    lambda: model.similarity(np.ones((2, 2, 32)), "b"),
 ):
     try:
         call()
@@ -280,8 +345,10 @@ for call in (
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     words = ["shape [16]", "unknown backend 'annoy'", "number 2 is a int", "long_text is 'fold'", "output is 'torch'"]
-    assert len(out) == 6
-    for line, expected in zip(out, [*words, "not from the string 'a.txt'"], strict=True):
+    words += ["not from the string 'a.txt'", "vectors are of type complex128", "top_k is 2.5", "max_length is 3.5"]
+    words += ["batch_size is 2.5", "an array of type <U1", "shape [2, 2, 32]"]
+    assert len(out) == len(words)
+    for line, expected in zip(out, words, strict=True):
         assert expected in line
 
 
