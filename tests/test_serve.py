@@ -21,11 +21,13 @@ import pytest
 pytest.importorskip("fastapi", reason="the service needs FastAPI: pip install 'simcse-jax[serve]'")
 pytest.importorskip("httpx2", reason="FastAPI's test client needs it")
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 
 from simcse_jax.commands.serve import Serve
 from simcse_jax.errors import InputError
 from simcse_jax.index import Index
 from simcse_jax.nearest import _better
+from simcse_jax.serve import schema
 from simcse_jax.serve.app import create_app
 from simcse_jax.serve.batching import Batcher, NotReady, Overloaded, TooSlow
 from simcse_jax.serve.engine import Answer, Engine, Job
@@ -34,7 +36,9 @@ from simcse_jax.serve.plane import principal_plane
 from simcse_jax.serve.server import bind, is_loopback, url
 from simcse_jax.tool import SimCSE
 
-LIMITS = Limits(max_sentences=20, max_characters=100, max_hits=20, max_plot=6, max_body=4000, batch=8)
+LIMITS = Limits(
+    max_sentences=20, max_characters=100, max_hits=20, max_request_hits=380, max_plot=6, max_body=4000, batch=8
+)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +143,9 @@ def test_what_is_beyond_a_limit_is_refused_with_the_limit(client: TestClient) ->
     assert "may have 20" in refused(client, "similarity", 422, a=["a"] * 11, b=["b"] * 10)
     assert "may have 6" in refused(client, "plot", 422, sentences=["a"] * 7)
     assert "at most 20 hits" in refused(client, "search", 422, query="a", top_k=21)
+    assert len(posted(client, "search", query=["a"] * 20, top_k=19)["results"]) == 20
+    in_all = refused(client, "search", 422, query=["a"] * 20, top_k=20)
+    assert in_all == "20 queries of 20 hits: a request may have 380 hits in all"
     assert "no queries" in refused(client, "search", 422, query=[])
     assert "larger than 4,000 bytes" in refused(client, "encode", 413, sentences=["a" * 99] * 50)
     in_parts = client.post(
@@ -157,6 +164,11 @@ def test_what_is_not_a_request_is_refused_with_what_is_expected(client: TestClie
     assert "top_k: input should be greater than or equal to 1" in refused(client, "search", 422, query="a", top_k=0)
     assert "topk: extra inputs are not permitted" in refused(client, "search", 422, query="a", topk=3)
     assert "threshold" in refused(client, "search", 422, query="a", threshold=2)
+    long = refused(client, "search", 422, query="a", **{"x" * 3000: 1})
+    assert long == f"{'x' * 50}: extra inputs are not permitted"
+    assert refused(client, "search", 422, query="a", **dict.fromkeys("abcdefgh")).count(";") == 4
+    cut = client.post("/api/search", content=b'{"query": "a"', headers={"Content-Type": "application/json"})
+    assert cut.json() == {"error": "the body is not JSON (at character 13)"}
     json_type = {"Content-Type": "application/json"}
     for content, headers in (
         (b"{", json_type),
@@ -173,21 +185,51 @@ def test_what_is_not_a_request_is_refused_with_what_is_expected(client: TestClie
     assert posted(client, "search", query="a", top_k=1)["results"]
 
 
+def test_many_faults_take_no_longer_than_one(model: SimCSE) -> None:
+    # Their number is what takes the time.
+    many = [1] * 300_000
+    requests: list[tuple[type[schema.Request], dict[str, Any]]] = [
+        (schema.SearchRequest, {"query": many}),
+        (schema.SimilarityRequest, {"a": many, "b": many}),
+        (schema.EncodeRequest, {"sentences": many}),
+        (schema.PlotRequest, {"sentences": many}),
+        (schema.SearchRequest, {"query": "a"} | {str(number): 1 for number in range(300_000)}),
+    ]
+    for kind, body in requests:
+        with pytest.raises(ValidationError) as caught:
+            kind.model_validate(body)
+        assert caught.value.error_count() <= 4
+    with serving(Engine(model, None, 5, 8), replace(LIMITS, max_body=2**20)) as client:
+        assert "query.0: input should be a valid string" in refused(client, "search", 422, query=many)
+        said = refused(client, "search", 422, **{str(number): 1 for number in range(50_000)})
+        assert said == "the body: 50,000 fields are more than any request has"
+
+
 def test_a_name_that_another_site_points_here_is_refused(client: TestClient) -> None:
-    assert client.get("/api/health", headers={"Host": "evil.example:8000"}).status_code == 400
+    for name in ("evil.example:8000", "evil.example", "127.0.0.1.evil.example", "127.0.0.1:80@evil.example", ""):
+        answer = client.get("/api/health", headers={"Host": name})
+        assert answer.status_code == 400
+        assert answer.json() == {"error": "the Host header must name one of 127.0.0.1"}
+        assert has_guards_headers(answer)
+    assert client.get("/api/health", headers={"Host": "127.0.0.1"}).status_code == 200
+
+
+def has_guards_headers(answer: Any) -> bool:
+    return "default-src 'none'" in answer.headers["Content-Security-Policy"] and (
+        answer.headers["X-Content-Type-Options"] == "nosniff"
+    )
 
 
 def test_schema_and_page_name_nothing_elsewhere(client: TestClient) -> None:
-    schema = client.get("/api/openapi.json").json()
-    assert {"/api/health", "/api/search", "/api/encode", "/api/similarity", "/api/plot"} == set(schema["paths"])
+    described = client.get("/api/openapi.json").json()
+    assert {"/api/health", "/api/search", "/api/encode", "/api/similarity", "/api/plot"} == set(described["paths"])
     for path in ("search", "encode", "similarity", "plot"):
-        responses = schema["paths"][f"/api/{path}"]["post"]["responses"]
+        responses = described["paths"][f"/api/{path}"]["post"]["responses"]
         for status in ("413", "422", "503", "504"):
             assert responses[status]["content"]["application/json"]["schema"]["$ref"].endswith("/Problem")
     assert client.get("/docs").status_code == 404
     page = client.get("/")
-    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
-    assert page.headers["X-Content-Type-Options"] == "nosniff"
+    assert has_guards_headers(page)
     for file in ("", "page.css", "main.js", "search.js", "compare.js", "plot.js", "labels.js", "api.js", "theme.js"):
         text = client.get(f"/{file}").text
         assert "http" not in text.replace("http://www.w3.org/2000/svg", ""), file
@@ -311,7 +353,7 @@ def test_a_queue_is_served_in_order_and_bounded() -> None:
 def test_what_takes_too_long_is_given_up_and_an_error_is_of_its_batch_alone() -> None:
     async def check() -> None:
         work = Gate()
-        shared = batcher(work, max_seconds=0.05)
+        shared = batcher(work, max_seconds=0.2, gather=0.0)
         await started(shared)
         with pytest.raises(TooSlow):
             await shared.submit(1)
@@ -326,6 +368,45 @@ def test_what_takes_too_long_is_given_up_and_an_error_is_of_its_batch_alone() ->
         await shared.stop()
 
     asyncio.run(check())
+
+
+def test_stopping_answers_the_call_that_goes_on() -> None:
+    async def check() -> None:
+        work = Gate()
+        shared = batcher(work)
+        await started(shared)
+        first = asyncio.create_task(shared.submit(1))
+        while not work.calls:
+            await asyncio.sleep(0.005)
+        second = asyncio.create_task(shared.submit(2))
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(shared.stop())
+        await asyncio.sleep(0.01)
+        assert not stopping.done()
+        work.open.set()
+        await stopping
+        assert await first == 10
+        with pytest.raises(NotReady):
+            await second
+        assert work.calls == [[1]]
+
+    asyncio.run(asyncio.wait_for(check(), 20))
+
+
+def test_stopped_while_it_prepares_it_is_never_ready() -> None:
+    async def check() -> None:
+        compiled = threading.Event()
+        told: list[Exception | None] = []
+        shared = batcher(Gate())
+        shared.start(lambda: compiled.wait(10) and None, told.append)
+        await asyncio.sleep(0.01)
+        stopping = asyncio.create_task(shared.stop())
+        await asyncio.sleep(0.01)
+        compiled.set()
+        await stopping
+        assert (told, shared.ready) == ([], False)
+
+    asyncio.run(asyncio.wait_for(check(), 20))
 
 
 def test_overload_slowness_and_faults_are_said_in_json(model: SimCSE) -> None:
@@ -346,6 +427,7 @@ def test_overload_slowness_and_faults_are_said_in_json(model: SimCSE) -> None:
 
     with serving(Broken(model, None)) as client:
         assert "the service's log" in refused(client, "encode", 500, sentences=["a"])
+        assert has_guards_headers(client.post("/api/encode", json={"sentences": ["a"]}))
 
 
 def test_not_ready_while_compiling_and_told_where_that_fails(model: SimCSE) -> None:
@@ -374,6 +456,9 @@ def test_not_ready_while_compiling_and_told_where_that_fails(model: SimCSE) -> N
         ({"max_seconds": 0.0}, "max_seconds is 0.0"),
         ({"gather": -1.0}, "gather is -1.0; it must be at least 0"),
         ({"max_queue": 10}, "less than the 256 sentences"),
+        ({"max_hits": 3_000}, "less than the 3000 hits of a single query"),
+        ({"max_seconds": float("inf")}, "max_seconds is inf; it must be finite"),
+        ({"gather": float("inf")}, "gather is inf; it must be finite"),
     ],
 )
 def test_limits_that_cannot_be(settings: dict[str, Any], message: str) -> None:
@@ -389,10 +474,11 @@ def test_loopback() -> None:
 def test_a_port_in_use_is_said_before_a_model_is_loaded() -> None:
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        taken.listen()
         assert url(taken) == f"http://127.0.0.1:{port}"
         with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1 port {port} .*choose another with --port"):
             Serve("no-such-model", port=port).run()
+        with pytest.raises(InputError, match=f"port {port}"):
+            bind("127.0.0.1", port)
     with pytest.raises(InputError, match="between 0"):
         bind("127.0.0.1", 70000)
     with pytest.raises(InputError, match="give an address of this machine"):

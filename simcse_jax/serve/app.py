@@ -13,14 +13,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from simcse_jax.serve import schema
 from simcse_jax.serve.batching import Batcher, NotReady, Overloaded, TooSlow
 from simcse_jax.serve.engine import Answer, Engine, Job
-from simcse_jax.serve.guard import Guard
+from simcse_jax.serve.guard import HEADERS, Guard
 from simcse_jax.serve.limits import Limits
 from simcse_jax.serve.plane import principal_plane
+
+_MAX_ERRORS = 5  # that are said of a request
+_MAX_NAME = 50  # characters of a field's name that are said
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     413: {"model": schema.Problem, "description": "The body is too large"},
@@ -67,8 +69,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.batcher = batcher
-    app.add_middleware(Guard, max_body=limits.max_body, max_seconds=limits.max_seconds)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    app.add_middleware(Guard, hosts=hosts, max_body=limits.max_body, max_seconds=limits.max_seconds)
     _say_what_is_wrong(app, limits)
 
     def checked(sentences: str | list[str], most: int = limits.max_sentences, what: str = "sentences") -> list[str]:
@@ -105,6 +106,9 @@ def create_app(
             raise HTTPException(404, "no sentences to search: start the service with a file of them, or a saved index")
         if request.top_k > limits.max_hits:
             raise HTTPException(422, f"top_k is {request.top_k:,}: at most {limits.max_hits:,} hits are given")
+        if len(queries) * request.top_k > limits.max_request_hits:
+            asked = f"{len(queries):,} queries of {request.top_k:,} hits"
+            raise HTTPException(422, f"{asked}: a request may have {limits.max_request_hits:,} hits in all")
         answer = await batcher.submit(Job(queries, top_k=request.top_k, threshold=request.threshold))
         hits = [[schema.SearchHit.model_validate(hit, from_attributes=True) for hit in row] for row in answer.hits]
         results = [schema.QueryHits(query=q, hits=row) for q, row in zip(queries, hits, strict=True)]
@@ -159,9 +163,12 @@ def _say_what_is_wrong(app: FastAPI, limits: Limits) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # A value that may be of several types has an error for each: all are said, under one name.
         found: dict[str, list[str]] = {}
-        for one in error.errors():
-            at = ".".join(str(part) for part in one["loc"][1:] if part not in ("str", "list[str]")) or "the body"
-            found.setdefault(at, []).append(one["msg"][:1].lower() + one["msg"][1:])
+        for one in error.errors()[:_MAX_ERRORS]:
+            if one["type"] == "json_invalid":
+                return problem(422, f"the body is not JSON (at character {one['loc'][1]})")
+            at = ".".join(str(part)[:_MAX_NAME] for part in one["loc"][1:] if part not in ("str", "list[str]"))
+            text = one["msg"].removeprefix("Value error, ")
+            found.setdefault(at or "the body", []).append(text[:1].lower() + text[1:])
         return problem(422, "; ".join(f"{at}: {' or '.join(texts)}" for at, texts in found.items()))
 
     @app.exception_handler(NotReady)
@@ -178,4 +185,4 @@ def _say_what_is_wrong(app: FastAPI, limits: Limits) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return problem(500, "something went wrong here; the service's log has the details")
+        return problem(500, "something went wrong here; the service's log has the details", **HEADERS)

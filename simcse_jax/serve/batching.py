@@ -56,6 +56,7 @@ class Batcher(Generic[Job, Answer]):
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
         self.ready = False
         self.calls = 0
 
@@ -64,10 +65,10 @@ class Batcher(Generic[Job, Answer]):
         self._task = asyncio.create_task(self._run(prepare, on_ready))
 
     async def stop(self) -> None:
-        """Ends after the call that is going on; what waits raises `NotReady`."""
-        self.ready = False
+        """Ends after the call that is going on, which is answered; what waits raises `NotReady`."""
+        self.ready, self._stopping = False, True
+        self._arrived.set()
         if self._task:
-            self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         for _, future in self._queue:
             if not future.done():
@@ -106,12 +107,16 @@ class Batcher(Generic[Job, Answer]):
         except Exception as error:
             on_ready(error)
             return
+        if self._stopping:
+            return
         self.ready = True
         on_ready(None)
         while True:
             await self._arrived.wait()
             if self._waiting < self._batch:
                 await asyncio.sleep(self._gather)
+            if self._stopping:
+                return
             taken = self._take()
             if not taken:
                 continue

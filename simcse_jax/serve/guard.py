@@ -1,13 +1,15 @@
-"""Around every request: a body of bounded size that arrives in bounded time, and headers for browsers."""
+"""Around every request: the name asked for, a body of bounded size and time, and headers for browsers."""
 
 import asyncio
+import re
+from collections.abc import Sequence
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_HEADERS = {
+HEADERS = {
     # The page runs its own scripts and asks its own server, nothing else; nor may another site frame it.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -21,18 +23,19 @@ _HEADERS = {
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, max_body: int, max_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, hosts: Sequence[str], max_body: int, max_seconds: float) -> None:
         """Wraps an application.
 
         Args:
           app: what is guarded.
+          hosts: names that a request's Host may have, apart from a port; "*" for any.
           max_body: bytes of a request's body.
           max_seconds: for it to arrive.
         """
-        self.app, self.max_body, self.max_seconds = app, max_body, max_seconds
+        self.app, self.hosts, self.max_body, self.max_seconds = app, hosts, max_body, max_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or answers 413 or 408."""
+        """Passes a request on, or answers 400, 413 or 408."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -40,7 +43,7 @@ class Guard:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
@@ -62,6 +65,11 @@ class Guard:
                 raise HTTPException(413, self._too_large())
             return message
 
+        host = re.sub(r":\d*$", "", Headers(scope=scope).get("host", "")).lower()
+        if "*" not in self.hosts and host not in self.hosts:
+            said = f"the Host header must name one of {', '.join(dict.fromkeys(self.hosts))}"
+            await JSONResponse({"error": said}, 400)(scope, receive, with_headers)
+            return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self.max_body:
             await JSONResponse({"error": self._too_large()}, 413)(scope, receive, with_headers)

@@ -1,5 +1,6 @@
 """What a request may ask for, and how requests share a forward pass."""
 
+import math
 from dataclasses import dataclass, fields
 
 from simcse_jax.errors import InputError
@@ -17,6 +18,8 @@ class Limits:
     """Characters of a sentence."""
     max_hits: int = 100
     """Hits of a query."""
+    max_request_hits: int = 2_560
+    """Hits of a request: of a query, times its queries."""
     max_plot: int = 200
     """Sentences of a plot."""
     max_queue: int = 4_096
@@ -29,14 +32,21 @@ class Limits:
     """Seconds that a request waits for others to share its pass, where the model is idle."""
 
     def validate(self) -> None:
-        """Raises `InputError` for a bound of nothing, or a queue that no request of full size fits into."""
+        """Raises `InputError` for a bound of nothing or without end, or one that keeps another from being reached."""
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name == "gather" else 1 if isinstance(field.default, int) else 1e-3
             if not value >= least:
                 raise InputError(f"{field.name} is {value}; it must be at least {least}")
+            if not math.isfinite(value):
+                raise InputError(f"{field.name} is {value}; it must be finite")
         if self.max_queue < self.max_sentences:
             raise InputError(
                 f"max_queue is {self.max_queue}, less than the {self.max_sentences} sentences of a request: "
                 "no such request would ever be taken"
+            )
+        if self.max_request_hits < self.max_hits:
+            raise InputError(
+                f"max_request_hits is {self.max_request_hits}, less than the {self.max_hits} hits of a single query: "
+                "raise it, or lower max_hits"
             )

@@ -1,16 +1,27 @@
 """Requests and answers of the API, as they stand in its OpenAPI schema."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-OneOrMore = str | list[str]
+# Requests are read where all connections are served: of many errors the first is enough, and no more are looked for.
+Sentences = Annotated[list[str], Field(fail_fast=True)]
+OneOrMore = str | Sentences
+_MAX_FIELDS = 10
 
 
 class Request(BaseModel):
     """What all requests share: a misspelt field is an error, not a default."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, given: Any) -> Any:
+        # Each unknown one would be an error of its own.
+        if isinstance(given, dict) and len(given) > _MAX_FIELDS:
+            raise ValueError(f"{len(given):,} fields are more than any request has")
+        return given
 
 
 class SearchRequest(Request):
@@ -24,7 +35,7 @@ class SearchRequest(Request):
 class EncodeRequest(Request):
     """Sentences to turn into vectors."""
 
-    sentences: Annotated[list[str], Field(examples=[["A man is playing a flute."]])]
+    sentences: Annotated[Sentences, Field(examples=[["A man is playing a flute."]])]
     normalize: Annotated[bool, Field(description="Scale each vector to length 1")] = True
 
 
@@ -38,7 +49,7 @@ class SimilarityRequest(Request):
 class PlotRequest(Request):
     """Sentences to lay out in two dimensions."""
 
-    sentences: Annotated[list[str], Field(examples=[["A cat.", "A dog.", "The market fell."]])]
+    sentences: Annotated[Sentences, Field(examples=[["A cat.", "A dog.", "The market fell."]])]
 
 
 class SearchHit(BaseModel):
@@ -97,6 +108,7 @@ class Bounds(BaseModel):
     max_sentences: int
     max_characters: int
     max_hits: int
+    max_request_hits: int
     max_plot: int
     max_seconds: float
 
@@ -104,7 +116,7 @@ class Bounds(BaseModel):
 class Health(BaseModel):
     """Whether requests are answered, and with what."""
 
-    ready: Annotated[bool, Field(description="False while programs are compiled: other requests get 503")]
+    ready: Annotated[bool, Field(description="False while programs are compiled: what needs the model gets 503")]
     model: str
     width: Annotated[int, Field(description="Of a sentence vector")]
     index_size: Annotated[int, Field(description="Sentences that are searched; 0 without an index")]

@@ -12,6 +12,8 @@ import uvicorn
 
 from simcse_jax.errors import InputError, reason
 
+_BACKLOG = 2048  # connections that wait to be accepted
+
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address."""
@@ -24,7 +26,7 @@ def is_loopback(host: str) -> bool:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens nowhere yet, but that no other process can take any more.
+    """A socket that no other process can take any more: connections to it wait until it is served.
 
     Args:
       host: name or address.
@@ -44,6 +46,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(_BACKLOG)  # until one of them listens, two sockets may have the same port
     except OSError as error:
         bound.close()
         raise InputError(
@@ -75,7 +78,7 @@ class Server:
             server_header=False,
             lifespan="on",
             ws="none",
-            backlog=2048,
+            backlog=_BACKLOG,
             timeout_graceful_shutdown=int(max_seconds) + 1,
         )
         self._server = uvicorn.Server(config)
