@@ -280,7 +280,7 @@ def _row(p: Plan) -> tuple[str, ...]:
         *(p.topology, f"{p.devices:,}", f"{p.batch_size:,}", f"{p.micro_batch:,}", "tiled" if p.tiled else "dense"),
         *(number(p.memory_needed, 1e9, 2), number(p.memory_limit, 1e9, 2)),
         {True: "yes", False: "NO", None: "?"}[p.fits],
-        *(number(launched, 1, 0), number(moved, 1e9, 1)),
+        *(number(launched, 1.0, 0), number(moved, 1e9, 1)),
         *(number(sum(p.flops.values()), 1e9, 1), number(p.sent if p.memory else None, 1e6, 1)),
         *(number(value, 1e-3, 2) for value in (*limits, p.step_seconds)),
         number(p.pairs_per_second, 1.0, 0),

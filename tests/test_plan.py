@@ -77,7 +77,10 @@ def test_cpu_plan_by_hand(encoder: Path) -> None:
     assert [c.bytes for c in gathered] == [2 * n * WIDTH * 4]
     assert p.sent >= 2 * 7 / 8 * weights * 4 * 0.9
     assert p.work is not None
-    assert p.work.flops == sum(p.flops.values())
+    # Where [CLS] alone asks, in the last layer, the gradients of keys and values are outer products: nothing is summed,
+    # and the compiler writes plain multiplications, which are no products to `work`.
+    outer = 2 * 3 * n // devices * 2 * LENGTH * WIDTH
+    assert p.work.flops == sum(p.flops.values()) - outer
     # Every number of the state is read and written at least once.
     assert p.work.bytes > p.memory.arguments + p.memory.outputs
     assert (p.fits, p.seconds, p.step_seconds, p.pairs_per_second) == (None, {}, None, None)
