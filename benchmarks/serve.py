@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -47,12 +46,13 @@ class Serve:
           Disagreement: a search was not answered.
         """
         from simcse_jax.data.demo import minilm_folder
+        from simcse_jax.serve.server import allow_open_files
 
         model, index = minilm_folder(), folder / "index"
         # In a process of its own, whose memory is free again when the service needs it.
         code = "import sys; from benchmarks.serve import write_index; write_index(*sys.argv[1:])"
         subprocess.run([sys.executable, "-c", code, str(model), str(index), str(self.vectors)], check=True)
-        _allow_open_files()
+        allow_open_files()
         with _service(str(model), str(index), self.max_seconds) as (process, host, port, start):
             before = _memory(process, "VmRSS")
             single = [asyncio.run(_search(host, port, query(n))) for n in range(self.alone)]
@@ -147,8 +147,3 @@ def _memory(process: subprocess.Popen[str], field: str) -> int:
     """Bytes, of Linux's account of a process."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def _allow_open_files() -> None:
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

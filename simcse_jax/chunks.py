@@ -1,4 +1,4 @@
-"""A function of many rows, a few at a time."""
+"""Many rows, computed a few at a time, and in few sizes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,3 +32,8 @@ def map_chunks(function: Callable[[tuple[Array, ...]], Any], arrays: tuple[Array
         return x.reshape(chunks * size, *x.shape[2:])[:n]
 
     return jax.tree.map(join, jax.lax.map(jax.checkpoint(function), jax.tree.map(cut, arrays)))
+
+
+def power_of_two(number: int) -> int:
+    """The smallest that is no smaller than a number above 0: for arrays of few shapes, each of which is compiled."""
+    return int(2 ** (number - 1).bit_length())

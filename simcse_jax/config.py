@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from simcse_jax.errors import InputError, reason
+from simcse_jax.files import CACHE
 from simcse_jax.model.pooling import PoolerName
 
 MIN_LENGTH = 3
@@ -85,7 +86,7 @@ class DataConfig:
     """Share of words that `crop` and `delete_words` drop."""
     synonyms: str = ""
     """Table for `synonyms`: lines of a word and its synonyms, separated by tabs."""
-    cache: str = "~/.cache/simcse_jax"
+    cache: str = CACHE
     """Folder for tokenised text."""
 
 

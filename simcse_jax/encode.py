@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from simcse_jax.chunks import power_of_two
 from simcse_jax.config import ENCODE_ROW, MIN_LENGTH
 from simcse_jax.data.packing import first_fit, lay
 from simcse_jax.data.tokens import encode_batch, encode_windows
@@ -37,8 +38,6 @@ _TOKENS_A_SLOT = 8
 
 # Tokens that a row has where it holds one sentence: each is a compilation, and the gaps are computed for nothing.
 _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-
-
 # The same where every program is compiled beforehand.
 _FEW_LENGTHS = (16, 64, 256)
 
@@ -97,6 +96,7 @@ class BatchEncoder:
         self._limit = model.config.max_length
         self._set(batch_size, max_length, long_text)
         self.packed_length = packed_length
+        self._lengths: tuple[int, ...] = _LENGTHS
 
         def forward(params: Params, batch: tuple[Int[Array, "B L"], Int[Array, "B S"]]) -> Float[Array, "B*S D"]:
             vectors = jnp.asarray(model.apply({"params": params}, *batch))
@@ -104,7 +104,6 @@ class BatchEncoder:
             vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
             return params[KEY](vectors) if KEY in params else vectors
 
-        self._lengths: tuple[int, ...] = _LENGTHS
         self._forward = jax.jit(forward, out_shardings=replicated(mesh))
 
     def with_limits(self, batch_size: int, max_length: int | None, long_text: LongText) -> "BatchEncoder":
@@ -265,12 +264,7 @@ class BatchEncoder:
 
     def _rows(self, needed: int, most: int) -> int:
         """Rows of a batch. Few (a query, the last batch) take the next power of two, not a whole batch."""
-        return min(self.mesh.size * _power_of_two(-(-needed // self.mesh.size)), most)
-
-
-def _power_of_two(number: int) -> int:
-    """The smallest that is no smaller."""
-    return 2 ** (number - 1).bit_length()
+        return min(self.mesh.size * power_of_two(-(-needed // self.mesh.size)), most)
 
 
 def _share(ids: np.ndarray, lengths: np.ndarray, rows: slice) -> tuple[np.ndarray, np.ndarray]:

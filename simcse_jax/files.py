@@ -14,6 +14,9 @@ import numpy as np
 
 from simcse_jax.errors import InputError, reason
 
+CACHE = "~/.cache/simcse_jax"
+"""What can be made again: tokenised text, copies from object stores, compiled programs."""
+
 REMOTE = re.compile(r"(gs|s3):/+(?=[^/])")
 """How the URL of an object store begins; pathlib makes one slash of two."""
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from simcse_jax.chunks import power_of_two
 from simcse_jax.errors import InputError, reason
 
 # Vectors scored at a time, and queries: no larger matrix of scores exists up to 32,768 hits a query. Both are filled up
@@ -52,7 +53,7 @@ class Exact:
             part = vectors[max(start, 0) : start + _BLOCK]
             before = held if start < 0 else 0
             rows = before + len(part)
-            block = np.zeros((_power_of_two(rows, _LEAST, _BLOCK), self._width), np.float32)
+            block = np.zeros((max(_LEAST, power_of_two(rows)), self._width), np.float32)
             block[:before] = last[:before]
             block[before:rows] = part
             self._blocks.append(jax.device_put(block))
@@ -60,11 +61,11 @@ class Exact:
 
     def find(self, queries: Float[np.ndarray, "Q D"], count: int) -> Found:
         """The `count` largest inner products with each query, in float32."""
-        wide = _power_of_two(count, 8, 1 << 30)
+        wide = max(8, power_of_two(count))
         results = []
         for start in range(0, len(queries), _QUERIES):
             part = queries[start : start + _QUERIES]
-            rows = _power_of_two(len(part), 1, _QUERIES)
+            rows = power_of_two(len(part))
             asked = np.zeros((rows, self._width), np.float32)
             asked[: len(part)] = part
             best = jnp.full((rows, wide), -jnp.inf, jnp.float32), jnp.full((rows, wide), -1, jnp.int32)
@@ -118,11 +119,6 @@ def _top_k(scores: Float[Array, "Q B"], count: int) -> tuple[Float[Array, "Q K"]
     candidates = jnp.take_along_axis(groups, chosen[:, :, None], axis=1).reshape(queries, count * _GROUP)
     found, places = jax.lax.top_k(candidates, count)
     return found, jnp.take_along_axis(chosen, places // _GROUP, axis=1) * _GROUP + places % _GROUP
-
-
-def _power_of_two(number: int, least: int, most: int) -> int:
-    """The smallest that is no smaller, from `least` to `most`."""
-    return min(max(least, 2 ** (number - 1).bit_length()), most)
 
 
 class Faiss:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import jax
 
-FOLDER = Path("~/.cache/simcse_jax/programs")
+from simcse_jax.files import CACHE
+
+FOLDER = Path(CACHE, "programs")
 MAX_BYTES = 4 * 2**30
 
 

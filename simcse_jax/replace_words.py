@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from simcse_jax import hf
+from simcse_jax.chunks import power_of_two
 from simcse_jax.config import MIN_LENGTH
 from simcse_jax.data.tokens import pad
 from simcse_jax.embedder import load_model
@@ -145,7 +146,7 @@ class WordReplacer:
         rows = self._batch_size  # few shapes, few compilations
         filled = hidden + [hidden[0]] * (rows - len(hidden))
         length = padded_length(max(len(h.tokens) for h in hidden), self._max_length)
-        most = 2 ** (max(1, *(len(h.places) for h in hidden)) - 1).bit_length()
+        most = power_of_two(max(1, *(len(h.places) for h in hidden)))
         ids, lengths = pad([h.tokens for h in filled], length, self._tokenizer.pad_token_id)
         places, _ = pad([h.places for h in filled], most, 0)
         words, _ = pad([h.words for h in filled], most, 0)

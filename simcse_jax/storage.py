@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax.errors import InputError, reason
-from simcse_jax.files import REMOTE, check_new_folder, is_remote, new_folder
+from simcse_jax.files import CACHE, REMOTE, check_new_folder, is_remote, new_folder
 
-CACHE = "~/.cache/simcse_jax"
 MANIFEST = ".simcse_jax.json"
 """The object that says what a run on a store is."""
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}

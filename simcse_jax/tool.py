@@ -17,6 +17,7 @@ from simcse_jax.encode import BatchEncoder, LongText
 from simcse_jax.errors import InputError
 from simcse_jax.index import Backend, Hit, Index
 from simcse_jax.sharding import make_mesh
+from simcse_jax.vectors import unit
 
 
 class SimCSE:
@@ -110,7 +111,7 @@ class SimCSE:
         if several:
             vectors = encoder(self._loaded.params, several, progress)
         if normalize:
-            vectors = _unit(vectors)
+            vectors = unit(vectors)
         result = vectors[0] if isinstance(sentences, str) else vectors
         return result if output == "numpy" else jnp.asarray(result)
 
@@ -137,7 +138,7 @@ class SimCSE:
         Raises:
           InputError: see `encode`; or arrays that are not vectors, or of two widths.
         """
-        first, second = (_unit(_rows(x)) if isinstance(x, np.ndarray | jax.Array) else self._vectors(x) for x in (a, b))
+        first, second = (unit(_rows(x)) if isinstance(x, np.ndarray | jax.Array) else self._vectors(x) for x in (a, b))
         if first.shape[1] != second.shape[1]:
             raise InputError(f"vectors of width {first.shape[1]} and of width {second.shape[1]} cannot be compared")
         product: Float[np.ndarray, "A B"] = first @ second.T
@@ -234,11 +235,6 @@ class SimCSE:
 
 
 _SAME = 0.999  # cosine of a model's vectors of one sentence, whatever computed them
-
-
-def _unit(vectors: Float[np.ndarray, "S H"]) -> Float[np.ndarray, "S H"]:
-    scaled: Float[np.ndarray, "S H"] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return scaled
 
 
 def _rows(given: Any) -> Float[np.ndarray, "S H"]:

@@ -24,6 +24,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("simcse_jax", "beartype.beartype")
 
 from simcse_jax import hf  # noqa: E402
+from simcse_jax.config import Config, DataConfig, EvaluationConfig, ModelConfig  # noqa: E402
 from simcse_jax.data.demo import minilm_folder  # noqa: E402
 from simcse_jax.embedder import init_params  # noqa: E402
 from simcse_jax.errors import InputError  # noqa: E402
@@ -141,6 +142,23 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "sentences.txt"
     path.write_text("\n".join(list(lines)[:203]) + "\n")
     return path
+
+
+@pytest.fixture
+def small_run(tiny_bert: Path, text_file: Path, tmp_path: Path) -> Config:
+    """A run of 8 steps on made-up text, scored on made-up pairs."""
+    dev = tmp_path / "dev.tsv"
+    pairs = ["a man runs\ta woman runs\t3", "the dog eats\ta dog eats\t5", "red house\tnever two\t0", "cat\tdog\t2"]
+    dev.write_text("sentence1\tsentence2\tscore\n" + "\n".join(pairs) + "\n")
+    return Config(
+        output=str(tmp_path / "run"),
+        batch_size=16,
+        max_steps=8,
+        log_every=2,
+        model=ModelConfig(path=str(tiny_bert), mlp_only_train=True),
+        data=DataConfig(train=str(text_file), max_length=12, cache=str(tmp_path / "cache")),
+        evaluation=EvaluationConfig(dev=str(dev), every=4),
+    )
 
 
 def write_tfds(folder: Path, rows: list[dict[str, Any]]) -> Path:

@@ -15,7 +15,7 @@ import pytest
 
 from simcse_jax import storage
 from simcse_jax.cli import main
-from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, ModelConfig
+from simcse_jax.config import CheckpointConfig, Config
 from simcse_jax.embedder import load_model
 from simcse_jax.errors import InputError
 from simcse_jax.export import export
@@ -62,20 +62,9 @@ def s3(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequ
 
 
 @pytest.fixture
-def config(tiny_bert: Path, text_file: Path, tmp_path: Path) -> Config:
-    dev = tmp_path / "dev.tsv"
-    pairs = ["a man runs\ta woman runs\t3", "the dog eats\ta dog eats\t5", "red house\tnever two\t0", "cat\tdog\t2"]
-    dev.write_text("sentence1\tsentence2\tscore\n" + "\n".join(pairs) + "\n")
-    return Config(
-        output=str(tmp_path / "run"),
-        batch_size=16,
-        max_steps=6,
-        log_every=1,
-        model=ModelConfig(path=str(tiny_bert), mlp_only_train=True),
-        data=DataConfig(train=str(text_file), max_length=12, cache=str(tmp_path / "cache")),
-        evaluation=EvaluationConfig(dev=str(dev), every=3),
-        checkpoint=CheckpointConfig(every=2),
-    )
+def config(small_run: Config) -> Config:
+    settings = replace(small_run.evaluation, every=3)
+    return replace(small_run, max_steps=6, log_every=1, evaluation=settings, checkpoint=CheckpointConfig(every=2))
 
 
 def figures(file: Path) -> list[dict[str, float]]:

@@ -14,7 +14,7 @@ import pytest
 
 from simcse_jax import tracking
 from simcse_jax.cli import main
-from simcse_jax.config import Config, DataConfig, EvaluationConfig, ModelConfig
+from simcse_jax.config import Config
 from simcse_jax.errors import InputError
 from simcse_jax.metrics_log import TIMES, MetricsLog, read_log
 from simcse_jax.monitor import progress_bar
@@ -26,22 +26,6 @@ from simcse_jax.tracking import Follower, TensorBoard, WandB, check_tracking
 from simcse_jax.train import train
 
 LINES = [{"step": step, "loss": 1 / (step + 1), "grad_norm": None} for step in range(1, 6)] + [{"step": 5, "dev": 80.5}]
-
-
-@pytest.fixture
-def config(tiny_bert: Path, text_file: Path, tmp_path: Path) -> Config:
-    dev = tmp_path / "dev.tsv"
-    pairs = ["a man runs\ta woman runs\t3", "the dog eats\ta dog eats\t5", "red house\tnever two\t0", "cat\tdog\t2"]
-    dev.write_text("sentence1\tsentence2\tscore\n" + "\n".join(pairs) + "\n")
-    return Config(
-        output=str(tmp_path / "run"),
-        batch_size=16,
-        max_steps=8,
-        log_every=2,
-        model=ModelConfig(path=str(tiny_bert), mlp_only_train=True),
-        data=DataConfig(train=str(text_file), max_length=12, cache=str(tmp_path / "cache")),
-        evaluation=EvaluationConfig(dev=str(dev), every=4),
-    )
 
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:
@@ -91,13 +75,13 @@ def test_spoilt_lines_of_a_log_do_not_stop_a_run(tmp_path: Path, spoilt: bytes) 
     assert path.read_bytes() == b'{"step": 1, "loss": 2.0}\n'
 
 
-def test_a_run_is_tracked_and_goes_on(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_tracked_and_goes_on(small_run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First without a tracker, then with one, which gets all; being tracked makes it no other run."""
     pytest.importorskip("tensorboardX")
     monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", lambda self, step: step == 5)
-    assert train(config) == {"stopped": 5}
+    assert train(small_run) == {"stopped": 5}
     monkeypatch.undo()
-    train(replace(config, tracking=("tensorboard",)))
+    train(replace(small_run, tracking=("tensorboard",)))
     run = open_run(tmp_path / "run")
     log = read_log(run.metrics_file)
     found = scalars(run.folder / "tensorboard")
@@ -176,11 +160,11 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_missing_is_said_before_the_run(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'tensorboardX: pip install "simcse-jax\[tracking\]"'):
-        train(replace(config, tracking=("tensorboard",)))
+        train(replace(small_run, tracking=("tensorboard",)))
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(tracking, "find_spec", lambda name: True)
     monkeypatch.setattr(tracking, "_logged_in", lambda: False)
@@ -280,13 +264,13 @@ def test_peaks_of_known_devices() -> None:
 
 
 def test_the_command_says_where_everything_is(
-    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    small_run: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the figures cannot be drawn: the run is done and said to be."""
     run = str(tmp_path / "run")
-    command = ["train", "unsup_bert_base", "--output", run, "--model.path", config.model.path, "--max-steps", "4"]
-    command += ["--data.train", config.data.train, "--data.cache", config.data.cache, "--batch-size", "16"]
-    command += ["--evaluation.dev", config.evaluation.dev, "--evaluation.every", "2", "--log-every", "1"]
+    command = ["train", "unsup_bert_base", "--output", run, "--model.path", small_run.model.path, "--max-steps", "4"]
+    command += ["--data.train", small_run.data.train, "--data.cache", small_run.data.cache, "--batch-size", "16"]
+    command += ["--evaluation.dev", small_run.evaluation.dev, "--evaluation.every", "2", "--log-every", "1"]
     main(command)
     shown = capsys.readouterr()
     assert re.search(rf"run in    {run}, 4 steps\nbest      dev -?\d+\.\d\d at step [024]\n", shown.out)

@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 from simcse_jax.ablation import Ablation
+from simcse_jax.commands.options import quiet_orbax
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,8 @@ class Ablate:
 
     def run(self) -> None:
         """Runs what is not done."""
-        import logging
-
         from simcse_jax.ablation import run_ablation
 
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in Train
+        quiet_orbax()
         table = run_ablation(self.ablation)
         print("stopped and saved; the same command continues" if table is None else table)

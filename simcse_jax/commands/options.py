@@ -1,17 +1,44 @@
 """What several commands take."""
 
+import logging
 import os
 import typing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from simcse_jax.errors import InputError
+from simcse_jax.index import Backend, is_index
+
+if TYPE_CHECKING:
+    from simcse_jax.tool import SimCSE
+
+
+def quiet_orbax() -> None:
+    """Where a checkpoint cannot be written, orbax logs a traceback of each of its threads, and then raises, too."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def senteval_folder() -> str:
     """The folder in SentEval's layout that `SIMCSE_DATA` names; empty where that is unset."""
     root = os.environ.get("SIMCSE_DATA")
     return str(Path(root) / "senteval") if root else ""
+
+
+def check_searchable(sentences: Path) -> None:
+    """Raises `InputError` for a folder that holds no saved index: what can be told before the model is loaded."""
+    path = sentences.expanduser()
+    if path.is_dir() and not is_index(path):
+        raise InputError(f"{path} is neither a text file nor a saved index (a folder with index.json)")
+
+
+def make_searchable(model: "SimCSE", sentences: Path, backend: Backend = "jax") -> None:
+    """Loads the saved index that a path names, or encodes the sentences of a text file."""
+    if sentences.expanduser().is_dir():
+        model.load_index(sentences)
+    else:
+        model.build_index(sentences, backend, progress=True)
 
 
 def pairs_of_values() -> ConstructorRegistry:

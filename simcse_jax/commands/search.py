@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+from simcse_jax.commands.options import check_searchable, make_searchable
 from simcse_jax.encode import LongText
 from simcse_jax.errors import InputError
 from simcse_jax.index import Backend
@@ -43,21 +44,15 @@ class Search:
         import json
 
         from simcse_jax.files import check_new_folder
-        from simcse_jax.index import is_index
         from simcse_jax.tool import SimCSE
 
         if not self.queries and self.save_index is None:
             raise InputError('nothing to look for: give a query in quotes, e.g. "a man plays music"')
         if self.save_index is not None:
             check_new_folder(self.save_index)
-        stored = self.sentences.expanduser()
-        if stored.is_dir() and not is_index(stored):
-            raise InputError(f"{stored} is neither a text file nor a saved index (a folder with index.json)")
+        check_searchable(self.sentences)
         model = SimCSE(self.model, self.pooler, self.max_length, long_text=self.long_text)
-        if stored.is_dir():
-            model.load_index(stored)
-        else:
-            model.build_index(self.sentences, self.backend, progress=True)
+        make_searchable(model, self.sentences, self.backend)
         if self.save_index is not None:
             model.save_index(self.save_index)
         for query, hits in zip(self.queries, model.search(list(self.queries), self.top_k, self.threshold), strict=True):

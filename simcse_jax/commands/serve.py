@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from simcse_jax.commands.options import check_searchable, make_searchable
 from simcse_jax.errors import InputError
 from simcse_jax.model.pooling import PoolerName
 from simcse_jax.serve.limits import Limits
@@ -44,15 +45,14 @@ class Serve:
         from simcse_jax.serve.server import Server, bind, is_loopback, url
         from simcse_jax.tool import SimCSE
 
+        if self.sentences is not None:
+            check_searchable(self.sentences)
         with bind(self.host, self.port) as bound:  # before the model is loaded, which takes a while
             if not is_loopback(self.host):
                 print(f"listening on {self.host}: whoever reaches this machine can use the service", file=sys.stderr)
             model = SimCSE(self.model, self.pooler, self.max_length)
             if self.sentences is not None:
-                if self.sentences.expanduser().is_dir():
-                    model.load_index(self.sentences)
-                else:
-                    model.build_index(self.sentences, progress=True)
+                make_searchable(model, self.sentences)
             size = "no sentences" if model.index is None else f"{len(model.index):,} sentences"
             print(f"{self.model}: width {model.width}, {size}; compiling", flush=True)
             failed: list[Exception] = []

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from simcse_jax.commands.options import quiet_orbax
 from simcse_jax.study import Study as StudySettings
 
 
@@ -19,13 +20,11 @@ class Study:
 
     def run(self) -> None:
         """Runs the cells that are not done."""
-        import logging
-
         import jax
 
         from simcse_jax.study.run import run_study
 
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in Train
+        quiet_orbax()
         results = run_study(self.study)
         if jax.process_index() != 0:
             return

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from simcse_jax.commands.options import quiet_orbax
 from simcse_jax.config import Config
 from simcse_jax.mirror import copy_again, working_folder
 from simcse_jax.run import Run, open_run
@@ -24,15 +25,12 @@ class Train:
 
     def run(self) -> None:
         """Trains and prints the scores."""
-        import logging
-
         import jax
 
         from simcse_jax.evaluation.sts import format_table
         from simcse_jax.train import TrainingDiverged, train
 
-        # Where a checkpoint cannot be written, orbax logs a traceback of each of its threads and then raises, too.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        quiet_orbax()
         try:
             results = train(self.config)
         except TrainingDiverged as error:
@@ -74,7 +72,9 @@ def summary(run: Run, results: dict[str, Any], figures: list[str]) -> str:
       figures: names of those that were drawn.
     """
     folder, settings = shlex.quote(run.config.output), run.config.evaluation
-    data = f" --data {shlex.quote(settings.data)}" if settings.data else ""
+    scored = f" --tasks {shlex.join(settings.test)}" if settings.test else ""
+    if settings.data:
+        scored = f" --data {shlex.quote(settings.data)}"
     best = f"dev {results['dev']:.2f} at step {results['best_step']:,}" if results["best_step"] is not None else ""
     found = {
         "run in": f"{folder}, {results['step']:,} steps",
@@ -83,7 +83,7 @@ def summary(run: Run, results: dict[str, Any], figures: list[str]) -> str:
         "figures": f"{folder}/figures: {', '.join(figures)} (.png, .svg)" if figures else "",
         "results": f"{folder}/results.json",
         "tracked": f"tensorboard --logdir {folder}/tensorboard" if "tensorboard" in run.config.tracking else "",
-        "evaluate": f"simcse-jax evaluate {folder}{data}",
+        "evaluate": f"simcse-jax evaluate {folder}{scored}",
         "export": f"simcse-jax export {folder} OUT",
     }
     return "\n".join(f"{name:<9} {text}" for name, text in found.items() if text)

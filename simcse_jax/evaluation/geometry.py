@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from simcse_jax.evaluation.sts import EncodeFunction, Task, distinct_sentences
+from simcse_jax.vectors import unit
 
 _BLOCK = 1024  # rows of the matrix of distances that are there at a time
 
 
 def _unit(x: Float[np.ndarray, "S H"]) -> Float[np.ndarray, "S H"]:
-    x = x.astype(np.float64)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return unit(x.astype(np.float64))
 
 
 def alignment(a: Float[np.ndarray, "P H"], b: Float[np.ndarray, "P H"]) -> float:

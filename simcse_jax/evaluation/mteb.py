@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from simcse_jax.tool import SimCSE
+from simcse_jax.vectors import unit
 
 
 class MTEBEncoder:
@@ -84,6 +85,4 @@ class MTEBEncoder:
 
 
 def _unit(vectors: Any) -> Float[np.ndarray, "A H"]:
-    rows = np.atleast_2d(np.asarray(vectors))
-    scaled: Float[np.ndarray, "A H"] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return scaled
+    return unit(np.atleast_2d(np.asarray(vectors)))

@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from simcse_jax.index import Hit, Index
 from simcse_jax.tool import SimCSE
+from simcse_jax.vectors import unit
 
 _FEW_HITS = 16  # most requests ask for no more
 
@@ -61,16 +62,16 @@ class Engine:
         """The answers, in the jobs' order; a sentence that stands in several is encoded once."""
         places = {sentence: place for place, sentence in enumerate(dict.fromkeys(s for j in jobs for s in j.sentences))}
         raw = np.asarray(self.model.encode(list(places), normalize=False))
-        unit = raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-12)
+        scaled = unit(raw)
         asked = list(dict.fromkeys(places[s] for job in jobs if job.top_k for s in job.sentences))
         most = max(job.top_k for job in jobs)
-        found = dict(zip(asked, self._search(unit[asked], most), strict=True)) if asked else {}
+        found = dict(zip(asked, self._search(scaled[asked], most), strict=True)) if asked else {}
         answers = []
         for job in jobs:
             chosen = [places[sentence] for sentence in job.sentences]
             nearest = [found[place][: job.top_k] for place in chosen] if job.top_k else []
             hits = [[hit for hit in row if hit.score >= job.threshold] for row in nearest]
-            answers.append(Answer((unit if job.normalize else raw)[chosen], hits))
+            answers.append(Answer((scaled if job.normalize else raw)[chosen], hits))
         return answers
 
     def _search(self, queries: Float[np.ndarray, "Q D"], hits: int) -> list[list[Hit]]:

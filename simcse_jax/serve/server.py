@@ -85,7 +85,7 @@ class Server:
 
     def run(self, bound: socket.socket) -> None:
         """Answers until it is told to stop."""
-        _allow_open_files()
+        allow_open_files()
         with _signals_end_quietly():
             self._server.run([bound])
 
@@ -109,7 +109,7 @@ def _signals_end_quietly() -> Any:
             signal.signal(number, handler)
 
 
-def _allow_open_files() -> None:
+def allow_open_files() -> None:
     """Each connection is an open file, of which many systems allow 1,024 unless asked for more."""
     try:
         import resource

@@ -14,6 +14,7 @@ from simcse_jax.data.tokens import is_complete
 from simcse_jax.embedder import load_model
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.sharding import make_mesh
+from simcse_jax.vectors import unit
 
 _BLOCK = 1024  # anchors whose similarities are there at a time
 
@@ -27,7 +28,7 @@ class Reference:
         vectors: their vectors, of any scale.
         """
         self.examples = examples
-        self.vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        self.vectors = unit(vectors)
 
     def of(self, examples: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B H"]:
         """The vectors of these examples."""
