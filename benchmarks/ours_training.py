@@ -37,7 +37,7 @@ class Step(OnJax):
         dtype: str,
         steps: int = 10_000,
         packed_length: int = 0,
-        scan: bool = True,
+        scan: bool | None = None,
     ) -> None:
         self.config = Config(
             seed=SEED,

@@ -56,7 +56,8 @@ class Profile:
             "than a step; a fusion counts as what it ends with.",
         ]
         figures = {"account": account, "parts": {part: [trace.get(part) for trace in traces] for part in parts}}
-        kind = f"{dtype}{', packed' if self.packed else ''}{'' if self.step.scan else ', layers unscanned'}"
+        layers = {None: "", True: ", layers scanned", False: ", layers unscanned"}[self.step.scan]
+        kind = f"{dtype}{', packed' if self.packed else ''}{layers}"
         return Table(
             f"Profile. {self.step.title(work)}, {kind}", rows, notes=notes, figures=figures, ceilings={"ours": ceiling}
         )

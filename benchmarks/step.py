@@ -41,8 +41,8 @@ class Step:
     """`padded`: every sentence has `length` tokens; `wiki`, `sts`: sentences from SIMCSE_DATA as long as they are."""
     dtypes: tuple[DTYPES, ...] = ("float32", "bfloat16")
     """Arithmetic; weights are float32. PyTorch's bfloat16 is autocast."""
-    scan: bool = True
-    """Ours with its layers compiled as one; without, each by itself."""
+    scan: bool | None = None
+    """Ours with its layers compiled as one, or each by itself; as training does where not given."""
     compile: bool = False
     """Beside eager PyTorch, torch.compile of it, which takes minutes to compile."""
     product: int = 4096

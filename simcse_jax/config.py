@@ -47,9 +47,9 @@ class ModelConfig:
     """Compute type. Weights stay float32 (float64 needs JAX_ENABLE_X64=1 and is for verification)."""
     remat: bool = False
     """Recompute each layer's activations in the backward pass: less memory, about a third more time."""
-    scan: bool = True
+    scan: bool | None = None
     """Compile one layer for all of them. Without, each is compiled by itself: compiling takes longer, a step moves less
-    memory."""
+    memory. Where not given, CPUs go without."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def build_model(config: EncoderConfig, settings: ModelConfig) -> SentenceEncoder
         dtype=jnp.dtype(settings.dtype),
         param_dtype=param_dtype(settings.dtype),
         remat=settings.remat,
-        scan=settings.scan,
+        scan=settings.scan is not False,
     )
 
 

@@ -154,7 +154,7 @@ def test_short_batch_equals_a_smaller_one() -> None:
         np.testing.assert_allclose(figures, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"remat": True}, {"scan": False}], ids=str)
+@pytest.mark.parametrize("settings", [{"remat": True}, {"scan": True}], ids=str)
 def test_how_layers_are_compiled_changes_nothing(settings: dict[str, bool]) -> None:
     figures, params = train((1, 1), batches(1, steps=5), config=TINY_BERT)
     other_figures, other_params = train((1, 1), batches(1, steps=5), config=TINY_BERT, **settings)
