@@ -14,6 +14,8 @@ from simcse_jax import hf
 from simcse_jax.data.demo import minilm_folder
 from simcse_jax.data.tokens import encode_batch
 
+Model = Literal["minilm", "random"]
+
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
 """Of 1 − cos of a sentence's vectors, to those of our model in the first type measured."""
 
@@ -22,8 +24,8 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
 class Encode:
     """Real STS sentences (of Python's documentation without SIMCSE_DATA) to vectors, tokenisation included."""
 
-    models: tuple[Literal["minilm", "random"], ...] = ("minilm", "random")
-    """all-MiniLM-L6-v2, and a random BERT of `size`."""
+    models: tuple[Model, ...] = ("minilm", "random")
+    """all-MiniLM-L6-v2, or a random BERT of `size`."""
     size: Size = field(default_factory=Size)
     sentences: int = 1000
     batch_size: int = 64
@@ -41,11 +43,17 @@ class Encode:
         sentences = real_sentences(self.sentences)
         tables: list[Table] = []
         for name in self.models:
-            model = minilm_folder() if name == "minilm" else bert_folder(self.size, folder)
-            what = "all-MiniLM-L6-v2" if name == "minilm" else f"BERT {self.size.layers} × {self.size.width}"
+            model, what = model_of(name, self.size, folder)
             title = f"Encoding {len(sentences):,} sentences with {what}"
             tables += encoding(title, model, sentences, self.batch_size, self.dtypes, self.rounds, self.product)[0]
         return tables
+
+
+def model_of(name: Model, size: Size, folder: Path) -> tuple[Path, str]:
+    """A model's folder, which a random one is written to, and what it is called."""
+    if name == "minilm":
+        return minilm_folder(), "all-MiniLM-L6-v2"
+    return bert_folder(size, folder), f"BERT {size.layers} × {size.width}"
 
 
 def contenders(model: Path, sentences: list[str], batch_size: int, dtype: str) -> dict[str, Contender]:

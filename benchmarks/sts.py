@@ -1,23 +1,26 @@
 """The seven STS tasks, beside the same through sentence-transformers."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.encode import encoding
+from benchmarks.encode import Model, encoding, model_of
 from benchmarks.report import Table
-from benchmarks.work import DTYPES, data_root
-from simcse_jax.data.demo import demo_similarity, minilm_folder
+from benchmarks.work import DTYPES, Size, data_root
+from simcse_jax.data.demo import demo_similarity
 from simcse_jax.evaluation.sts import STS_TASKS, distinct_sentences, evaluate, load_task
 
 
 @dataclass(frozen=True)
 class Sts:
-    """All sentences of STS tasks, each once, encoded with all-MiniLM-L6-v2; needs SIMCSE_DATA."""
+    """All sentences of STS tasks, each once, to vectors; needs SIMCSE_DATA."""
 
     tasks: tuple[str, ...] = STS_TASKS
     """Names of tasks, or .tsv files."""
+    model: Model = "minilm"
+    """all-MiniLM-L6-v2, or a random BERT of `size`."""
+    size: Size = field(default_factory=Size)
     batch_size: int = 64
     dtypes: tuple[DTYPES, ...] = ("float32",)
     product: int = 4096
@@ -34,10 +37,9 @@ class Sts:
         data = "" if files else data_root() / "senteval"
         tasks = [load_task(name, data) for name in self.tasks]
         sentences = distinct_sentences(tasks)
-        title = f"STS: the {len(sentences):,} sentences of {len(tasks)} task(s) with all-MiniLM-L6-v2"
-        tables, found = encoding(
-            title, minilm_folder(), sentences, self.batch_size, self.dtypes, self.rounds, self.product
-        )
+        model, what = model_of(self.model, self.size, folder)
+        title = f"STS: the {len(sentences):,} sentences of {len(tasks)} task(s) with {what}"
+        tables, found = encoding(title, model, sentences, self.batch_size, self.dtypes, self.rounds, self.product)
         vectors = dict(zip(sentences, found, strict=True))
         scores = evaluate(tasks, lambda asked: np.stack([vectors[s] for s in asked]))["reported"]
         note = f"Spearman × 100 of our {self.dtypes[0]} vectors, on average: {scores['Avg.']:.2f}."

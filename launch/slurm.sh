@@ -33,8 +33,13 @@ done
 need sbatch "submit from a login node of a SLURM cluster" || true
 need_package cuda
 
+# JAX gives each process of a SLURM job the GPU of its SLURM_LOCALID.
+tasks=$((gpus > 0 ? gpus : 1))
 output=$(output_of "$@")
-if [ "$nodes" -gt 1 ] && ! "$shared" && [[ $output != *://* ]]; then
+if [[ $output == *://* ]]; then
+    [ $((nodes * tasks)) -eq 1 ] || fail "--output $output is on an object store, where a run of several processes" \
+        "cannot be: give a folder on shared storage"
+elif [ "$nodes" -gt 1 ] && ! "$shared"; then
     folder=$(realpath --canonicalize-missing -- "$output")
     while [ ! -e "$folder" ]; do folder=$(dirname -- "$folder"); done
     type=$(stat --file-system --format=%T -- "$folder")
@@ -46,10 +51,6 @@ if [ "$nodes" -gt 1 ] && ! "$shared" && [[ $output != *://* ]]; then
     esac
 fi
 
-tasks=1
-if [ "$gpus" -gt 0 ]; then
-    tasks=$gpus # JAX gives each process of a SLURM job the GPU of its SLURM_LOCALID
-    options+=(--gpus-per-node="$gpus")
-fi
+if [ "$gpus" -gt 0 ]; then options+=(--gpus-per-node="$gpus"); fi
 job=$(dirname "$(realpath -- "${BASH_SOURCE[0]}")")/slurm.sbatch
 run sbatch --nodes="$nodes" --ntasks-per-node="$tasks" "${options[@]}" "$job" "$@"

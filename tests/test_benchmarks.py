@@ -17,6 +17,8 @@ from benchmarks.loss import Loss
 from benchmarks.ours_profile import PARTS
 from benchmarks.profile import Profile
 from benchmarks.report import Row, Table
+from benchmarks.search import Settings as Search
+from benchmarks.search import main as search
 from benchmarks.serve import quantile, query
 from benchmarks.step import Step
 from benchmarks.timing import alternate
@@ -137,6 +139,12 @@ def test_a_profile_knows_every_part(tmp_path: Path) -> None:
     assert set(PARTS) <= set(names)
     assert len(names) == len(set(names))
     assert table.figures["account"]["flops"] > 0
+
+
+def test_search_is_exact_where_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    search(Search(vectors=300, width=8, backends=("jax",)))
+    assert "jax: 300 x 8; built in" in (shown := capsys.readouterr().out)
+    assert "recall@10 1.0000" in shown
 
 
 def test_all_goes_on_past_a_part_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

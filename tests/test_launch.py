@@ -139,13 +139,14 @@ def test_local_gpus(machine: Machine) -> None:
 
 def test_slurm(machine: Machine) -> None:
     machine.has("sbatch", "simcse-jax")
-    options = ["--nodes=2", "--gpus-per-node=4", "--partition=long run", "--time=24:00:00"]
-    printed = machine.runs("slurm.sh", "--dry-run", *options, *ARGUMENTS)
+    arguments = ["my config.py", "--output", "/shared/a run", *ODD]
+    options = ["--shared", "--nodes=2", "--gpus-per-node=4", "--partition=long run", "--time=24:00:00"]
+    printed = machine.runs("slurm.sh", "--dry-run", *options, *arguments)
     expected = ["sbatch", "--nodes=2", "--ntasks-per-node=4", "--partition=long run", "--time=24:00:00"]
-    expected += ["--gpus-per-node=4", str(LAUNCH / "slurm.sbatch"), *ARGUMENTS]
+    expected += ["--gpus-per-node=4", str(LAUNCH / "slurm.sbatch"), *arguments]
     assert commands(printed.stdout) == [expected]
     assert machine.calls() == []
-    assert machine.runs("slurm.sh", *options, *ARGUMENTS).returncode == 0
+    assert machine.runs("slurm.sh", *options, *arguments).returncode == 0
     assert machine.calls() == [expected]
 
     machine.runs("slurm.sh", "--gpus-per-node=0", "a.py")
@@ -165,6 +166,9 @@ def test_slurm_asks_for_shared_storage(machine: Machine) -> None:
     assert machine.calls() == []
     assert machine.runs("slurm.sh", "--nodes=2", "--shared", "a.py", f"--output={local}").returncode == 0
     assert machine.runs("slurm.sh", "a.py", f"--output={local}").returncode == 0
+    refused = machine.runs("slurm.sh", "--gpus-per-node=2", "a.py", "--output", "gs://bucket/run")
+    assert "--output gs://bucket/run is on an object store" in refused.stderr
+    assert machine.runs("slurm.sh", "a.py", "--output", "gs://bucket/run").returncode == 0
 
 
 @pytest.mark.parametrize(
