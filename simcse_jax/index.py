@@ -127,7 +127,7 @@ class Index:
         queries = _float32(queries, "queries")
         if not self.sentences or not len(queries):
             return [[] for _ in queries]
-        scores, numbers = self._nearest.find(queries, min(top_k, len(self)))
+        scores, numbers = self._nearest.find(queries, min(int(top_k), len(self)))
         return [
             [Hit(i, s, self.sentences[i]) for s, i in zip(*row, strict=True) if i >= 0 and s >= threshold]
             for row in zip(scores.tolist(), numbers.tolist(), strict=True)

@@ -144,6 +144,9 @@ def make_loss(
       and `smoothing_weight`, with a masked language model its cross-entropy `mlm` (nats a token) and `mlm_accuracy`,
       and with either of the two the contrast's own term, `contrastive`.
     """
+    if config.model.scan is None:
+        # Outside of a loop, XLA's compiler for CPUs merges what `remat` computes again with what it was to replace.
+        model = model.clone(scan=model.remat or mesh.devices.flat[0].platform != "cpu")
     shardings = state_sharding(mesh, params)
     objective, micro_batch = config.objective, config.micro_batch
     assert micro_batch != "auto"

@@ -111,8 +111,6 @@ def make_train_step(
       A function whose metrics are replicated float scalars: those of `make_loss`, `grad_norm` (before clipping),
       `learning_rate` and `weight_norm` (after the step).
     """
-    if config.model.scan is None:
-        model = model.clone(scan=mesh.devices.flat[0].platform != "cpu")
     schedule = learning_rate_schedule(config.optimizer, total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     shardings = state_sharding(mesh, state)

@@ -95,6 +95,15 @@ def test_fsdp_splits_the_state(encoder: Path) -> None:
     assert (split.data, split.fsdp, whole.data, whole.fsdp) == (1, 4, 4, 1)
 
 
+def test_rematerialisation_needs_less_memory(tmp_path: Path) -> None:
+    """On a CPU, too, where layers are otherwise compiled each by itself."""
+    (tmp_path / "config.json").write_text(json.dumps(TINY_BERT | {"num_hidden_layers": 6}))
+    kept, again = (plan(run_of(tmp_path, 512, remat=remat), "cpu:1", 2) for remat in (False, True))
+    assert kept.memory is not None
+    assert again.memory is not None
+    assert again.memory.total < 0.7 * kept.memory.total
+
+
 def test_command(encoder: Path, tmp_path: Path) -> None:
     """In a process of its own, which has one CPU device until the command asks for more."""
     settings = ["--model.path", str(encoder), "--model.dropout", "0", "--data.max-length", "4"]

@@ -270,7 +270,8 @@ def test_the_command_says_where_everything_is(
     run = str(tmp_path / "run")
     command = ["train", "unsup_bert_base", "--output", run, "--model.path", small_run.model.path, "--max-steps", "4"]
     command += ["--data.train", small_run.data.train, "--data.cache", small_run.data.cache, "--batch-size", "16"]
-    command += ["--evaluation.dev", small_run.evaluation.dev, "--evaluation.every", "2", "--log-every", "1"]
+    pairs = small_run.evaluation.dev
+    command += ["--evaluation.dev", pairs, "--evaluation.every", "2", "--evaluation.test", pairs, "--log-every", "1"]
     main(command)
     shown = capsys.readouterr()
     assert re.search(rf"run in    {run}, 4 steps\nbest      dev -?\d+\.\d\d at step [024]\n", shown.out)
@@ -287,4 +288,4 @@ def test_the_command_says_where_everything_is(
     shown = capsys.readouterr()
     assert "figures could not be drawn (No space left on device)" in shown.err
     assert "figures   " not in shown.out
-    assert f"evaluate  simcse-jax evaluate {run}" in shown.out
+    assert f"evaluate  simcse-jax evaluate {run} --tasks {pairs}\n" in shown.out

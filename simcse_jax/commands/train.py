@@ -71,10 +71,11 @@ def summary(run: Run, results: dict[str, Any], figures: list[str]) -> str:
       results: from `train`.
       figures: names of those that were drawn.
     """
+    from simcse_jax.evaluation.sts import STS_TASKS
+
     folder, settings = shlex.quote(run.config.output), run.config.evaluation
-    scored = f" --tasks {shlex.join(settings.test)}" if settings.test else ""
-    if settings.data:
-        scored = f" --data {shlex.quote(settings.data)}"
+    data = f" --data {shlex.quote(settings.data)}" if settings.data else ""
+    tasks = f" --tasks {shlex.join(settings.test)}" if settings.test and settings.test != STS_TASKS else ""
     best = f"dev {results['dev']:.2f} at step {results['best_step']:,}" if results["best_step"] is not None else ""
     found = {
         "run in": f"{folder}, {results['step']:,} steps",
@@ -83,7 +84,7 @@ def summary(run: Run, results: dict[str, Any], figures: list[str]) -> str:
         "figures": f"{folder}/figures: {', '.join(figures)} (.png, .svg)" if figures else "",
         "results": f"{folder}/results.json",
         "tracked": f"tensorboard --logdir {folder}/tensorboard" if "tensorboard" in run.config.tracking else "",
-        "evaluate": f"simcse-jax evaluate {folder}{scored}",
+        "evaluate": f"simcse-jax evaluate {folder}{data}{tasks}",
         "export": f"simcse-jax export {folder} OUT",
     }
     return "\n".join(f"{name:<9} {text}" for name, text in found.items() if text)

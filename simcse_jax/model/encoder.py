@@ -275,7 +275,7 @@ class Encoder(nn.Module):
                 hidden_states.append(x)
             return tuple(hidden_states)
 
-        # In training a layer is compiled once, not once each: a large model takes a compiler for TPUs minutes
+        # Scanned, a layer is compiled once, not once each: a large model takes a compiler for TPUs minutes
         # otherwise. The stack is a copy of the weights, small beside activations, which evaluation does not keep.
         layer = Layer(self.config, self.dtype, self.param_dtype, parent=None)
         weights = [self.variables["params"][name] for name in names]
