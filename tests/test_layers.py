@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 from simcse_jax.model import read_encoder_config
 from simcse_jax.model.attention import Noise, attend
-from simcse_jax.model.encoder import Embeddings
+from simcse_jax.model.encoder import Embeddings, gelu
 from simcse_jax.model.layout import lay_out
 from simcse_jax.model.norm import layer_norm
 from simcse_jax.model.product import affine
@@ -93,3 +94,15 @@ def test_gradient_of_a_frequent_word_is_not_rounded() -> None:
         return jax.grad(loss)(params)["params"]["word_embeddings"]["embedding"][7]
 
     assert relative_error(gradient(jnp.bfloat16), gradient(jnp.float32)) < 0.02
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gelu_and_its_derivative(dtype: str) -> None:
+    """To the rounding of the type, in the tails too: x Φ(x) and Φ(x) + x φ(x)."""
+    x = jnp.linspace(-9, 9, 4001).astype(dtype)
+    y, derivative = jax.vmap(jax.value_and_grad(gelu))(x)
+    at = np.asarray(x, np.float64)
+    expected = at * ndtr(at), ndtr(at) + at * np.exp(-(at**2) / 2) / np.sqrt(2 * np.pi)
+    for found, wanted in zip((y, derivative), expected, strict=True):
+        error = np.abs(np.asarray(found, np.float64) - wanted)
+        assert np.all(error <= 1e-6 + float(jnp.finfo(dtype).eps) * np.abs(wanted))
