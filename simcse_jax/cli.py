@@ -1,5 +1,7 @@
 """Train sentence encoders with SimCSE, score them, encode with them, and export them to PyTorch."""
 
+import os
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -100,6 +102,9 @@ def main(argv: list[str] | None = None) -> None:
     except InputError as error:
         print(f"simcse-jax: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # whoever reads, `head` say, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except KeyboardInterrupt:
         print("simcse-jax: interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -416,6 +416,11 @@ def load_variable(name: str, variable: str, kind: type[T]) -> T:
     except InputError:
         raise
     except Exception as error:  # whatever the file's own code raises
+        if isinstance(error, SyntaxError) and path.suffix != ".py":
+            raise InputError(
+                f"{path} is not a Python file; give one that defines `{variable}`, or a config of the package "
+                f"({', '.join(_shipped_configs(variable))}): text goes to --data.train"
+            ) from None
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f", line {lines[-1]}" if lines else ""
         raise InputError(f"config file {path}{where}: {type(error).__name__}: {reason(error)}") from error

@@ -87,11 +87,12 @@ class Monitor:
         if self._bar:
             self._bar.update()
 
-    def show(self, loss: float, progress: Progress) -> None:
-        """What the progress line says the next time it is drawn."""
+    def show(self, progress: Progress, loss: float | None = None) -> None:
+        """What the progress line says the next time it is drawn; the loss as before where none is given."""
         if not self._bar:
             return
-        words = [f"loss {loss:.4f}", self._clock.describe()]
+        self._loss = self._loss if loss is None else loss
+        words = ["" if self._loss is None else f"loss {self._loss:.4f}", self._clock.describe()]
         if progress.best_score is not None:
             last = "" if self._dev is None else f"dev {self._dev:.2f}, "
             words.append(f"{last}best {progress.best_score:.2f} at {progress.best_step:,}")

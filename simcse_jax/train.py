@@ -124,7 +124,7 @@ def _loop(
             raise TrainingDiverged(_diverged(step, values, checkpoints.latest))
         if step % config.log_every == 0 or step == total:
             monitor.metrics(step, values)
-        monitor.show(values["loss"], progress)
+        monitor.show(progress, values["loss"])
 
     def measure_dev(step: int) -> float | None:
         """The dev score where one is due for the selection and is a number; keeps account of the best."""
@@ -145,6 +145,7 @@ def _loop(
         monitor.scores(step, scores)
         improved = progress.best_score is None or score > progress.best_score
         progress = Progress(step, score) if improved else replace(progress, stale=progress.stale + 1)
+        monitor.show(progress)
         echo(f"step {step:,}: dev {score:.2f}{' (best so far)' if improved else ''}")
         return score
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +129,31 @@ def test_an_option_before_the_config_file_is_refused(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         main(["train", "--batch-size", "8", "unsup_bert_base"])
     assert "give the config file right after train" in capsys.readouterr().err
+
+
+def test_text_in_the_place_of_a_config_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (text := tmp_path / "text.txt").write_text("A man plays.\n")
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", str(text)])
+    assert f"{text} is not a Python file" in (message := capsys.readouterr().err)
+    assert "text goes to --data.train" in message
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """`simcse-jax search ... | head`."""
+    code = """
+from simcse_jax import cli
+class Talk:
+    def run(self):
+        for _ in range(100_000):
+            print("a line of some length")
+cli.parse = lambda argv: Talk()
+cli.main(["talk"])
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

@@ -47,7 +47,7 @@ def test_exact(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(nearest, "_BLOCK", 256)
     vectors, queries = unit(count), unit(70)
     index = Index(names(count), vectors)
-    found = index.search(queries, top_k=np.int64(7))  # type: ignore[arg-type]
+    found = index.search(queries, top_k=7)
     assert numbers(found) == by_hand(vectors, queries, 7)
     for row, hits in enumerate(found):
         assert [type(hit.score) for hit in hits] == [float] * min(7, count)

@@ -169,6 +169,9 @@ def test_what_is_not_a_request_is_refused_with_what_is_expected(client: TestClie
     assert refused(client, "search", 422, query="a", **dict.fromkeys("abcdefgh")).count(";") == 4
     cut = client.post("/api/search", content=b'{"query": "a"', headers={"Content-Type": "application/json"})
     assert cut.json() == {"error": "the body is not JSON (at character 13)"}
+    unnamed = client.post("/api/search", content='{"query": "a"}', headers={"Content-Type": "text/plain"})
+    assert unnamed.status_code == 422
+    assert "with the header Content-Type: application/json" in unnamed.json()["error"]
     json_type = {"Content-Type": "application/json"}
     for content, headers in (
         (b"{", json_type),

@@ -24,8 +24,8 @@ class Search:
     """What to look for; several, each in quotes."""
     top_k: int = 5
     """At most so many sentences a query."""
-    threshold: float = 0.6
-    """Least cosine similarity."""
+    threshold: float = -1.0
+    """Least cosine similarity; any where not given."""
     json: bool = False
     """Print a JSON object a query, each on a line."""
     save_index: Path | None = None

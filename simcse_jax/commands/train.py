@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from simcse_jax.commands.options import quiet_orbax
+from simcse_jax.commands.options import quiet_orbax, senteval_folder
 from simcse_jax.config import Config
 from simcse_jax.mirror import copy_again, working_folder
 from simcse_jax.run import Run, open_run
@@ -76,6 +76,8 @@ def summary(run: Run, results: dict[str, Any], figures: list[str]) -> str:
     folder, settings = shlex.quote(run.config.output), run.config.evaluation
     data = f" --data {shlex.quote(settings.data)}" if settings.data else ""
     tasks = f" --tasks {shlex.join(settings.test)}" if settings.test and settings.test != STS_TASKS else ""
+    if not (data or tasks or senteval_folder()):
+        tasks = " --tasks PAIRS.tsv"
     best = f"dev {results['dev']:.2f} at step {results['best_step']:,}" if results["best_step"] is not None else ""
     found = {
         "run in": f"{folder}, {results['step']:,} steps",

@@ -93,6 +93,7 @@ def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool
     if not str(data):
         raise InputError(
             f"task {name} needs SentEval's data: give the folder that holds STS/ and SICK/ (--data), or set SIMCSE_DATA"
+            "; or name a .tsv file of graded pairs as the task"
         )
     root = local_path(data)
     if name in _SPLITS:
