@@ -579,6 +579,7 @@ def test_evaluate_without_data(
     message = fails("evaluate", tiny_bert, *pooler)
     assert message == (
         "task STS12 needs SentEval's data: give the folder that holds STS/ and SICK/ (--data), or set SIMCSE_DATA"
+        "; or name a .tsv file of graded pairs as the task"
     )
 
 
