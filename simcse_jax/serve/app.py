@@ -161,10 +161,10 @@ def _say_what_is_wrong(app: FastAPI, limits: Limits) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # A value that may be of several types has an error for each: all are said, under one name.
-        found: dict[str, list[str]] = {}
         if "json" not in request.headers.get("content-type", ""):
             return problem(422, "the body must be JSON: send it with the header Content-Type: application/json")
+        # A value that may be of several types has an error for each: all are said, under one name.
+        found: dict[str, list[str]] = {}
         for one in error.errors()[:_MAX_ERRORS]:
             if one["type"] == "json_invalid":
                 return problem(422, f"the body is not JSON (at character {one['loc'][1]})")
