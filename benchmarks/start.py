@@ -1,7 +1,8 @@
-"""From the start of a process to the end of its first training step."""
+"""From the start of a process to its first training step, and to that step's end."""
 
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -15,12 +16,22 @@ from benchmarks.work import DTYPES
 from benchmarks.worker import Contender, Worker
 
 
-def first_step(name: str, contender: Contender, peaks: dict[str, int], cache: Path | None = None) -> float:
+@dataclass
+class Beside:
+    """What is measured of a contender's starts beside their time."""
+
+    peak: int = 0
+    """Bytes that its process held at most in the last."""
+    steps: list[float] = field(default_factory=list)
+    """Seconds of the second step of each."""
+
+
+def first_step(name: str, contender: Contender, beside: dict[str, Beside], cache: Path | None = None) -> float:
     """Seconds from the start of a contender's process to the end of its first step.
 
     Args:
       name, contender: see `Worker`.
-      peaks: takes the bytes that the process held at most, under its name.
+      beside: takes the rest, under its name.
       cache: folder of the compilers' caches; a new and empty one where None.
     """
     with ExitStack() as stack:
@@ -35,7 +46,8 @@ def first_step(name: str, contender: Contender, peaks: dict[str, int], cache: Pa
         worker = stack.enter_context(Worker(name, replace(contender, environment=contender.environment | caches)))
         worker.call("run")
         taken = time.perf_counter() - start
-        peaks[name] = worker.call("peak")
+        beside[name].steps.append(worker.timed("run"))
+        beside[name].peak = worker.call("peak")
         return taken
 
 
@@ -60,18 +72,27 @@ class Start:
         if self.compile:
             contenders["torch.compile"] = work.peer("peers_torch:Step", self.dtype, compiled=True)
         functions: dict[str, Callable[[], float]] = {}
-        peaks: dict[str, int] = {}
+        beside: defaultdict[str, Beside] = defaultdict(Beside)
         with tempfile.TemporaryDirectory(prefix="benchmark-") as caches:
             for name, contender in contenders.items():
                 cold = "torch, eager" if name == "torch" else f"{name}, cold"
-                functions[cold] = partial(first_step, cold, contender, peaks)
+                functions[cold] = partial(first_step, cold, contender, beside)
                 if name != "torch":
                     functions[f"{name}, warm"] = partial(
-                        first_step, f"{name}, warm", contender, peaks, Path(caches) / name
+                        first_step, f"{name}, warm", contender, beside, Path(caches) / name
                     )
                     functions[f"{name}, warm"]()  # fills the cache
+                    del beside[f"{name}, warm"]
             measured = alternate(functions, self.rounds, warm_up=0)
-        rows = [Row(name, m.seconds, m.ratios, peak=peaks[name]) for name, m in measured.items()]
         size = self.step.size
+        title = f"BERT {size.layers} × {size.width}, {self.dtype}"
         note = "Cold: with an empty cache of compiled programs; warm: with that of an earlier run."
-        return [Table(f"Start to first step: BERT {size.layers} × {size.width}, {self.dtype}", rows, notes=[note])]
+        ends = [Row(name, m.seconds, m.ratios, peak=beside[name].peak) for name, m in measured.items()]
+        begins = [
+            Row(name, [end - step for end, step in zip(m.seconds, beside[name].steps, strict=True)])
+            for name, m in measured.items()
+        ]
+        return [
+            Table(f"Start to the end of the first step: {title}", ends, notes=[note]),
+            Table(f"Start to the first step: the same, less a second step: {title}", begins, notes=[note]),
+        ]

@@ -1,6 +1,7 @@
 """Trained models: loading from a run, an export or a Hugging Face folder."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,19 @@ def init_params(model: SentenceEncoder, seed: int) -> Params:
     return params
 
 
+@cache
+def param_shapes(model: SentenceEncoder) -> Params:
+    """Shapes and dtypes of a model's parameters, as `ShapeDtypeStruct`: shared by all callers, not to be changed."""
+    shapes: Params = jax.eval_shape(lambda: init_params(model, 0))
+    return shapes
+
+
 def with_fresh_head(params: Params, model: SentenceEncoder, seed: int) -> Params:
-    """Host parameters with the head drawn anew."""
-    head = jax.jit(lambda: init_params(model, seed)["head"])()
-    return {**params, "head": jax.tree.map(np.asarray, head)}
+    """Host parameters with the head drawn anew: that of `init_params`, without tracing the encoder for it."""
+    vectors = jnp.zeros((1, model.config.hidden_size), model.dtype)
+    key = rng.key(seed, "init")
+    drawn = jax.jit(lambda: model.init(key, vectors, method=lambda model, x: model.head(x))["params"])()
+    return {**params, **jax.tree.map(np.asarray, drawn)}
 
 
 @dataclass(frozen=True)
@@ -187,7 +197,7 @@ def kept_steps(folder: Path) -> list[int]:
 
 def _restore(run: Run, model: SentenceEncoder, step: int | None) -> dict[str, Any]:
     """`step`, `params` and, where the run trained nothing else, `mlm`."""
-    mesh, shapes = make_mesh(), jax.eval_shape(lambda: init_params(model, 0))
+    mesh, shapes = make_mesh(), param_shapes(model)
     with open_checkpoints(run.folder, run.config.checkpoint, writing=False) as checkpoints:
         if checkpoints.latest is None:
             raise InputError(f"{run.folder} has no checkpoint yet: continue the training first")

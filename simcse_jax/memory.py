@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from simcse_jax.batch import Batch, Packing
 from simcse_jax.config import Config
-from simcse_jax.embedder import init_params
+from simcse_jax.embedder import param_shapes
 from simcse_jax.errors import InputError
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.objectives.mlm import Vocabulary
@@ -91,7 +91,7 @@ def trace_step(
       packing: the shape of packed rows; None where a row is a sentence.
     """
     optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, total_steps))
-    state = jax.eval_shape(lambda: state_of(config, init_params(model, 0), optimizer))
+    state = jax.eval_shape(lambda params: state_of(config, params, optimizer), param_shapes(model))
     n = config.batch_size
     length, slots, rows = packing or (config.data.max_length, 1, n // mesh.size)
     batch = jax.eval_shape(

@@ -20,7 +20,7 @@ from simcse_jax.data.augment import Augmenter, make_augmenter
 from simcse_jax.data.batches import EpochOrder, fit_packing
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.tokens import TokenTable, read_vocabulary, tokenize_corpus
-from simcse_jax.embedder import build_model, init_params, with_fresh_head
+from simcse_jax.embedder import build_model, init_params, param_shapes, with_fresh_head
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import geometry
@@ -189,8 +189,7 @@ def initial_params(config: Config, model: SentenceEncoder) -> Params | Callable[
 def describe(prepared: Prepared) -> str:
     """What a run is about to do, in a few lines."""
     config, mesh, tokens = prepared.run.config, prepared.mesh, prepared.tokens
-    shapes = jax.eval_shape(lambda: init_params(prepared.model, 0))
-    size = sum(x.size for x in jax.tree.leaves(shapes))
+    size = sum(x.size for x in jax.tree.leaves(param_shapes(prepared.model)))
     n = min(config.batch_size, len(tokens))
     hard = tokens.columns == 3
     skipped = f" ({tokens.skipped:,} with a blank sentence left out)" if tokens.skipped else ""
@@ -291,7 +290,7 @@ def _first_on_process_0(action: Callable[[], T]) -> T:
 
 def _check_space(folder: Path, config: Config, model: SentenceEncoder) -> None:
     optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, 1))
-    state = jax.eval_shape(lambda: state_of(config, init_params(model, 0), optimizer))
+    state = jax.eval_shape(lambda params: state_of(config, params, optimizer), param_shapes(model))
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     # One checkpoint more than is kept exists while the next is written.
     needed = size * (config.checkpoint.keep + 1 + bool(config.evaluation.dev))

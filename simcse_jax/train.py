@@ -15,7 +15,7 @@ from tqdm import tqdm
 from simcse_jax.checkpoint import Checkpoints, Progress, abstract, open_checkpoints
 from simcse_jax.config import Config
 from simcse_jax.data.batches import prefetch
-from simcse_jax.embedder import init_params
+from simcse_jax.embedder import param_shapes
 from simcse_jax.errors import InputError, reason
 from simcse_jax.files import write_json
 from simcse_jax.loss import Metrics
@@ -194,11 +194,11 @@ def _start(
     prepared: Prepared, checkpoints: Checkpoints, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, int, Progress]:
     """The state, step and progress to go on from: the latest checkpoint's, or those before the first step."""
-    mesh, latest = prepared.mesh, checkpoints.latest
+    config, mesh, latest = prepared.run.config, prepared.mesh, checkpoints.latest
     if latest is None:
         spread = prepared.model.config.initializer_range
-        return create_state(prepared.run.config, mesh, prepared.initial(), optimizer, spread), 0, Progress()
-    shapes = jax.eval_shape(lambda: state_of(prepared.run.config, init_params(prepared.model, 0), optimizer))
+        return create_state(config, mesh, prepared.initial(), optimizer, spread), 0, Progress()
+    shapes = jax.eval_shape(lambda params: state_of(config, params, optimizer), param_shapes(prepared.model))
     state, progress = checkpoints.restore(latest, abstract(shapes, state_sharding(mesh, shapes)))
     return state, latest, progress
 

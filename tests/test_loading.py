@@ -454,6 +454,7 @@ def test_the_head_is_fresh_or_the_checkpoints(tmp_path: Path, tiny_bert: Path, t
     assert np.all(kernel != stored["head"]["dense"]["kernel"])
     assert abs(kernel.std() / TINY_BERT["initializer_range"] - 1) < 5 / (2 * kernel.size) ** 0.5
     assert not np.any(fresh["head"]["dense"]["bias"])
+    assert_same(fresh["head"], jax.tree.map(np.asarray, jax.jit(initial(random_init=True))()["head"]))
     assert_same(initial(pooler="cls", head="checkpoint"), stored)
     # Not used, so not drawn anew either.
     assert_same(initial(pooler="avg"), stored)
