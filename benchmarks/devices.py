@@ -23,11 +23,16 @@ class Devices:
     def run(self, folder: Path) -> list[Table]:
         """Measures; for the argument and what is raised see `Step.run`."""
         work = self.step.work(folder)
+        kinds = {
+            "1 device": (1, 1),
+            f"{self.devices} devices, a copy of the parameters each": (self.devices, 1),
+            f"{self.devices} devices, one copy (mesh.fsdp {self.devices})": (self.devices, self.devices),
+        }
         contenders = {
-            f"{n} device{'s' * (n > 1)}": work.ours(
-                environment={"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(n), "XLA_FLAGS": ""}
+            name: work.ours(
+                fsdp=fsdp, environment={"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(n), "XLA_FLAGS": ""}
             )
-            for n in (1, self.devices)
+            for name, (n, fsdp) in kinds.items()
         }
         rows, _, _ = compare(contenders, self.rounds, tolerance=TOLERANCE["float32"])
         rows = [replace(row, items=work.sentences) for row in rows]

@@ -13,7 +13,7 @@ import jax
 from benchmarks.ours import OnJax
 from benchmarks.work import SEED
 from simcse_jax.checkpoint import Checkpoints, Progress
-from simcse_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig
+from simcse_jax.config import CheckpointConfig, Config, DataConfig, MeshConfig, ModelConfig
 from simcse_jax.data.batches import prefetch
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.prepare import Prepared, prepare
@@ -38,6 +38,7 @@ class Step(OnJax):
         steps: int = 10_000,
         packed_length: int = 0,
         scan: bool | None = None,
+        fsdp: int = 1,
     ) -> None:
         self.config = Config(
             seed=SEED,
@@ -45,6 +46,7 @@ class Step(OnJax):
             max_steps=steps,
             model=ModelConfig(path=model, pooler="cls", head="checkpoint", dtype=dtype, scan=scan),  # type: ignore[arg-type]
             data=DataConfig(train=text, max_length=length, cache=cache, packed_length=packed_length),
+            mesh=MeshConfig(fsdp=fsdp),
             checkpoint=CheckpointConfig(keep=1),
         )
         self._folder = tempfile.TemporaryDirectory(prefix="benchmark-")

@@ -4,6 +4,7 @@ import gzip
 import json
 import threading
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from simcse_jax.data import tokens as tokens_module
 from simcse_jax.data.batches import EpochOrder, load_rows, prefetch
 from simcse_jax.data.corpus import open_corpus, read_sentences
 from simcse_jax.data.rows import Example
-from simcse_jax.data.tokens import TokenTable, tokenize_corpus
+from simcse_jax.data.tokens import TokenTable, encode_batch, tokenize_corpus
 from simcse_jax.errors import InputError
 from simcse_jax.sharding import make_mesh
 from tests.conftest import SENTENCES
@@ -186,6 +187,21 @@ def test_token_rows_are_the_tokenizers_own(max_length: int, tokenizer: Any, tmp_
     assert set(ids[:, 0, 0].tolist()) == {tokenizer.cls_token_id}
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("split", [False, True])
+def test_tokens_are_those_of_a_call(side: str, split: bool, tiny_bert: Path) -> None:
+    """Whatever the tokenizer says of cutting and of special tokens in text, and whatever it was used for before."""
+    tokenizer = hf.load_tokenizer(tiny_bert)
+    tokenizer.truncation_side, tokenizer.split_special_tokens = side, split
+    sentences = [*SENTENCES, "", f"{SENTENCES[0]} [SEP] {SENTENCES[1]}"]
+    for length in (40, 7, 2**30):
+        tokenizer(sentences[:3], padding="max_length", max_length=50, truncation=True)
+        got = encode_batch(tokenizer, sentences, length)
+        tokenizer(sentences[:3], padding=True)
+        assert got == tokenizer(sentences, max_length=length, truncation=True)["input_ids"]
+    assert encode_batch(tokenizer, [], 40) == []
+
+
 def test_chunks_join_seamlessly(
     text_file: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,28 +268,21 @@ def test_a_failure_half_way_leaves_nothing(text_file: Path, tokenizer: Any, tmp_
     """And the next call starts over."""
     cache = tmp_path / "cache"
 
-    class Breaks:
-        def __init__(self, error: BaseException) -> None:
-            self.error, self.calls = error, 0
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(tokenizer, name)
-
-        def __len__(self) -> int:
-            return len(tokenizer)
-
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            self.calls += 1
-            if self.calls == 2:
-                assert any(cache.iterdir())
-                raise self.error
-            return tokenizer(*args, **kwargs)
-
+    encode_batch = tokens_module.encode_batch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens_module, "_CHUNK", 50)
         for error in (KeyboardInterrupt(), OSError(28, "No space left on device"), RuntimeError()):
+            calls = count()
+
+            def breaks(*args: Any, calls: Any = calls, error: BaseException = error) -> list[list[int]]:
+                if next(calls) == 1:
+                    assert any(cache.iterdir())
+                    raise error
+                return encode_batch(*args)
+
+            patch.setattr(tokens_module, "encode_batch", breaks)
             with pytest.raises(InputError if isinstance(error, OSError) else type(error)):
-                tokenize(text_file, Breaks(error), cache)
+                tokenize(text_file, tokenizer, cache)
             assert list(cache.iterdir()) == []
     assert len(tokenize(text_file, tokenizer, cache)) == 203
 

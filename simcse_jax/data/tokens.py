@@ -75,11 +75,20 @@ def pad(
 
 
 def encode_batch(tokenizer: Any, sentences: list[str], max_length: int) -> list[list[int]]:
-    """Token ids of each sentence, specials included, cut to `max_length`."""
-    ids: list[list[int]] = tokenizer(
-        sentences, max_length=max_length, truncation=True, return_attention_mask=False, return_token_type_ids=False
-    )["input_ids"]
-    return ids
+    """Token ids of each sentence, specials included, cut to `max_length`.
+
+    The same as calling the tokenizer, which besides notes where in the text each token was, and takes twice as long.
+    """
+    rules = tokenizer.backend_tokenizer
+    cut = {"max_length": max_length, "direction": tokenizer.truncation_side, "strategy": "longest_first", "stride": 0}
+    # Only where they differ: another thread may be using it, and it can then not be changed.
+    if rules.truncation != cut:
+        rules.enable_truncation(**cut)
+    if rules.padding is not None:
+        rules.no_padding()
+    if rules.encode_special_tokens != tokenizer.split_special_tokens:
+        rules.encode_special_tokens = tokenizer.split_special_tokens
+    return [encoding.ids for encoding in rules.encode_batch_fast(sentences)]
 
 
 def encode_windows(tokenizer: Any, sentences: list[str], max_length: int) -> tuple[list[list[int]], list[int]]:
