@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
@@ -21,7 +22,7 @@ from simcse_jax.model import SentenceEncoder
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import batch_sharding, state_sharding
-from simcse_jax.step import make_train_step, state_of
+from simcse_jax.step import TrainState, make_train_step, state_of
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,12 @@ class CompiledStep:
         return self.executable
 
 
+def state_shapes(config: Config, model: SentenceEncoder, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes and dtypes of a run's train state, as `ShapeDtypeStruct`."""
+    shapes: TrainState = jax.eval_shape(lambda params: state_of(config, params, optimizer), param_shapes(model))
+    return shapes
+
+
 def trace_step(
     config: Config,
     model: SentenceEncoder,
@@ -91,7 +98,7 @@ def trace_step(
       packing: the shape of packed rows; None where a row is a sentence.
     """
     optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, total_steps))
-    state = jax.eval_shape(lambda params: state_of(config, params, optimizer), param_shapes(model))
+    state = state_shapes(config, model, optimizer)
     n = config.batch_size
     length, slots, rows = packing or (config.data.max_length, 1, n // mesh.size)
     batch = jax.eval_shape(

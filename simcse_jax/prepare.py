@@ -28,14 +28,13 @@ from simcse_jax.evaluation.sts import Task, distinct_sentences, evaluate, load_t
 from simcse_jax.files import is_remote
 from simcse_jax.hf import Params
 from simcse_jax.loss import uses_tiles
-from simcse_jax.memory import CompiledStep, compile_step
+from simcse_jax.memory import CompiledStep, compile_step, state_shapes
 from simcse_jax.mirror import Manifest, fetch_run, working_folder
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.objectives import check_objective
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.run import Run, check_output, check_resume, create_run, is_run, open_run
 from simcse_jax.sharding import check_batch_size, check_shared, make_mesh
-from simcse_jax.step import state_of
 from simcse_jax.tracking import check_tracking
 
 
@@ -290,7 +289,7 @@ def _first_on_process_0(action: Callable[[], T]) -> T:
 
 def _check_space(folder: Path, config: Config, model: SentenceEncoder) -> None:
     optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, 1))
-    state = jax.eval_shape(lambda params: state_of(config, params, optimizer), param_shapes(model))
+    state = state_shapes(config, model, optimizer)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     # One checkpoint more than is kept exists while the next is written.
     needed = size * (config.checkpoint.keep + 1 + bool(config.evaluation.dev))

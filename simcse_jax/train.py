@@ -15,10 +15,10 @@ from tqdm import tqdm
 from simcse_jax.checkpoint import Checkpoints, Progress, abstract, open_checkpoints
 from simcse_jax.config import Config
 from simcse_jax.data.batches import prefetch
-from simcse_jax.embedder import param_shapes
 from simcse_jax.errors import InputError, reason
 from simcse_jax.files import write_json
 from simcse_jax.loss import Metrics
+from simcse_jax.memory import state_shapes
 from simcse_jax.mirror import Mirror, mirrored
 from simcse_jax.monitor import Monitor
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
@@ -27,7 +27,7 @@ from simcse_jax.prepare import Prepared, describe, prepare
 from simcse_jax.run import Run
 from simcse_jax.sharding import join_processes, state_sharding
 from simcse_jax.speed import StepClock, work_of
-from simcse_jax.step import TrainState, create_state, sentence_encoder, state_of
+from simcse_jax.step import TrainState, create_state, sentence_encoder
 
 
 class TrainingDiverged(RuntimeError):
@@ -198,7 +198,7 @@ def _start(
     if latest is None:
         spread = prepared.model.config.initializer_range
         return create_state(config, mesh, prepared.initial(), optimizer, spread), 0, Progress()
-    shapes = jax.eval_shape(lambda params: state_of(config, params, optimizer), param_shapes(prepared.model))
+    shapes = state_shapes(config, prepared.model, optimizer)
     state, progress = checkpoints.restore(latest, abstract(shapes, state_sharding(mesh, shapes)))
     return state, latest, progress
 
