@@ -29,6 +29,7 @@ Params = dict[str, Any]
 HUB_TIMEOUT = 10.0
 """Seconds that the hub has for its first answer."""
 
+_TOKENIZERS = {"bert": "BertTokenizerFast", "roberta": "RobertaTokenizerFast"}
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 
 # Hugging Face prefix -> ours, for modules that hold (weight, bias). `{i}` runs over the layers.
@@ -326,15 +327,11 @@ def load_tokenizer(folder: str | Path) -> Any:
     Raises:
       InputError: the folder holds no tokenizer that can be read, or only a slow one.
     """
-    # Said at import where PyTorch is absent; the tokenizer does not need it.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
     # Without any of these transformers makes a tokenizer of special tokens only, to which all text is unknown.
     if not any((Path(folder) / name).is_file() for name in _VOCABULARIES):
         raise InputError(f"{folder} has no tokenizer: expected {', '.join(_VOCABULARIES)} (with merges.txt)")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = _tokenizer_class(Path(folder)).from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises many types, down to bare Exception from the Rust side
         raise InputError(f"{folder} has no tokenizer that can be read ({reason(error)})") from error
     if not tokenizer.is_fast:
@@ -346,6 +343,23 @@ def load_tokenizer(folder: str | Path) -> Any:
         rules.normalizer = Sequence([Lowercase(), *([rules.normalizer] if rules.normalizer else [])])
         tokenizer.lower_cases = True
     return tokenizer
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """The class that reads the tokenizer of a folder: its model's own, where the folder names no other.
+
+    AutoTokenizer would come to the same, but loads PyTorch where that is installed and takes three times as long.
+    """
+    # Said at import where PyTorch is absent; the tokenizer does not need it.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    files = (folder / "tokenizer_config.json", folder / "config.json")
+    about, model = (read_object(file, "") if file.is_file() else {} for file in files)
+    own = _TOKENIZERS.get(model.get("model_type", ""), "AutoTokenizer")
+    named = str(about.get("tokenizer_class") or model.get("tokenizer_class") or own)
+    plain = "auto_map" not in about and named.removesuffix("Fast") == own.removesuffix("Fast")
+    return getattr(transformers, own if plain else "AutoTokenizer")
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

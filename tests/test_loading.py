@@ -469,3 +469,39 @@ def test_dropout_override(probability: float | None) -> None:
     used = build_model(config, ModelConfig(dropout=probability)).config
     expected = (0.1, 0.3) if probability is None else (probability, probability)
     assert (used.hidden_dropout_prob, used.attention_probs_dropout_prob) == expected
+
+
+@pytest.mark.parametrize("named", [None, "own", "ownFast", "TokenizersBackend", "PreTrainedTokenizerFast", "other"])
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_tokenizers_are_those_of_transformers(kind: str, named: str | None, tmp_path: Path) -> None:
+    import transformers
+
+    own = {"bert": "BertTokenizer", "roberta": "RobertaTokenizer"}
+    other = own["roberta" if kind == "bert" else "bert"]
+    special = {"bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]}.get(
+        kind, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    )
+    letters = "abcdefghijklmnopqrstuvwxyz\u0120."
+    words = [*special, *letters, *(f"##{letter}" for letter in letters), "ma", "man"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    merges = {} if kind == "bert" else {"merges": [("m", "a"), ("ma", "n")]}
+    getattr(transformers, own[kind])(vocab=vocabulary, **merges).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    file = tmp_path / "tokenizer_config.json"
+    about = json.loads(file.read_text())
+    about["tokenizer_class"] = {"own": own[kind], "ownFast": f"{own[kind]}Fast", "other": other}.get(named or "", named)
+    file.write_text(json.dumps(about))
+
+    ours, theirs = hf.load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert type(ours) is type(theirs)
+    assert ours(SENTENCES)["input_ids"] == theirs(SENTENCES)["input_ids"]
+    assert len({tuple(tokens) for tokens in ours(SENTENCES)["input_ids"]}) > 3
+
+
+def test_a_tokenizer_needs_no_torch(tiny_bert: Path) -> None:
+    """Which transformers loads where it is installed, for as long as all else takes to start."""
+    code = (
+        f"import sys; from simcse_jax import hf; hf.load_tokenizer({str(tiny_bert)!r}); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
