@@ -1,7 +1,6 @@
 """Trained models: loading from a run, an export or a Hugging Face folder."""
 
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +48,6 @@ def init_params(model: SentenceEncoder, seed: int) -> Params:
     ids = jnp.zeros((1, 2), jnp.int32)
     params: Params = model.init(rng.key(seed, "init"), ids, jnp.full((1, 1), 2))["params"]
     return params
-
-
-@cache
-def param_shapes(model: SentenceEncoder) -> Params:
-    """Shapes and dtypes of a model's parameters, as `ShapeDtypeStruct`: shared by all callers, not to be changed."""
-    shapes: Params = jax.eval_shape(lambda: init_params(model, 0))
-    return shapes
 
 
 def with_fresh_head(params: Params, model: SentenceEncoder, seed: int) -> Params:
@@ -197,7 +189,7 @@ def kept_steps(folder: Path) -> list[int]:
 
 def _restore(run: Run, model: SentenceEncoder, step: int | None) -> dict[str, Any]:
     """`step`, `params` and, where the run trained nothing else, `mlm`."""
-    mesh, shapes = make_mesh(), param_shapes(model)
+    mesh, shapes = make_mesh(), hf.param_shapes(model.config, model.param_dtype)
     with open_checkpoints(run.folder, run.config.checkpoint, writing=False) as checkpoints:
         if checkpoints.latest is None:
             raise InputError(f"{run.folder} has no checkpoint yet: continue the training first")

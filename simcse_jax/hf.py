@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from simcse_jax.errors import InputError, reason
@@ -170,6 +171,20 @@ def _names(config: EncoderConfig, mlm: bool = False) -> Iterator[tuple[tuple[str
         yield (*path, "bias"), f"{name}.bias", shape[-1:]
 
 
+def _place(params: Params, path: tuple[str, ...], value: Any) -> None:
+    for part in path[:-1]:
+        params = params.setdefault(part, {})
+    params[path[-1]] = value
+
+
+def param_shapes(config: EncoderConfig, dtype: Any = np.float32) -> Params:
+    """Shapes and dtypes of the parameters of `SentenceEncoder`, as `ShapeDtypeStruct`, without tracing it."""
+    shapes: Params = {}
+    for path, _, shape in _names(config):
+        _place(shapes, path, jax.ShapeDtypeStruct(shape, dtype))
+    return shapes
+
+
 def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = False) -> Params:
     """Reads the weights of a checkpoint as the parameter tree of `SentenceEncoder`.
 
@@ -179,8 +194,8 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = Fal
       mlm: read the head of a masked language model, too.
 
     Returns:
-      `{"encoder": ..., "head": ...}` of NumPy arrays; without "head" where the checkpoint has no pooler weights; with
-      "mlm" where it is asked for and there.
+      `{"encoder": ..., "head": ...}` of NumPy arrays, most matrices as transposed views; without "head" where the
+      checkpoint has no pooler weights; with "mlm" where it is asked for and there.
 
     Raises:
       InputError: unreadable file, or a missing, unexpected or misshapen weight, each named; also a head of a masked
@@ -208,10 +223,7 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = Fal
             given, wanted = stored[tensors[name]].shape, shape[::-1] if path[-1] == "kernel" else shape
             problems.append(f"{name} has shape {list(given)}, config.json asks for {list(wanted)}")
             continue
-        node = params
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = np.ascontiguousarray(value, dtype)
+        _place(params, path, value.astype(dtype, copy=False))
     problems += [f"unexpected {tensors[name]}" for name in sorted(set(tensors) - expected) if not _UNUSED.match(name)]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")

@@ -1,6 +1,7 @@
 """The compiled step, what it takes of a device's memory, and the largest micro-batch that fits."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -14,13 +15,16 @@ import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
+from simcse_jax import hf
 from simcse_jax.batch import Batch, Packing
-from simcse_jax.config import Config
-from simcse_jax.embedder import param_shapes
+from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig
 from simcse_jax.errors import InputError
+from simcse_jax.executables import Program
+from simcse_jax.flops import matrix_flops
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.programs import without_cache
 from simcse_jax.sharding import batch_sharding, state_sharding
 from simcse_jax.step import TrainState, make_train_step, state_of
 
@@ -47,8 +51,9 @@ class Memory:
 class CompiledStep:
     """The step of a run, compiled for the devices of a mesh."""
 
-    traced: Any
-    """The step before compilation: `jax.stages.Traced`."""
+    flops: Counter[str] | None
+    """Of matrix products over all devices, by the arithmetic they ask for (see `matrix_flops`), those of padding and of
+    what is computed twice among them; None where they cannot be counted."""
     micro_batch: int
     """Examples that each device encodes at a time."""
     executable: jax.stages.Compiled | None
@@ -73,7 +78,8 @@ class CompiledStep:
 
 def state_shapes(config: Config, model: SentenceEncoder, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes and dtypes of a run's train state, as `ShapeDtypeStruct`."""
-    shapes: TrainState = jax.eval_shape(lambda params: state_of(config, params, optimizer), param_shapes(model))
+    params = hf.param_shapes(model.config, model.param_dtype)
+    shapes: TrainState = jax.eval_shape(lambda params: state_of(config, params, optimizer), params)
     return shapes
 
 
@@ -173,6 +179,11 @@ def fit_step(
 def _compile(
     traced: Any, micro_batch: int, available: int | None, compiler_options: dict[str, Any] | None
 ) -> CompiledStep:
+    flops: Counter[str] | None
+    try:
+        flops = matrix_flops(traced.jaxpr)
+    except ValueError:
+        flops = None
     try:
         executable: jax.stages.Compiled = traced.lower().compile(compiler_options=compiler_options)
     except jax.errors.JaxRuntimeError as error:
@@ -181,7 +192,7 @@ def _compile(
         # What the compiler says a step would have needed, e.g. "Used 20.1G of 15.75G hbm".
         match = re.search(r"(?:Used |\()([\d.]+)([KMG])\b", str(error))
         needed = int(float(match[1]) * 1024 ** (1 + "KMG".index(match[2]))) if match else None
-        return CompiledStep(traced, micro_batch, None, None, needed, available)
+        return CompiledStep(flops, micro_batch, None, None, needed, available)
     figures: Any = executable.memory_analysis()
     memory = Memory(
         arguments=figures.argument_size_in_bytes,
@@ -190,7 +201,28 @@ def _compile(
         temporaries=figures.temp_size_in_bytes,
         code=figures.generated_code_size_in_bytes,
     )
-    return CompiledStep(traced, micro_batch, executable, memory, memory.total, available)
+    return CompiledStep(flops, micro_batch, executable, memory, memory.total, available)
+
+
+def _program(
+    config: Config,
+    model: SentenceEncoder,
+    mesh: Mesh,
+    columns: int,
+    total_steps: int,
+    vocabulary: Vocabulary | None,
+    packing: Packing | None,
+) -> Program | None:
+    """A step among those kept; None where it follows from more than the arguments: from the memory that is free, or
+    from a loss of the user's own."""
+    if config.micro_batch == "auto" or ":" in config.objective.loss:
+        return None
+    # Left out is what no step depends on, so that all else tells it from others.
+    data = DataConfig(max_length=config.data.max_length)
+    settings = replace(config, output="", log_every=1, tracking=(), data=data, model=replace(config.model, path=""))
+    settings = replace(settings, evaluation=EvaluationConfig(), checkpoint=CheckpointConfig())
+    about = (settings, model, mesh.shape, columns, total_steps, vocabulary, packing)
+    return Program(about, tuple(mesh.devices.flat))
 
 
 def compile_step(
@@ -202,13 +234,32 @@ def compile_step(
     vocabulary: Vocabulary | None = None,
     packing: Packing | None = None,
 ) -> CompiledStep:
-    """Compiles the step of a run for the devices that are here. For the arguments see `trace_step`.
+    """Compiles the step of a run for the devices that are here, or reads what an earlier run kept of the same step.
+
+    For the arguments see `trace_step`.
 
     Raises:
       InputError: the step does not fit the memory of a device.
     """
     available = available_memory(mesh)
-    step = fit_step(config, model, mesh, columns, total_steps, available, vocabulary=vocabulary, packing=packing)
+    program = _program(config, model, mesh, columns, total_steps, vocabulary, packing)
+    if program and (found := program.find()):
+        executable, beside = found
+        step: CompiledStep = replace(beside, executable=executable, available=available)
+    else:
+        step = fit_step(
+            config,
+            model,
+            mesh,
+            columns,
+            total_steps,
+            available,
+            context=without_cache if program and program.file else nullcontext,
+            vocabulary=vocabulary,
+            packing=packing,
+        )
+        if program and step.executable:
+            program.keep(step.executable, replace(step, executable=None, available=None))
     if step.fits:
         return step
     advice = "set --micro-batch auto" if config.micro_batch != "auto" and step.micro_batch > 1 else "use more devices"

@@ -18,7 +18,6 @@ from simcse_jax.collectives import Collective, collectives, ring_bytes
 from simcse_jax.config import Config
 from simcse_jax.embedder import build_model
 from simcse_jax.errors import InputError, reason
-from simcse_jax.flops import matrix_flops
 from simcse_jax.hf import read_checkpoint
 from simcse_jax.hlo import parse
 from simcse_jax.kernels import Work, work
@@ -27,8 +26,9 @@ from simcse_jax.memory import Memory, fit_step
 from simcse_jax.model import EncoderConfig, read_encoder_config
 from simcse_jax.objectives import check_objective
 from simcse_jax.objectives.mlm import Vocabulary
+from simcse_jax.programs import without_cache
 from simcse_jax.sharding import check_batch_size, make_mesh
-from simcse_jax.topology import Topology, devices_of, parse_topology, without_cache
+from simcse_jax.topology import Topology, devices_of, parse_topology
 
 _BERT = {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2}
 _ROBERTA = {
@@ -173,6 +173,7 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
             total_steps=max(config.max_steps, 1),
             available=limit,
             compiler_options=target.compiler_options or None,
+            # A program for a device that is not here can be written to JAX's cache, not read.
             context=without_cache if target.chip else contextlib.nullcontext,
             # What a step costs does not depend on ids.
             vocabulary=Vocabulary(mask=0, special=(0,), size=encoder.vocab_size),
@@ -180,7 +181,9 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
         )
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"the compiler of {target.name} refuses the step: {reason(error)}") from error
-    flops = {kind: count / mesh.size for kind, count in matrix_flops(step.traced.jaxpr).items()}
+    if step.flops is None:
+        raise InputError(f"the loss {config.objective.loss} has a loop of unknown length: its FLOPs cannot be counted")
+    flops = {kind: count / mesh.size for kind, count in step.flops.items()}
     program = parse(step.executable.as_text() or "") if step.executable else None
     found = tuple(collectives(program)) if program else ()
     return Plan(

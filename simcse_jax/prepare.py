@@ -20,7 +20,7 @@ from simcse_jax.data.augment import Augmenter, make_augmenter
 from simcse_jax.data.batches import EpochOrder, fit_packing
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.tokens import TokenTable, read_vocabulary, tokenize_corpus
-from simcse_jax.embedder import build_model, init_params, param_shapes, with_fresh_head
+from simcse_jax.embedder import build_model, init_params, with_fresh_head
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import geometry
@@ -188,7 +188,7 @@ def initial_params(config: Config, model: SentenceEncoder) -> Params | Callable[
 def describe(prepared: Prepared) -> str:
     """What a run is about to do, in a few lines."""
     config, mesh, tokens = prepared.run.config, prepared.mesh, prepared.tokens
-    size = sum(x.size for x in jax.tree.leaves(param_shapes(prepared.model)))
+    size = sum(x.size for x in jax.tree.leaves(hf.param_shapes(prepared.model.config)))
     n = min(config.batch_size, len(tokens))
     hard = tokens.columns == 3
     skipped = f" ({tokens.skipped:,} with a blank sentence left out)" if tokens.skipped else ""

@@ -3,9 +3,12 @@
 import hashlib
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from simcse_jax.files import CACHE
 
@@ -39,8 +42,29 @@ def drop_programs() -> None:
     JAX writes from the first of them. Where they share no home or are of several kinds of CPU, the others would compile
     while the first has long gone on to wait for them.
     """
-    if (folder := _setting()) and Path(folder).parent == _ours():
+    if own_folder():
         jax.config.update("jax_compilation_cache_dir", None)
+
+
+def own_folder() -> Path | None:
+    """The folder in use, where it is of `keep_programs`; None where the user named another, or nothing is kept."""
+    folder = _setting()
+    if folder is None or Path(folder).parent != _ours() or not jax.config.values["jax_enable_compilation_cache"]:
+        return None
+    return Path(folder)
+
+
+@contextmanager
+def without_cache() -> Iterator[None]:
+    """Compiles without JAX's cache, which on is for all programs or none."""
+    used = jax.config.values["jax_enable_compilation_cache"]
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        reset_cache()  # JAX decides once whether it has a cache
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", used)
+        reset_cache()
 
 
 def machine() -> str:

@@ -3,11 +3,9 @@
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import Any
 
 from jax.sharding import Mesh
 
-from simcse_jax.flops import matrix_flops
 from simcse_jax.topology import chip_of
 
 
@@ -22,17 +20,15 @@ class Work:
     """What these would take at the peak rates of the devices; None where no peak is known, as of CPUs."""
 
 
-def work_of(traced: Any, mesh: Mesh) -> Work:
-    """The work of a traced step, `jax.stages.Traced`, on the devices of a mesh."""
-    try:
-        counts: Counter[str] = matrix_flops(traced.jaxpr)
-    except ValueError:
+def work_of(flops: Counter[str] | None, mesh: Mesh) -> Work:
+    """The work of a step on the devices of a mesh, by its FLOPs as `matrix_flops` counts them; None: they cannot be."""
+    if flops is None:
         return Work(None, None)
     chip = chip_of(mesh.devices.flat[0].device_kind)
-    if chip is None or not counts.keys() <= chip.flops.keys():
-        return Work(float(counts.total()), None)
-    seconds = sum(count / chip.flops[kind] for kind, count in counts.items()) / mesh.size
-    return Work(float(counts.total()), seconds)
+    if chip is None or not flops.keys() <= chip.flops.keys():
+        return Work(float(flops.total()), None)
+    seconds = sum(count / chip.flops[kind] for kind, count in flops.items()) / mesh.size
+    return Work(float(flops.total()), seconds)
 
 
 class StepClock:

@@ -5,13 +5,11 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from simcse_jax.errors import InputError, reason
 
@@ -163,19 +161,6 @@ def prepare_process(wanted: list[Topology]) -> None:
             jax.config.update("jax_num_cpu_devices", max(cpus))
         # Compiling for a TPU or GPU needs none, and one that is here is left to those who train on it.
         jax.config.update("jax_platforms", "cpu")
-
-
-@contextlib.contextmanager
-def without_cache() -> Iterator[None]:
-    """Leaves JAX's compilation cache alone: a program for a device that is not here can be written to it, not read."""
-    used = jax.config.values["jax_enable_compilation_cache"]
-    try:
-        jax.config.update("jax_enable_compilation_cache", False)
-        reset_cache()  # JAX decides once whether it has a cache
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", used)
-        reset_cache()
 
 
 def devices_of(topology: Topology) -> list[jax.Device]:

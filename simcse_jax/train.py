@@ -105,7 +105,7 @@ def _loop(
 
     assert prepared.step is not None
     step_fn = prepared.step.function
-    clock = StepClock(work_of(prepared.step.traced, mesh), config.log_every)
+    clock = StepClock(work_of(prepared.step.flops, mesh), config.log_every)
     monitor = Monitor(run, total, start, resumed, clock, echo)
     batches = prefetch(prepared.tokens, prepared.order, mesh, start, total, prepared.augmenter, prepared.packing)
     pending: tuple[int, Metrics] | None = None

@@ -1,0 +1,87 @@
+"""Compiled programs kept between runs, so that the next run neither traces nor lowers its own.
+
+JAX's cache finds a program by its text, for which it must be traced: seconds for the step of 12 layers. Here it is
+found by all that the text follows from: settings, the source of this package, versions, devices.
+"""
+
+import hashlib
+import os
+import pickle
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+
+from simcse_jax.programs import own_folder
+
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program as it is told from others."""
+
+    settings: Any
+    """What this package makes it from: its `repr` must tell it from every other."""
+    devices: tuple[jax.Device, ...]
+    """What it runs on."""
+
+    @property
+    def file(self) -> Path | None:
+        """Where it is kept; None where nothing is kept, or in a folder that the user named."""
+        folder = own_folder()
+        identity = [
+            self.settings,
+            _source(),
+            [version(package) for package in _PACKAGES],
+            sys.version,
+            sorted(jax.config.values.items()),
+            [os.environ.get(name) for name in _FLAGS],
+            self.devices[0].client.platform_version,
+            [(device.id, device.device_kind) for device in self.devices],
+        ]
+        return folder and folder / f"step-{hashlib.sha256(repr(identity).encode()).hexdigest()}"
+
+    def keep(self, executable: jax.stages.Compiled, beside: Any) -> None:
+        """Writes it, and what is to be known of it; not where it cannot be, for want of space or by its devices.
+
+        Args:
+          executable: compiled here. One that JAX's cache gave lacks its functions when it is written again, on CPUs.
+          beside: to be pickled.
+        """
+        if (file := self.file) is None:
+            return
+        try:
+            content = pickle.dumps((serialize_executable.serialize(executable), beside))
+            with tempfile.NamedTemporaryFile(dir=file.parent, prefix="partial-", delete=False) as partial:
+                partial.write(content)
+            Path(partial.name).replace(file)
+        except (OSError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
+            return
+
+    def find(self) -> tuple[jax.stages.Compiled, Any] | None:
+        """What `keep` was given; None where it was not, or cannot be read."""
+        if (file := self.file) is None:
+            return None
+        try:
+            (program, inputs, outputs), beside = pickle.loads(file.read_bytes())
+            loaded = serialize_executable.deserialize_and_load(program, inputs, outputs, execution_devices=self.devices)
+            return loaded, beside
+        except Exception:  # absent, or whatever a damaged one raises: it is compiled instead
+            return None
+
+
+@cache
+def _source() -> str:
+    """A digest of this package."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
