@@ -1,5 +1,6 @@
 """What is measured of this project's training: the step, its input, its checkpoints."""
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from typing import Any
 import jax
 
 from benchmarks.ours import OnJax
-from benchmarks.work import SEED
+from benchmarks.work import PROGRAMS, SEED
+from simcse_jax import programs
 from simcse_jax.checkpoint import Checkpoints, Progress
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, MeshConfig, ModelConfig
 from simcse_jax.data.batches import prefetch
@@ -40,6 +42,9 @@ class Step(OnJax):
         scan: bool | None = None,
         fsdp: int = 1,
     ) -> None:
+        if folder := os.environ.get(PROGRAMS):
+            programs.FOLDER = Path(folder)
+            programs.keep_programs()
         self.config = Config(
             seed=SEED,
             batch_size=batch_size,

@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.report import Row, Table
 from benchmarks.step import Step
 from benchmarks.timing import alternate
-from benchmarks.work import DTYPES
+from benchmarks.work import DTYPES, PROGRAMS
 from benchmarks.worker import Contender, Worker
 
 
@@ -37,8 +37,7 @@ def first_step(name: str, contender: Contender, beside: dict[str, Beside], cache
     with ExitStack() as stack:
         folder = str(cache or stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
         caches = {
-            "JAX_COMPILATION_CACHE_DIR": f"{folder}/jax",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            PROGRAMS: f"{folder}/ours",
             "TORCHINDUCTOR_CACHE_DIR": f"{folder}/torch",
             "TRITON_CACHE_DIR": f"{folder}/triton",
         }

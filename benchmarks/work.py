@@ -24,6 +24,8 @@ from simcse_jax.model import EncoderConfig
 Lengths = Literal["padded", "wiki", "sts"]
 DTYPES = Literal["float32", "bfloat16"]
 SEED = 42
+PROGRAMS = "BENCHMARK_PROGRAMS"
+"""Variable of the environment that names the folder where ours keeps compiled programs; unset, it keeps none."""
 BATCHES = 8
 """Different batches that a training loop here goes round."""
 

@@ -34,6 +34,8 @@ def keep_programs() -> None:
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        # JAX's own limit, a second, leaves out the dozens of small programs that a command compiles one after another.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def drop_programs() -> None:
