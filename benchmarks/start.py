@@ -38,6 +38,7 @@ def first_step(name: str, contender: Contender, beside: dict[str, Beside], cache
         folder = str(cache or stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
         caches = {
             PROGRAMS: f"{folder}/ours",
+            "JAX_COMPILATION_CACHE_DIR": "",
             "TORCHINDUCTOR_CACHE_DIR": f"{folder}/torch",
             "TRITON_CACHE_DIR": f"{folder}/triton",
         }

@@ -10,7 +10,6 @@ import pickle
 import sys
 import tempfile
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,24 @@ from jax.experimental import serialize_executable
 from simcse_jax.programs import own_folder
 
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+"""Variables of the environment that hold flags, or the name of a file of them."""
 _PACKAGES = ("jax", "jaxlib", "flax", "optax")
+
+
+def _text_or_file(value: str) -> str:
+    named = value != "" and not value.lstrip().startswith("-")
+    return Path(value).read_text() if named and Path(value).is_file() else value
+
+
+def _source() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+_SOURCE = _source()
+"""A digest of this package as it was imported: it may be changed while a run prepares."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +55,11 @@ class Program:
         folder = own_folder()
         identity = [
             self.settings,
-            _source(),
+            _SOURCE,
             [version(package) for package in _PACKAGES],
             sys.version,
             sorted(jax.config.values.items()),
-            [os.environ.get(name) for name in _FLAGS],
+            [_text_or_file(os.environ.get(name, "")) for name in _FLAGS],
             self.devices[0].client.platform_version,
             [(device.id, device.device_kind) for device in self.devices],
         ]
@@ -61,9 +77,13 @@ class Program:
         try:
             content = pickle.dumps((serialize_executable.serialize(executable), beside))
             with tempfile.NamedTemporaryFile(dir=file.parent, prefix="partial-", delete=False) as partial:
-                partial.write(content)
-            Path(partial.name).replace(file)
-        except (OSError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
+                try:
+                    partial.write(content)
+                    partial.flush()
+                    Path(partial.name).replace(file)
+                finally:
+                    Path(partial.name).unlink(missing_ok=True)
+        except Exception:  # a full disk, or whatever the device's library raises: the run goes on without
             return
 
     def find(self) -> tuple[jax.stages.Compiled, Any] | None:
@@ -76,12 +96,3 @@ class Program:
             return loaded, beside
         except Exception:  # absent, or whatever a damaged one raises: it is compiled instead
             return None
-
-
-@cache
-def _source() -> str:
-    """A digest of this package."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -243,6 +243,7 @@ def compile_step(
     """
     available = available_memory(mesh)
     program = _program(config, model, mesh, columns, total_steps, vocabulary, packing)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     if program and (found := program.find()):
         executable, beside = found
         step: CompiledStep = replace(beside, executable=executable, available=available)
@@ -254,7 +255,8 @@ def compile_step(
             columns,
             total_steps,
             available,
-            context=without_cache if program and program.file else nullcontext,
+            # What JAX's cache gave cannot be kept on CPUs, see `Program.keep`.
+            context=without_cache if program and program.file and on_cpu else nullcontext,
             vocabulary=vocabulary,
             packing=packing,
         )

@@ -14,6 +14,9 @@ from simcse_jax.files import CACHE
 
 FOLDER = Path(CACHE, "programs")
 MAX_BYTES = 4 * 2**30
+MAX_FILES = 10_000
+
+_LEAST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
 def keep_programs() -> None:
@@ -21,7 +24,7 @@ def keep_programs() -> None:
 
     `JAX_COMPILATION_CACHE_DIR` in the environment names another folder and `JAX_ENABLE_COMPILATION_CACHE=false` does
     without, as for any JAX program; a folder that cannot be written is none. The oldest programs go when there are
-    more than 4 GiB of them.
+    more than 4 GiB or 10,000 files of them.
     """
     ours = _ours()
     if _setting() or ours is None:
@@ -34,8 +37,9 @@ def keep_programs() -> None:
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        # JAX's own limit, a second, leaves out the dozens of small programs that a command compiles one after another.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        if _LEAST not in os.environ:
+            # JAX's own limit, a second, leaves out the dozens of small programs that a command compiles.
+            jax.config.update(_LEAST.lower(), 0)
 
 
 def drop_programs() -> None:
@@ -70,10 +74,10 @@ def without_cache() -> Iterator[None]:
 
 
 def machine() -> str:
-    """The architecture and a digest of what the CPU is able to.
+    """The architecture and a digest of what the CPU is able to, and of how many of its cores are ours.
 
-    XLA compiles for the instructions of the CPU it runs on, and runs what another compiled after no more than a
-    warning: nodes of a cluster that share a home folder must not share these programs.
+    XLA compiles for the instructions and the number of the cores it runs on, and runs what another compiled, after no
+    more than a warning: nodes of a cluster that share a home folder must not share these programs.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -83,7 +87,9 @@ def machine() -> str:
         # Not all of it: the clock varies. `flags` are x86's, `Features` ARM's.
         telling = ("model name", "flags", "Features")
         lines = sorted({line for line in lines if line.partition(":")[0].strip() in telling})
-    return f"{platform.machine()}-{hashlib.sha256(repr(lines).encode()).hexdigest()[:12]}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    about = (lines, cores, os.environ.get("NPROC"))
+    return f"{platform.machine()}-{hashlib.sha256(repr(about).encode()).hexdigest()[:12]}"
 
 
 def _ours() -> Path | None:
@@ -103,9 +109,9 @@ def _prune(folder: Path) -> None:
     # JAX's own limit takes a lock for every program, and a folder that a killed process left with an entry half
     # registered takes no further entries.
     files = [(path.stat(), path) for path in folder.rglob("*") if path.is_file()]
-    kept = sum(stat.st_size for stat, _ in files)
+    size, count = sum(stat.st_size for stat, _ in files), len(files)
     for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
-        if kept <= MAX_BYTES:
+        if size <= MAX_BYTES and count <= MAX_FILES:
             return
         path.unlink(missing_ok=True)
-        kept -= stat.st_size
+        size, count = size - stat.st_size, count - 1

@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import Mesh
 
 from simcse_jax import executables, memory, programs
 from simcse_jax.batch import Batch, Packing
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig
 from simcse_jax.embedder import build_model, init_params
+from simcse_jax.errors import InputError
 from simcse_jax.memory import CompiledStep, compile_step
 from simcse_jax.model import read_encoder_config
 from simcse_jax.objectives.mlm import Vocabulary
@@ -33,8 +35,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(programs, "FOLDER", tmp_path)
     jax.config.update("jax_compilation_cache_dir", None)
     programs.keep_programs()
+    reset_cache()  # JAX opens its cache once
     yield tmp_path / programs.machine()
     jax.config.update("jax_compilation_cache_dir", used)
+    reset_cache()
 
 
 @pytest.fixture
@@ -120,8 +124,14 @@ def test_all_else_tells_steps_apart(folder: Path, monkeypatch: pytest.MonkeyPatc
     files += [file_of(vocabulary=Vocabulary(4, (0,), 100)), file_of(packing=Packing(24, 2, 8))]
     with jax.default_matmul_precision("highest"):
         files.append(file_of())
-    for name, value in {"_FLAGS": ("HOME",), "version": lambda name: "0", "_source": lambda: ""}.items():
+    for name, value in {"_FLAGS": ("HOME",), "version": lambda name: "0", "_SOURCE": ""}.items():
         monkeypatch.setattr(executables, name, value)
+        files.append(file_of())
+    flags = folder / "flags"
+    for text in ("--xla_cpu_enable_fast_math=true", "--xla_cpu_enable_fast_math=false"):
+        monkeypatch.setattr(executables, "_FLAGS", ("XLA_FLAGS",))
+        monkeypatch.setenv("XLA_FLAGS", str(flags))
+        flags.write_text(text)
         files.append(file_of())
     assert None not in files
     assert len(set(files)) == len(files)
@@ -133,14 +143,28 @@ def test_what_follows_from_more_is_not_kept(folder: Path) -> None:
     assert memory._program(own, MODEL, mesh_of(), 1, 10, None, None) is None
 
 
+def test_a_kept_step_that_no_longer_fits(folder: Path, traced: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled()
+    monkeypatch.setattr(memory, "available_memory", lambda mesh: 1000)
+    with pytest.raises(InputError, match=r"a step of 16 examples, 16 encoded at a time, takes .* are available"):
+        compiled()
+    assert len(traced) == 1
+
+
+def add_one() -> jax.stages.Compiled:
+    """Compiled here: what JAX's cache gave cannot be written again."""
+    with programs.without_cache():
+        return jax.jit(lambda x: x + 1).lower(1.0).compile()
+
+
 def test_a_damaged_file_is_none(folder: Path) -> None:
     program = executables.Program("x + 1", tuple(jax.devices()[:1]))
     assert program.find() is None
-    program.keep(jax.jit(lambda x: x + 1).lower(1.0).compile(), "about it")
+    program.keep(add_one(), "about it")
     found = program.find()
     assert found
     assert (float(found[0](2.0)), found[1]) == (3.0, "about it")
-    (file,) = folder.iterdir()
+    (file,) = folder.glob("step-*")
     for damaged in (b"", b"no program", file.read_bytes()[:-1000]):
         file.write_bytes(damaged)
         assert program.find() is None
@@ -148,7 +172,7 @@ def test_a_damaged_file_is_none(folder: Path) -> None:
 
 def test_nothing_is_kept_where_none_is_wanted_or_can_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = executables.Program("x + 1", tuple(jax.devices()[:1]))
-    compiled = jax.jit(lambda x: x + 1).lower(1.0).compile()
+    compiled = add_one()
     folder.rename(folder.with_name("gone"))
     program.keep(compiled, None)
     folder.with_name("gone").rename(folder)
@@ -156,13 +180,18 @@ def test_nothing_is_kept_where_none_is_wanted_or_can_be(folder: Path, monkeypatc
     def refused(executable: Any) -> Any:
         raise ValueError("Compilation does not support serialization")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(executables.serialize_executable, "serialize", refused)
-        program.keep(compiled, None)
+    def full(self: Path, target: Path) -> Path:
+        raise OSError("No space left on device")
+
+    for place, name, failing in ((executables.serialize_executable, "serialize", refused), (Path, "replace", full)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, failing)
+            program.keep(compiled, None)
     for name, value in {"enable_compilation_cache": False, "compilation_cache_dir": f"{folder}/of-the-user"}.items():
         used = jax.config.values[f"jax_{name}"]
         jax.config.update(f"jax_{name}", value)
         assert program.file is None
         jax.config.update(f"jax_{name}", used)
     assert program.file
-    assert not list(folder.iterdir())
+    assert not list(folder.glob("step-*"))
+    assert not list(folder.glob("partial-*"))

@@ -17,7 +17,8 @@ def test_a_second_run_compiles_nothing_and_traces_no_step(tiny_bert: Path, text_
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("sentence1\tsentence2\tscore\na man runs\ta woman runs\t3\nred house\tnever two\t0\n")
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    environment |= {"HOME": str(home), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_LOG_COMPILES": "1"}
+    environment.pop("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    environment |= {"HOME": str(home), "JAX_LOG_COMPILES": "1"}
     command = [sys.executable, "-m", "simcse_jax", "train", "unsup_bert_base", "--max-steps", "2", "--batch-size", "8"]
     command += [
         "--model.path",
@@ -82,10 +83,11 @@ def test_without_a_folder_nothing_is_kept(home: str, tmp_path: Path, monkeypatch
     assert settings.values["jax_compilation_cache_dir"] is None
 
 
-def test_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "most"), [("MAX_BYTES", 25), ("MAX_FILES", 2)])
+def test_the_oldest_go(limit: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs.jax, "config", Settings(None))
     monkeypatch.setattr(programs, "FOLDER", tmp_path)
-    monkeypatch.setattr(programs, "MAX_BYTES", 25)
+    monkeypatch.setattr(programs, limit, most)
     folder = tmp_path / programs.machine()
     folder.mkdir()
     for age, name in enumerate(["newest", "middle", "oldest"]):
