@@ -9,7 +9,7 @@ import os
 import pickle
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,59 +40,53 @@ _SOURCE = _source()
 """A digest of this package as it was imported: it may be changed while a run prepares."""
 
 
-@dataclass(frozen=True)
-class Program:
-    """A program as it is told from others."""
+def place(settings: Any, devices: Sequence[jax.Device]) -> Path | None:
+    """Where a program is kept; None where nothing is kept, or in a folder that the user named.
 
-    settings: Any
-    """What this package makes it from: its `repr` must tell it from every other."""
-    devices: tuple[jax.Device, ...]
-    """What it runs on."""
+    Args:
+      settings: what this package makes it from: its `repr` must tell it from every other.
+      devices: what it runs on.
+    """
+    if (folder := own_folder()) is None:
+        return None
+    identity = [
+        settings,
+        _SOURCE,
+        [version(package) for package in _PACKAGES],
+        sys.version,
+        sorted(jax.config.values.items()),
+        [_text_or_file(os.environ.get(name, "")) for name in _FLAGS],
+        devices[0].client.platform_version,
+        [(device.id, device.device_kind) for device in devices],
+    ]
+    return folder / f"step-{hashlib.sha256(repr(identity).encode()).hexdigest()}"
 
-    @property
-    def file(self) -> Path | None:
-        """Where it is kept; None where nothing is kept, or in a folder that the user named."""
-        folder = own_folder()
-        identity = [
-            self.settings,
-            _SOURCE,
-            [version(package) for package in _PACKAGES],
-            sys.version,
-            sorted(jax.config.values.items()),
-            [_text_or_file(os.environ.get(name, "")) for name in _FLAGS],
-            self.devices[0].client.platform_version,
-            [(device.id, device.device_kind) for device in self.devices],
-        ]
-        return folder and folder / f"step-{hashlib.sha256(repr(identity).encode()).hexdigest()}"
 
-    def keep(self, executable: jax.stages.Compiled, beside: Any) -> None:
-        """Writes it, and what is to be known of it; not where it cannot be, for want of space or by its devices.
+def keep(file: Path, executable: jax.stages.Compiled, beside: Any) -> None:
+    """Writes a program, and what is to be known of it; not where it cannot be, for want of space or by its devices.
 
-        Args:
-          executable: compiled here. One that JAX's cache gave lacks its functions when it is written again, on CPUs.
-          beside: to be pickled.
-        """
-        if (file := self.file) is None:
-            return
-        try:
-            content = pickle.dumps((serialize_executable.serialize(executable), beside))
-            with tempfile.NamedTemporaryFile(dir=file.parent, prefix="partial-", delete=False) as partial:
-                try:
-                    partial.write(content)
-                    partial.flush()
-                    Path(partial.name).replace(file)
-                finally:
-                    Path(partial.name).unlink(missing_ok=True)
-        except Exception:  # a full disk, or whatever the device's library raises: the run goes on without
-            return
+    Args:
+      file: see `place`.
+      executable: compiled here. One that JAX's cache gave lacks its functions when it is written again, on CPUs.
+      beside: to be pickled.
+    """
+    try:
+        content = pickle.dumps((serialize_executable.serialize(executable), beside))
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix="partial-", delete=False) as partial:
+            try:
+                partial.write(content)
+                partial.flush()
+                Path(partial.name).replace(file)
+            finally:
+                Path(partial.name).unlink(missing_ok=True)
+    except Exception:  # a full disk, or whatever the device's library raises: the run goes on without
+        return
 
-    def find(self) -> tuple[jax.stages.Compiled, Any] | None:
-        """What `keep` was given; None where it was not, or cannot be read."""
-        if (file := self.file) is None:
-            return None
-        try:
-            (program, inputs, outputs), beside = pickle.loads(file.read_bytes())
-            loaded = serialize_executable.deserialize_and_load(program, inputs, outputs, execution_devices=self.devices)
-            return loaded, beside
-        except Exception:  # absent, or whatever a damaged one raises: it is compiled instead
-            return None
+
+def find(file: Path, devices: Sequence[jax.Device]) -> tuple[jax.stages.Compiled, Any] | None:
+    """What `keep` was given; None where it was not, or cannot be read."""
+    try:
+        (program, inputs, outputs), beside = pickle.loads(file.read_bytes())
+        return serialize_executable.deserialize_and_load(program, inputs, outputs, execution_devices=devices), beside
+    except Exception:  # absent, or whatever a damaged one raises: it is compiled instead
+        return None

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,11 +16,10 @@ import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from simcse_jax import hf
+from simcse_jax import executables, hf
 from simcse_jax.batch import Batch, Packing
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig
 from simcse_jax.errors import InputError
-from simcse_jax.executables import Program
 from simcse_jax.flops import matrix_flops
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.objectives.mlm import Vocabulary
@@ -204,7 +204,7 @@ def _compile(
     return CompiledStep(flops, micro_batch, executable, memory, memory.total, available)
 
 
-def _program(
+def _kept_file(
     config: Config,
     model: SentenceEncoder,
     mesh: Mesh,
@@ -212,9 +212,9 @@ def _program(
     total_steps: int,
     vocabulary: Vocabulary | None,
     packing: Packing | None,
-) -> Program | None:
-    """A step among those kept; None where it follows from more than the arguments: from the memory that is free, or
-    from a loss of the user's own."""
+) -> Path | None:
+    """Where a step is kept; None where it is not, as where it follows from more than the arguments: from the memory
+    that is free, or from a loss of the user's own."""
     if config.micro_batch == "auto" or ":" in config.objective.loss:
         return None
     # Left out is what no step depends on, so that all else tells it from others.
@@ -222,7 +222,7 @@ def _program(
     settings = replace(config, output="", log_every=1, tracking=(), data=data, model=replace(config.model, path=""))
     settings = replace(settings, evaluation=EvaluationConfig(), checkpoint=CheckpointConfig())
     about = (settings, model, mesh.shape, columns, total_steps, vocabulary, packing)
-    return Program(about, tuple(mesh.devices.flat))
+    return executables.place(about, list(mesh.devices.flat))
 
 
 def compile_step(
@@ -242,9 +242,9 @@ def compile_step(
       InputError: the step does not fit the memory of a device.
     """
     available = available_memory(mesh)
-    program = _program(config, model, mesh, columns, total_steps, vocabulary, packing)
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    if program and (found := program.find()):
+    file = _kept_file(config, model, mesh, columns, total_steps, vocabulary, packing)
+    devices = list(mesh.devices.flat)
+    if file and (found := executables.find(file, devices)):
         executable, beside = found
         step: CompiledStep = replace(beside, executable=executable, available=available)
     else:
@@ -255,13 +255,13 @@ def compile_step(
             columns,
             total_steps,
             available,
-            # What JAX's cache gave cannot be kept on CPUs, see `Program.keep`.
-            context=without_cache if program and program.file and on_cpu else nullcontext,
+            # What JAX's cache gave cannot be kept on CPUs, see `executables.keep`.
+            context=without_cache if file and devices[0].platform == "cpu" else nullcontext,
             vocabulary=vocabulary,
             packing=packing,
         )
-        if program and step.executable:
-            program.keep(step.executable, replace(step, executable=None, available=None))
+        if file and step.executable:
+            executables.keep(file, step.executable, replace(step, executable=None, available=None))
     if step.fits:
         return step
     advice = "set --micro-batch auto" if config.micro_batch != "auto" and step.micro_batch > 1 else "use more devices"

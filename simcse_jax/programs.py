@@ -62,7 +62,7 @@ def own_folder() -> Path | None:
 
 @contextmanager
 def without_cache() -> Iterator[None]:
-    """Compiles without JAX's cache, which on is for all programs or none."""
+    """Compiles without JAX's cache, which is otherwise used for all programs of a process or for none."""
     used = jax.config.values["jax_enable_compilation_cache"]
     try:
         jax.config.update("jax_enable_compilation_cache", False)

@@ -94,8 +94,7 @@ def test_a_kept_step_is_the_step(folder: Path, traced: list[int], devices: int, 
 def file_of(config: Config = CONFIG, mesh: Mesh | None = None, model: Any = MODEL, **more: Any) -> Path | None:
     """Where a step is kept."""
     arguments = {"columns": 1, "total_steps": 10, "vocabulary": None, "packing": None} | more
-    program = memory._program(config, model, mesh or mesh_of(), **arguments)
-    return program and program.file
+    return memory._kept_file(config, model, mesh or mesh_of(), **arguments)
 
 
 def test_settings_that_no_step_depends_on(folder: Path) -> None:
@@ -138,9 +137,10 @@ def test_all_else_tells_steps_apart(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_follows_from_more_is_not_kept(folder: Path) -> None:
-    assert memory._program(replace(CONFIG, micro_batch="auto"), MODEL, mesh_of(), 1, 10, None, None) is None
+    assert file_of()
+    assert file_of(replace(CONFIG, micro_batch="auto")) is None
     own = replace(CONFIG, objective=replace(CONFIG.objective, loss="mine:loss"))
-    assert memory._program(own, MODEL, mesh_of(), 1, 10, None, None) is None
+    assert file_of(own) is None
 
 
 def test_a_kept_step_that_no_longer_fits(folder: Path, traced: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,23 +158,27 @@ def add_one() -> jax.stages.Compiled:
 
 
 def test_a_damaged_file_is_none(folder: Path) -> None:
-    program = executables.Program("x + 1", tuple(jax.devices()[:1]))
-    assert program.find() is None
-    program.keep(add_one(), "about it")
-    found = program.find()
+    devices = jax.devices()[:1]
+    file = executables.place("x + 1", devices)
+    assert file
+    assert executables.find(file, devices) is None
+    executables.keep(file, add_one(), "about it")
+    found = executables.find(file, devices)
     assert found
     assert (float(found[0](2.0)), found[1]) == (3.0, "about it")
-    (file,) = folder.glob("step-*")
+    assert list(folder.glob("step-*")) == [file]
     for damaged in (b"", b"no program", file.read_bytes()[:-1000]):
         file.write_bytes(damaged)
-        assert program.find() is None
+        assert executables.find(file, devices) is None
 
 
 def test_nothing_is_kept_where_none_is_wanted_or_can_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = executables.Program("x + 1", tuple(jax.devices()[:1]))
+    devices = jax.devices()[:1]
+    file = executables.place("x + 1", devices)
+    assert file
     compiled = add_one()
     folder.rename(folder.with_name("gone"))
-    program.keep(compiled, None)
+    executables.keep(file, compiled, None)
     folder.with_name("gone").rename(folder)
 
     def refused(executable: Any) -> Any:
@@ -186,12 +190,12 @@ def test_nothing_is_kept_where_none_is_wanted_or_can_be(folder: Path, monkeypatc
     for place, name, failing in ((executables.serialize_executable, "serialize", refused), (Path, "replace", full)):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, failing)
-            program.keep(compiled, None)
+            executables.keep(file, compiled, None)
     for name, value in {"enable_compilation_cache": False, "compilation_cache_dir": f"{folder}/of-the-user"}.items():
         used = jax.config.values[f"jax_{name}"]
         jax.config.update(f"jax_{name}", value)
-        assert program.file is None
+        assert executables.place("x + 1", devices) is None
         jax.config.update(f"jax_{name}", used)
-    assert program.file
+    assert executables.place("x + 1", devices) == file
     assert not list(folder.glob("step-*"))
     assert not list(folder.glob("partial-*"))

@@ -18,7 +18,7 @@ def test_a_second_run_compiles_nothing_and_traces_no_step(tiny_bert: Path, text_
     pairs.write_text("sentence1\tsentence2\tscore\na man runs\ta woman runs\t3\nred house\tnever two\t0\n")
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     environment.pop("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
-    environment |= {"HOME": str(home), "JAX_LOG_COMPILES": "1"}
+    environment |= {"HOME": str(home), "JAX_LOG_COMPILES": "1", "JAX_EXPLAIN_CACHE_MISSES": "1"}
     command = [sys.executable, "-m", "simcse_jax", "train", "unsup_bert_base", "--max-steps", "2", "--batch-size", "8"]
     command += [
         "--model.path",
@@ -47,11 +47,12 @@ def test_a_second_run_compiles_nothing_and_traces_no_step(tiny_bert: Path, text_
     first, log, compiler = train("first")
     assert len([name for name in first if name.startswith("step-")]) == 1
     assert "jit(train_step)" in compiler
+    assert "PERSISTENT COMPILATION CACHE MISS for 'jit_create'" in compiler
     second, log_again, compiler = train("second")
     assert second == first
     assert log_again == log
     assert "PERSISTENT COMPILATION CACHE MISS" not in compiler
-    assert "jit(create)" in compiler
+    assert "Persistent compilation cache hit for 'jit_create'" in compiler
     assert "train_step" not in compiler
 
 
@@ -80,7 +81,7 @@ def test_without_a_folder_nothing_is_kept(home: str, tmp_path: Path, monkeypatch
     folder = tmp_path / "file" / "programs" if home == "a file" else Path("~nobody-of-this-name/programs")
     monkeypatch.setattr(programs, "FOLDER", folder)
     programs.keep_programs()
-    assert settings.values["jax_compilation_cache_dir"] is None
+    assert settings.values == Settings(None).values
 
 
 @pytest.mark.parametrize(("limit", "most"), [("MAX_BYTES", 25), ("MAX_FILES", 2)])
@@ -111,4 +112,4 @@ def test_a_named_folder_needs_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "FOLDER", Path("~nobody-of-this-name/programs"))
     programs.keep_programs()
     programs.drop_programs()
-    assert settings.values["jax_compilation_cache_dir"] == "elsewhere"
+    assert settings.values == Settings("elsewhere").values
