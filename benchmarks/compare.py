@@ -1,6 +1,8 @@
 """Contenders that must agree on what they compute, called in turn."""
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -16,6 +18,8 @@ Distance = Callable[[np.ndarray, np.ndarray], float]
 
 WARM_UP = 2
 """Calls before the memory is read, the figures are compared and anything is timed."""
+CORES = 4
+"""Cores of a contender that starts beside others: it imports and compiles, which nothing times."""
 
 
 class Disagreement(AssertionError):
@@ -77,22 +81,28 @@ def compare(
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         peaks: dict[str, int] = {}
-        for name, contender in contenders.items():
-            worker = workers[name] = stack.enter_context(Worker(name, contender))
+
+        def start(name: str) -> Figures:
+            worker = workers[name] = stack.enter_context(Worker(name, contenders[name]))
             for _ in range(WARM_UP):
                 worker.call("run")
             peaks[name] = worker.call("peak")  # before the check, which holds a model of its own
-            figures = worker.call("check")
+            figures: Figures = worker.call("check")
+            return figures
+
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // CORES)) as threads:
+            started = list(threads.map(start, contenders))
+        for name, figures in zip(contenders, started, strict=True):
             expected = figures if expected is None else expected
             agree(name, figures, expected, tolerance, distance)
 
         def multiply() -> None:
             if product is not None:
-                for name, worker in workers.items():
-                    ceilings[name] = max(ceilings.get(name, 0.0), worker.call("ceiling", *product))
+                for name in contenders:
+                    ceilings[name] = max(ceilings.get(name, 0.0), workers[name].call("ceiling", *product))
 
         multiply()
-        timed = {name: partial(worker.timed, "run") for name, worker in workers.items()}
+        timed = {name: partial(workers[name].timed, "run") for name in contenders}
         measured = alternate(timed, rounds)
         multiply()
     rows = [Row(name, m.seconds, m.ratios, peak=peaks[name]) for name, m in measured.items()]

@@ -49,7 +49,7 @@ class ModelConfig:
     """Recompute each layer's activations in the backward pass: less memory, about a third more time."""
     scan: bool | None = None
     """Compile one layer for all of them. Without, each is compiled by itself: compiling takes longer, a step moves less
-    memory. Where not given, CPUs go without, unless `remat` is on."""
+    memory. Where not given, TPUs scan the layers, and CPUs and GPUs do so only if `remat` is on."""
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def make_loss(
     """
     if config.model.scan is None:
         # Outside of a loop, XLA's compiler for CPUs merges what `remat` computes again with what it was to replace.
-        model = model.clone(scan=model.remat or mesh.devices.flat[0].platform != "cpu")
+        model = model.clone(scan=model.remat or mesh.devices.flat[0].platform == "tpu")
     shardings = state_sharding(mesh, params)
     objective, micro_batch = config.objective, config.micro_batch
     assert micro_batch != "auto"
