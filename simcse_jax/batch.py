@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     """Token ids: in each row its sentences, one after the other, then padding."""
     lengths: Int[Array, "R C S"] | Int[np.ndarray, "R C S"]
     """Tokens of each sentence, specials included; 0 where a row holds fewer than S."""
-    valid: Bool[Array, "N"] | Bool[np.ndarray, "N"]
+    valid: Bool[Array, " N"] | Bool[np.ndarray, " N"]
     """False for rows that only fill up the last batch of an epoch."""
     places: Int[Array, "N C"] | Int[np.ndarray, "N C"] | None = None
     """Where each sentence is among the R·S places of its device; None where rows are examples."""
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
         ids, lengths = (jnp.repeat(jnp.asarray(x), times, axis=1) for x in (self.input_ids, self.lengths))
         return Batch(ids, lengths, self.valid, places)
 
-    def numbers(self, examples: Int[Array, "N"]) -> Int[Array, "R C S"]:
+    def numbers(self, examples: Int[Array, " N"]) -> Int[Array, "R C S"]:
         """Number of each sentence in the global batch: n·C + c for sentence c of example n."""
         c = self.input_ids.shape[1]
         numbers = examples[:, None] * c + jnp.arange(c)[None, :]
@@ -51,7 +51,7 @@ class Batch(NamedTuple):
             return numbers[:, :, None]
         rows, _, slots = self.lengths.shape
 
-        def place(numbers: Int[Array, "N"], places: Int[Array, "N"]) -> Int[Array, "R S"]:
+        def place(numbers: Int[Array, " N"], places: Int[Array, " N"]) -> Int[Array, "R S"]:
             return jnp.zeros(rows * slots, numbers.dtype).at[places].set(numbers).reshape(rows, slots)
 
         return jax.vmap(place, in_axes=1, out_axes=1)(numbers, jnp.asarray(self.places))

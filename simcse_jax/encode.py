@@ -244,10 +244,10 @@ class BatchEncoder:
     def _batch(
         self,
         tokens: list[np.ndarray],
-        lengths: Int[np.ndarray, "all"],
-        chosen: Int[np.ndarray, "N"],
-        rows: Int[np.ndarray, "N"],
-        slots: Int[np.ndarray, "N"],
+        lengths: Int[np.ndarray, " all"],
+        chosen: Int[np.ndarray, " N"],
+        rows: Int[np.ndarray, " N"],
+        slots: Int[np.ndarray, " N"],
         shape: tuple[int, int, int],
     ) -> _Batch:
         flat = np.concatenate([tokens[i] for i in chosen])
@@ -271,5 +271,5 @@ def _share(ids: np.ndarray, lengths: np.ndarray, rows: slice) -> tuple[np.ndarra
     return ids[rows], lengths[rows]
 
 
-def _fetched(vectors: Array, places: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N D"]:
+def _fetched(vectors: Array, places: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N D"]:
     return np.asarray(vectors)[places]

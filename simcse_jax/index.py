@@ -89,9 +89,9 @@ class Index:
         """All vectors, copied: float32, in the order of the sentences."""
         return self._nearest.vectors(0, len(self))
 
-    def vector(self, number: int) -> Float[np.ndarray, "D"]:
+    def vector(self, number: int) -> Float[np.ndarray, " D"]:
         """The vector of one sentence, copied."""
-        vector: Float[np.ndarray, D] = self._nearest.vectors(number, number + 1)[0]
+        vector: Float[np.ndarray, " D"] = self._nearest.vectors(number, number + 1)[0]
         return vector
 
     def add(self, sentences: Sequence[str], vectors: Float[np.ndarray, "N D"]) -> None:

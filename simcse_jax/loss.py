@@ -37,7 +37,7 @@ def encode_views(
     params: Params,
     batch: Batch,
     key: Array,
-    examples: Int[Array, "N"] | None = None,
+    examples: Int[Array, " N"] | None = None,
     micro_batch: int = 0,
     shared_noise: bool = False,
     clean: bool = False,

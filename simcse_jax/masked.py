@@ -15,10 +15,10 @@ from simcse_jax.objectives.mlm import Vocabulary, block_size, cross_entropy, mas
 class MaskedSums(NamedTuple):
     """Sums over the chosen tokens of all sentences of each example."""
 
-    cross_entropy: Float[Array, "N"]
-    correct: Float[Array, "N"]
+    cross_entropy: Float[Array, " N"]
+    correct: Float[Array, " N"]
     """Tokens that were predicted."""
-    tokens: Float[Array, "N"]
+    tokens: Float[Array, " N"]
 
 
 class MaskedMean(NamedTuple):
@@ -32,7 +32,7 @@ def masked_sums(
     model: SentenceEncoder,
     params: Params,
     batch: Batch,
-    examples: Int[Array, "N"],
+    examples: Int[Array, " N"],
     masking: Key[Array, ""],
     dropout: Key[Array, ""],
     vocabulary: Vocabulary,
@@ -90,7 +90,7 @@ def masked_sums(
     return MaskedSums(*(jnp.sum(batch.by_example(x), axis=1) for x in found))
 
 
-def masked_mean(sums: MaskedSums, valid: Bool[Array, "N"]) -> MaskedMean:
+def masked_mean(sums: MaskedSums, valid: Bool[Array, " N"]) -> MaskedMean:
     """Means over all chosen tokens of the examples that count; 0 where no token was chosen."""
     loss, correct, tokens = (jnp.sum(jnp.where(valid, x, 0)) for x in sums)
     count = jnp.maximum(tokens, 1)

@@ -83,7 +83,7 @@ class WordReplacer:
         self._texts, self._words = self._whole_words(vocabulary)
         self._predict = jax.jit(lambda *given: _predict(loaded.model, jnp.asarray(self._words), *given))
 
-    def _whole_words(self, size: int) -> tuple[list[str], Bool[np.ndarray, "V"]]:
+    def _whole_words(self, size: int) -> tuple[list[str], Bool[np.ndarray, " V"]]:
         """The text of each token, and whether it is a word by itself: begins one, of letters and digits alone."""
         names = self._tokenizer.convert_ids_to_tokens(range(len(self._tokenizer)))
         if json.loads(self._tokenizer.backend_tokenizer.to_str())["model"]["type"] == "WordPiece":
@@ -160,10 +160,10 @@ class WordReplacer:
 
 def _predict(
     model: SentenceEncoder,
-    allowed: Bool[Array, "V"],
+    allowed: Bool[Array, " V"],
     params: Params,
     ids: Int[Array, "B L"],
-    lengths: Int[Array, "B"],
+    lengths: Int[Array, " B"],
     places: Int[Array, "B K"],
     words: Int[Array, "B K"],
 ) -> Int[Array, "B K"]:

@@ -1,8 +1,8 @@
 """What the train step of BERT-base takes of hardware that is not here, by the compilers of that hardware: budgets.
 
-Four of the twelve layers, bfloat16, 512 sentences of 32 tokens twice: all layers but the last are alike, so that more of
-them would show nothing else. A figure beyond its budget says that a change made the step multiply, launch, move or keep
-more; one far below it asks for a smaller budget.
+Four of the twelve layers, bfloat16, 512 sentences of 32 tokens twice: all layers but the last are alike, so that more
+of them would show nothing else. A figure beyond its budget says that a change made the step multiply, launch, move or
+keep more; one far below it asks for a smaller budget.
 """
 
 import importlib.util

@@ -132,13 +132,13 @@ def _cosines(folder: Path, measured: list[Measured], pairs: Pairs) -> None:
     plots.save(figure, folder / "cosines")
 
 
-def _density(values: Float[np.ndarray, "P"]) -> Float[np.ndarray, "G"] | None:
+def _density(values: Float[np.ndarray, " P"]) -> Float[np.ndarray, " G"] | None:
     """A Gaussian kernel estimate (Scott's rule) on `_GRID`; None where there are too few values, or one value."""
     from scipy.stats import gaussian_kde
 
     if len(values) < 3 or np.ptp(values) < 1e-6:
         return None
-    density: Float[np.ndarray, G] = gaussian_kde(values)(_GRID)
+    density: Float[np.ndarray, " G"] = gaussian_kde(values)(_GRID)
     return density
 
 

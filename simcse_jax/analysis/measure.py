@@ -57,8 +57,8 @@ class Measured:
     about: dict[str, Any]
     figures: dict[str, float]
     scores: dict[str, float]
-    spectrum: Float[np.ndarray, "R"]
-    cosines: Float[np.ndarray, "P"]
+    spectrum: Float[np.ndarray, " R"]
+    cosines: Float[np.ndarray, " P"]
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Pairs:
     """
 
     task: Task
-    gold: Float[np.ndarray, "P"]
-    group: Int[np.ndarray, "P"]
+    gold: Float[np.ndarray, " P"]
+    group: Int[np.ndarray, " P"]
     labels: list[str]
 
 
@@ -89,8 +89,8 @@ def pairs_of(task: Task) -> Pairs:
 
 
 def measure(
-    pairs: Pairs, tasks: list[Task], vectors: Mapping[str, Float[np.ndarray, "H"]]
-) -> tuple[dict[str, float], dict[str, float], Float[np.ndarray, "R"], Float[np.ndarray, "P"]]:
+    pairs: Pairs, tasks: list[Task], vectors: Mapping[str, Float[np.ndarray, " H"]]
+) -> tuple[dict[str, float], dict[str, float], Float[np.ndarray, " R"], Float[np.ndarray, " P"]]:
     """The `figures`, `scores`, `spectrum` and `cosines` of `Measured`.
 
     Args:

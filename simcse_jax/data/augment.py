@@ -35,7 +35,7 @@ class Augmenter:
     kind: str
     share: float
     seed: int
-    starts: Bool[np.ndarray, "vocab"]
+    starts: Bool[np.ndarray, " vocab"]
     pad_id: int
     synonyms: dict[Tokens, list[Tokens]]
 
@@ -53,8 +53,8 @@ class Augmenter:
         return np.random.Generator(np.random.Philox(sequence)).random((batch_size, length + 1))
 
     def __call__(
-        self, ids: Int[np.ndarray, "B L"], lengths: Int[np.ndarray, "B"], draws: Float[np.ndarray, "B U"]
-    ) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B"]]:
+        self, ids: Int[np.ndarray, "B L"], lengths: Int[np.ndarray, " B"], draws: Float[np.ndarray, "B U"]
+    ) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, " B"]]:
         """The augmented sentences.
 
         Args:
@@ -88,7 +88,7 @@ class Augmenter:
         """Whether a positive may have more tokens than its sentence."""
         return self.kind == "synonyms"
 
-    def _words(self, ids: Int[np.ndarray, "B L"], lengths: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B L"]:
+    def _words(self, ids: Int[np.ndarray, "B L"], lengths: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B L"]:
         """Number of the word that each token belongs to; −1 for specials and padding."""
         column = np.arange(ids.shape[1])[None, :]
         inside = (column > 0) & (column < lengths[:, None] - 1)
@@ -98,10 +98,10 @@ class Augmenter:
     def _replace(
         self,
         ids: Int[np.ndarray, "B L"],
-        lengths: Int[np.ndarray, "B"],
+        lengths: Int[np.ndarray, " B"],
         words: Int[np.ndarray, "B L"],
         draws: Float[np.ndarray, "B U"],
-    ) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B"]]:
+    ) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, " B"]]:
         """One word that has synonyms, if any, by one of them."""
         ids, lengths = ids.copy(), lengths.copy()
         for row, (tokens, length, word, draw) in enumerate(zip(ids.copy(), lengths.copy(), words, draws, strict=True)):

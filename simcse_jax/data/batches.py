@@ -34,14 +34,14 @@ class EpochOrder:
     n: int
     batch_size: int
     seed: int
-    _permutation: tuple[int, Int[np.ndarray, "n"]] | None = field(default=None, repr=False)
+    _permutation: tuple[int, Int[np.ndarray, " n"]] | None = field(default=None, repr=False)
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in one pass over the data."""
         return -(-self.n // self.batch_size)
 
-    def examples(self, step: int) -> Int[np.ndarray, "B"]:
+    def examples(self, step: int) -> Int[np.ndarray, " B"]:
         """The examples of a step, at most `batch_size`."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         # Read once: another thread may replace it meanwhile by that of the next epoch.
@@ -55,7 +55,7 @@ class EpochOrder:
         """How many examples a step has."""
         return min(self.batch_size, self.n - step % self.steps_per_epoch * self.batch_size)
 
-    def filled(self, step: int) -> Int[np.ndarray, "B"]:
+    def filled(self, step: int) -> Int[np.ndarray, " B"]:
         """The examples of a step, repeated behind the end of an epoch up to `batch_size`."""
         return np.resize(self.examples(step), self.batch_size)
 

@@ -37,18 +37,18 @@ class Repetitions:
     """
 
     limit: int = 2**21
-    values: UInt64[np.ndarray, "V"] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    counts: Int[np.ndarray, "V"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    values: UInt64[np.ndarray, " V"] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    counts: Int[np.ndarray, " V"] = field(default_factory=lambda: np.zeros(0, np.int64))
     mask: int = 0
-    _pending: list[UInt64[np.ndarray, "_"]] = field(default_factory=list)
+    _pending: list[UInt64[np.ndarray, " _"]] = field(default_factory=list)
 
-    def add(self, hashes: UInt64[np.ndarray, "_"]) -> None:
+    def add(self, hashes: UInt64[np.ndarray, " _"]) -> None:
         """Counts some more."""
         self._pending.append(hashes[hashes & np.uint64(self.mask) == 0])
         if sum(map(len, self._pending)) > self.limit // 2:
             self._merge()
 
-    def groups(self) -> tuple[Int[np.ndarray, "G"], Int[np.ndarray, "G"]]:
+    def groups(self) -> tuple[Int[np.ndarray, " G"], Int[np.ndarray, " G"]]:
         """(c, n): n distinct values occur c times, an estimate where `mask` is not 0."""
         self._merge()
         times, number = np.unique(self.counts, return_counts=True)
@@ -71,7 +71,7 @@ class Repetitions:
 class _Column:
     """The sentences of one column: how many have each length, before they are cut, and which occur again."""
 
-    lengths: Int[np.ndarray, "L"] = field(default_factory=lambda: np.zeros(1, np.int64))
+    lengths: Int[np.ndarray, " L"] = field(default_factory=lambda: np.zeros(1, np.int64))
     repetitions: Repetitions = field(default_factory=Repetitions)
 
     def add(self, tokens: Sequence[Sequence[int]], max_length: int) -> None:
@@ -157,7 +157,7 @@ def inspect_corpus(corpus: Corpus, config: Config, tokenizer: Any, progress: boo
     }
 
 
-def _repeated_in_batch(times: Int[np.ndarray, "G"], number: Int[np.ndarray, "G"], batch_size: int) -> float:
+def _repeated_in_batch(times: Int[np.ndarray, " G"], number: Int[np.ndarray, " G"], batch_size: int) -> float:
     """Expected examples of a batch with an equal one beside them.
 
     A batch is B of N examples without replacement; of a sentence that occurs c times, one that is in the batch is alone
@@ -199,7 +199,7 @@ def _packing(columns: list[_Column], config: Config) -> dict[str, Any]:
     }
 
 
-def _histogram(lengths: Int[np.ndarray, "L"], max_length: int) -> list[list[int]]:
+def _histogram(lengths: Int[np.ndarray, " L"], max_length: int) -> list[list[int]]:
     """[first, last, sentences] of bins of one width, the last for all that is longer than most."""
     most = int(np.searchsorted(np.cumsum(lengths), 0.99 * lengths.sum()))
     width = 2 ** max(0, math.ceil(math.log2((max(most, max_length) + 1) / 12)))

@@ -71,10 +71,10 @@ def pack(
 
 
 def lay(
-    tokens: Integer[np.ndarray, "T"],
-    lengths: Int[np.ndarray, "N"],
-    rows: Int[np.ndarray, "N"],
-    slots: Int[np.ndarray, "N"],
+    tokens: Integer[np.ndarray, " T"],
+    lengths: Int[np.ndarray, " N"],
+    rows: Int[np.ndarray, " N"],
+    slots: Int[np.ndarray, " N"],
     shape: tuple[int, int, int],
     pad_id: int,
 ) -> tuple[Int[np.ndarray, "R W"], Int[np.ndarray, "R S"]]:

@@ -37,8 +37,8 @@ class TokenTable:
       fingerprint: of the text, the tokenizer and the length.
     """
 
-    ids: Integer[np.ndarray, "T"]
-    offsets: Int[np.ndarray, "S"]
+    ids: Integer[np.ndarray, " T"]
+    offsets: Int[np.ndarray, " S"]
     columns: int
     pad_id: int
     max_length: int
@@ -55,7 +55,7 @@ class TokenTable:
         starts = self.offsets[sentences]
         return starts, self.offsets[sentences + 1] - starts
 
-    def rows(self, examples: Int[np.ndarray, "N"]) -> tuple[Int[np.ndarray, "N C L"], Int[np.ndarray, "N C"]]:
+    def rows(self, examples: Int[np.ndarray, " N"]) -> tuple[Int[np.ndarray, "N C L"], Int[np.ndarray, "N C"]]:
         """Padded ids and lengths of the given examples."""
         starts, lengths = self.spans(examples)
         column = np.arange(self.max_length)
@@ -66,7 +66,7 @@ class TokenTable:
 
 def pad(
     sentences: Sequence[Sequence[int] | np.ndarray], length: int, pad_id: int
-) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B"]]:
+) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, " B"]]:
     """Token lists as one array of `length` columns, and their lengths."""
     ids = np.full((len(sentences), length), pad_id, np.int32)
     for row, tokens in zip(ids, sentences, strict=True):

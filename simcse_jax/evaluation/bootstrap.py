@@ -15,14 +15,14 @@ _CHUNK = 2**20  # counts held at a time: 8 MB
 SEED = 1111
 """Of the resamples."""
 
-Pairs = tuple[Float[np.ndarray, "M _"], Float[np.ndarray, "_"]]
+Pairs = tuple[Float[np.ndarray, "M _"], Float[np.ndarray, " _"]]
 """Scores of a task's pairs by each of M models, and their gold scores."""
 
 
 class _Ranked:
     """Values of which weighted copies are ranked; what does not depend on the weights is done once."""
 
-    def __init__(self, values: Float[np.ndarray, "P"]) -> None:
+    def __init__(self, values: Float[np.ndarray, " P"]) -> None:
         self._order = np.argsort(values, kind="stable")
         ordered = values[self._order]
         self._starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
@@ -39,7 +39,7 @@ class _Ranked:
 
 def _correlate(
     a: Float[np.ndarray, "B P"], b: Float[np.ndarray, "B P"], counts: Float[np.ndarray, "B P"]
-) -> Float[np.ndarray, "B"]:
+) -> Float[np.ndarray, " B"]:
     """Pearson's correlation of weighted pairs; NaN where one side is constant."""
     middle = (a.shape[1] + 1) / 2  # mean rank of P draws
     x, y = a - middle, b - middle
@@ -49,7 +49,7 @@ def _correlate(
 
 
 def spearman_resamples(
-    systems: Float[np.ndarray, "M P"], gold: Float[np.ndarray, "P"], resamples: int, stream: str = ""
+    systems: Float[np.ndarray, "M P"], gold: Float[np.ndarray, " P"], resamples: int, stream: str = ""
 ) -> Float[np.ndarray, "M B"]:
     """Spearman × 100 of each system's scores with gold, in resamples that all systems share.
 
@@ -80,7 +80,7 @@ def spearman_resamples(
     return result
 
 
-def interval(resamples: Float[np.ndarray, "B"]) -> list[float]:
+def interval(resamples: Float[np.ndarray, " B"]) -> list[float]:
     """The 2.5 and 97.5 percentiles of a figure's resamples, of those that have a correlation; NaN where none has."""
     finite = resamples[np.isfinite(resamples)]
     return [float(x) for x in np.percentile(finite, [2.5, 97.5])] if len(finite) else [math.nan] * 2

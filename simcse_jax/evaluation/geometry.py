@@ -80,13 +80,13 @@ def iso_score(x: Float[np.ndarray, "S H"]) -> float:
     return float((n * filled - 1) / (n - 1))
 
 
-def singular_values(x: Float[np.ndarray, "S H"]) -> Float[np.ndarray, "R"]:
+def singular_values(x: Float[np.ndarray, "S H"]) -> Float[np.ndarray, " R"]:
     """Singular values over the largest, descending, of the matrix of vectors as they are: not centred, not scaled."""
     values = np.linalg.svd(x.astype(np.float64), compute_uv=False)
     return values / max(float(values[0]), 1e-300) if len(values) else values
 
 
-def effective_rank(values: Float[np.ndarray, "R"]) -> float:
+def effective_rank(values: Float[np.ndarray, " R"]) -> float:
     """exp(−Σ p_k log p_k), p = σ / Σ σ, of singular values σ (Roy & Vetterli, EUSIPCO 2007): from 1 to their number."""
     total = float(np.sum(values))
     if not total > 0:
@@ -95,19 +95,19 @@ def effective_rank(values: Float[np.ndarray, "R"]) -> float:
     return float(np.exp(-np.sum(p * np.log(p))))
 
 
-def gold_range(gold: Float[np.ndarray, "P"]) -> tuple[float, float]:
+def gold_range(gold: Float[np.ndarray, " P"]) -> tuple[float, float]:
     """The scale of gold scores: 0 to 5 where they lie there as in STS, else their own range."""
     low, high = float(np.min(gold)), float(np.max(gold))
     return (0.0, 5.0) if low >= 0 and 1 < high <= 5 else (low, high)
 
 
-def positive_pairs(gold: Float[np.ndarray, "P"]) -> Bool[np.ndarray, "P"]:
+def positive_pairs(gold: Float[np.ndarray, " P"]) -> Bool[np.ndarray, " P"]:
     """Which pairs are positives: a gold score above 4 on the scale 0 to 5, or in the top fifth of another scale."""
     low, high = gold_range(gold)
     return gold > low + 0.8 * (high - low)
 
 
-def gold_groups(gold: Float[np.ndarray, "P"]) -> Int[np.ndarray, "P"]:
+def gold_groups(gold: Float[np.ndarray, " P"]) -> Int[np.ndarray, " P"]:
     """The fifth of the scale, 0 to 4, that each gold score lies in; a score between two counts to the lower one."""
     low, high = gold_range(gold)
     fifths = np.ceil((gold - low) / max(high - low, 1e-300) * 5) - 1
@@ -130,7 +130,7 @@ def geometry(task: Task, encode: EncodeFunction) -> dict[str, float]:
     }
 
 
-def indexed_pairs(task: Task) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "P"], Float[np.ndarray, "P"]]:
+def indexed_pairs(task: Task) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"], Float[np.ndarray, " P"]]:
     """A task's pairs, its subsets taken together: both sentences, as they number in `distinct_sentences`, and gold."""
     index = {sentence: i for i, sentence in enumerate(distinct_sentences([task]))}
     first, second = (

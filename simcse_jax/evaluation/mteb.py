@@ -78,9 +78,9 @@ class MTEBEncoder:
         product: Float[np.ndarray, "A B"] = _unit(embeddings1) @ _unit(embeddings2).T
         return product
 
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, "A"]:
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, " A"]:
         """Cosine of each vector with its counterpart."""
-        products: Float[np.ndarray, A] = np.sum(_unit(embeddings1) * _unit(embeddings2), axis=1)
+        products: Float[np.ndarray, " A"] = np.sum(_unit(embeddings1) * _unit(embeddings2), axis=1)
         return products
 
 

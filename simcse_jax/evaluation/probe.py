@@ -21,7 +21,7 @@ SEED = 1111
 """SentEval's seed of the folds."""
 
 Features = Float[np.ndarray, "_ F"]
-Labels = Int[np.ndarray, "_"]
+Labels = Int[np.ndarray, " _"]
 Examples = tuple[Features, Labels]
 _Split = tuple[Labels, Labels]
 """Rows to train on, and held out."""
@@ -110,7 +110,7 @@ def _tested(dev: float, c: float, train: Examples, test: Examples | None) -> Pro
     return Probed(dev, accuracy, [c], predicted)
 
 
-def _best(accuracies: Float[np.ndarray, "_"]) -> tuple[float, float]:
+def _best(accuracies: Float[np.ndarray, " _"]) -> tuple[float, float]:
     """The best accuracy and its C; the least of those that tie to two decimals, as in SentEval."""
     rounded = np.round(accuracies, 2)
     return float(rounded.max()), C[int(np.argmax(rounded))]

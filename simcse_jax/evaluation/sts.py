@@ -51,7 +51,7 @@ class Subset:
     name: str
     first: list[str]
     second: list[str]
-    gold: Float[np.ndarray, "P"]
+    gold: Float[np.ndarray, " P"]
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _read_tsv(path: Path) -> Subset:
     return _subset("all", path, [(a, b, score) for _, (a, b, score) in rows])
 
 
-def cosine(a: Float[np.ndarray, "P H"], b: Float[np.ndarray, "P H"]) -> Float[np.ndarray, "P"]:
+def cosine(a: Float[np.ndarray, "P H"], b: Float[np.ndarray, "P H"]) -> Float[np.ndarray, " P"]:
     """Cosine of each pair of vectors, to six decimals; 0 where one is zero or not a number, as SentEval has it.
 
     Pairs of the same sentence then tie at 1. SentEval leaves their order to float32 rounding, which moves the Spearman
@@ -172,12 +172,12 @@ def encode_once(sentences: list[str], encode: EncodeFunction) -> EncodeFunction:
     return lambda asked: vectors[[index[sentence] for sentence in asked]]
 
 
-def similarities(task: Task, encode: EncodeFunction) -> list[Float[np.ndarray, "_"]]:
+def similarities(task: Task, encode: EncodeFunction) -> list[Float[np.ndarray, " _"]]:
     """The model's score of each pair, subset by subset."""
     return [cosine(encode(subset.first), encode(subset.second)) for subset in task.subsets]
 
 
-def reported_pairs(task: Task, encode: EncodeFunction) -> tuple[Float[np.ndarray, "P"], Float[np.ndarray, "P"]]:
+def reported_pairs(task: Task, encode: EncodeFunction) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]:
     """The model's and the gold scores of the pairs that the task's figure is computed from."""
     chosen = [u for u in task.subsets if task.reported in ("all", u.name)]
     system = similarities(Task(task.name, chosen, task.reported), encode)
@@ -199,7 +199,7 @@ def evaluate(tasks: list[Task], encode: EncodeFunction) -> dict[str, Any]:
 
     vectors_of = encode_once(distinct_sentences(tasks), encode)
 
-    def correlate(system: Float[np.ndarray, "P"], gold: Float[np.ndarray, "P"]) -> dict[str, float]:
+    def correlate(system: Float[np.ndarray, " P"], gold: Float[np.ndarray, " P"]) -> dict[str, float]:
         # A constant side has no correlation: scipy warns and gives nan, which we report as such.
         if np.ptp(system) == 0 or np.ptp(gold) == 0:
             return {"pearson": float("nan"), "spearman": float("nan")}

@@ -53,7 +53,7 @@ class Split:
 
     first: list[str]
     second: list[str] | None
-    labels: Int[np.ndarray, "N"]
+    labels: Int[np.ndarray, " N"]
 
     def features(self, vectors_of: Callable[[list[str]], Float[np.ndarray, "N H"]]) -> Float[np.ndarray, "N F"]:
         """What the classifier sees, float64: the vector u of a sentence, or [|u − v|, u · v] of a pair."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def layer_norm(
-    x: Float[Array, "*B H"], scale: Float[Array, "H"], bias: Float[Array, "H"], epsilon: float, dtype: Any
+    x: Float[Array, "*B H"], scale: Float[Array, " H"], bias: Float[Array, " H"], epsilon: float, dtype: Any
 ) -> Float[Array, "*B H"]:
     """(x − mean) / √(variance + ε) · scale + bias, computed in float32 at least and rounded to `dtype` once.
 

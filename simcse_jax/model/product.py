@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def affine(
-    x: Float[Array, "T K"], kernel: Float[Array, "K N"], bias: Float[Array, "N"], dtype: Any
+    x: Float[Array, "T K"], kernel: Float[Array, "K N"], bias: Float[Array, " N"], dtype: Any
 ) -> Float[Array, "T N"]:
     """x W + b, of factors rounded to `dtype`; sums are float32 at least.
 

@@ -18,7 +18,7 @@ class Settings(TypedDict):
     """τ: similarities are divided by it."""
     hard_negative_log_weight: NotRequired[float]
     """log α; 0 where not given."""
-    valid: NotRequired[Bool[Array, "N"] | None]
+    valid: NotRequired[Bool[Array, " N"] | None]
     """Rows that count, as anchors and as negatives, at least one; all where not given."""
     pairs: NotRequired[Pairs]
     """How the N × N pairs are gone through: `dense`, `tiled`, or one of them with its arguments bound."""
@@ -27,17 +27,17 @@ class Settings(TypedDict):
 class Contrast(NamedTuple):
     """The logits of a batch as a loss needs them."""
 
-    cosine: Float[Array, "N"]
+    cosine: Float[Array, " N"]
     """s(z1_i, z2_i)."""
-    positive: Float[Array, "N"]
+    positive: Float[Array, " N"]
     """S_ii = f(cos(z1_i, z2_i))/τ."""
-    negatives: Float[Array, "N"]
+    negatives: Float[Array, " N"]
     """The reduction over the negatives of each anchor; see `PairStatistics`."""
-    valid: Bool[Array, "N"]
+    valid: Bool[Array, " N"]
     metrics: Metrics
     """Scalars that carry no gradient; see `contrast`."""
 
-    def mean(self, losses: Float[Array, "N"]) -> Float[Array, ""]:
+    def mean(self, losses: Float[Array, " N"]) -> Float[Array, ""]:
         """Mean over the rows that count."""
         return _mean(losses, self.valid)
 
@@ -50,12 +50,12 @@ def unit(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
     return x * jax.lax.rsqrt(jnp.where(square > 1e-24, square, 1))
 
 
-def cosines(a: Float[Array, "N H"], b: Float[Array, "N H"]) -> Float[Array, "N"]:
+def cosines(a: Float[Array, "N H"], b: Float[Array, "N H"]) -> Float[Array, " N"]:
     """Cosine of each pair of rows."""
     return jnp.sum(unit(a) * unit(b), axis=-1)
 
 
-def _mean(x: Float[Array, "N"], valid: Bool[Array, "N"]) -> Float[Array, ""]:
+def _mean(x: Float[Array, " N"], valid: Bool[Array, " N"]) -> Float[Array, ""]:
     """Mean over the rows that count."""
     return jnp.sum(jnp.where(valid, x, 0)) / jnp.maximum(jnp.sum(valid), 1)
 
@@ -67,7 +67,7 @@ def contrast(
     *,
     temperature: float,
     hard_negative_log_weight: float = 0.0,
-    valid: Bool[Array, "N"] | None = None,
+    valid: Bool[Array, " N"] | None = None,
     pairs: Pairs = dense,
     score: Score = identity,
     reduction: Reduction = "logsumexp",
@@ -107,7 +107,7 @@ def contrast(
     count = jnp.maximum(jnp.sum(valid), 1)
     others = jnp.maximum(count.astype(known.dtype) * (count - 1), 1)
 
-    def over_pairs(x: Float[Array, "N"]) -> Float[Array, ""]:
+    def over_pairs(x: Float[Array, " N"]) -> Float[Array, ""]:
         return jnp.sum(jnp.where(valid, x, 0)) / others
 
     metrics = {

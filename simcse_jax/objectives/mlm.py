@@ -82,10 +82,10 @@ def block_size(tokens: int, probability: float) -> int:
 def cross_entropy(
     logits_of: Callable[[Float[Array, "b H"]], Float[Array, "b V"]],
     hidden: Float[Array, "T H"],
-    targets: Int[Array, "T"],
-    chosen: Bool[Array, "T"],
+    targets: Int[Array, " T"],
+    chosen: Bool[Array, " T"],
     block: int,
-) -> tuple[Float[Array, "T"], Bool[Array, "T"]]:
+) -> tuple[Float[Array, " T"], Bool[Array, " T"]]:
     """−log softmax(logits)[target] of every chosen token, in float32 at least.
 
     The chosen tokens are brought to the front and gone through in blocks; a block without any is skipped. So the logits

@@ -25,14 +25,14 @@ class PairStatistics(NamedTuple):
     positive (0, i).
     """
 
-    negatives: Float[Array, "N"]
+    negatives: Float[Array, " N"]
     """n_i = log Σ exp S_i,kj over the negatives, a large negative number where there is none; or, with the reduction
     `softplus`, Σ log(1 + exp S_i,kj)."""
-    entropy: Float[Array, "N"]
+    entropy: Float[Array, " N"]
     """Entropy in nats of the softmax over the negatives, 0 without any; no gradient flows through it."""
-    similarity: Float[Array, "N"]
+    similarity: Float[Array, " N"]
     """Σ_{j≠i} c_i,0j over valid rows j; no gradient."""
-    potential: Float[Array, "N"]
+    potential: Float[Array, " N"]
     """Σ_{j≠i} exp(−2‖q_i − k_0j‖²) = Σ exp(4 c_i,0j − 4) over valid rows j; no gradient."""
 
 
@@ -44,7 +44,7 @@ class Pairs(Protocol):
         self,
         queries: Float[Array, "N H"],
         keys: Float[Array, "K N H"],
-        valid: Bool[Array, "N"],
+        valid: Bool[Array, " N"],
         *,
         temperature: float,
         own: tuple[float, ...],
@@ -83,7 +83,7 @@ def similarities(queries: Float[Array, "A H"], keys: Float[Array, "B H"]) -> Flo
 def block_logits(
     cosine: Float[Array, "A B"],
     same: Bool[Array, "A B"],
-    valid: Bool[Array, "B"],
+    valid: Bool[Array, " B"],
     temperature: float,
     own: float | None,
     score: Score,
@@ -107,7 +107,7 @@ def block_logits(
 def dense(
     queries: Float[Array, "N H"],
     keys: Float[Array, "K N H"],
-    valid: Bool[Array, "N"],
+    valid: Bool[Array, " N"],
     *,
     temperature: float,
     own: tuple[float, ...],

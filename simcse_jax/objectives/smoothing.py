@@ -28,7 +28,7 @@ def smoothing_weight(config: SmoothingConfig, step: Int[Array, ""], total_steps:
     return jnp.minimum(config.weight, config.weight + change)
 
 
-def push(buffer: Float[Array, "Q H"], u: Float[Array, "N H"], valid: Bool[Array, "N"]) -> Float[Array, "Q H"]:
+def push(buffer: Float[Array, "Q H"], u: Float[Array, "N H"], valid: Bool[Array, " N"]) -> Float[Array, "Q H"]:
     """The buffer with a batch behind it and its oldest rows dropped.
 
     Args:
@@ -59,7 +59,7 @@ def smooth(config: SmoothingConfig, u: Float[Array, "N H"], buffer: Float[Array,
     buffer = jax.lax.stop_gradient(buffer)
     clusters = _clusters(buffer, config.clusters) if config.grouping == "kmeans" else None
 
-    def one(u: Float[Array, "H"]) -> Float[Array, "H"]:
+    def one(u: Float[Array, " H"]) -> Float[Array, " H"]:
         cosine = similarities(u[None], buffer)[0]
         if clusters is None:
             # The very nearest is the row itself.
@@ -80,7 +80,7 @@ def smooth(config: SmoothingConfig, u: Float[Array, "N H"], buffer: Float[Array,
     return jax.lax.map(jax.checkpoint(one), u, batch_size=BLOCK)
 
 
-def _clusters(buffer: Float[Array, "Q H"], count: int) -> Int[Array, "Q"]:
+def _clusters(buffer: Float[Array, "Q H"], count: int) -> Int[Array, " Q"]:
     """Spherical k-means: `LLOYD_ITERATIONS` rounds from centres each the farthest from those before it."""
 
     def spread(i: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -88,7 +88,7 @@ def _clusters(buffer: Float[Array, "Q H"], count: int) -> Int[Array, "Q"]:
         centre = buffer[jnp.argmin(nearest)]
         return centres.at[i].set(centre), jnp.maximum(nearest, similarities(buffer, centre[None])[:, 0])
 
-    def assign(centres: Float[Array, "C H"]) -> Int[Array, "Q"]:
+    def assign(centres: Float[Array, "C H"]) -> Int[Array, " Q"]:
         return jnp.argmax(similarities(buffer, centres), axis=1)
 
     def move(_: Int[Array, ""], centres: Float[Array, "C H"]) -> Float[Array, "C H"]:

@@ -71,14 +71,14 @@ class _Share(NamedTuple):
     valid: Bool[Array, "T B"]
 
 
-_Met = tuple[Float[Array, "B H"], Int[Array, "B"], Bool[Array, "B"]]
+_Met = tuple[Float[Array, "B H"], Int[Array, " B"], Bool[Array, " B"]]
 """A tile's keys, their numbers in the global batch, and whether they count."""
 
 
 def tiled(
     queries: Float[Array, "N H"],
     keys: Float[Array, "K N H"],
-    valid: Bool[Array, "N"],
+    valid: Bool[Array, " N"],
     *,
     temperature: float,
     own: tuple[float, ...],
@@ -105,8 +105,8 @@ def tiled(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _over_negatives(
-    settings: _Settings, queries: Float[Array, "N H"], keys: Float[Array, "K N H"], valid: Bool[Array, "N"]
-) -> tuple[Float[Array, "N"], Float[Array, "N"], Float[Array, "N"], Float[Array, "N"]]:
+    settings: _Settings, queries: Float[Array, "N H"], keys: Float[Array, "K N H"], valid: Bool[Array, " N"]
+) -> tuple[Float[Array, " N"], Float[Array, " N"], Float[Array, " N"], Float[Array, " N"]]:
     """`negatives`, `entropy`, `similarity` and `potential` of `PairStatistics`."""
     return _on_devices(settings, _forward, (1, 2, 1), (1, 1, 1, 1))(queries, keys, valid)
 
@@ -187,7 +187,7 @@ def _pass_on(settings: _Settings, x: Any) -> Any:
 
 
 def _forward(
-    settings: _Settings, queries: Float[Array, "n H"], keys: Float[Array, "K n H"], valid: Bool[Array, "n"]
+    settings: _Settings, queries: Float[Array, "n H"], keys: Float[Array, "K n H"], valid: Bool[Array, " n"]
 ) -> tuple[Array, ...]:
     n, me, ring = queries.shape[0], _me(settings), settings.devices
     anchors = _multiplied(settings, _cut(queries, 0, settings.block))
@@ -236,10 +236,10 @@ def _absorb(
     settings: _Settings,
     part: _Running,
     queries: Float[Array, "A H"],
-    rows: Int[Array, "A"],
+    rows: Int[Array, " A"],
     keys: Float[Array, "B H"],
-    columns: Int[Array, "B"],
-    valid: Bool[Array, "B"],
+    columns: Int[Array, " B"],
+    valid: Bool[Array, " B"],
     own: float | None,
 ) -> _Running:
     """The running sums with one more tile."""
@@ -273,9 +273,9 @@ def _backward(
     settings: _Settings,
     queries: Float[Array, "n H"],
     keys: Float[Array, "K n H"],
-    valid: Bool[Array, "n"],
-    negatives: Float[Array, "n"],
-    gradient: Float[Array, "n"],
+    valid: Bool[Array, " n"],
+    negatives: Float[Array, " n"],
+    gradient: Float[Array, " n"],
 ) -> tuple[Float[Array, "n H"], Float[Array, "K n H"]]:
     n, me, ring = queries.shape[0], _me(settings), settings.devices
     anchors = _multiplied(settings, _cut(queries, 0, settings.block))

@@ -78,7 +78,7 @@ class Flow:
         """z = f(x)."""
         return self.forward(x)[0]
 
-    def forward(self, x: Float[Array, "S H"]) -> tuple[Float[Array, "S H"], Float[Array, "S"]]:
+    def forward(self, x: Float[Array, "S H"]) -> tuple[Float[Array, "S H"], Float[Array, " S"]]:
         """z = f(x) and log |det ∂f/∂x|, a number a row."""
 
         def body(carry: tuple[Array, Array], step: tuple[Tree, Tree]) -> tuple[tuple[Array, Array], None]:
@@ -97,7 +97,7 @@ class Flow:
 
         return jax.lax.scan(body, z, (self.params, self.fixed), reverse=True)[0]
 
-    def log_likelihood(self, x: Float[Array, "S H"]) -> Float[Array, "S"]:
+    def log_likelihood(self, x: Float[Array, "S H"]) -> Float[Array, " S"]:
         """log p(x), in nats, a number a row."""
         z, log_det = self.forward(x)
         return -0.5 * jnp.sum(z**2, axis=1) - 0.5 * z.shape[1] * jnp.log(2 * jnp.pi) + log_det

@@ -96,7 +96,7 @@ def all_but_the_top(vectors: Float[np.ndarray, "S H"], components: int | None = 
 
 def _principal(
     vectors: Float[np.ndarray, "S H"],
-) -> tuple[Float[np.ndarray, "H"], Float[np.ndarray, "H"], Float[np.ndarray, "H H"]]:
+) -> tuple[Float[np.ndarray, " H"], Float[np.ndarray, " H"], Float[np.ndarray, "H H"]]:
     """Mean, standard deviations along the principal directions (descending), and these, as columns."""
     if len(vectors) < 2:
         raise InputError(f"a post-processor cannot be fitted to {len(vectors)} vectors: give two distinct sentences")

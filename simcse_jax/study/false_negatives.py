@@ -22,7 +22,7 @@ _BLOCK = 1024  # anchors whose similarities are there at a time
 class Reference:
     """Unit vectors, under the frozen model, of the first sentences of some examples."""
 
-    def __init__(self, examples: Int[np.ndarray, "E"], vectors: Float[np.ndarray, "E H"]) -> None:
+    def __init__(self, examples: Int[np.ndarray, " E"], vectors: Float[np.ndarray, "E H"]) -> None:
         """Args:
         examples: their numbers in the token table, ascending.
         vectors: their vectors, of any scale.
@@ -30,7 +30,7 @@ class Reference:
         self.examples = examples
         self.vectors = unit(vectors)
 
-    def of(self, examples: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B H"]:
+    def of(self, examples: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B H"]:
         """The vectors of these examples."""
         return self.vectors[np.searchsorted(self.examples, examples)]
 
@@ -41,7 +41,7 @@ def reference_pooler(config: Config) -> str:
 
 
 def load_reference(
-    file: Path, model: str, pooler: str | None, config: Config, corpus: Corpus, wanted: Int[np.ndarray, "E"]
+    file: Path, model: str, pooler: str | None, config: Config, corpus: Corpus, wanted: Int[np.ndarray, " E"]
 ) -> Reference:
     """Vectors of the wanted examples: those kept in `file`, and the others encoded and added to it.
 
@@ -77,7 +77,7 @@ def load_reference(
     return Reference(examples, vectors)
 
 
-def first_sentences(corpus: Corpus, wanted: Int[np.ndarray, "E"]) -> list[str]:
+def first_sentences(corpus: Corpus, wanted: Int[np.ndarray, " E"]) -> list[str]:
     """The first sentence of the given examples, ascending, as the token table numbers them."""
     numbers = iter([*wanted.tolist(), -1])
     following, texts = next(numbers), []
