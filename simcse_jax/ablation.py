@@ -51,7 +51,7 @@ class Ablation:
 
     def config(self, name: str, seed: int) -> Config:
         """The run of a variant and seed."""
-        config = with_settings(self.base, self.variants[name])
+        config: Config = with_settings(self.base, self.variants[name])
         return replace(config, seed=seed, output=str(local_only(self.output) / name / f"seed{seed}"))
 
 

@@ -272,4 +272,5 @@ def _share(ids: np.ndarray, lengths: np.ndarray, rows: slice) -> tuple[np.ndarra
 
 
 def _fetched(vectors: Array, places: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N D"]:
-    return np.asarray(vectors)[places]
+    chosen: np.ndarray = np.asarray(vectors)[places]
+    return chosen

@@ -11,6 +11,7 @@ from simcse_jax.embedder import LoadedModel
 from simcse_jax.evaluation.sts import STS_TASKS
 from simcse_jax.files import write_json, write_tensors
 from simcse_jax.postprocess import KEY, Affine, Dense, Flow, Modules, describe, tensors_of
+from simcse_jax.recognise import lower_cases
 from simcse_jax.storage import check_new_output, written_folder
 
 # What a flow is called in modules.json: there is no such class, so that sentence-transformers refuses the folder with
@@ -133,7 +134,7 @@ def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndar
         [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)],
     )
     limit = loaded.checkpoint.max_length or loaded.model.config.max_length
-    lower = hf.lower_cases(loaded.checkpoint.folder)
+    lower = lower_cases(loaded.checkpoint.folder)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": lower})
     write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
     return place

@@ -151,7 +151,8 @@ def gather(x: jax.Array, sharding: NamedSharding) -> jax.Array:
 
     @jax.custom_vjp
     def whole(x: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, replicated(sharding.mesh))
+        everywhere: jax.Array = jax.lax.with_sharding_constraint(x, replicated(sharding.mesh))
+        return everywhere
 
     def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
         return (jax.lax.with_sharding_constraint(gradient, sharding),)

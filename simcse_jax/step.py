@@ -86,7 +86,8 @@ def create_state(
 
     shardings = state_sharding(mesh, jax.eval_shape(create, params))
     # Donated, so that the parameters are not there twice.
-    return jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
+    state: TrainState = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
+    return state
 
 
 def make_train_step(

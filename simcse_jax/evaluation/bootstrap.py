@@ -45,7 +45,8 @@ def _correlate(
     x, y = a - middle, b - middle
     covariance, var_x, var_y = (np.einsum("bp,bp,bp->b", counts, *pair) for pair in ((x, y), (x, x), (y, y)))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return 100 * covariance / np.sqrt(var_x * var_y)
+        correlation: np.ndarray = 100 * covariance / np.sqrt(var_x * var_y)
+    return correlation
 
 
 def spearman_resamples(

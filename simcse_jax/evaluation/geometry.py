@@ -111,7 +111,8 @@ def gold_groups(gold: Float[np.ndarray, " P"]) -> Int[np.ndarray, " P"]:
     """The fifth of the scale, 0 to 4, that each gold score lies in; a score between two counts to the lower one."""
     low, high = gold_range(gold)
     fifths = np.ceil((gold - low) / max(high - low, 1e-300) * 5) - 1
-    return np.clip(fifths, 0, 4).astype(np.int64)
+    groups: np.ndarray = np.clip(fifths, 0, 4).astype(np.int64)
+    return groups
 
 
 def geometry(task: Task, encode: EncodeFunction) -> dict[str, float]:

@@ -157,7 +157,8 @@ def cosine(a: Float[np.ndarray, "P H"], b: Float[np.ndarray, "P H"]) -> Float[np
     a, b = a.astype(np.float64), b.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         similarity = np.sum(a * b, axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return np.round(np.nan_to_num(similarity, nan=0.0), 6)
+    rounded: np.ndarray = np.round(np.nan_to_num(similarity, nan=0.0), 6)
+    return rounded
 
 
 def distinct_sentences(tasks: list[Task]) -> list[str]:

@@ -72,7 +72,7 @@ def _for_kernel(x: Float[Array, "T K"], g: Float[Array, "T N"], wide: Any) -> Fl
             turned = jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
             return jnp.einsum("kt,tn->kn", turned, other, preferred_element_type=wide)
 
-        whole = jax.lax.map(half, bits).reshape(-1, other.shape[1])
+        whole: Array = jax.lax.map(half, bits).reshape(-1, other.shape[1])
         return whole if narrow is x else whole.T
 
     if x.dtype != jnp.bfloat16 or min(x.shape[1], g.shape[1]) % 2:

@@ -30,7 +30,7 @@ def find_loss(name: str) -> Loss:
     if not function:
         module, function = f"{__package__}.{name}", name
     try:
-        loss = getattr(importlib.import_module(module), function)
+        loss: Loss = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever a module of the user's own raises
         raise InputError(
             f"no objective '{name}' ({type(error).__name__}: {reason(error)}): name a file of simcse_jax/objectives "

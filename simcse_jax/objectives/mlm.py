@@ -119,7 +119,8 @@ def cross_entropy(
         return jnp.zeros(block, wide), jnp.zeros(block, bool)
 
     def one(part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        return jax.lax.cond(jnp.any(part[2]), compute, skip, *part)
+        found: tuple[Array, Array] = jax.lax.cond(jnp.any(part[2]), compute, skip, *part)
+        return found
 
     parts = jax.tree.map(lambda x: x.reshape(blocks, block, *x.shape[1:]), (hidden[padded], targets[padded], wanted))
     loss, correct = jax.tree.map(lambda x: x.reshape(-1)[:count], jax.lax.map(jax.checkpoint(one), parts))

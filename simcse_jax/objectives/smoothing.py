@@ -77,7 +77,8 @@ def smooth(config: SmoothingConfig, u: Float[Array, "N H"], buffer: Float[Array,
         return weights[0] * u + similarities(weights[None, 1:], buffer.T)[0]
 
     # In blocks, so that N × Q similarities are never there at once.
-    return jax.lax.map(jax.checkpoint(one), u, batch_size=BLOCK)
+    aggregates: Array = jax.lax.map(jax.checkpoint(one), u, batch_size=BLOCK)
+    return aggregates
 
 
 def _clusters(buffer: Float[Array, "Q H"], count: int) -> Int[Array, " Q"]:

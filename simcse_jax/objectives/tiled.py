@@ -108,7 +108,9 @@ def _over_negatives(
     settings: _Settings, queries: Float[Array, "N H"], keys: Float[Array, "K N H"], valid: Bool[Array, " N"]
 ) -> tuple[Float[Array, " N"], Float[Array, " N"], Float[Array, " N"], Float[Array, " N"]]:
     """`negatives`, `entropy`, `similarity` and `potential` of `PairStatistics`."""
-    return _on_devices(settings, _forward, (1, 2, 1), (1, 1, 1, 1))(queries, keys, valid)
+    statistics: tuple[Array, Array, Array, Array]
+    statistics = _on_devices(settings, _forward, (1, 2, 1), (1, 1, 1, 1))(queries, keys, valid)
+    return statistics
 
 
 def _save(
@@ -210,7 +212,8 @@ def _forward(
                 part, _ = lax.scan(absorb, part, (share.keys[kind], columns, share.valid))
             return part
 
-        return lax.map(anchors_tile, (running, anchors, rows))
+        absorbed: _Running = lax.map(anchors_tile, (running, anchors, rows))
+        return absorbed
 
     def turn(t: Int[Array, ""], carry: tuple[_Running, _Share]) -> tuple[_Running, _Share]:
         running, share = carry

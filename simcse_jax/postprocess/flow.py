@@ -136,7 +136,8 @@ def _inverse_step(p: Tree, fixed: Tree, y: Array) -> Array:
     lower, upper = _triangles(p, fixed)
     y = y[:, jnp.argsort(fixed["permutation"])]
     y = solve_triangular(upper, solve_triangular(lower, y.T, lower=True, unit_diagonal=True)).T
-    return y * jnp.exp(-p["scale"])[None] - p["bias"][None]
+    x: Array = y * jnp.exp(-p["scale"])[None] - p["bias"][None]
+    return x
 
 
 def init_flow(vectors: Float[np.ndarray, "S H"], settings: FlowSettings) -> Flow:

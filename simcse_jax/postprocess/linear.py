@@ -32,7 +32,8 @@ class Affine:
 
     def __call__(self, x: Float[Array, "S H"]) -> Float[Array, "S D"]:
         """The mapped rows. Products are taken in full precision, also where an accelerator's default is less."""
-        return jnp.matmul(x, self.weight, precision=jax.lax.Precision.HIGHEST) + self.bias[None]
+        mapped: Array = jnp.matmul(x, self.weight, precision=jax.lax.Precision.HIGHEST) + self.bias[None]
+        return mapped
 
 
 def whitening(vectors: Float[np.ndarray, "S H"], dim: int | None = None) -> Affine:

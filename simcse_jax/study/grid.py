@@ -129,7 +129,8 @@ class Study:
     def learning_rate(self, cell: Cell) -> float:
         """lr(B) = lr_ref · (B / B_ref)^exponent of the rule."""
         ratio = cell.batch_size / self.reference_batch_size
-        return self.base.optimizer.learning_rate * ratio ** EXPONENTS[cell.rule]
+        scale: float = ratio ** EXPONENTS[cell.rule]
+        return self.base.optimizer.learning_rate * scale
 
     def steps_of(self, cell: Cell) -> int:
         """Steps of a cell: the budget's, or as many as see its sentences."""

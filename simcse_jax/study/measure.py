@@ -107,10 +107,13 @@ class Meter:
 
     def _initial(self, cell: Cell) -> Params:
         initial = initial_params(self._study.config(cell), self._model)
+        params: Params
         if callable(initial):
-            return jax.jit(initial, out_shardings=state_sharding(self._mesh, jax.eval_shape(initial)))()
-        initial = sentence_encoder(initial)
-        return put(initial, state_sharding(self._mesh, initial))
+            params = jax.jit(initial, out_shardings=state_sharding(self._mesh, jax.eval_shape(initial)))()
+        else:
+            initial = sentence_encoder(initial)
+            params = put(initial, state_sharding(self._mesh, initial))
+        return params
 
     def _noise(self, cell: Cell, params: Params) -> float:
         study, size = self._study, cell.batch_size
