@@ -76,7 +76,8 @@ def bert_folder(size: Size, folder: Path) -> Path:
     checkpoint = hf.read_checkpoint(source)
     model = build_model(checkpoint.config, ModelConfig(pooler="cls"))
     params = jax.jit(lambda: init_params(model, SEED))()
-    return export(LoadedModel(model, params, checkpoint, None, None), target)
+    export(LoadedModel(model, params, checkpoint, None, None), target)
+    return target
 
 
 def data_root() -> Path:

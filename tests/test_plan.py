@@ -18,8 +18,9 @@ from simcse_jax.config import Config, DataConfig, MeshConfig, ModelConfig, Objec
 from simcse_jax.embedder import build_model, init_params
 from simcse_jax.errors import InputError
 from simcse_jax.kernels import Work
+from simcse_jax.memory import Memory
 from simcse_jax.model import read_encoder_config
-from simcse_jax.plan import PUBLISHED, Memory, Plan, format_plans, plan, roofline
+from simcse_jax.plan import PUBLISHED, Plan, format_plans, plan, roofline
 from simcse_jax.topology import CHIPS, parse_topology
 from tests.conftest import TINY_BERT
 

@@ -473,7 +473,7 @@ def test_graded_pairs_of_a_hub_data_set(datasets: Any, tmp_path: Path) -> None:
     (folder / "data" / "train-00000-of-00001.parquet").unlink()
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     for mode in ("dev", "test"):
-        assert load_task(str(folder), "", mode).subsets[0].first == [mode, "c"]  # type: ignore[arg-type]
+        assert load_task(str(folder), "", mode).subsets[0].first == [mode, "c"]
 
 
 def test_pairs_without_scores_are_refused(tmp_path: Path) -> None:

@@ -220,10 +220,10 @@ def test_a_diverged_cell_is_reported(done: Study, monkeypatch: pytest.MonkeyPatc
 
 def test_learning_rates_and_steps() -> None:
     study = Study(base=Config(optimizer=OptimizerConfig(learning_rate=3e-5)), reference_batch_size=64, sentences=8192)
-    rates = {rule: study.learning_rate(study.cell(256, rule, 0)) for rule in study.rules}  # type: ignore[arg-type]
+    rates = {rule: study.learning_rate(study.cell(256, rule, 0)) for rule in study.rules}
     assert rates == pytest.approx({"constant": 3e-5, "sqrt": 6e-5, "linear": 12e-5})
     assert study.learning_rate(study.cell(16, "sqrt", 0)) == pytest.approx(1.5e-5)
-    assert {study.cell(64, rule, 0) for rule in study.rules} == {Cell(64, "reference", 0)}  # type: ignore[arg-type]
+    assert {study.cell(64, rule, 0) for rule in study.rules} == {Cell(64, "reference", 0)}
     assert [study.steps_of(Cell(b, "sqrt", 0)) for b in (16, 4096, 6000, 100_000)] == [512, 2, 2, 1]
     assert replace(study, sentences=0, steps=7).steps_of(Cell(16, "sqrt", 0)) == 7
 
