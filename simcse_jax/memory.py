@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,15 +15,14 @@ import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from simcse_jax import executables, hf
+from simcse_jax import hf
 from simcse_jax.batch import Batch, Packing
-from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig
+from simcse_jax.config import Config
 from simcse_jax.errors import InputError
 from simcse_jax.flops import matrix_flops
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.programs import without_cache
 from simcse_jax.sharding import batch_sharding, state_sharding
 from simcse_jax.step import TrainState, make_train_step, state_of
 
@@ -204,27 +202,6 @@ def _compile(
     return CompiledStep(flops, micro_batch, executable, memory, memory.total, available)
 
 
-def _kept_file(
-    config: Config,
-    model: SentenceEncoder,
-    mesh: Mesh,
-    columns: int,
-    total_steps: int,
-    vocabulary: Vocabulary | None,
-    packing: Packing | None,
-) -> Path | None:
-    """Where a step is kept; None where it is not, as where it follows from more than the arguments: from the memory
-    that is free, or from a loss of the user's own."""
-    if config.micro_batch == "auto" or ":" in config.objective.loss:
-        return None
-    # Left out is what no step depends on, so that all else tells it from others.
-    data = DataConfig(max_length=config.data.max_length)
-    settings = replace(config, output="", log_every=1, tracking=(), data=data, model=replace(config.model, path=""))
-    settings = replace(settings, evaluation=EvaluationConfig(), checkpoint=CheckpointConfig())
-    about = (settings, model, mesh.shape, columns, total_steps, vocabulary, packing)
-    return executables.place(about, list(mesh.devices.flat))
-
-
 def compile_step(
     config: Config,
     model: SentenceEncoder,
@@ -234,34 +211,21 @@ def compile_step(
     vocabulary: Vocabulary | None = None,
     packing: Packing | None = None,
 ) -> CompiledStep:
-    """Compiles the step of a run for the devices that are here, or reads what an earlier run kept of the same step.
-
-    For the arguments see `trace_step`.
+    """Compiles the step of a run for the devices that are here. For the arguments see `trace_step`.
 
     Raises:
       InputError: the step does not fit the memory of a device.
     """
-    available = available_memory(mesh)
-    file = _kept_file(config, model, mesh, columns, total_steps, vocabulary, packing)
-    devices = list(mesh.devices.flat)
-    if file and (found := executables.find(file, devices)):
-        executable, beside = found
-        step: CompiledStep = replace(beside, executable=executable, available=available)
-    else:
-        step = fit_step(
-            config,
-            model,
-            mesh,
-            columns,
-            total_steps,
-            available,
-            # What JAX's cache gave cannot be kept on CPUs, see `executables.keep`.
-            context=without_cache if file and devices[0].platform == "cpu" else nullcontext,
-            vocabulary=vocabulary,
-            packing=packing,
-        )
-        if file and step.executable:
-            executables.keep(file, step.executable, replace(step, executable=None, available=None))
+    step = fit_step(
+        config,
+        model,
+        mesh,
+        columns,
+        total_steps,
+        available_memory(mesh),
+        vocabulary=vocabulary,
+        packing=packing,
+    )
     if step.fits:
         return step
     advice = "set --micro-batch auto" if config.micro_batch != "auto" and step.micro_batch > 1 else "use more devices"

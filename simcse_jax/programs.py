@@ -48,16 +48,9 @@ def drop_programs() -> None:
     JAX writes from the first of them. Where they share no home or are of several kinds of CPU, the others would compile
     while the first has long gone on to wait for them.
     """
-    if own_folder():
-        jax.config.update("jax_compilation_cache_dir", None)
-
-
-def own_folder() -> Path | None:
-    """The folder in use, where it is of `keep_programs`; None where the user named another, or nothing is kept."""
     folder = _setting()
-    if folder is None or Path(folder).parent != _ours() or not jax.config.values["jax_enable_compilation_cache"]:
-        return None
-    return Path(folder)
+    if folder is not None and Path(folder).parent == _ours():
+        jax.config.update("jax_compilation_cache_dir", None)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ LEVELS = [
     ["batch", "chunks", "errors", "flops", "hlo", "noise", "plots", "rng", "vectors"],
     ["collectives", "files", "kernels", "model", "nearest", "preemption", "topology"],
     ["config", "metrics_log", "programs", "recognise", "speed", "storage", "tables", "tracking"],
-    ["executables", "hf", "mirror", "objectives", "optimizer", "sharding"],
+    ["hf", "mirror", "objectives", "optimizer", "sharding"],
     ["masked"],
     ["loss"],
     ["step", "run", "postprocess"],
