@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from simcse_jax.errors import InputError, reason
 from simcse_jax.files import CACHE
-from simcse_jax.model.pooling import PoolerName
+from simcse_jax.poolers import PoolerName
 
 MIN_LENGTH = 3
 """Fewest tokens a sentence can be cut to: two specials around one token."""

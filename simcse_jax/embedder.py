@@ -13,7 +13,8 @@ from simcse_jax.checkpoint import abstract, open_checkpoints
 from simcse_jax.config import ModelConfig
 from simcse_jax.errors import InputError
 from simcse_jax.hf import Checkpoint, Params, Pooling
-from simcse_jax.model import EncoderConfig, SentenceEncoder, check_pooler, init_mlm_head
+from simcse_jax.model import EncoderConfig, SentenceEncoder, init_mlm_head
+from simcse_jax.poolers import check_pooler
 from simcse_jax.run import Run, is_run, open_run
 from simcse_jax.sharding import make_mesh, put, replicated, state_sharding
 from simcse_jax.storage import local_path

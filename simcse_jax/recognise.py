@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax.errors import InputError
-from simcse_jax.model import check_pooler
+from simcse_jax.poolers import check_pooler
 
 SETTINGS = "simcse_jax"
 """Key of config.json that holds the pooler settings of a model we saved."""

@@ -21,7 +21,7 @@ from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import load_task
 from simcse_jax.export import export
-from simcse_jax.model import POOLERS
+from simcse_jax.poolers import POOLERS
 from simcse_jax.sharding import make_mesh
 from simcse_jax.tool import SimCSE
 from simcse_jax.train import train

@@ -19,9 +19,10 @@ from simcse_jax.batch import Batch
 from simcse_jax.config import Config, ObjectiveConfig, OptimizerConfig, SmoothingConfig
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.evaluation.sts import STS_TASKS, Subset, cosine, evaluate, load_task
-from simcse_jax.model import POOLERS, Encoder, SentenceEncoder, pool
+from simcse_jax.model import Encoder, SentenceEncoder, pool
 from simcse_jax.objectives import info_nce
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.poolers import POOLERS
 from simcse_jax.sharding import make_mesh
 from simcse_jax.step import TrainState, create_state, make_train_step
 from tests.conftest import relative_error, tree_error, without_key_biases

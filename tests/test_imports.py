@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 # Modules from the bottom up: each may import only from lower levels.
 LEVELS = [
     ["batch", "chunks", "errors", "flops", "hlo", "noise", "plots", "rng", "vectors"],
-    ["collectives", "files", "kernels", "model", "nearest", "preemption", "topology"],
-    ["config", "metrics_log", "programs", "recognise", "speed", "storage", "tables", "tracking"],
+    ["collectives", "files", "kernels", "nearest", "poolers", "preemption", "topology"],
+    ["config", "metrics_log", "model", "programs", "recognise", "speed", "storage", "tables", "tracking"],
     ["hf", "mirror", "objectives", "optimizer", "sharding"],
     ["masked"],
     ["loss"],

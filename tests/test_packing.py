@@ -21,8 +21,9 @@ from simcse_jax.embedder import build_model, init_params, load_model
 from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.loss import encode_views, make_loss
-from simcse_jax.model import POOLERS, SentenceEncoder, init_mlm_head, read_encoder_config
+from simcse_jax.model import SentenceEncoder, init_mlm_head, read_encoder_config
 from simcse_jax.objectives.mlm import Vocabulary
+from simcse_jax.poolers import POOLERS
 from simcse_jax.preemption import StopRequest
 from simcse_jax.sharding import make_mesh, put, put_batch, state_sharding
 from simcse_jax.train import train

@@ -13,10 +13,11 @@ from simcse_jax import hf, noise
 from simcse_jax.batch import Batch
 from simcse_jax.config import Config, ObjectiveConfig, OptimizerConfig
 from simcse_jax.errors import InputError
-from simcse_jax.model import POOLERS, Encoder, SentenceEncoder, read_encoder_config
+from simcse_jax.model import Encoder, SentenceEncoder, read_encoder_config
 from simcse_jax.model.encoder import ACTIVATIONS
 from simcse_jax.model.product import affine
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.poolers import POOLERS
 from simcse_jax.sharding import make_mesh
 from simcse_jax.step import create_state, make_train_step
 from tests.conftest import TINY_BERT, TINY_ROBERTA, mask_of

@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 
 from simcse_jax.commands.options import senteval_folder
-from simcse_jax.model.pooling import PoolerName
+from simcse_jax.poolers import PoolerName
 
 
 @dataclass(frozen=True)

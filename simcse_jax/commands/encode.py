@@ -8,7 +8,7 @@ import tyro
 from simcse_jax.config import ENCODE_ROW
 from simcse_jax.errors import InputError, reason
 from simcse_jax.files import check_writable_file
-from simcse_jax.model.pooling import PoolerName
+from simcse_jax.poolers import PoolerName
 
 
 @dataclass(frozen=True)

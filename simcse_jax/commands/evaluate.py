@@ -10,7 +10,7 @@ import tyro
 from simcse_jax.commands.options import senteval_folder
 from simcse_jax.errors import InputError, reason
 from simcse_jax.files import check_writable_file
-from simcse_jax.model.pooling import PoolerName
+from simcse_jax.poolers import PoolerName
 
 
 @dataclass(frozen=True)

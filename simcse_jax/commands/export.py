@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from simcse_jax.model.pooling import PoolerName
+from simcse_jax.poolers import PoolerName
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import tyro
 
 from simcse_jax.commands.options import senteval_folder
 from simcse_jax.errors import InputError
-from simcse_jax.model.pooling import PoolerName
+from simcse_jax.poolers import PoolerName
 from simcse_jax.postprocess.fit import FitSettings
 
 

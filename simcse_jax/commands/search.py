@@ -9,7 +9,7 @@ from simcse_jax.commands.options import check_searchable, make_searchable
 from simcse_jax.encode import LongText
 from simcse_jax.errors import InputError
 from simcse_jax.index import Backend
-from simcse_jax.model.pooling import PoolerName
+from simcse_jax.poolers import PoolerName
 
 
 @dataclass(frozen=True)

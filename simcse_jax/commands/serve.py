@@ -10,7 +10,7 @@ import tyro
 
 from simcse_jax.commands.options import check_searchable, make_searchable
 from simcse_jax.errors import InputError
-from simcse_jax.model.pooling import PoolerName
+from simcse_jax.poolers import PoolerName
 from simcse_jax.serve.limits import Limits
 
 

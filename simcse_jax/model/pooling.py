@@ -1,26 +1,10 @@
 """From token vectors to one sentence vector (SimCSE, section 6.3 and table 6)."""
 
-from typing import Literal, get_args
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from simcse_jax.errors import InputError
 from simcse_jax.model.layout import lay_out
-
-PoolerName = Literal["cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_last", "avg_static_last", "avg_static"]
-POOLERS: tuple[str, ...] = get_args(PoolerName)
-
-
-def check_pooler(name: str) -> None:
-    """Raises `InputError` unless `name` is one of `POOLERS`."""
-    if name not in POOLERS:
-        raise InputError(f"unknown pooler '{name}'; choose one of {', '.join(POOLERS)}")
-
-
-def needs_first_only(name: str) -> bool:
-    """Whether the pooler looks at nothing of the last layer but the first token of each sentence."""
-    return name in ("cls", "cls_before_pooler")
+from simcse_jax.poolers import check_pooler, needs_first_only
 
 
 def pool(

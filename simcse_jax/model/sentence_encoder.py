@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from simcse_jax.model.encoder import Encoder, EncoderConfig
-from simcse_jax.model.pooling import needs_first_only, pool
+from simcse_jax.model.pooling import pool
+from simcse_jax.poolers import needs_first_only
 
 
 class Head(nn.Module):

@@ -9,8 +9,8 @@ from simcse_jax import run
 from simcse_jax.config import Config
 from simcse_jax.errors import InputError
 from simcse_jax.files import local_only
-from simcse_jax.model.pooling import PoolerName
 from simcse_jax.objectives import check_objective
+from simcse_jax.poolers import PoolerName
 
 Rule = Literal["constant", "sqrt", "linear"]
 EXPONENTS: dict[str, float] = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0, "reference": 0.0}
