@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from simcse_jax.config import Backend
 from simcse_jax.data.corpus import read_sentences
-from simcse_jax.index import Backend, Index
+from simcse_jax.index import Index
 from simcse_jax.tool import SimCSE
 
 _WARM, _TIMED = 2, 10

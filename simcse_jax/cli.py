@@ -1,110 +1,175 @@
-"""Train sentence encoders with SimCSE, score them, encode with them, and export them to PyTorch."""
+"""Train sentence encoders with SimCSE, score them, encode with them, and export them to PyTorch.
 
+Every command takes --debug, which shows the traceback of an error.
+"""
+
+import difflib
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import make_dataclass
+from importlib import import_module
 from typing import Annotated, Any
 
 import tyro
 
-from simcse_jax.ablation import Ablation
-from simcse_jax.commands.ablate import Ablate
-from simcse_jax.commands.analyze import Analyze
-from simcse_jax.commands.data import Inspect, Nli
-from simcse_jax.commands.encode import Encode
-from simcse_jax.commands.evaluate import Evaluate
-from simcse_jax.commands.export import Export
-from simcse_jax.commands.options import pairs_of_values
-from simcse_jax.commands.plan import Plan, PlanConfig
-from simcse_jax.commands.postprocess import Postprocess
-from simcse_jax.commands.replace_words import ReplaceWords
-from simcse_jax.commands.search import Search
-from simcse_jax.commands.serve import Serve
-from simcse_jax.commands.study import Study
-from simcse_jax.commands.train import Train
-from simcse_jax.commands.vocabulary import Vocabulary
-from simcse_jax.config import load_config_file, load_variable
+from simcse_jax.commands.options import Command, Configured, pairs_of_values
 from simcse_jax.errors import InputError
-from simcse_jax.programs import keep_programs
-from simcse_jax.study import Study as StudySettings
 
-Configured = Train | Plan | Study | Ablate | Inspect
-"""The commands that a config file comes right after."""
+COMMANDS = {
+    "train": ("train:Train", "Train a model, or continue the run in the output folder."),
+    "plan": (
+        "plan:Plan",
+        "Compile a run's train step for devices that are not here: memory, collectives, FLOPs, and what they allow.",
+    ),
+    "study": (
+        "study:Study",
+        "Train over a grid of batch × learning-rate rule × seed, or continue; write table, figures and report.",
+    ),
+    "ablate": (
+        "ablate:Ablate",
+        "Train the variants of a config, each with each seed, or continue; print and write the table.",
+    ),
+    "data inspect": (
+        "data:Inspect",
+        "Say what a model will see of its training text: counts, lengths, what is cut, repetitions, three examples.",
+    ),
+    "data nli": (
+        "data:Nli",
+        "Write triplets (premise, entailment, contradiction) from the labelled pairs of SNLI, MultiNLI and the like.",
+    ),
+    "evaluate": ("evaluate:Evaluate", "Score models on STS and transfer tasks; several models in one table."),
+    "encode": ("encode:Encode", "Write the vectors of the sentences of a file, one row a line, as float32 .npy."),
+    "search": ("search:Search", "Find the sentences of a file that are most similar to a query."),
+    "export": (
+        "export:Export",
+        "Write a model as a folder that transformers, sentence-transformers and this package read.",
+    ),
+    "analyze": (
+        "analyze:Analyze",
+        "Measure where models' vectors lie (alignment, uniformity, isotropy, spectrum); write tables, figures, report.",
+    ),
+    "postprocess": (
+        "postprocess:Postprocess",
+        "Fit whitening, all-but-the-top or a flow to sentences without labels, and write the model that applies it.",
+    ),
+    "vocabulary": (
+        "vocabulary:Vocabulary",
+        "Learn a WordPiece vocabulary from text and write a BERT without weights, to be pretrained (pretrain_mlm).",
+    ),
+    "replace-words": (
+        "replace_words:ReplaceWords",
+        "Write pairs of sentences and the same with words replaced by a masked language model's, to train on.",
+    ),
+    "serve": ("serve:Serve", "Search sentences from the browser and through an HTTP API; compare and plot any."),
+}
+"""For each command, its class in `simcse_jax.commands` and the class's docstring, so that help need not import it."""
+
+GROUPS = {"data": "Look at training text, and make some."}
+"""First words that several commands share."""
+
+_DEBUG = "--debug"
 
 
-def _command(preset: Configured | None) -> Any:
-    """The commands as one type, for tyro; the settings of a named config are the defaults that options override."""
-
-    def command(kind: type, name: str) -> Any:
-        return tyro.conf.subcommand(name, default=preset) if isinstance(preset, kind) else tyro.conf.subcommand(name)
-
-    return (
-        Annotated[Train, command(Train, "train")]
-        | Annotated[Plan, command(Plan, "plan")]
-        | Annotated[Study, command(Study, "study")]
-        | Annotated[Ablate, command(Ablate, "ablate")]
-        | Annotated[
-            Annotated[Inspect, command(Inspect, "inspect")] | Annotated[Nli, tyro.conf.subcommand("nli")],
-            tyro.conf.subcommand("data", description="Look at training text, and make some."),
-        ]
-        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-        | Annotated[Encode, tyro.conf.subcommand("encode")]
-        | Annotated[Search, tyro.conf.subcommand("search")]
-        | Annotated[Export, tyro.conf.subcommand("export")]
-        | Annotated[Analyze, tyro.conf.subcommand("analyze")]
-        | Annotated[Postprocess, tyro.conf.subcommand("postprocess")]
-        | Annotated[Vocabulary, tyro.conf.subcommand("vocabulary")]
-        | Annotated[ReplaceWords, tyro.conf.subcommand("replace-words")]
-        | Annotated[Serve, tyro.conf.subcommand("serve")]
-    )
+def command_class(name: str) -> type[Command]:
+    """The class of a command of `COMMANDS`, whose module this imports."""
+    module, _, kind = COMMANDS[name][0].partition(":")
+    found: type[Command] = getattr(import_module(f"simcse_jax.commands.{module}"), kind)
+    return found
 
 
-def _preset(argv: list[str]) -> Configured | None:
-    """The command with the settings of the config file that stands right after its name, if one does."""
-    if argv[:2] == ["data", "inspect"]:
-        argv = argv[1:]
+def _chosen(argv: list[str]) -> str | None:
+    """The command that arguments begin with; None where they begin with an option, or end before the command does.
+
+    Raises:
+      InputError: an unknown command.
+    """
+    firsts = list(dict.fromkeys(name.split()[0] for name in COMMANDS))
+    if not argv or argv[0].startswith("-"):
+        return None
+    if argv[0] not in GROUPS:
+        return _known(argv[0], firsts)
+    seconds = [name.split()[1] for name in COMMANDS if name.startswith(f"{argv[0]} ")]
     if len(argv) < 2 or argv[1].startswith("-"):
         return None
-    name, file = argv[:2]
-    if name == "train":
-        return Train(file, load_config_file(file))
-    if name == "inspect":
-        return Inspect(file, config=load_config_file(file))
-    if name == "plan":
-        return Plan(file, config=PlanConfig.of(load_config_file(file)))
-    if name == "study":
-        return Study(file, load_variable(file, "study", StudySettings))
-    return Ablate(file, load_variable(file, "ablation", Ablation)) if name == "ablate" else None
+    return f"{argv[0]} {_known(argv[1], seconds, argv[0])}"
 
 
-def parse(argv: list[str]) -> Any:
+def _known(word: str, words: Sequence[str], group: str = "") -> str:
+    if word in words:
+        return word
+    near = difflib.get_close_matches(word, words, n=1)
+    guess = f"did you mean '{near[0]}'? " if near else ""
+    command = f"simcse-jax {group}".strip()
+    raise InputError(f"'{command}' has no command '{word}': {guess}Its commands are {', '.join(words)}")
+
+
+def _subcommands(chosen: str | None, preset: Configured | None) -> Any:
+    """All commands as one type, for tyro. Only the chosen one has its options; the others have their line of help."""
+    members: dict[str, list[Any]] = {}
+    for name, (_, about) in COMMANDS.items():
+        first, _, last = name.partition(" ")
+        kind = command_class(name) if name == chosen else make_dataclass("Unchosen", [], namespace={"__doc__": about})
+        default: dict[str, Any] = {"default": preset} if name == chosen and preset is not None else {}
+        members.setdefault(first, []).append(Annotated[kind, tyro.conf.subcommand(last or first, **default)])
+    for group, about in GROUPS.items():
+        members[group] = [Annotated[_union(members[group]), tyro.conf.subcommand(group, description=about)]]
+    return _union([kind for kinds in members.values() for kind in kinds])
+
+
+def _union(kinds: list[Any]) -> Any:
+    union = kinds[0]
+    for kind in kinds[1:]:
+        union = union | kind
+    return union
+
+
+def parse(argv: list[str]) -> Command:
     """The command that arguments name, with its settings, ready to `run`.
 
     Raises:
-      InputError: a config that cannot be used. (What tyro refuses ends the program, with its own message.)
+      InputError: a command that there is not, or a config that cannot be used. (What tyro refuses ends the program,
+        with its own message.)
     """
-    preset = _preset(argv)
+    words = [word for word in argv if word != _DEBUG]
+    chosen = _chosen(words)
+    preset: Configured | None = None
+    if chosen:
+        number = len(chosen.split())
+        kind, rest = command_class(chosen), words[number:]
+        if issubclass(kind, Configured) and rest and not rest[0].startswith("-"):
+            preset = kind.from_file(rest[0])
+        if _DEBUG in argv:  # wherever it stands
+            words.insert(number, _DEBUG)
     with pairs_of_values():
-        command = tyro.cli(_command(preset), prog="simcse-jax", description=__doc__, args=argv)
+        command: Command = tyro.cli(_subcommands(chosen, preset), prog="simcse-jax", description=__doc__, args=words)
     if isinstance(command, Configured) and preset is None:
-        name = "data inspect" if isinstance(command, Inspect) else type(command).__name__.lower()
-        raise InputError(f"give the config file right after {name}: simcse-jax {name} {command.config_file} ...")
+        raise InputError(f"give the config file right after {chosen}: simcse-jax {chosen} {command.config_file} ...")
     return command
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command; bad input is one line on stderr and exit status 2."""
+    """Runs a command; bad input is one line on stderr and exit status 2, with --debug a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    debug = _DEBUG in argv
     try:
-        command = parse(sys.argv[1:] if argv is None else argv)
-        if not isinstance(command, Plan):  # which says how long compiling takes
+        command = parse(argv)
+        if command.keeps_programs:
+            from simcse_jax.programs import keep_programs
+
             keep_programs()
         command.run()
     except InputError as error:
+        if debug:
+            raise
         print(f"simcse-jax: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # whoever reads, `head` say, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes
         raise SystemExit(128 + signal.SIGPIPE) from None
     except KeyboardInterrupt:
+        if debug:
+            raise
         print("simcse-jax: interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -23,6 +23,13 @@ MIN_LENGTH = 3
 ENCODE_ROW = 64
 """Tokens of a row in encoding, by default."""
 
+LongText = Literal["cut", "windows", "error"]
+"""What becomes of a text of more than `max_length` tokens: its beginning is encoded; or all of it, in windows of so
+many tokens each, whose vectors are averaged, weighted by their tokens (specials not counted); or it is refused."""
+
+Backend = Literal["jax", "faiss-flat", "faiss-ivf"]
+"""`jax`: exact, on JAX's first device. `faiss-flat`: exact, on the CPU. `faiss-ivf`: approximate, in less time."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from simcse_jax.chunks import power_of_two
-from simcse_jax.config import ENCODE_ROW, MIN_LENGTH
+from simcse_jax.config import ENCODE_ROW, MIN_LENGTH, LongText
 from simcse_jax.data.packing import first_fit, lay
 from simcse_jax.data.tokens import encode_batch, encode_windows
 from simcse_jax.errors import InputError
@@ -21,10 +21,6 @@ from simcse_jax.hf import Params
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.postprocess import KEY
 from simcse_jax.sharding import put_batch, replicated
-
-LongText = Literal["cut", "windows", "error"]
-"""What becomes of a text of more than `max_length` tokens: its beginning is encoded; or all of it, in windows of so
-many tokens each, whose vectors are averaged, weighted by their tokens (specials not counted); or it is refused."""
 
 _CHUNK = 8192  # sentences tokenised at a time, and packed
 

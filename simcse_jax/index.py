@@ -4,17 +4,15 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Float
 
+from simcse_jax.config import Backend
 from simcse_jax.errors import InputError, reason
 from simcse_jax.files import check_new_folder, new_folder, write_json, write_text
 from simcse_jax.nearest import Exact, Faiss, Nearest
-
-Backend = Literal["jax", "faiss-flat", "faiss-ivf"]
-"""`jax`: exact, on JAX's first device. `faiss-flat`: exact, on the CPU. `faiss-ivf`: approximate, in less time."""
 
 _FORMAT = 1  # of a saved index: raise it when the files change
 _ABOUT, _SENTENCES, _VECTORS, _CELLS = "index.json", "sentences.jsonl", "vectors.npy", "cells.npy"

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from simcse_jax import hf
-from simcse_jax.config import ENCODE_ROW
+from simcse_jax.config import ENCODE_ROW, Backend, LongText
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.embedder import load_model
-from simcse_jax.encode import BatchEncoder, LongText
+from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
-from simcse_jax.index import Backend, Hit, Index
+from simcse_jax.index import Hit, Index
 from simcse_jax.sharding import make_mesh
 from simcse_jax.vectors import unit
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from simcse_jax import SimCSE
-from simcse_jax.cli import main
+from simcse_jax.cli import COMMANDS, GROUPS, command_class, main, parse
+from simcse_jax.commands.train import Train
 from simcse_jax.config import Config, load_config_file
+from simcse_jax.errors import InputError
 
 PUBLISHED = {
     "unsup_bert_base": ("bert-base-uncased", 64, 3e-5, 1, True),
@@ -117,6 +119,61 @@ def test_help_names_every_field_with_its_meaning(capsys: pytest.CaptureFixture[s
     assert "Largest global gradient norm; 0 does not clip. (default: 1.0)" in shown
 
 
+def test_help_lists_each_command_with_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, (_, about) in COMMANDS.items():
+        assert command_class(name).__doc__ == about
+        if " " not in name:
+            assert f"• {name} {about}" in shown
+    for group, about in GROUPS.items():
+        assert f"• {group} {about}" in shown
+    assert "Every command takes --debug" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian", "unsup_bert_base"], "'simcse-jax' has no command 'trian': did you mean 'train'? Its commands are"),
+        (["replace_words"], "did you mean 'replace-words'?"),
+        (["xyz"], "'simcse-jax' has no command 'xyz': Its commands are train, plan,"),
+        (["data", "inspekt"], "'simcse-jax data' has no command 'inspekt': did you mean 'inspect'? Its commands are"),
+    ],
+)
+def test_a_misspelt_command(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_takes_debug(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help"])
+    assert "--debug" in (shown := capsys.readouterr().out)
+    assert "Show the traceback of an error." in shown
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_debug_shows_the_traceback(place: int, text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data", "nli", str(text_file)]
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert capsys.readouterr().err.startswith("simcse-jax: error: give one source or more")
+    with pytest.raises(InputError, match="give one source or more"):
+        main([*words[:place], "--debug", *words[place:]])
+    assert capsys.readouterr().err == ""
+
+
+def test_debug_may_stand_before_the_config_file() -> None:
+    command = parse(["train", "--debug", "unsup_bert_base", "--batch-size", "8"])
+    assert isinstance(command, Train)
+    assert command.debug
+    assert command.config.batch_size == 8
+    assert not parse(["train", "unsup_bert_base"]).debug
+
+
 def test_config_survives_json() -> None:
     from simcse_jax import config as configs
 
@@ -144,6 +201,7 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     code = """
 from simcse_jax import cli
 class Talk:
+    keeps_programs = False
     def run(self):
         for _ in range(100_000):
             print("a line of some length")

@@ -1,12 +1,15 @@
 """What importing costs, and which way imports point."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from simcse_jax.cli import COMMANDS
 
 PACKAGE = Path(__file__).parents[1] / "simcse_jax"
 
@@ -85,10 +88,39 @@ def test_importing_loads_no_other_framework(module: str) -> None:
     assert loaded == []
 
 
+# Their settings stand beside the code that uses them.
+HEAVY = ("ablate", "postprocess")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("--help",), ("trian",), ("data",), ("data", "inspec"), ("encode",), ("train", "nothing")]
+    + [(*name.split(), "--help") for name in COMMANDS if name not in HEAVY],
+    ids=" ".join,
+)
+def test_a_command_pays_for_what_it_uses(words: tuple[str, ...]) -> None:
+    """What is answered without a model imports none of the packages that a model needs."""
+    heavy = {"jax", "flax", "orbax", "optax", "scipy", "transformers"}
+    if len(words) < 2:
+        heavy.add("numpy")
+    code = f"""
+import sys
+from simcse_jax.cli import main
+try:
+    main({list(words)})
+except SystemExit:
+    print(*[name for name in {heavy} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == ""
+
+
 def test_public_names_exist() -> None:
     import simcse_jax
-    import simcse_jax.cli  # by which every module is loaded
 
+    for names in LEVELS:
+        for name in names:
+            importlib.import_module(f"simcse_jax.{name}".removesuffix(".__init__"))
     for name in simcse_jax.__all__:
         assert not isinstance(getattr(simcse_jax, name), ModuleType)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -6,16 +6,22 @@ from typing import Annotated
 import tyro
 
 from simcse_jax.ablation import Ablation
-from simcse_jax.commands.options import quiet_orbax
+from simcse_jax.commands.options import Configured, quiet_orbax
+from simcse_jax.config import load_variable
 
 
 @dataclass(frozen=True)
-class Ablate:
+class Ablate(Configured):
     """Train the variants of a config, each with each seed, or continue; print and write the table."""
 
     config_file: tyro.conf.Positional[str]
     """Python file that defines `ablation`, or the name of one that comes with the package, e.g. dropout."""
     ablation: Annotated[Ablation, tyro.conf.arg(name="")] = field(default_factory=Ablation)
+
+    @classmethod
+    def from_file(cls, file: str) -> "Ablate":
+        """The command with the settings of a config file."""
+        return cls(file, load_variable(file, "ablation", Ablation))
 
     def run(self) -> None:
         """Runs what is not done."""

@@ -7,12 +7,12 @@ from typing import Literal
 
 import tyro
 
-from simcse_jax.commands.options import senteval_folder
+from simcse_jax.commands.options import Command, senteval_folder
 from simcse_jax.poolers import PoolerName
 
 
 @dataclass(frozen=True)
-class Analyze:
+class Analyze(Command):
     """Measure where models' vectors lie (alignment, uniformity, isotropy, spectrum); write tables, figures, report."""
 
     models: tyro.conf.Positional[tuple[str, ...]]

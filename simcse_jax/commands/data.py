@@ -7,13 +7,14 @@ from typing import Annotated
 
 import tyro
 
-from simcse_jax.config import Config, DataConfig
+from simcse_jax.commands.options import Command, Configured
+from simcse_jax.config import Config, DataConfig, load_config_file
 from simcse_jax.errors import InputError, reason
 from simcse_jax.files import check_writable_file
 
 
 @dataclass(frozen=True)
-class Inspect:
+class Inspect(Configured):
     """Say what a model will see of its training text: counts, lengths, what is cut, repetitions, three examples."""
 
     config_file: tyro.conf.Positional[str]
@@ -21,6 +22,11 @@ class Inspect:
     json: Path | None = None
     """Write all figures to this .json file."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+    @classmethod
+    def from_file(cls, file: str) -> "Inspect":
+        """The command with the settings of a config file."""
+        return cls(file, config=load_config_file(file))
 
     def run(self) -> None:
         """Prints the report."""
@@ -46,7 +52,7 @@ class Inspect:
 
 
 @dataclass(frozen=True)
-class Nli:
+class Nli(Command):
     """Write triplets (premise, entailment, contradiction) from the labelled pairs of SNLI, MultiNLI and the like."""
 
     paths: tyro.conf.Positional[tuple[str, ...]]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+from simcse_jax.commands.options import Command
 from simcse_jax.config import ENCODE_ROW
 from simcse_jax.errors import InputError, reason
 from simcse_jax.files import check_writable_file
@@ -12,7 +13,7 @@ from simcse_jax.poolers import PoolerName
 
 
 @dataclass(frozen=True)
-class Encode:
+class Encode(Command):
     """Write the vectors of the sentences of a file, one row a line, as float32 .npy."""
 
     model: tyro.conf.Positional[str]

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 import tyro
 
-from simcse_jax.commands.options import senteval_folder
+from simcse_jax.commands.options import Command, senteval_folder
 from simcse_jax.errors import InputError, reason
 from simcse_jax.files import check_writable_file
 from simcse_jax.poolers import PoolerName
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Command):
     """Score models on STS and transfer tasks; several models in one table."""
 
     models: tyro.conf.Positional[tuple[str, ...]]

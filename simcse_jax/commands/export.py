@@ -5,11 +5,12 @@ from pathlib import Path
 
 import tyro
 
+from simcse_jax.commands.options import Command
 from simcse_jax.poolers import PoolerName
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Command):
     """Write a model as a folder that transformers, sentence-transformers and this package read."""
 
     model: tyro.conf.Positional[str]

@@ -3,16 +3,45 @@
 import logging
 import os
 import typing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from simcse_jax.errors import InputError
-from simcse_jax.index import Backend, is_index
 
 if TYPE_CHECKING:
+    from simcse_jax.config import Backend
     from simcse_jax.tool import SimCSE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command of the package. Importing one imports no JAX: `run` does, where it needs it."""
+
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show the traceback of an error."""
+
+    keeps_programs: ClassVar[bool] = True
+    """Whether compiled programs are kept for the next run."""
+
+    def run(self) -> None:
+        """Does what the command is for."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configured(Command):
+    """A command whose first argument is a config file, whose settings the options override."""
+
+    config_file: str
+
+    @classmethod
+    def from_file(cls, file: str) -> "Configured":
+        """The command with the settings of a config file."""
+        raise NotImplementedError
 
 
 def quiet_orbax() -> None:
@@ -28,12 +57,14 @@ def senteval_folder() -> str:
 
 def check_searchable(sentences: Path) -> None:
     """Raises `InputError` for a folder that holds no saved index: what can be told before the model is loaded."""
+    from simcse_jax.index import is_index
+
     path = sentences.expanduser()
     if path.is_dir() and not is_index(path):
         raise InputError(f"{path} is neither a text file nor a saved index (a folder with index.json)")
 
 
-def make_searchable(model: "SimCSE", sentences: Path, backend: Backend = "jax") -> None:
+def make_searchable(model: "SimCSE", sentences: Path, backend: "Backend" = "jax") -> None:
     """Loads the saved index that a path names, or encodes the sentences of a text file."""
     if sentences.expanduser().is_dir():
         model.load_index(sentences)

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from simcse_jax.config import Config
+from simcse_jax.commands.options import Configured
+from simcse_jax.config import Config, load_config_file
 from simcse_jax.errors import InputError, reason
 from simcse_jax.files import check_writable_file
 
@@ -33,7 +34,7 @@ class PlanConfig(Config):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Configured):
     """Compile a run's train step for devices that are not here: memory, collectives, FLOPs, and what they allow."""
 
     config_file: tyro.conf.Positional[str]
@@ -45,6 +46,13 @@ class Plan:
     json: Path | None = None
     """Write all figures to this file."""
     config: Annotated[PlanConfig, tyro.conf.arg(name="")] = field(default_factory=PlanConfig)
+
+    keeps_programs = False  # for the plan says how long compiling takes
+
+    @classmethod
+    def from_file(cls, file: str) -> "Plan":
+        """The command with the settings of a config file."""
+        return cls(file, config=PlanConfig.of(load_config_file(file)))
 
     def run(self) -> None:
         """Prints the table."""

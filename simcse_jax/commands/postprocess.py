@@ -6,14 +6,14 @@ from typing import Annotated
 
 import tyro
 
-from simcse_jax.commands.options import senteval_folder
+from simcse_jax.commands.options import Command, senteval_folder
 from simcse_jax.errors import InputError
 from simcse_jax.poolers import PoolerName
 from simcse_jax.postprocess.fit import FitSettings
 
 
 @dataclass(frozen=True)
-class Postprocess:
+class Postprocess(Command):
     """Fit whitening, all-but-the-top or a flow to sentences without labels, and write the model that applies it."""
 
     model: tyro.conf.Positional[str]

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import tyro
 
+from simcse_jax.commands.options import Command
 from simcse_jax.errors import InputError, reason
 from simcse_jax.files import check_writable_file
 
 
 @dataclass(frozen=True)
-class ReplaceWords:
+class ReplaceWords(Command):
     """Write pairs of sentences and the same with words replaced by a masked language model's, to train on."""
 
     model: tyro.conf.Positional[str]

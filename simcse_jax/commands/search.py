@@ -5,15 +5,14 @@ from pathlib import Path
 
 import tyro
 
-from simcse_jax.commands.options import check_searchable, make_searchable
-from simcse_jax.encode import LongText
+from simcse_jax.commands.options import Command, check_searchable, make_searchable
+from simcse_jax.config import Backend, LongText
 from simcse_jax.errors import InputError
-from simcse_jax.index import Backend
 from simcse_jax.poolers import PoolerName
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Command):
     """Find the sentences of a file that are most similar to a query."""
 
     model: tyro.conf.Positional[str]

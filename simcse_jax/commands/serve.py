@@ -8,14 +8,14 @@ from typing import Annotated
 
 import tyro
 
-from simcse_jax.commands.options import check_searchable, make_searchable
+from simcse_jax.commands.options import Command, check_searchable, make_searchable
 from simcse_jax.errors import InputError
 from simcse_jax.poolers import PoolerName
 from simcse_jax.serve.limits import Limits
 
 
 @dataclass(frozen=True)
-class Serve:
+class Serve(Command):
     """Search sentences from the browser and through an HTTP API; compare and plot any."""
 
     model: tyro.conf.Positional[str]

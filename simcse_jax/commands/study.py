@@ -6,17 +6,23 @@ from typing import Annotated
 
 import tyro
 
-from simcse_jax.commands.options import quiet_orbax
+from simcse_jax.commands.options import Configured, quiet_orbax
+from simcse_jax.config import load_variable
 from simcse_jax.study import Study as StudySettings
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Configured):
     """Train over a grid of batch × learning-rate rule × seed, or continue; write table, figures and report."""
 
     config_file: tyro.conf.Positional[str]
     """Python file that defines `study`, or the name of one that comes with the package: study_batch_size."""
     study: Annotated[StudySettings, tyro.conf.arg(name="")] = field(default_factory=StudySettings)
+
+    @classmethod
+    def from_file(cls, file: str) -> "Study":
+        """The command with the settings of a config file."""
+        return cls(file, load_variable(file, "study", StudySettings))
 
     def run(self) -> None:
         """Runs the cells that are not done."""

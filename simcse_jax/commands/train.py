@@ -3,18 +3,19 @@
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from simcse_jax.commands.options import quiet_orbax, senteval_folder
-from simcse_jax.config import Config
-from simcse_jax.mirror import copy_again, working_folder
-from simcse_jax.run import Run, open_run
+from simcse_jax.commands.options import Configured, quiet_orbax, senteval_folder
+from simcse_jax.config import Config, load_config_file
+
+if TYPE_CHECKING:
+    from simcse_jax.run import Run
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Configured):
     """Train a model, or continue the run in the output folder."""
 
     config_file: tyro.conf.Positional[str]
@@ -23,17 +24,26 @@ class Train:
     stopped_status: int = 0
     """Exit status where a signal ended the run early, saved: e.g. 75, for a scheduler that is to start it again."""
 
+    @classmethod
+    def from_file(cls, file: str) -> "Train":
+        """The command with the settings of a config file."""
+        return cls(file, load_config_file(file))
+
     def run(self) -> None:
         """Trains and prints the scores."""
         import jax
 
         from simcse_jax.evaluation.sts import format_table
+        from simcse_jax.mirror import copy_again, working_folder
+        from simcse_jax.run import open_run
         from simcse_jax.train import TrainingDiverged, train
 
         quiet_orbax()
         try:
             results = train(self.config)
         except TrainingDiverged as error:
+            if self.debug:
+                raise
             print(f"simcse-jax: training diverged: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         if "stopped" in results:
@@ -51,7 +61,7 @@ class Train:
         print(summary(replace(run, config=self.config), results, figures))
 
 
-def _draw(run: Run) -> list[str]:
+def _draw(run: "Run") -> list[str]:
     """Draws the figures of a run; a run is not lost for one that cannot be drawn."""
     from simcse_jax.errors import reason
     from simcse_jax.run_figures import draw_run
@@ -63,7 +73,7 @@ def _draw(run: Run) -> list[str]:
         return []
 
 
-def summary(run: Run, results: dict[str, Any], figures: list[str]) -> str:
+def summary(run: "Run", results: dict[str, Any], figures: list[str]) -> str:
     """Where everything of a finished run is, and what to do with it.
 
     Args:

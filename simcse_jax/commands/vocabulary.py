@@ -6,9 +6,11 @@ from pathlib import Path
 
 import tyro
 
+from simcse_jax.commands.options import Command
+
 
 @dataclass(frozen=True)
-class Vocabulary:
+class Vocabulary(Command):
     """Learn a WordPiece vocabulary from text and write a BERT without weights, to be pretrained (pretrain_mlm)."""
 
     text: tyro.conf.Positional[str]
@@ -34,6 +36,6 @@ class Vocabulary:
         """Writes the folder."""
         from simcse_jax.data.vocabulary import make_model_folder
 
-        sizes = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("text", "output")}
+        sizes = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("debug", "text", "output")}
         folder = make_model_folder(self.text, self.output, **sizes)
         print(f"wrote {folder}; train it with: simcse-jax train pretrain_mlm --model.path {shlex.quote(str(folder))}")

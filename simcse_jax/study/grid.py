@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from simcse_jax import config as configs
-from simcse_jax import run
 from simcse_jax.config import Config
 from simcse_jax.errors import InputError
 from simcse_jax.files import local_only
-from simcse_jax.objectives import check_objective
 from simcse_jax.poolers import PoolerName
 
 Rule = Literal["constant", "sqrt", "linear"]
@@ -74,6 +72,8 @@ class Study:
 
     def validate(self) -> None:
         """Raises `InputError` for a value that no study can use."""
+        from simcse_jax.objectives import check_objective  # JAX, which the settings do without
+
         configs.check_types(self)
         for name in ("batch_sizes", "rules", "seeds"):
             values = getattr(self, name)
@@ -167,5 +167,7 @@ _FREE = ("base.", "output", "batch_sizes", "rules", "seeds", "keep_checkpoints")
 
 def changes(before: Study, now: Study) -> list[str]:
     """Names of the fields that differ and make a cell of `now` another than that of `before`."""
+    from simcse_jax import run
+
     own = [name for name in configs.differences(before, now) if not name.startswith(_FREE)]
     return own + [f"base.{n}" for n in run.changes(before.base, now.base) if n not in _SET_BY_STUDY]
