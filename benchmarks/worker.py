@@ -132,6 +132,6 @@ def serve(descriptor: int) -> None:
             else:
                 start = time.perf_counter()
                 value = getattr(contender, name)(*arguments)
-        except Exception:
+        except Exception:  # whatever it is: its text goes to the process that asked
             error = traceback.format_exc()
         pipe.send((error, value, time.perf_counter() - start))

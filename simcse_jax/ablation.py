@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from simcse_jax.config import Config
 from simcse_jax.errors import InputError
-from simcse_jax.files import local_only, write_text
+from simcse_jax.files import local_only, write_text, writing
 from simcse_jax.objectives import check_objective
 from simcse_jax.run import Run, changes, is_run, open_run
 from simcse_jax.sharding import join_processes
@@ -103,8 +103,10 @@ def run_ablation(ablation: Ablation) -> str | None:
     rows = [row for name in ablation.variants for row in _rows(ablation, name, diverged)]
     table = format_rows(rows, ablation.paper)
     folder = local_only(ablation.output)
-    write_csv(folder / "ablation.csv", rows)
-    write_text(folder / "table.md", table + "\n")
+    with writing(folder / "ablation.csv"):
+        write_csv(folder / "ablation.csv", rows)
+    with writing(folder / "table.md"):
+        write_text(folder / "table.md", table + "\n")
     return table
 
 

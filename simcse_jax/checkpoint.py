@@ -1,5 +1,7 @@
 """What is kept of a run on disk: the train state by step, through orbax."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,8 +12,8 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from simcse_jax.config import CheckpointConfig
-from simcse_jax.errors import reason
 from simcse_jax.hf import Params
+from simcse_jax.run import writing_to
 from simcse_jax.step import TrainState, sentence_encoder
 
 _policies = ocp.training.preservation_policies
@@ -29,7 +31,10 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder: written asynchronously, each complete or absent."""
+    """The checkpoints of one run folder: written asynchronously, each complete or absent.
+
+    `save`, `wait` and `close` raise `InputError` where the system refuses to write a checkpoint.
+    """
 
     def __init__(self, folder: Path, config: CheckpointConfig, writing: bool) -> None:
         """Opens `folder/checkpoints`, creating it when absent.
@@ -39,8 +44,9 @@ class Checkpoints:
           config: what to keep.
           writing: remove the remains of interrupted writes; False for a reader, which may run beside a writer.
         """
+        self._run, self._folder = folder, (folder / "checkpoints").resolve()
         self._checkpointer = ocp.training.Checkpointer(
-            (folder / "checkpoints").resolve(),
+            self._folder,
             # The loop decides when to save; the latest are needed to resume, the best to export.
             preservation_policy=_policies.AnyPreservationPolicy(
                 [
@@ -71,7 +77,9 @@ class Checkpoints:
           progress: see `Progress`.
           score: dev score at this step, if it was measured and is a number.
         """
-        with _writer_errors():
+        with writing_to(self._run):
+            if not self._folder.is_dir():  # orbax would make it anew, without the rest of the run
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
             self._checkpointer.save_checkpointables_async(
                 step,
                 _items(state),
@@ -109,13 +117,13 @@ class Checkpoints:
         return Progress(**metadata)
 
     def wait(self) -> None:
-        """Returns once everything saved is on disk; raises `OSError` where it could not be written."""
-        with _writer_errors():
+        """Returns once everything saved is on disk."""
+        with writing_to(self._run):
             self._checkpointer.wait()
 
     def close(self) -> None:
         """Waits and releases the writer."""
-        with _writer_errors():
+        with writing_to(self._run):
             self._checkpointer.close()
 
 
@@ -128,15 +136,6 @@ def _items(state: TrainState) -> dict[str, Any]:
     if state.buffer is not None:
         items["training"]["buffer"] = state.buffer
     return items
-
-
-@contextmanager
-def _writer_errors() -> Iterator[None]:
-    """What the writer raises, as an `OSError`: tensorstore reports a full disk as a ValueError of many lines."""
-    try:
-        yield
-    except Exception as error:
-        raise OSError(reason(error)) from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from simcse_jax.errors import InputError, reason
+from simcse_jax.errors import InputError, is_full, reason, system_error
 
 CACHE = "~/.cache/simcse_jax"
 """What can be made again: tokenised text, copies from object stores, compiled programs."""
@@ -91,7 +91,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which takes the name `folder` once the block has ended without an error.
 
     Raises:
-      InputError: it cannot be written, or another has taken the name.
+      InputError: it cannot be written, or another has taken the name. An error that the system reports of other files
+        passes as it is.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -103,9 +104,30 @@ def new_folder(folder: Path) -> Iterator[Path]:
             yield partial
             partial.rename(folder)
     except OSError as error:
-        raise InputError(
-            f"output {folder} cannot be written ({reason(error)}): free space or choose another"
-        ) from error
+        if not _is_about(error, folder.parent):
+            raise
+        advice = "free space or choose another" if is_full(error) else "choose another"
+        raise InputError(f"output {folder} cannot be written ({reason(error)}): {advice}") from error
+
+
+def _is_about(error: OSError, folder: Path) -> bool:
+    """Whether the system's error is of a file in `folder`, or of an open file, whose name the system does not say."""
+    if system_error(error) is None:  # that of a network, say
+        return False
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str | os.PathLike)]
+    return not names or any(Path(name).absolute().is_relative_to(folder.absolute()) for name in names)
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Turns an error of the system into `InputError`, in a block that does nothing but write `file`."""
+    try:
+        yield
+    except OSError as error:
+        if system_error(error) is None:
+            raise
+        advice = "free space there" if is_full(error) else "give a file in a folder that exists and is writable"
+        raise InputError(f"{file} cannot be written ({reason(error)}): {advice}") from error
 
 
 def check_writable_file(path: Path) -> None:

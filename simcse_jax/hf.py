@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from simcse_jax.errors import InputError, reason
+from simcse_jax.errors import InputError, reason, system_error
 from simcse_jax.files import write_json
 from simcse_jax.model import EncoderConfig, read_encoder_config
 from simcse_jax.recognise import SETTINGS as SETTINGS
@@ -122,7 +122,7 @@ def locate(name_or_path: str | Path) -> Path:
         folder = download("model*.safetensors")
         if not list(encoder_folder(folder).glob("model*.safetensors")):
             folder = download("pytorch_model*.bin")
-    except Exception as error:
+    except Exception as error:  # as above
         cause = unreachable or error
         raise InputError(
             f"model '{name}' is neither a folder here nor to be had from the hub ({reason(cause)}): "
@@ -378,14 +378,14 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Writes a tokenizer, and where it puts text in lower case first, sentence-transformers' file that says so.
 
     Raises:
-      OSError: it cannot be written; the Rust side says so with a bare Exception.
+      OSError: it cannot be written.
     """
     try:
         tokenizer.save_pretrained(folder)
         if getattr(tokenizer, "lower_cases", False):
             # transformers makes the normaliser of a BERT anew.
             write_json(folder / TRANSFORMER_FILE, {"do_lower_case": True})
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(str(error)) from error
+    except Exception as error:  # the Rust side raises a bare Exception, with the system's number in its text
+        if isinstance(error, OSError) or (number := system_error(error)) is None:
+            raise
+        raise OSError(number, os.strerror(number)) from error

@@ -161,7 +161,7 @@ class Mirror:
             self._push()
         except InputError:
             raise
-        except Exception as error:
+        except Exception as error:  # dozens of types of the store's package, as in `storage.readable`
             raise InputError(
                 f"{self._url} cannot be written ({reason(error)}); the run is in {self._folder} and is copied when "
                 "the same command is run again here"

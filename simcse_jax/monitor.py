@@ -12,7 +12,7 @@ from simcse_jax import config as configs
 from simcse_jax.checkpoint import Progress
 from simcse_jax.files import finite
 from simcse_jax.metrics_log import MetricsLog, read_log
-from simcse_jax.run import Run
+from simcse_jax.run import Run, writing_to
 from simcse_jax.speed import StepClock
 from simcse_jax.tracking import follow
 
@@ -72,7 +72,9 @@ class Monitor:
           echo: prints beside the progress line.
         """
         self._clock = clock
-        self._log = MetricsLog(run.metrics_file, start if resumed else -1)
+        self._folder = run.folder
+        with writing_to(run.folder):
+            self._log = MetricsLog(run.metrics_file, start if resumed else -1)
         self._bar, self._followers = None, []
         if jax.process_index() == 0:
             history = read_log(run.metrics_file)
@@ -111,11 +113,13 @@ class Monitor:
         """Ends all, trackers after they have written what they were given."""
         if self._bar:
             self._bar.close()
-        self._log.close()
+        with writing_to(self._folder):
+            self._log.close()
         for follower in self._followers:
             follower.close()
 
     def _write(self, step: int, values: dict[str, float]) -> None:
-        self._log.write(step, values)
+        with writing_to(self._folder):
+            self._log.write(step, values)
         for follower in self._followers:
             follower.log({"step": step, **finite(values)})

@@ -10,13 +10,15 @@ tensorboard/        where the run is tracked with TensorBoard; wandb/ and wandb.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from simcse_jax import config as configs
 from simcse_jax.config import Config
-from simcse_jax.errors import InputError, reason
+from simcse_jax.errors import InputError, is_full, reason, system_error
 from simcse_jax.files import check_writable_folder, new_folder, write_json
 from simcse_jax.hf import SETTINGS, Checkpoint, save_tokenizer
 
@@ -62,6 +64,25 @@ class Run:
             return {}
         results: dict[str, Any] = json.loads(self.results_file.read_text("utf-8"))
         return results
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turns an error of the system into `InputError`, in a block that does nothing but write in a run folder.
+
+    Any other exception passes with its traceback.
+    """
+    try:
+        yield
+    except Exception as error:  # tensorstore reports errors of the system as ValueErrors
+        gone = not is_run(folder)  # what orbax says of that differs with what it was about to do
+        if system_error(error) is None and not gone:
+            raise
+        remedy = "free space there" if is_full(error) else "make it writable"
+        advice = f"{remedy} and run the same command again; it continues from the last complete checkpoint"
+        if gone:
+            advice = "the folder is gone, and the same command begins anew"
+        raise InputError(f"writing to {folder} failed ({reason(error)}): {advice}") from error
 
 
 def is_run(folder: Path) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from simcse_jax.errors import InputError, reason
+from simcse_jax.errors import InputError, is_full, reason
 from simcse_jax.programs import drop_programs
 
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -60,22 +60,20 @@ def check_shared(folder: Path) -> None:
         return
     name = f".shared-{int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))):08x}"
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    first, problem = jax.process_index() == 0, ""
+    first, problem, advice = jax.process_index() == 0, "", "choose another"
     if first:
         try:
             (nearest / name).touch()
         except OSError as error:  # raised by all below: the others wait for this process
             problem = reason(error)
+            advice = "free space or choose another" if is_full(error) else advice
     multihost_utils.sync_global_devices("written")
     outcome = multihost_utils.process_allgather(np.array([(nearest / name).exists(), not problem]))
     seen, written = outcome[:, 0], outcome[:, 1].all()
     if first:
         (nearest / name).unlink(missing_ok=True)
     if not written:
-        raise InputError(
-            f"output {folder} cannot be written by process 0 ({problem or 'its log says why'}): free space or choose "
-            "another"
-        )
+        raise InputError(f"output {folder} cannot be written by process 0 ({problem or 'its log says why'}): {advice}")
     if not seen.all():
         raise InputError(
             f"output {folder} is not shared: {int((~seen).sum())} of {seen.size} processes do not see what process 0 "

@@ -3,7 +3,6 @@
 `mirror.py` is what runs need besides.
 """
 
-import errno
 import glob
 import hashlib
 import json
@@ -14,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from simcse_jax.errors import InputError, reason
+from simcse_jax.errors import InputError, is_full, reason
 from simcse_jax.files import CACHE, REMOTE, check_new_folder, is_remote, new_folder
 
 MANIFEST = ".simcse_jax.json"
@@ -169,6 +168,5 @@ def readable(name: str | Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"there is nothing at {name}: check the bucket and the path") from error
     except Exception as error:  # dozens of types, from missing credentials to lost connections
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        advice = "free space on the local disk" if full else "check the name, credentials and network"
+        advice = "free space on the local disk" if is_full(error) else "check the name, credentials and network"
         raise InputError(f"{name} cannot be had ({reason(error)}): {advice}") from error

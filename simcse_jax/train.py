@@ -15,7 +15,7 @@ from tqdm import tqdm
 from simcse_jax.checkpoint import Checkpoints, Progress, abstract, open_checkpoints
 from simcse_jax.config import Config
 from simcse_jax.data.batches import prefetch
-from simcse_jax.errors import InputError, reason
+from simcse_jax.errors import InputError
 from simcse_jax.files import write_json
 from simcse_jax.loss import Metrics
 from simcse_jax.memory import state_shapes
@@ -24,7 +24,7 @@ from simcse_jax.monitor import Monitor
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.preemption import StopRequest, stop_on_signal
 from simcse_jax.prepare import Prepared, describe, prepare
-from simcse_jax.run import Run
+from simcse_jax.run import Run, writing_to
 from simcse_jax.sharding import join_processes, state_sharding
 from simcse_jax.speed import StepClock, work_of
 from simcse_jax.step import TrainState, create_state, sentence_encoder
@@ -40,7 +40,9 @@ def _only_writer(folder: Path) -> Iterator[None]:
     if jax.process_index() != 0:
         yield
         return
-    with (folder / ".lock").open("w") as lock:
+    with writing_to(folder):
+        lock = (folder / ".lock").open("w")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -68,19 +70,13 @@ def train(config: Config) -> dict[str, Any]:
     echo: Callable[[str], None] = tqdm.write if jax.process_index() == 0 else lambda text: None
     echo(describe(prepared))
     folder = prepared.run.folder
-    try:
-        with (
-            _only_writer(folder),
-            mirrored(folder, config.output, prepared.fetched, echo) as mirror,
-            open_checkpoints(folder, config.checkpoint) as checkpoints,
-            stop_on_signal() as stop,
-        ):
-            return _loop(prepared, checkpoints, mirror, stop, echo)
-    except OSError as error:
-        raise InputError(
-            f"writing to {folder} failed ({reason(error)}): free space there and run the same command again; "
-            "it continues from the last complete checkpoint"
-        ) from error
+    with (
+        _only_writer(folder),
+        mirrored(folder, config.output, prepared.fetched, echo) as mirror,
+        open_checkpoints(folder, config.checkpoint) as checkpoints,
+        stop_on_signal() as stop,
+    ):
+        return _loop(prepared, checkpoints, mirror, stop, echo)
 
 
 def _loop(
@@ -219,4 +215,5 @@ def _diverged(step: int, values: dict[str, float], latest: int | None) -> str:
 
 def _write_results(run: Run, results: dict[str, Any]) -> None:
     if jax.process_index() == 0:
-        write_json(run.results_file, results)
+        with writing_to(run.folder):
+            write_json(run.results_file, results)

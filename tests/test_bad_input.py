@@ -1,5 +1,6 @@
 """What cannot be used is refused with one line that names it, and leaves no trace on disk."""
 
+import errno
 import json
 import os
 import resource
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from safetensors.numpy import load_file, save_file
 
 from simcse_jax.cli import main
 from simcse_jax.embedder import load_model
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, is_full
+from simcse_jax.files import new_folder, writing
+from simcse_jax.run import writing_to
 from simcse_jax.tool import SimCSE
 from tests.conftest import write_model
 
@@ -465,6 +469,79 @@ def test_a_full_disk_while_a_run_is_made(config_file: Path, text_file: Path, tin
     assert snapshot(tmp_path) == before
 
 
+FULL = {
+    "the system's": OSError(errno.ENOSPC, "No space left on device"),
+    "a quota": OSError(errno.EDQUOT, "Disk quota exceeded"),
+    "without a number": OSError("[Errno 28] No space left on device"),
+    "tensorstore's": ValueError(
+        'OUT_OF_RANGE: Failed writing: "/runs/a": Failed to write 96 bytes to file 23: No space left on device '
+        "[os_error_code='28']\nmore lines"
+    ),
+    "numpy's": OSError("27500 requested and 12800 written"),
+    "tensorstore's, without its code": ValueError("UNKNOWN: Failed to write: Disk quota exceeded"),
+    "Rust's": Exception("No space left on device (os error 28)"),
+}
+OTHER = {
+    "permission": PermissionError(errno.EACCES, "Permission denied"),
+    "read-only": OSError(errno.EROFS, "Read-only file system"),
+    "tensorstore's": ValueError("PERMISSION_DENIED: Error opening: Permission denied [os_error_code='13']"),
+}
+
+
+@pytest.mark.parametrize("error", FULL.values(), ids=FULL)
+def test_a_full_disk_is_recognised(error: Exception, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    assert is_full(error)
+    with pytest.raises(
+        InputError, match=r"(No space left|Disk quota|12800 written).*free space there and run the same command again"
+    ):
+        raise_in(writing_to(tmp_path), error)
+
+
+@pytest.mark.parametrize("error", OTHER.values(), ids=OTHER)
+def test_another_refusal_says_nothing_of_space(error: Exception, tmp_path: Path) -> None:
+    assert not is_full(error)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match=r"(Permission denied|Read-only file system).*make it writable") as raised:
+        raise_in(writing_to(tmp_path), error)
+    assert "space" not in str(raised.value)
+    if isinstance(error, OSError):
+        for block in (writing(tmp_path / "a.json"), new_folder(tmp_path / "new")):
+            with pytest.raises(InputError, match=r"cannot be written .(Permission|Read-only)") as raised:
+                raise_in(block, error)
+            assert "space" not in str(raised.value)
+
+
+def test_a_folder_that_is_gone(tmp_path: Path) -> None:
+    gone = tmp_path / "run"
+    with pytest.raises(InputError, match=r"No such file or directory.: the folder is gone, and the same"):
+        raise_in(writing_to(gone), FileNotFoundError(errno.ENOENT, "No such file or directory", str(gone / "a")))
+
+
+@pytest.mark.parametrize("error", [TypeError("a bug"), ValueError("28"), KeyError("params"), RuntimeError("XLA")])
+def test_what_is_no_refusal_to_write_passes(error: Exception, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    for block in (writing_to(tmp_path), writing(tmp_path / "a.json"), new_folder(tmp_path / "new")):
+        with pytest.raises(type(error)) as raised:
+            raise_in(block, error)
+        assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no network"), FileNotFoundError(errno.ENOENT, "No such file or directory", "/data/text")]
+)
+def test_errors_of_other_files_are_not_those_of_the_folder(error: OSError, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as raised:
+        raise_in(new_folder(tmp_path / "new"), error)
+    assert raised.value is error
+    assert not list(tmp_path.iterdir())
+
+
+def raise_in(block: AbstractContextManager[Any], error: Exception) -> None:
+    with block:
+        raise error
+
+
 def test_a_full_disk_while_training(config_file: Path, tmp_path: Path) -> None:
     """The run ends with an error, and its last complete checkpoint can be used and continued."""
     output = tmp_path / "run"
@@ -488,7 +565,8 @@ def test_a_full_disk_while_training(config_file: Path, tmp_path: Path) -> None:
     assert "simcse_jax/" not in stderr
     (message,) = [line for line in stderr.splitlines() if "simcse-jax: error: " in line]
     assert f"writing to {output} failed" in message
-    assert "continues from the last complete checkpoint" in message
+    assert "File too large" in message
+    assert "free space there and run the same command again; it continues from the last complete checkpoint" in message
     loaded = load_model(output)
     assert loaded.step is not None
     assert loaded.step >= 5

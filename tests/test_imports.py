@@ -94,7 +94,7 @@ HEAVY = ("ablate", "postprocess")
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("--help",), ("trian",), ("data",), ("data", "inspec"), ("encode",), ("train", "nothing")]
+    [(), ("--help",), ("trian",), ("data",), ("data", "inspec"), ("train", "nothing")]
     + [(*name.split(), "--help") for name in COMMANDS if name not in HEAVY],
     ids=" ".join,
 )

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -291,6 +292,33 @@ def test_a_checkpoint_is_a_copy_of_its_moment(config: Config) -> None:
             shape = {"head": jax.ShapeDtypeStruct((512, 512), np.float32, sharding=sharding)}
             restored = checkpoints.restore_params(step, shape)
             np.testing.assert_array_equal(restored["head"], np.full((512, 512), step, np.float32))
+
+
+def test_a_run_folder_that_vanishes(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def remove(self: Any, step: int) -> bool:
+        while step == 3 and Path(config.output).exists():  # a checkpoint may be on its way there
+            shutil.rmtree(config.output, ignore_errors=True)
+        return False
+
+    monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", remove)
+    with pytest.raises(InputError, match=f"writing to {config.output} failed .*: the folder is gone"):
+        train(config)
+
+
+@pytest.mark.parametrize("place", ["simcse_jax.prepare.evaluate", "simcse_jax.checkpoint._items"])
+@pytest.mark.parametrize("error", [TypeError("a bug"), ConnectionError("no network")], ids=["bug", "network"])
+def test_an_error_that_is_no_refusal_to_write_passes(
+    config: Config, place: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It neither reads as a full disk nor loses its traceback."""
+
+    def fail(*given: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(place, fail)
+    with pytest.raises(type(error)) as raised:
+        train(config)
+    assert raised.value is error
 
 
 def test_only_one_process_trains_in_a_folder(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

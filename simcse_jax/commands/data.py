@@ -9,8 +9,8 @@ import tyro
 
 from simcse_jax.commands.options import Command, Configured
 from simcse_jax.config import Config, DataConfig, load_config_file
-from simcse_jax.errors import InputError, reason
-from simcse_jax.files import check_writable_file
+from simcse_jax.errors import InputError
+from simcse_jax.files import check_writable_file, writing
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,8 @@ class Inspect(Configured):
         report = inspect_corpus(corpus, self.config, tokenizer, progress=sys.stderr.isatty())
         print(format_report(report))
         if self.json:
-            try:
+            with writing(self.json):
                 write_json(self.json, report)
-            except OSError as error:
-                raise InputError(f"{self.json} cannot be written ({reason(error)}): free space there") from error
 
 
 @dataclass(frozen=True)
@@ -90,9 +88,7 @@ class Nli(Command):
         if not found.rows:
             raise InputError(f"no premise of {', '.join(names)} has both an entailed and a contradicting hypothesis")
         columns = ("sent0", "sent1", "hard_neg")
-        try:
+        with writing(output):
             write_csv(output, [dict(zip(columns, row, strict=True)) for row in found.rows])
-        except OSError as error:
-            raise InputError(f"{output} cannot be written ({reason(error)}): free space there") from error
         premises = f"{found.premises:,} premises"
         print(f"{output}: {len(found.rows):,} triplets, one for each of {premises} that has both kinds")

@@ -7,8 +7,8 @@ import tyro
 
 from simcse_jax.commands.options import Command
 from simcse_jax.config import ENCODE_ROW
-from simcse_jax.errors import InputError, reason
-from simcse_jax.files import check_writable_file
+from simcse_jax.errors import InputError
+from simcse_jax.files import check_writable_file, writing
 from simcse_jax.poolers import PoolerName
 
 
@@ -46,11 +46,10 @@ class Encode(Command):
         vectors = model.encode(sentences, normalize=self.normalize, progress=True)
         output = self.output.expanduser()
         partial = output.with_name(f".{output.name}.partial.npy")
-        try:
-            np.save(partial, vectors)
-            partial.replace(output)
-        except OSError as error:
-            raise InputError(f"{self.output} cannot be written ({reason(error)}): free space there") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with writing(self.output):
+            try:
+                np.save(partial, vectors)
+                partial.replace(output)
+            finally:
+                partial.unlink(missing_ok=True)
         print(f"{self.output}: {vectors.shape[0]:,} vectors of width {vectors.shape[1]}")

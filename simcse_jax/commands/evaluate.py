@@ -8,8 +8,8 @@ from typing import Any, Literal
 import tyro
 
 from simcse_jax.commands.options import Command, senteval_folder
-from simcse_jax.errors import InputError, reason
-from simcse_jax.files import check_writable_file
+from simcse_jax.errors import InputError
+from simcse_jax.files import check_writable_file, writing
 from simcse_jax.poolers import PoolerName
 
 
@@ -77,10 +77,8 @@ class Evaluate(Command):
         ]
         for file, write in writers:
             if file:
-                try:
+                with writing(file):
                     write(file)
-                except OSError as error:
-                    raise InputError(f"{file} cannot be written ({reason(error)}): free space there") from error
 
     def _check(self) -> None:
         """Raises `InputError` for settings that cannot be."""

@@ -9,8 +9,8 @@ import tyro
 
 from simcse_jax.commands.options import Configured
 from simcse_jax.config import Config, load_config_file
-from simcse_jax.errors import InputError, reason
-from simcse_jax.files import check_writable_file
+from simcse_jax.errors import InputError
+from simcse_jax.files import check_writable_file, writing
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,5 @@ class Plan(Configured):
                 print(f"{plans[-1].compile_seconds:.1f} s", file=sys.stderr)
         print(format_plans(plans))
         if self.json:
-            try:
+            with writing(self.json):
                 write_json(self.json, {"plans": [p.to_dict() for p in plans]})
-            except OSError as error:
-                raise InputError(f"{self.json} cannot be written ({reason(error)}): free space there") from error

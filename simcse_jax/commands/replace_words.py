@@ -6,8 +6,8 @@ from pathlib import Path
 import tyro
 
 from simcse_jax.commands.options import Command
-from simcse_jax.errors import InputError, reason
-from simcse_jax.files import check_writable_file
+from simcse_jax.errors import InputError
+from simcse_jax.files import check_writable_file, writing
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ class ReplaceWords(Command):
         replace = WordReplacer(self.model, self.max_length, self.batch_size)
         bar = tqdm(replace(sentences, self.share, self.seed), total=len(sentences), unit=" sentences")
         pairs = [{"sentence": a, "positive": b} for a, b in zip(sentences, bar, strict=True)]
-        try:
+        with writing(self.output):
             write_csv(self.output, pairs)
-        except OSError as error:
-            raise InputError(f"{self.output} cannot be written ({reason(error)}): free space there") from error
         same = sum(pair["sentence"] == pair["positive"] for pair in pairs)
         print(f"{self.output}: {len(pairs):,} pairs, {same:,} of them without a word that could be replaced")

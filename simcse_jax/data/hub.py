@@ -135,7 +135,7 @@ def open_hub(name: str, subset: str | None, split: str, revision: str | None) ->
         found = snapshot_download(
             name, repo_type="dataset", revision=revision, allow_patterns="README.md", local_files_only=True
         )
-    except Exception:
+    except (OSError, ValueError):  # nothing in the cache, or a revision that cannot be one
         commit = _cached_commit(name, subset) or (revision if _COMMIT.fullmatch(revision or "") else None)
         if commit is None:
             raise _unavailable(name, unreachable) from unreachable
@@ -159,9 +159,12 @@ def _missing(name: str, snapshot: Path) -> list[str] | None:
     """The files of the commit that a snapshot lacks; None where they are not known: older clients kept no list."""
     try:
         from huggingface_hub import get_cached_repo_tree
-
+        from huggingface_hub.errors import CachedRepoTreeNotFoundError
+    except ImportError:  # an older client
+        return None
+    try:
         listed = get_cached_repo_tree(name, repo_type="dataset", revision=snapshot.name)
-    except Exception:  # no such function, or no list
+    except (CachedRepoTreeNotFoundError, OSError, ValueError):  # no list, or one that cannot be read
         return None
     return [file.path for file in listed if not file.path.startswith(".") and not (snapshot / file.path).is_file()]
 
@@ -173,7 +176,7 @@ def _cached_commit(name: str, subset: str | None) -> str | None:
     try:
         with _offline(True):
             return str(load_dataset_builder(name, subset).hash)
-    except Exception:
+    except Exception:  # not prepared, for which datasets raises many types
         return None
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.rows import Example
-from simcse_jax.errors import InputError, reason
+from simcse_jax.errors import InputError, is_full, reason
 from simcse_jax.objectives.mlm import Vocabulary
 
 _FORMAT = 1  # part of the cache key: raise it when the files below change
@@ -156,9 +156,8 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
             _write(corpus, tokenizer, max_length, partial, progress)
             _publish(partial, folder)
         except OSError as error:
-            raise InputError(
-                f"cannot write tokens to {folder.parent} ({reason(error)}): free space or set data.cache"
-            ) from error
+            advice = "free space or set data.cache" if is_full(error) else "set data.cache to another folder"
+            raise InputError(f"cannot write tokens to {folder.parent} ({reason(error)}): {advice}") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return _open(folder, fingerprint)

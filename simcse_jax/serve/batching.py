@@ -104,7 +104,7 @@ class Batcher(Generic[Job, Answer]):
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._thread, prepare)
-        except Exception as error:
+        except Exception as error:  # whatever it is: the command raises it
             on_ready(error)
             return
         if self._stopping:
@@ -124,7 +124,7 @@ class Batcher(Generic[Job, Answer]):
             self.calls += 1
             try:
                 answers = await loop.run_in_executor(self._thread, self._work, jobs)
-            except Exception as error:
+            except Exception as error:  # whatever it is: those who asked raise it
                 for _, future in taken:
                     if not future.done():
                         future.set_exception(error)

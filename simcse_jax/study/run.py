@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from simcse_jax import config as configs
 from simcse_jax.errors import InputError, reason
-from simcse_jax.files import write_json
+from simcse_jax.files import write_json, writing
 from simcse_jax.sharding import join_processes
 from simcse_jax.study.grid import Cell, Study, changes
 from simcse_jax.study.measure import Measures, Meter
@@ -144,7 +144,8 @@ def _drop_checkpoints(study: Study, cell: Cell) -> None:
 
 def _save(file: Path, value: dict[str, Any]) -> None:
     if jax.process_index() == 0:
-        write_json(file, value)
+        with writing(file):
+            write_json(file, value)
 
 
 def _echo(text: str) -> None:
