@@ -163,8 +163,7 @@ def small_run(tiny_bert: Path, text_file: Path, tmp_path: Path) -> Config:
 
 def write_tfds(folder: Path, rows: list[dict[str, Any]]) -> Path:
     """A folder of TFDS with tiny_nli/plain:1.0.0, prepared by its own writer, without TensorFlow."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    pytest.importorskip("array_record")
+    import tensorflow_datasets as tfds
 
     class TinyNli(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc]
         VERSION = tfds.core.Version("1.0.0")

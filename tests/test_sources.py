@@ -416,9 +416,17 @@ def test_tfds_data_that_cannot_be_had(
         open_corpus(DataConfig(train=name))
 
 
+@pytest.mark.parametrize("package", ["tensorflow_datasets", "array_record"])
+def test_a_package_that_tfds_data_needs_is_absent(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=f"not installed .*{package}.*: pip install tensorflow-datasets array-record"):
+        open_source(DataConfig(train="tfds:tiny_nli/plain"))
+
+
 def test_tfds_data_is_prepared_where_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The builder of glue/stsb itself, given its files in place of the download."""
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
+
     header = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
     folder = tmp_path / "files" / "STS-B"
     folder.mkdir(parents=True)

@@ -88,7 +88,7 @@ def open_tfds(name: str, split: str) -> TfdsData:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise InputError(
-            f"{name} needs packages that are not installed ({error}): pip install 'simcse-jax[tfds]'"
+            f"{name} needs packages that are not installed ({error}): pip install tensorflow-datasets array-record"
         ) from error
     root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     dataset, config, version = parts.groups()
