@@ -1,0 +1,288 @@
+"""The power of the tests: small faults put into the code one at a time, each run against the tests of its subject.
+
+`python -m tests.mutants --output results.json` runs the mutants of tests/mutants.json and prints which test kills each.
+A second call goes on where the first one ended. `--draw` draws the mutants again from the areas that the file names.
+"""
+
+import argparse
+import ast
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+MUTANTS = ROOT / "tests" / "mutants.json"
+NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs", "*.egg-info", "shared")
+LOCK = Lock()
+
+OPERATORS: dict[type, tuple[str, str]] = {
+    **{ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">")},
+    **{ast.Eq: ("==", "!="), ast.NotEq: ("!=", "=="), ast.Is: ("is", "is not"), ast.IsNot: ("is not", "is")},
+    **{ast.In: ("in", "not in"), ast.NotIn: ("not in", "in"), ast.And: ("and", "or"), ast.Or: ("or", "and")},
+    **{ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.Pow: ("**", "*")},
+    **{ast.FloorDiv: ("//", "*"), ast.Mod: ("%", "*")},
+}
+NAMES = {"min": "max", "any": "all", "sum": "mean", "minimum": "maximum", "zeros": "ones", "cumsum": "cumprod"}
+NAMES |= {after: before for before, after in NAMES.items()} | {"sorted": "list"}
+KEYS = ("function", "line", "occurrence", "becomes")
+
+
+def blocks(node: ast.AST, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every function and class below a node by its qualified name, and the node itself by the name given."""
+    yield name, node
+    inner = [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr)]
+    while inner:
+        child = inner.pop(0)
+        if isinstance(child, ast.FunctionDef | ast.ClassDef):
+            yield from blocks(child, f"{name}.{child.name}".lstrip("."))
+        else:
+            inner[:0] = [x for x in ast.iter_child_nodes(child) if not isinstance(x, ast.expr)]
+
+
+def edits(node: Any) -> Iterator[tuple[ast.AST, ast.AST, str, str]]:
+    """The faults of one node: between which nodes, the text there and the text instead; all of a node where empty."""
+    match node:
+        case ast.Compare(ops=[op], comparators=[right]):
+            yield node.left, right, *OPERATORS[type(op)]
+        case ast.BinOp(right=ast.Constant(value=str()) | ast.JoinedStr()) | ast.BinOp(left=ast.List()):
+            return  # paths and texts
+        case ast.BinOp(op=op) if type(op) in OPERATORS:
+            yield node.left, node.right, *OPERATORS[type(op)]
+        case ast.BoolOp(op=op):
+            yield node.values[0], node.values[1], *OPERATORS[type(op)]
+        case ast.AugAssign(op=op) if type(op) in OPERATORS:
+            yield node.target, node.value, *(f"{sign}=" for sign in OPERATORS[type(op)])
+        case ast.UnaryOp(op=ast.Not() | ast.USub()):
+            yield node, node, "", ast.unparse(node.operand)
+        case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test) if not isinstance(test, ast.UnaryOp):
+            yield test, test, "", f"not ({ast.unparse(test)})"
+        case ast.Constant(value=bool() as value):
+            yield node, node, "", str(not value)
+        case ast.Constant(value=int() | float() as value):
+            yield node, node, "", repr(value + 1 if isinstance(value, int) else 2 * value or 1.0)
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name) as function) if name in NAMES:
+            if not (isinstance(function, ast.Name) and name == "sum"):
+                yield function, function, "", ast.unparse(function)[: -len(name)] + NAMES[name]
+        case ast.Return(value=ast.Tuple(elts=[a, b, *_])):
+            yield a, b, "", f"{ast.unparse(b)}, {ast.unparse(a)}"
+
+
+def left_out(node: Any, parent: Any) -> bool:
+    """Whether a part of the code gets no faults: annotations, decorators, texts, messages and assertions."""
+    if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.arg | ast.Import | ast.ImportFrom):
+        return True
+    places = [getattr(parent, "annotation", None), getattr(parent, "returns", None)]
+    return any(node is x for x in [*places, *getattr(parent, "decorator_list", [])])
+
+
+def faults(path: Path) -> Iterator[dict[str, Any]]:
+    """Every fault of a file: the function, its line before, which of its equal lines that is, and the line after."""
+    text = path.read_text()
+    lines = text.splitlines()
+
+    def walk(node: Any, name: str, start: int) -> Iterator[dict[str, Any]]:
+        for a, b, before, after in edits(node):
+            line = lines[a.lineno - 1]
+            if a.lineno != b.end_lineno:
+                continue
+            first, last = (a.end_col_offset, b.col_offset) if before else (a.col_offset, b.end_col_offset)
+            head, part, tail = (line.encode()[i:j].decode() for i, j in ((0, first), (first, last), (last, None)))
+            became = head + (part.replace(before, after, 1) if before else after) + tail
+            above = [x.strip() for x in lines[start : a.lineno]]
+            fault = dict(zip(KEYS, (name, above[-1], above.count(above[-1]), became.strip()), strict=True))
+            if became != line:
+                yield fault
+        for child in ast.iter_child_nodes(node):
+            if not left_out(child, node):
+                inner = isinstance(child, ast.FunctionDef | ast.ClassDef)
+                deeper = f"{name}.{child.name}".lstrip(".") if inner else name
+                yield from walk(child, deeper, child.lineno - 1 if inner else start)
+
+    yield from walk(ast.parse(text), "", 0)
+
+
+def place(fault: dict[str, Any], package: Path) -> tuple[Path, int]:
+    """The file and the row of a fault, wherever its function stands now.
+
+    Raises:
+      LookupError: no function or more than one of that name holds the line.
+    """
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        text = path.read_text()
+        lines = text.splitlines()
+        for name, node in blocks(ast.parse(text)):
+            if name == fault["function"]:
+                first, last = (node.lineno - 1, node.end_lineno) if name else (0, len(lines))
+                rows = [row for row in range(first, last) if lines[row].strip() == fault["line"]]
+                found += [(path, row) for row in rows[fault["occurrence"] - 1 : fault["occurrence"]]]
+    if len(found) != 1:
+        raise LookupError(
+            f"mutant {fault.get('id')}: {len(found)} functions {fault['function']} hold {fault['line']!r}"
+        )
+    return found[0]
+
+
+def draw(areas: list[dict[str, Any]], equivalent: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Mutants drawn from the areas: first a function, then one of its faults, each function once while there are more.
+
+    Args:
+      areas: for each the number of `mutants`, and `files`: the tests of each file or pattern of files.
+      equivalent: faults that change no result, each with its `reason`; they are passed over.
+      seed: seed of the draws.
+    """
+    drawn: list[dict[str, Any]] = []
+    taken = [[fault[key] for key in KEYS] for fault in equivalent]
+    for number, area in enumerate(areas):
+        rng = random.Random(f"{seed} {number}")
+        by_function: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        tests_of: dict[Path, list[str]] = {}
+        for pattern, tests in area["files"].items():
+            for path in sorted((ROOT / "simcse_jax").glob(pattern)):
+                tests_of.setdefault(path, tests.split())
+        for path, tests in sorted(tests_of.items()):
+            for fault in faults(path):
+                by_function.setdefault((path.name, fault["function"]), []).append(fault | {"tests": tests})
+        functions, end = rng.sample(sorted(by_function), len(by_function)), len(drawn) + area["mutants"]
+        while len(drawn) < end:
+            functions.append(function := functions.pop(0))
+            fault = rng.choice(by_function[function])
+            if [fault[key] for key in KEYS] not in taken:
+                place(fault, ROOT / "simcse_jax")
+                taken.append([fault[key] for key in KEYS])
+                drawn.append({"id": len(drawn) + 1} | fault)
+    return drawn
+
+
+def pytest(folder: Path, arguments: list[str], limit: float) -> tuple[str, str]:
+    """Runs pytest in a folder: "passed", "failed" or "timeout", and the first test that failed."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments]
+    # One test that hangs ends the run; the others have ten times its limit together.
+    command += ["-o", f"faulthandler_timeout={limit}", "-o", "faulthandler_exit_on_timeout=true"]
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+    environment = os.environ | {"PYTHONPATH": str(folder), "JAX_COMPILATION_CACHE_DIR": cache}
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            code = process.wait(10 * limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        text = output.read()
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", text, re.M)
+    if failed:
+        return "failed", failed[1]
+    hung = code is None or "Timeout (" in text
+    return ("passed" if code in (0, 5) else "timeout" if hung else "failed"), text[-200:] if code not in (0, 5) else ""
+
+
+def copy(folder: Path) -> Path:
+    """The files of the repository in a folder of their own."""
+    return Path(shutil.copytree(ROOT, folder, ignore=NOT_COPIED))
+
+
+def judge(mutant: dict[str, Any], folder: Path, marks: str, limit: float) -> dict[str, Any]:
+    """Runs the tests of one mutant in a copy of the repository, file by file up to the first that fails."""
+    path, row = place(mutant, folder / "simcse_jax")
+    text, begin = path.read_text(), time.monotonic()
+    lines = text.splitlines(keepends=True)
+    lines[row] = lines[row].replace(mutant["line"], mutant["becomes"])
+    path.write_text("".join(lines))
+    state, test, file = "survived", "", ""
+    try:
+        for file in mutant["tests"]:
+            for kept in path.parent.glob(f"__pycache__/{path.stem}.*"):
+                kept.unlink()  # a change within a second is not seen by its time
+            outcome, test = pytest(folder, [f"tests/test_{file}.py", *(["-m", marks] if marks else [])], limit)
+            if outcome != "passed":
+                state = "killed" if outcome == "failed" else "timeout"
+                break
+    finally:
+        path.write_text(text)
+        for kept in path.parent.glob(f"__pycache__/{path.stem}.*"):
+            kept.unlink()
+    seconds = round(time.monotonic() - begin)
+    return {"state": state, "by": test if state == "killed" else file * (state == "timeout"), "seconds": seconds}
+
+
+def table(mutants: list[dict[str, Any]], results: dict[str, Any]) -> str:
+    """One row per mutant, and the sum."""
+    rows = ["| mutant | function | line after | state | by |", "|---|---|---|---|---|"]
+    for mutant in mutants:
+        found = results.get(str(mutant["id"]), {"state": "not run", "by": ""})
+        line = mutant["becomes"].replace("|", "\\|")
+        rows.append(
+            f"| {mutant['id']} | {mutant['function'] or 'module'} | `{line}` | {found['state']} | {found['by']} |"
+        )
+    states = [results[str(m["id"])]["state"] for m in mutants if str(m["id"]) in results]
+    alive = states.count("survived")
+    return "\n".join(
+        [*rows, "", f"{len(states)} of {len(mutants)} run: {len(states) - alive} killed, {alive} survived"]
+    )
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="results, as JSON; mutants that it holds are not run again")
+    parser.add_argument("--marks", default="", help='only tests of these marks, e.g. "not slow"')
+    parser.add_argument("--only", type=int, nargs="+", help="only these mutants")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
+    parser.add_argument("--limit", type=float, default=600, help="seconds per test; a mutant over it counts as killed")
+    parser.add_argument("--check", action="store_true", help="run the tests that killed mutants on the code unchanged")
+    parser.add_argument("--draw", action="store_true", help="draw the mutants anew")
+    options = parser.parse_args()
+    book = json.loads(MUTANTS.read_text())
+    if options.draw:
+        book["mutants"] = draw(book["areas"], book["equivalent"], book["seed"])
+        MUTANTS.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n")
+        return
+    mutants = [m for m in book["mutants"] if not options.only or m["id"] in options.only]
+    output: Path | None = options.output
+    results = json.loads(output.read_text()) if output and output.exists() else {}
+    for mutant in mutants:
+        place(mutant, ROOT / "simcse_jax")
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(options.jobs) as pool:
+        folders: SimpleQueue[Path] = SimpleQueue()
+        for job in range(options.jobs):
+            folders.put(copy(Path(scratch) / str(job)))
+
+        def run(mutant: dict[str, Any]) -> None:
+            folder = folders.get()
+            found = judge(mutant, folder, options.marks, options.limit)
+            folders.put(folder)
+            with LOCK:
+                results[str(mutant["id"])] = found
+                if output:
+                    output.write_text(json.dumps(results, indent=1) + "\n")
+            print(mutant["id"], *found.values(), flush=True)
+
+        list(pool.map(run, [m for m in mutants if str(m["id"]) not in results]))
+        if options.check:
+            tests = {found["by"] for found in results.values() if found["state"] == "killed" and "::" in found["by"]}
+            print("on the code unchanged:", *pytest(folders.get(), sorted(tests), options.limit))
+    print(table(mutants, results))
+
+
+if __name__ == "__main__":
+    main()
