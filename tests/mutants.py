@@ -190,55 +190,76 @@ def pytest(folder: Path, arguments: list[str], limit: float) -> tuple[str, str]:
         output.seek(0)
         text = output.read()
     failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", text, re.M)
-    if failed:
-        return "failed", failed[1]
-    hung = code is None or "Timeout (" in text
-    return ("passed" if code in (0, 5) else "timeout" if hung else "failed"), text[-200:] if code not in (0, 5) else ""
+    if code in (0, 5):  # 5: the marks leave no test
+        return "passed", ""
+    hung = code is None or (not failed and "Timeout (" in text)
+    return "timeout" if hung else "failed", failed[1] if failed else text[-200:]
 
 
-def copy(folder: Path) -> Path:
-    """The files of the repository in a folder of their own."""
-    return Path(shutil.copytree(ROOT, folder, ignore=NOT_COPIED))
+def judge(mutant: dict[str, Any], folder: Path, options: argparse.Namespace, passed: list[str]) -> dict[str, Any]:
+    """Runs the tests of one mutant in a copy of the repository, file by file up to the first that fails.
 
+    Args:
+      mutant: the mutant.
+      folder: the copy.
+      options: of the command.
+      passed: test files that passed before, which are not run again.
 
-def judge(mutant: dict[str, Any], folder: Path, marks: str, limit: float) -> dict[str, Any]:
-    """Runs the tests of one mutant in a copy of the repository, file by file up to the first that fails."""
+    Returns:
+      The `state` (killed, timeout, survived, or undecided where files of tests were left out), the test that it is
+      killed `by`, the files that `passed` and the `seconds`.
+    """
     path, row = place(mutant, folder / "simcse_jax")
     text, begin = path.read_text(), time.monotonic()
     lines = text.splitlines(keepends=True)
     lines[row] = lines[row].replace(mutant["line"], mutant["becomes"])
     path.write_text("".join(lines))
-    state, test, file = "survived", "", ""
+    passed, by = list(passed), ""
+    rest = [file for file in mutant["tests"] if file not in passed]
+    state = "undecided" if set(rest) & set(options.without) else "survived"
     try:
-        for file in mutant["tests"]:
-            for kept in path.parent.glob(f"__pycache__/{path.stem}.*"):
-                kept.unlink()  # a change within a second is not seen by its time
-            outcome, test = pytest(folder, [f"tests/test_{file}.py", *(["-m", marks] if marks else [])], limit)
+        for file in rest:
+            if file in options.without:
+                continue
+            forget(path)
+            marks = ["-m", options.marks] if options.marks else []
+            outcome, by = pytest(folder, [f"tests/test_{file}.py", *marks], options.limit)
             if outcome != "passed":
-                state = "killed" if outcome == "failed" else "timeout"
+                state = "killed" if outcome == "failed" else outcome
                 break
+            passed.append(file)
     finally:
         path.write_text(text)
-        for kept in path.parent.glob(f"__pycache__/{path.stem}.*"):
-            kept.unlink()
-    seconds = round(time.monotonic() - begin)
-    return {"state": state, "by": test if state == "killed" else file * (state == "timeout"), "seconds": seconds}
+        forget(path)
+    return {"state": state, "by": by, "passed": passed, "seconds": round(time.monotonic() - begin)}
+
+
+def forget(path: Path) -> None:
+    """Removes what Python compiled of a file: it tells versions apart by size and whole seconds."""
+    for kept in path.parent.glob(f"__pycache__/{path.stem}.*"):
+        kept.unlink()
+
+
+def state_of(mutant: dict[str, Any], results: dict[str, Any]) -> str:
+    """The state of a mutant by the results so far."""
+    return str(results.get(str(mutant["id"]), {}).get("state", "undecided"))
 
 
 def table(mutants: list[dict[str, Any]], results: dict[str, Any]) -> str:
     """One row per mutant, and the sum."""
     rows = ["| mutant | function | line after | state | by |", "|---|---|---|---|---|"]
     for mutant in mutants:
-        found = results.get(str(mutant["id"]), {"state": "not run", "by": ""})
-        line = mutant["becomes"].replace("|", "\\|")
-        rows.append(
-            f"| {mutant['id']} | {mutant['function'] or 'module'} | `{line}` | {found['state']} | {found['by']} |"
+        found = results.get(str(mutant["id"]), {})
+        cells = (
+            mutant["function"] or "module",
+            f"`{mutant['becomes']}`",
+            state_of(mutant, results),
+            found.get("by", ""),
         )
-    states = [results[str(m["id"])]["state"] for m in mutants if str(m["id"]) in results]
-    alive = states.count("survived")
-    return "\n".join(
-        [*rows, "", f"{len(states)} of {len(mutants)} run: {len(states) - alive} killed, {alive} survived"]
-    )
+        rows.append(" | ".join([f"| {mutant['id']}", *(cell.replace("|", "\\|") for cell in cells)]) + " |")
+    states = [state_of(mutant, results) for mutant in mutants]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in ("killed", "timeout", "survived", "undecided"))
+    return "\n".join([*rows, "", f"{len(mutants)} mutants: {counts}"])
 
 
 def main() -> None:
@@ -246,6 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="results, as JSON; mutants that it holds are not run again")
     parser.add_argument("--marks", default="", help='only tests of these marks, e.g. "not slow"')
+    parser.add_argument("--without", default=[], nargs="+", help="files of tests to leave out at first, as in mlm")
     parser.add_argument("--only", type=int, nargs="+", help="only these mutants")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--limit", type=float, default=600, help="seconds per test; a mutant over it counts as killed")
@@ -265,19 +287,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(options.jobs) as pool:
         folders: SimpleQueue[Path] = SimpleQueue()
         for job in range(options.jobs):
-            folders.put(copy(Path(scratch) / str(job)))
+            folders.put(Path(shutil.copytree(ROOT, Path(scratch) / str(job), ignore=NOT_COPIED)))
 
         def run(mutant: dict[str, Any]) -> None:
             folder = folders.get()
-            found = judge(mutant, folder, options.marks, options.limit)
+            found = judge(mutant, folder, options, results.get(str(mutant["id"]), {}).get("passed", []))
             folders.put(folder)
             with LOCK:
                 results[str(mutant["id"])] = found
                 if output:
                     output.write_text(json.dumps(results, indent=1) + "\n")
-            print(mutant["id"], *found.values(), flush=True)
+            print(mutant["id"], *(found[key] for key in ("state", "seconds", "by")), flush=True)
 
-        list(pool.map(run, [m for m in mutants if str(m["id"]) not in results]))
+        list(pool.map(run, [m for m in mutants if state_of(m, results) == "undecided"]))
         if options.check:
             tests = {found["by"] for found in results.values() if found["state"] == "killed" and "::" in found["by"]}
             print("on the code unchanged:", *pytest(folders.get(), sorted(tests), options.limit))
