@@ -53,7 +53,7 @@ def blocks(node: ast.AST, name: str = "") -> Iterator[tuple[str, Any]]:
             inner[:0] = [x for x in ast.iter_child_nodes(child) if not isinstance(x, ast.expr)]
 
 
-def edits(node: Any) -> Iterator[tuple[ast.AST, ast.AST, str, str]]:
+def edits(node: Any) -> Iterator[tuple[Any, Any, str, str]]:
     """The faults of one node: between which nodes, the text there and the text instead; all of a node where empty."""
     match node:
         case ast.Compare(ops=[op], comparators=[right]):
@@ -65,7 +65,8 @@ def edits(node: Any) -> Iterator[tuple[ast.AST, ast.AST, str, str]]:
         case ast.BoolOp(op=op):
             yield node.values[0], node.values[1], *OPERATORS[type(op)]
         case ast.AugAssign(op=op) if type(op) in OPERATORS:
-            yield node.target, node.value, *(f"{sign}=" for sign in OPERATORS[type(op)])
+            before, after = OPERATORS[type(op)]
+            yield node.target, node.value, f"{before}=", f"{after}="
         case ast.UnaryOp(op=ast.Not() | ast.USub()):
             yield node, node, "", ast.unparse(node.operand)
         case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test) if not isinstance(test, ast.UnaryOp):
@@ -106,7 +107,8 @@ def faults(path: Path) -> Iterator[dict[str, Any]]:
             fault = dict(zip(KEYS, (name, above[-1], above.count(above[-1]), became.strip()), strict=True))
             if became != line:
                 yield fault
-        for child in ast.iter_child_nodes(node):
+        children: Iterator[Any] = ast.iter_child_nodes(node)
+        for child in children:
             if not left_out(child, node):
                 inner = isinstance(child, ast.FunctionDef | ast.ClassDef)
                 deeper = f"{name}.{child.name}".lstrip(".") if inner else name
@@ -282,8 +284,14 @@ def main() -> None:
     mutants = [m for m in book["mutants"] if not options.only or m["id"] in options.only]
     output: Path | None = options.output
     results = json.loads(output.read_text()) if output and output.exists() else {}
+    lost = []
     for mutant in mutants:
-        place(mutant, ROOT / "simcse_jax")
+        try:
+            place(mutant, ROOT / "simcse_jax")
+        except LookupError as error:
+            lost.append(str(error))
+    if lost:
+        sys.exit("\n".join([*lost, f"Give these mutants in {MUTANTS} the functions and lines of now."]))
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(options.jobs) as pool:
         folders: SimpleQueue[Path] = SimpleQueue()
         for job in range(options.jobs):
