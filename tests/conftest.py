@@ -1,13 +1,25 @@
-"""Eight CPU devices for every test, checked array shapes, and the models that tests share."""
+"""Eight CPU devices for every test, checked array shapes, the models that tests share, and a limit to a test's time.
 
+Every test belongs to one of three tiers. A test without a mark belongs to the fast tier; the marks `full` and `release`
+put a test into the tier of that name. CONTRIBUTING.md says when each tier runs.
+"""
+
+import contextlib
+import ctypes
+import gc
 import json
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 # Tests compile the same small programs over and over, also in processes of their own.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Compiling takes most of the time of these tests. With these options it takes a fifth to a third of it, and tiny models
+# run no slower. `XLA_FLAGS= pytest` compiles as users do; the release tier runs so.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 # Compilers for TPUs and GPUs may be installed; JAX would look for devices of theirs.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -15,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _pytest.runner import runtestprotocol
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -29,6 +42,57 @@ from simcse_jax.data.demo import minilm_folder  # noqa: E402
 from simcse_jax.embedder import init_params  # noqa: E402
 from simcse_jax.errors import InputError  # noqa: E402
 from simcse_jax.model import SentenceEncoder, read_encoder_config  # noqa: E402
+
+FAST_SECONDS = float(os.environ.get("SIMCSE_TEST_SECONDS", "10"))
+"""The seconds that a test of the fast tier may take; 0 for any number."""
+SECONDS = pytest.StashKey[float]()
+"""The seconds that the last call of a test took."""
+
+
+def tier(item: pytest.Item) -> str:
+    """The tier of a test: `fast`, `full` or `release`."""
+    return next((name for name in ("release", "full") if item.get_closest_marker(name)), "fast")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Runs a fast test again where it took longer than the limit, and fails it where it takes longer twice."""
+    result = yield
+    if item.stash.get(SECONDS, 0.0) > FAST_SECONDS > 0 and tier(item) == "fast":
+        first = item.stash[SECONDS]
+        item._initrequest()  # type: ignore[attr-defined]
+        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+        report = next(r for r in reports if r.when == "call" or r.failed)
+        if item.stash[SECONDS] > FAST_SECONDS and report.passed:
+            report.outcome = "failed"
+            report.longrepr = (
+                f"{item.nodeid} took {first:.1f} s, and {item.stash[SECONDS]:.1f} s when it ran again. A test of the "
+                f"fast tier may take {FAST_SECONDS:g} s: make it quicker, or mark it `full`. "
+                "On a slow or busy machine, set SIMCSE_TEST_SECONDS to more seconds, or to 0 for no limit."
+            )
+            item.ihook.pytest_runtest_logreport(report=report)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Notes how long the call of a test takes, without its fixtures."""
+    begin = time.perf_counter()
+    try:
+        return (yield)
+    finally:
+        item.stash[SECONDS] = time.perf_counter() - begin
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_programs_of_other_files() -> Iterator[None]:
+    """Drops what a file compiled: else a test process grows to many gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # not on Linux with glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
 
 SENTENCES = [
     "A man is playing a flute.",
@@ -216,6 +280,16 @@ def tree_error(actual: Any, expected: Any) -> float:
 def without_key_biases(params: Any) -> Any:
     """Softmax ignores a key bias: its gradient is rounding noise, which Adam scales up to whole steps."""
     return {str(path): x for path, x in jax.tree.leaves_with_path(params) if "'key'" not in str(path) or x.ndim > 1}
+
+
+def full(*values: Any) -> Any:
+    """A row of parameters for the full tier."""
+    return pytest.param(*values, marks=pytest.mark.full)
+
+
+def release(*values: Any) -> Any:
+    """A row of parameters for the release tier."""
+    return pytest.param(*values, marks=pytest.mark.release)
 
 
 def mask_of(lengths: Any, length: int) -> Any:

@@ -113,7 +113,7 @@ def test_a_step_with_another_temperature_is_refused(tmp_path: Path) -> None:
         compare(other, 1, tolerance=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.usefixtures("minilm")
 @pytest.mark.parametrize("part", ["step", "encode"])
 def test_a_rehearsal(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_a_rehearsal(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch)
     assert results["about"]["versions"]["torch"] != "absent"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.usefixtures("minilm")
 def test_a_profile_knows_every_part(tmp_path: Path) -> None:
     step = replace(Step().quick(), size=replace(QUICK, width=64), batch_size=8)

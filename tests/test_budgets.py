@@ -52,6 +52,7 @@ def arithmetic(row: int) -> int:
     return 3 * ((LAYERS - 1) * layer + last + head + loss)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(("topology", "rows"), BUDGETS)
 def test_budget(topology: str, rows: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(PACKAGES[topology]) is None:

@@ -197,6 +197,7 @@ def test_links_lead_somewhere(page: str) -> None:
             assert target.fragment in anchors(path.resolve().relative_to(ROOT).as_posix()), link.attrs["href"]
 
 
+@pytest.mark.release
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("sphinx", reason="Sphinx is not installed: pip install 'simcse-jax[docs]'")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", tmp_path / "trees"]

@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.poolers import POOLERS
 from simcse_jax.sharding import make_mesh
 from simcse_jax.step import TrainState, create_state, make_train_step
-from tests.conftest import relative_error, tree_error, without_key_biases
+from tests.conftest import full, relative_error, release, tree_error, without_key_biases
 
 PRECISIONS = {"float32": contextlib.nullcontext, "float64": lambda: jax.enable_x64(True)}
 ARCHITECTURES = ("tiny-bert", "tiny-roberta")
@@ -101,8 +102,39 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    ("run", "architecture"),
+    [
+        *((run, ARCHITECTURES[i % 2]) for i, run in enumerate(RUNS)),
+        *(full(run, ARCHITECTURES[(i + 1) % 2]) for i, run in enumerate(RUNS)),
+    ],
+)
+def test_first_steps_of_trajectories(golden: Path, architecture: str, run: str) -> None:
+    """Ten steps in float32, of which the last three have a full buffer to smooth with."""
+    steps, tolerance = 10, max(RUNS[run][-1], 1e-4)
+    expected = json.loads((golden / architecture / "trajectories.json").read_text())["runs"][run]
+    measured, _ = _trainer(golden / architecture, run, "float32")(steps=steps)
+    for name, values in measured.items():
+        assert len(values) == steps
+        present = [i for i, value in enumerate(expected[name][:steps]) if value is not None]
+        assert present
+        wanted = np.array(expected[name])[present].astype(float)
+        error = np.max(np.abs(np.array(values)[present] - wanted) / wanted)
+        assert error < tolerance, (name, error)
+
+
+WHOLE = (
+    ("sup_hard_negatives_log_alpha_0.7", "tiny-bert"),
+    ("unsup_no_dropout", "tiny-roberta"),
+    ("iscse_cosine", "tiny-bert"),
+)
+"""The whole trajectories of the full tier; the release tier has all."""
+
+
+@pytest.mark.parametrize(
+    ("run", "architecture"),
+    [(full if (run, a) in WHOLE else release)(run, a) for run in RUNS for a in ARCHITECTURES],
+)
 def test_trajectories(golden: Path, architecture: str, run: str) -> None:
     """Every step in float64, every step in float32 from the state that float64 had, and float32's own run as a whole.
 
@@ -133,8 +165,9 @@ def test_trajectories(golden: Path, architecture: str, run: str) -> None:
 Metrics = dict[str, list[float]]
 
 
+@cache
 def _trainer(folder: Path, run: str, dtype: str) -> Callable[..., tuple[Metrics, list[TrainState]]]:
-    """A function that trains; with states given, each step starts from its own of those.
+    """A function that trains, for so many steps; with states given, each step starts from its own of those.
 
     It returns the metrics of every step, and the state at the beginning and after each.
     """
@@ -152,11 +185,13 @@ def _trainer(folder: Path, run: str, dtype: str) -> Callable[..., tuple[Metrics,
     step = make_train_step(config, model, mesh, create_state(config, mesh, params, optimizer), settings["steps"])
     names = ("loss", "grad_norm", *(("contrastive", "smoothing") if objective.smoothing.weight else ()))
 
-    def train(states: list[TrainState] | None = None) -> tuple[Metrics, list[TrainState]]:
+    def train(
+        states: list[TrainState] | None = None, steps: int = settings["steps"]
+    ) -> tuple[Metrics, list[TrainState]]:
         state = create_state(config, mesh, params, optimizer)
         measured: Metrics = {name: [] for name in names}
         passed = [jax.device_get(state)]
-        for i in range(settings["steps"]):
+        for i in range(steps):
             if states:
                 state = jax.tree.map(lambda own, given: jnp.asarray(given, own.dtype), state, states[i])
             ids = batches[f"{source}_input_ids"][i, :columns].swapaxes(0, 1)
@@ -182,7 +217,7 @@ class FivePoolers(SentenceEncoder):
         return jnp.concatenate([*pooled[:-1], self.head(pooled[-1])], axis=2)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_minilm_scores_as_senteval_does(golden: Path, real_data: Path, minilm: Path) -> None:
     """Every figure of the seven STS tasks, for five poolers."""
     expected = json.loads((golden / "minilm_sts.json").read_text())

@@ -15,7 +15,7 @@ from simcse_jax.loss import make_loss
 from simcse_jax.memory import CompiledStep, compile_step
 from simcse_jax.model import read_encoder_config
 from simcse_jax.sharding import make_mesh, put, put_batch, state_sharding
-from tests.conftest import TINY_BERT, tree_error, without_key_biases
+from tests.conftest import TINY_BERT, full, tree_error, without_key_biases
 from tests.test_step import batches
 
 BERT = TINY_BERT | {"num_hidden_layers": 2}
@@ -42,18 +42,21 @@ def gradients(
     return {name: float(x) for name, x in metrics.items()}, jax.tree.map(np.asarray, grads), compiled.as_text()
 
 
-@pytest.mark.parametrize("columns", [1, 3])
+FAST = [((1, 1, 17, "tiled"), 1), ((4, 2, 5, "dense"), 1), ((8, 1, 0, "tiled"), 3)]
+HOW = [
+    (1, 1, 1, "dense"),
+    (1, 1, 17, "tiled"),
+    (1, 1, 47, "dense"),
+    (8, 1, 0, "tiled"),
+    (8, 1, 4, "tiled"),
+    (4, 2, 5, "dense"),
+    (1, 8, 1, "tiled"),
+]
+
+
 @pytest.mark.parametrize(
-    "how",
-    [
-        (1, 1, 1, "dense"),
-        (1, 1, 17, "tiled"),
-        (1, 1, 47, "dense"),
-        (8, 1, 0, "tiled"),
-        (8, 1, 4, "tiled"),
-        (4, 2, 5, "dense"),
-        (1, 8, 1, "tiled"),
-    ],
+    ("how", "columns"),
+    [*FAST, *(full(how, columns) for how in HOW for columns in (1, 3) if (how, columns) not in FAST)],
     ids=str,
 )
 def test_gradients_are_those_of_the_whole_batch(how: tuple[int, int, int, str], columns: int) -> None:
@@ -64,6 +67,7 @@ def test_gradients_are_those_of_the_whole_batch(how: tuple[int, int, int, str], 
     assert tree_error(without_key_biases(grads), without_key_biases(expected)) < 3e-6
 
 
+@pytest.mark.full
 def test_gradients_agree_to_float64_rounding() -> None:
     with jax.enable_x64(True):
         metrics, grads, _ = gradients(4, 2, 4, "tiled", 3, "float64")
@@ -72,6 +76,7 @@ def test_gradients_agree_to_float64_rounding() -> None:
     assert tree_error(grads, expected) < 1e-13
 
 
+@pytest.mark.program
 def test_weights_gradients_are_summed_over_devices_once_a_step() -> None:
     """Outside the loop over chunks: a sum in the body of a loop would be one a chunk."""
     program = gradients(8, 1, 1, "tiled", 1)[2]
@@ -80,6 +85,7 @@ def test_weights_gradients_are_summed_over_devices_once_a_step() -> None:
     assert all(part.lstrip().startswith("ENTRY") for part in holders)
 
 
+@pytest.mark.program
 def test_the_ring_in_the_step_gathers_no_keys() -> None:
     program = gradients(8, 1, 0, "tiled", 3)[2]
     assert "collective-permute" in program
@@ -95,6 +101,7 @@ def compiled(batch_size: int, micro_batch: Any) -> CompiledStep:
     return compile_step(config, model, make_mesh(devices=jax.devices()[:1]), 1, 10)
 
 
+@pytest.mark.program
 def test_memory_grows_with_the_embeddings_alone() -> None:
     small, large, whole = (compiled(*sizes).needed for sizes in ((2048, 64), (8192, 64), (8192, 0)))
     assert small

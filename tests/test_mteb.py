@@ -66,7 +66,7 @@ def test_mteb_takes_the_adapter(tiny_bert: Path) -> None:
     assert mteb.__version__ >= "2"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 def test_sts_of_mteb_is_ours(real_data: Path, minilm: Path) -> None:
     """All pairs of a task concatenated: there the protocols are one, but for how identical sentences tie."""

@@ -66,7 +66,7 @@ def alone(config_file: Path) -> Path:
     return output
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_equal_one_with_all_devices(alone: Path, config_file: Path, tmp_path: Path, processes: int) -> None:
     """Losses, gradient norms and dev scores over 20 steps with dropout; the parameters at the end."""
@@ -85,7 +85,7 @@ def test_processes_equal_one_with_all_devices(alone: Path, config_file: Path, tm
     assert done.stdout.count("run in") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_preemption_of_one_process_saves_and_ends_all(config_file: Path, tmp_path: Path) -> None:
     """SIGTERM: the status asked for and a checkpoint of the step reached, from which the same command goes on."""
     output = tmp_path / "run"

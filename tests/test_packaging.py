@@ -15,6 +15,7 @@ import pytest
 
 import simcse_jax
 
+pytestmark = pytest.mark.release
 ROOT = Path(__file__).parents[1]
 
 

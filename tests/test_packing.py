@@ -27,11 +27,12 @@ from simcse_jax.poolers import POOLERS
 from simcse_jax.preemption import StopRequest
 from simcse_jax.sharding import make_mesh, put, put_batch, state_sharding
 from simcse_jax.train import train
-from tests.conftest import TINY_BERT, TINY_ROBERTA, tree_error, without_key_biases
+from tests.conftest import TINY_BERT, TINY_ROBERTA, full, tree_error, without_key_biases
 
 N, LENGTH = 16, 12
 PACKING = Packing(length=24, slots=5, rows=9)
-CONFIGS = {"bert": TINY_BERT, "roberta": TINY_ROBERTA}
+LAYERS = {"num_hidden_layers": 2}  # the last, which has its own rules, and one before it
+CONFIGS = {"bert": TINY_BERT | LAYERS, "roberta": TINY_ROBERTA | LAYERS}
 VOCABULARY = Vocabulary(mask=4, special=(0, 1, 2, 3, 4), size=120)
 
 
@@ -90,32 +91,48 @@ def test_every_token_is_packed_once(seed: int) -> None:
 def test_vectors_without_dropout(architecture: str, pooler: str) -> None:
     model, params = model_of(architecture, pooler)
     padded, packed = batch(1, CONFIGS[architecture].get("pad_token_id", 0))
-    expected, vectors = (
-        model.apply({"params": params}, jnp.asarray(x.input_ids[:, 0]), jnp.asarray(x.lengths[:, 0]))
-        for x in (padded, packed)
-    )
+    apply = jax.jit(lambda ids, lengths: model.apply({"params": params}, ids, lengths))
+    expected, vectors = (apply(x.input_ids[:, 0], x.lengths[:, 0]) for x in (padded, packed))
     assert vectors.shape == (PACKING.rows + 1, PACKING.slots, 32)
     np.testing.assert_allclose(vectors.reshape(-1, 32)[packed.places[:, 0]], expected[:, 0], atol=2e-6)
 
 
-@pytest.mark.parametrize("micro_batch", [0, 5])
-@pytest.mark.parametrize("clean", [False, True])
-@pytest.mark.parametrize(("columns", "second"), [(1, False), (2, True), (3, False)])
-def test_views_under_dropout(columns: int, second: bool, clean: bool, micro_batch: int) -> None:
-    """The noise of a sentence is the same in whatever row it lies."""
+VIEWS = [(1, False, False, 5), (2, True, True, 0), (3, False, True, 5)]
+"""Columns, a second encoder, a view without noise and the micro-batch: each value with most values of the others."""
+
+
+@cache
+def views(columns: int, second: bool, clean: bool, micro_batch: int, packed: bool) -> Any:
+    """The views of a batch under dropout."""
     model, params = model_of("bert", "cls")
     if second:
         params = {**params, "second": jax.jit(lambda: init_params(model, 1))()}
     key = rng.key(0, "dropout", 0)
-    expected, found = (
-        encode_views(model, params, x, key, micro_batch=m, clean=clean)
-        for x, m in zip(batch(columns), (0, micro_batch), strict=True)
-    )
+    encode = jax.jit(lambda p, x: encode_views(model, p, x, key, micro_batch=micro_batch, clean=clean))
+    return encode(params, batch(columns)[packed])
+
+
+@pytest.mark.parametrize(
+    ("columns", "second", "clean", "micro_batch"),
+    [
+        *VIEWS,
+        *(
+            full(*columns, clean, micro_batch)
+            for columns in ((1, False), (2, True), (3, False))
+            for clean in (False, True)
+            for micro_batch in (0, 5)
+            if (*columns, clean, micro_batch) not in VIEWS
+        ),
+    ],
+)
+def test_views_under_dropout(columns: int, second: bool, clean: bool, micro_batch: int) -> None:
+    """The noise of a sentence is the same in whatever row it lies."""
+    expected, found = views(columns, second, clean, 0, False), views(columns, second, clean, micro_batch, True)
     assert found.shape == (N, max(columns, 2) + clean, 32)
     np.testing.assert_allclose(found, expected, atol=3e-6)
 
 
-@pytest.mark.parametrize(("devices", "micro_batch", "columns"), [(1, 0, 1), (1, 5, 3), (8, 0, 1), (8, 1, 2)])
+@pytest.mark.parametrize(("devices", "micro_batch", "columns"), [full(1, 0, 1), (1, 5, 3), full(8, 0, 1), (8, 1, 2)])
 def test_loss_and_gradient(devices: int, micro_batch: int, columns: int) -> None:
     """Contrast, smoothing and masked language model together, on one device and eight."""
     objective = ObjectiveConfig(mlm=MLMConfig(weight=0.3), smoothing=SmoothingConfig(weight=0.1, buffer_size=32))
@@ -170,7 +187,7 @@ def test_every_batch_of_a_run_fits() -> None:
     assert packing.rows == fullest < 8
 
 
-@pytest.mark.parametrize("augment", ["none", "delete_words", "synonyms"])
+@pytest.mark.parametrize("augment", [full("none"), full("delete_words"), "synonyms"])
 def test_a_packed_run_is_the_padded_one(tiny_bert: Path, tmp_path: Path, augment: str) -> None:
     """Metrics of every step, also of the short last batch."""
     words = np.array(["man", "dog", "cat", "runs", "red", "river", "the", "sleeps", "sings"])

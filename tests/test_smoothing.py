@@ -19,7 +19,7 @@ from simcse_jax.objectives.smoothing import is_full, push, smooth, smoothing_wei
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import make_mesh, put_batch
 from simcse_jax.step import create_state, make_train_step
-from tests.conftest import relative_error, tree_error, without_key_biases
+from tests.conftest import full, relative_error, tree_error, without_key_biases
 from tests.test_step import BERT, batches
 
 N, STEPS = 16, 6
@@ -137,9 +137,9 @@ def test_smoothing_waits_for_the_buffer(one_device: Any) -> None:
 @pytest.mark.parametrize(
     ("mesh", "changes"),
     [
-        ((8, 1), {}),
+        full((8, 1), {}),
         ((4, 2), {"objective": {"implementation": "tiled"}}),
-        ((1, 8), {"micro_batch": 1}),
+        full((1, 8), {"micro_batch": 1}),
         ((1, 1), {"micro_batch": 5, "objective": {"implementation": "tiled"}}),
     ],
     ids=str,
@@ -153,6 +153,7 @@ def test_any_mesh_and_chunk_smooths_as_one_device(
     assert relative_error(buffer, one_device[2]) < 1e-5
 
 
+@pytest.mark.full
 def test_any_mesh_smooths_as_one_device_to_float64_rounding() -> None:
     with jax.enable_x64(True):
         figures, _, buffer = train((4, 2), run_of(dtype="float64", objective={"implementation": "tiled"}))
@@ -162,6 +163,7 @@ def test_any_mesh_smooths_as_one_device_to_float64_rounding() -> None:
     assert relative_error(buffer, expected_buffer) < 1e-12
 
 
+@pytest.mark.program
 def test_the_batch_is_not_gathered_for_the_buffer() -> None:
     """In tiles no device ever holds all positives: those that enter the buffer are summed into it."""
     n = 56

@@ -22,7 +22,7 @@ from simcse_jax.noise import drawn, dropout
 from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.sharding import make_mesh, put_batch
 from simcse_jax.step import TrainState, create_state, make_train_step
-from tests.conftest import TINY_BERT, TINY_ROBERTA, tree_error, without_key_biases
+from tests.conftest import TINY_BERT, TINY_ROBERTA, full, tree_error, without_key_biases
 
 N, LENGTH, STEPS = 16, 12, 20
 BERT = TINY_BERT | {"num_hidden_layers": 2}
@@ -82,8 +82,17 @@ def one_device() -> Callable[[int, str], tuple[np.ndarray, Any]]:
     return get
 
 
-@pytest.mark.parametrize("columns", [1, 3])
-@pytest.mark.parametrize("mesh", [name for name in MESHES if name != "1"])
+@pytest.mark.parametrize(
+    ("mesh", "columns"),
+    [
+        ("data8", 1),
+        ("data4_fsdp2", 3),
+        full("data8", 3),
+        full("data4_fsdp2", 1),
+        full("fsdp8", 1),
+        full("fsdp8", 3),
+    ],
+)
 def test_any_mesh_trains_as_one_device(one_device: Any, mesh: str, columns: int) -> None:
     figures, params = train(MESHES[mesh], batches(columns))
     expected_figures, expected_params = one_device(columns, "float32")
@@ -91,6 +100,7 @@ def test_any_mesh_trains_as_one_device(one_device: Any, mesh: str, columns: int)
     assert tree_error(without_key_biases(params), without_key_biases(expected_params)) < 1e-5
 
 
+@pytest.mark.full
 def test_any_mesh_trains_as_one_device_to_float64_rounding(one_device: Any) -> None:
     with jax.enable_x64(True):
         figures, params = train(MESHES["data4_fsdp2"], batches(3), "float64")
@@ -111,7 +121,8 @@ def compile_step(mesh_shape: tuple[int, int], columns: int, n: int = N) -> Any:
     return make_train_step(run, model, mesh, state, STEPS).lower(state, placed).compile()
 
 
-@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.program
+@pytest.mark.parametrize("columns", [full(1), 3])
 def test_collectives_of_the_step(columns: int) -> None:
     """One gather of the normalised keys, the sum of their gradient, the sum of the weights' gradients."""
     # A number of rows that no weight has.
@@ -133,7 +144,8 @@ def test_collectives_of_the_step(columns: int) -> None:
     assert matrices.total() <= expected.total()
 
 
-@pytest.mark.parametrize("mesh", ["data8", "fsdp8"])
+@pytest.mark.program
+@pytest.mark.parametrize("mesh", [full("data8"), "fsdp8"])
 def test_work_and_state_are_split_over_the_devices(mesh: str) -> None:
     whole, split = compile_step((1, 1), 1, 128), compile_step(MESHES[mesh], 1, 128)
     assert split.cost_analysis()["flops"] < whole.cost_analysis()["flops"] / 8 * 1.1
@@ -144,17 +156,17 @@ def test_work_and_state_are_split_over_the_devices(mesh: str) -> None:
 
 def test_short_batch_equals_a_smaller_one() -> None:
     """Rows that are not valid change nothing: neither loss nor gradient sees them."""
-    full = batches(3)[-1]
-    count = int(full.valid.sum())
-    small = jax.tree.map(lambda x: x[:count], full)
-    changed = full._replace(input_ids=np.where(full.valid[:, None, None], full.input_ids, 9))
+    whole = batches(3)[-1]
+    count = int(whole.valid.sum())
+    small = jax.tree.map(lambda x: x[:count], whole)
+    changed = whole._replace(input_ids=np.where(whole.valid[:, None, None], whole.input_ids, 9))
     expected, _ = train((1, 1), [small])
-    for batch in (full, changed):
+    for batch in (whole, changed):
         figures, _ = train((1, 1), [batch])
         np.testing.assert_allclose(figures, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"remat": True}, {"scan": True}], ids=str)
+@pytest.mark.parametrize("settings", [full({"remat": True}), {"scan": True}], ids=str)
 def test_how_layers_are_compiled_changes_nothing(settings: dict[str, bool]) -> None:
     figures, params = train((1, 1), batches(1, steps=5), config=TINY_BERT)
     other_figures, other_params = train((1, 1), batches(1, steps=5), config=TINY_BERT, **settings)

@@ -121,7 +121,7 @@ def test_losses_from_small_to_large() -> None:
     assert losses[-1] > 20
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("devices", [1, 8])
 def test_tiled_is_dense_for_16384_rows(devices: int) -> None:
     z = [x.astype(np.float32) for x in sentences(0, 16384, 2, 0.5)]
@@ -179,6 +179,7 @@ def test_bfloat16_vectors_are_computed_in_float32() -> None:
         np.testing.assert_allclose(np.asarray(ours, np.float32), np.asarray(theirs, np.float32), rtol=2**-7, atol=1e-6)
 
 
+@pytest.mark.program
 def test_the_logits_never_exist() -> None:
     """65,536 rows of width 768: besides arguments and results under 1 GB, where the logits alone take 17 GB."""
     n, width = 65536, 768
@@ -190,6 +191,7 @@ def test_the_logits_never_exist() -> None:
     assert memory.temp_size_in_bytes < 1e9
 
 
+@pytest.mark.program
 def test_the_ring_passes_keys_on_and_gathers_nothing() -> None:
     n, width, mesh = 64, 16, make_mesh()
     sharding = batch_sharding(mesh)
