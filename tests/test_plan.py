@@ -148,12 +148,14 @@ def test_each_batch_size_given_is_planned(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x4", "v4:2x2x1"])
+@pytest.mark.release
 @pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
 def test_tpu(encoder: Path, topology: str) -> None:
     p = plan(run_of(encoder, dtype="bfloat16"), topology)
     check_accelerator(p, 8 if topology == "v6e:2x4" else 4)
 
 
+@pytest.mark.release
 @pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
 def test_what_does_not_fit_is_said(encoder: Path) -> None:
     dense = ObjectiveConfig(implementation="dense")
@@ -168,6 +170,7 @@ def test_what_does_not_fit_is_said(encoder: Path) -> None:
 
 
 @pytest.mark.parametrize("topology", ["h200:8", "h100:2x4"])
+@pytest.mark.release
 @pytest.mark.skipif(NO_GPU, reason="jax-cuda13-plugin, the compiler for GPUs, is not installed")
 def test_gpu(encoder: Path, topology: str) -> None:
     p = plan(run_of(encoder, dtype="bfloat16"), topology)
@@ -196,6 +199,7 @@ def test_ring_on_cpus(encoder: Path) -> None:
     check_ring(ring(encoder, "cpu:8"))
 
 
+@pytest.mark.release
 @pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
 def test_ring_on_tpu(encoder: Path) -> None:
     p = ring(encoder, "v5e:4x4")
@@ -203,6 +207,7 @@ def test_ring_on_tpu(encoder: Path) -> None:
     check_overlap(p)
 
 
+@pytest.mark.release
 @pytest.mark.skipif(NO_GPU, reason="jax-cuda13-plugin, the compiler for GPUs, is not installed")
 def test_ring_on_gpus(encoder: Path) -> None:
     p = ring(encoder, "h200:8")
@@ -355,6 +360,7 @@ def test_bad_input(encoder: Path, topology: str, changes: dict[str, Any], messag
         plan(replace(run_of(encoder), **changes), topology)
 
 
+@pytest.mark.release
 @pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
 def test_a_slice_that_does_not_exist(encoder: Path) -> None:
     with pytest.raises(InputError, match="no devices to compile for as v5e:3x5"):

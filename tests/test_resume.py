@@ -166,6 +166,7 @@ config = Config(
     assert results[0] == results[1]
 
 
+@pytest.mark.full
 def test_sigterm_saves_exits_0_and_resumes(config: Config, tmp_path: Path) -> None:
     arguments = ["--model.path", config.model.path, "--data.train", config.data.train, "--batch-size", "16"]
     arguments += ["--data.cache", config.data.cache, "--max-steps", "100000", "--log-every", "1"]
@@ -223,6 +224,7 @@ def test_resumed_in_parts_equals_whole(
     assert (Path(config.output) / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+@pytest.mark.full
 def test_measuring_geometry_changes_nothing(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only lines are added to the log: the same parameters and the same selection, also with it given on resuming."""
     plain = replace(config, output=str(tmp_path / "plain"))
@@ -340,6 +342,7 @@ def test_only_one_process_trains_in_a_folder(config: Config, monkeypatch: pytest
     assert train(config)["step"] == 12
 
 
+@pytest.mark.full
 def test_text_may_have_moved(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", lambda self, step: step == 3)
     train(config)

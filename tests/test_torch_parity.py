@@ -20,7 +20,7 @@ from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.poolers import POOLERS
 from simcse_jax.sharding import make_mesh
 from simcse_jax.step import create_state, make_train_step
-from tests.conftest import TINY_BERT, TINY_ROBERTA, mask_of
+from tests.conftest import TINY_BERT, TINY_ROBERTA, full, mask_of
 
 torch = pytest.importorskip("torch", reason="the peer these tests compare with")
 transformers = pytest.importorskip("transformers")
@@ -108,8 +108,15 @@ def compare_encoders(folder: Path, config: dict[str, Any], dtype: str, tolerance
             assert largest_difference(vectors, expected[pooler]) < tolerance, pooler
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "tolerance"),
+    [
+        full("bert", "float32", 1e-5),
+        ("bert", "float64", 1e-10),
+        ("roberta", "float32", 1e-5),
+        full("roberta", "float64", 1e-10),
+    ],
+)
 def test_hidden_states_and_poolers(tmp_path: Path, architecture: str, dtype: str, tolerance: float) -> None:
     compare_encoders(tmp_path, CONFIGS[architecture], dtype, tolerance)
 
@@ -152,8 +159,15 @@ def torch_trajectory(
     return np.array(figures)
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-9)])
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "tolerance"),
+    [
+        full("bert", "float32", 1e-5),
+        ("bert", "float64", 1e-9),
+        ("roberta", "float32", 1e-5),
+        full("roberta", "float64", 1e-9),
+    ],
+)
 def test_ten_steps(tmp_path: Path, architecture: str, dtype: str, tolerance: float) -> None:
     hf_config = CONFIGS[architecture] | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = Config(
@@ -185,8 +199,9 @@ def fake_bits(counter: Any) -> Any:
     return counter * np.uint32(2654435761) ^ (counter * np.uint32(40503)) >> 7
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
-@pytest.mark.parametrize("pooler", ["cls", "avg"])
+@pytest.mark.parametrize(
+    ("architecture", "pooler"), [("bert", "cls"), full("bert", "avg"), full("roberta", "cls"), ("roberta", "avg")]
+)
 def test_dropout_acts_where_it_does_in_transformers(
     tmp_path: Path, architecture: str, pooler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
