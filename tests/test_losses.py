@@ -109,7 +109,7 @@ def test_loss_is_what_its_equation_says(statement: Any, options: dict[str, float
     counted = {n: x[:9] for n, x in z.items()}
     with jax.enable_x64(True):
         arrays = {n: jnp.asarray(x) for n, x in z.items()}
-        value, gradients = jax.value_and_grad(partial(ours, name, pairs, options))(arrays)
+        value, gradients = jax.jit(jax.value_and_grad(partial(ours, name, pairs, options)))(arrays)
         assert float(value) == pytest.approx(statement(counted, **options), rel=1e-12)
         # A step along each direction changes the statement as the gradient says.
         generator = np.random.default_rng(1)
@@ -126,7 +126,7 @@ def test_tiles_give_the_gradient_of_the_whole_in_float32(statement: Any, options
     name = statement.__name__
     names = ["z1", "z2", "z3", *(["clean"] if wants_clean(find_loss(name)) else [])]
     z = {n: jnp.asarray(x, jnp.float32) for n, x in vectors(names).items()}
-    values = {pairs: jax.value_and_grad(partial(ours, name, pairs, options))(z) for pairs in PAIRS}
+    values = {pairs: jax.jit(jax.value_and_grad(partial(ours, name, pairs, options)))(z) for pairs in PAIRS}
     assert float(values["tiled"][0]) == pytest.approx(float(values["dense"][0]), rel=5e-6)
     for n in names:
         assert relative_error(values["tiled"][1][n], values["dense"][1][n]) < 5e-6 or not np.any(values["dense"][1][n])

@@ -91,8 +91,10 @@ def test_every_token_is_packed_once(seed: int) -> None:
 def test_vectors_without_dropout(architecture: str, pooler: str) -> None:
     model, params = model_of(architecture, pooler)
     padded, packed = batch(1, CONFIGS[architecture].get("pad_token_id", 0))
-    apply = jax.jit(lambda ids, lengths: model.apply({"params": params}, ids, lengths))
-    expected, vectors = (apply(x.input_ids[:, 0], x.lengths[:, 0]) for x in (padded, packed))
+    expected, vectors = (
+        model.apply({"params": params}, jnp.asarray(x.input_ids[:, 0]), jnp.asarray(x.lengths[:, 0]))
+        for x in (padded, packed)
+    )
     assert vectors.shape == (PACKING.rows + 1, PACKING.slots, 32)
     np.testing.assert_allclose(vectors.reshape(-1, 32)[packed.places[:, 0]], expected[:, 0], atol=2e-6)
 

@@ -181,6 +181,9 @@ def test_bfloat16_trains_close_to_float32() -> None:
     assert all(x.dtype == np.float32 for x in jax.tree.leaves(params))
 
 
+views_of = jax.jit(encode_views, static_argnums=0, static_argnames=("micro_batch", "shared_noise", "clean"))
+
+
 @pytest.fixture(scope="module")
 def tiny() -> tuple[SentenceEncoder, Any]:
     model = SentenceEncoder(read_encoder_config(TINY_ROBERTA | {"hidden_dropout_prob": 0.3}))
@@ -190,14 +193,14 @@ def tiny() -> tuple[SentenceEncoder, Any]:
 def test_views_of_a_sentence_differ_by_their_noise_alone(tiny: tuple[SentenceEncoder, Any]) -> None:
     model, params = tiny
     batch = batches(1)[0]
-    first = encode_views(model, params, batch, rng.key(0, "dropout", 0))
-    again = encode_views(model, params, batch, rng.key(0, "dropout", 0))
-    later = encode_views(model, params, batch, rng.key(0, "dropout", 1))
+    first = views_of(model, params, batch, rng.key(0, "dropout", 0))
+    again = views_of(model, params, batch, rng.key(0, "dropout", 0))
+    later = views_of(model, params, batch, rng.key(0, "dropout", 1))
     np.testing.assert_array_equal(first, again)
     assert np.min(np.linalg.norm(first[:, 0] - first[:, 1], axis=-1)) > 0.1
     assert np.min(np.linalg.norm(first - later, axis=-1)) > 0.1
     quiet = SentenceEncoder(replace(model.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
-    same = encode_views(quiet, params, batch, rng.key(0, "dropout", 0))
+    same = views_of(quiet, params, batch, rng.key(0, "dropout", 0))
     np.testing.assert_array_equal(same[:, 0], same[:, 1])
 
 
@@ -206,9 +209,12 @@ def test_noise_of_a_sentence_does_not_depend_on_its_neighbours(tiny: tuple[Sente
     ids = jnp.asarray(batches(1)[0].input_ids[:, 0])
     lengths = jnp.full((N, 1), ids.shape[1])
 
+    @jax.jit
+    def apply(*of_rows: Any) -> Any:
+        return model.apply({"params": params}, *of_rows, rngs={"dropout": jax.random.key(3)})
+
     def encode(rows: slice) -> Any:
-        key = {"dropout": jax.random.key(3)}
-        return model.apply({"params": params}, ids[rows], lengths[rows], jnp.arange(N)[rows, None], rngs=key)
+        return apply(ids[rows], lengths[rows], jnp.arange(N)[rows, None])
 
     np.testing.assert_allclose(encode(slice(4, 8)), encode(slice(0, N))[4:8], atol=1e-5)
 
@@ -252,9 +258,9 @@ def test_a_state_of_the_step_is_consumed() -> None:
 
 def test_shared_noise_makes_both_views_one(tiny: tuple[SentenceEncoder, Any]) -> None:
     model, params = tiny
-    z = encode_views(model, params, batches(1)[0], rng.key(0, "dropout", 0), shared_noise=True)
+    z = views_of(model, params, batches(1)[0], rng.key(0, "dropout", 0), shared_noise=True)
     np.testing.assert_array_equal(z[:, 0], z[:, 1])
-    usual = encode_views(model, params, batches(2)[0], rng.key(0, "dropout", 0), shared_noise=True)
+    usual = views_of(model, params, batches(2)[0], rng.key(0, "dropout", 0), shared_noise=True)
     assert usual.shape == (N, 2, 32)
 
 
@@ -263,12 +269,12 @@ def test_the_clean_view_has_no_noise(tiny: tuple[SentenceEncoder, Any], micro_ba
     """It is what the model without dropout gives, and the other views stay what they were."""
     model, params = tiny
     batch, key = batches(1)[0], rng.key(0, "dropout", 0)
-    z = encode_views(model, params, batch, key, micro_batch=micro_batch, clean=True)
+    z = views_of(model, params, batch, key, micro_batch=micro_batch, clean=True)
     quiet = SentenceEncoder(replace(model.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
-    expected = encode_views(quiet, params, batch, key)[:, 0]
+    expected = views_of(quiet, params, batch, key)[:, 0]
     assert z.shape == (N, 3, 32)
     np.testing.assert_allclose(z[:, 2], expected, atol=2e-6)
-    np.testing.assert_allclose(z[:, :2], encode_views(model, params, batch, key), atol=2e-6)
+    np.testing.assert_allclose(z[:, :2], views_of(model, params, batch, key), atol=2e-6)
 
 
 @pytest.mark.parametrize("clean", [False, True])
@@ -276,8 +282,8 @@ def test_a_second_encoder_encodes_positives(tiny: tuple[SentenceEncoder, Any], c
     model, params = tiny
     other = jax.jit(lambda: init_params(model, 1))()
     batch, key = batches(3)[0], rng.key(0, "dropout", 0)
-    z = encode_views(model, {**params, "second": other}, batch, key, clean=clean)
-    first, second = (encode_views(model, p, batch, key, clean=clean) for p in (params, other))
+    z = views_of(model, {**params, "second": other}, batch, key, clean=clean)
+    first, second = (views_of(model, p, batch, key, clean=clean) for p in (params, other))
     np.testing.assert_allclose(z[:, 0], first[:, 0], atol=2e-6)
     np.testing.assert_allclose(z[:, 1:3], second[:, 1:3], atol=2e-6)
     if clean:
