@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from safetensors.numpy import save_file
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from simcse_jax.files import new_folder
+from simcse_jax.storage.files import new_folder
 
 SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "mask", "unk")}
 NAMES = {

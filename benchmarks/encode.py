@@ -10,9 +10,10 @@ from benchmarks.compare import Figures, compare, cosine_distance
 from benchmarks.report import Table
 from benchmarks.work import DTYPES, QUICK, Size, bert_folder, forward_flops, real_sentences
 from benchmarks.worker import Contender
-from simcse_jax import hf
 from simcse_jax.data.demo import minilm_folder
 from simcse_jax.data.tokens import encode_batch
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.tokenizers import load_tokenizer
 
 Model = Literal["minilm", "random"]
 
@@ -76,9 +77,9 @@ def encoding(
     product: int,
 ) -> tuple[list[Table], np.ndarray]:
     """A table a type of arithmetic, and our vectors in the first."""
-    checkpoint = hf.read_checkpoint(model)
+    checkpoint = read_checkpoint(model)
     limit = checkpoint.max_length or checkpoint.config.max_length
-    lengths = [len(ids) for ids in encode_batch(hf.load_tokenizer(model), sentences, limit)]
+    lengths = [len(ids) for ids in encode_batch(load_tokenizer(model), sentences, limit)]
     flops = forward_flops(checkpoint.config, lengths)
     tables: list[Table] = []
     expected: Figures | None = None

@@ -12,7 +12,7 @@ from benchmarks.step import Step
 from benchmarks.timing import spread
 from benchmarks.work import SEED, bert_folder, token_table, training_text
 from benchmarks.worker import Contender, Worker
-from simcse_jax.data.batches import EpochOrder
+from simcse_jax.data.order import EpochOrder
 
 
 @dataclass(frozen=True)

@@ -24,18 +24,19 @@ import jax.numpy as jnp
 import tyro
 
 from benchmarks.timing import alternate, peak_bytes, seconds, spread
-from simcse_jax import hf
-from simcse_jax.batch import Batch
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig
+from simcse_jax.data.batch import Batch
 from simcse_jax.data.demo import minilm_folder
-from simcse_jax.embedder import build_model, init_params
-from simcse_jax.loss import BLOCK_SIZES
-from simcse_jax.memory import compile_step
+from simcse_jax.model.build import build_model, init_params
 from simcse_jax.objectives import Pairs, dense, info_nce, tiled
-from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.sharding import make_mesh
-from simcse_jax.step import create_state
-from simcse_jax.train import train
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.tokenizers import load_tokenizer, save_tokenizer
+from simcse_jax.runtime.mesh import make_mesh
+from simcse_jax.training.compiled_step import compile_step
+from simcse_jax.training.loss import BLOCK_SIZES
+from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.training.state import create_state
+from simcse_jax.training.trainer import train
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
 
@@ -100,7 +101,7 @@ def step_config(batch_size: int, micro_batch: int, layers: int) -> tuple[Config,
     """A run of a random encoder of MiniLM's width, and its module."""
     config = Config(batch_size=batch_size, micro_batch=micro_batch, data=DataConfig(train="random", max_length=32))
     config = replace(config, model=ModelConfig(random_init=True, mlp_only_train=True))
-    encoder = replace(hf.read_checkpoint(str(minilm_folder())).config, num_hidden_layers=layers)
+    encoder = replace(read_checkpoint(str(minilm_folder())).config, num_hidden_layers=layers)
     return config, build_model(encoder, config.model)
 
 
@@ -190,8 +191,8 @@ class Step:
     def run(self) -> None:
         """Prints what the step took."""
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint = hf.read_checkpoint(str(minilm_folder()))
-            hf.save_tokenizer(hf.load_tokenizer(checkpoint.folder), Path(folder) / "model")
+            checkpoint = read_checkpoint(str(minilm_folder()))
+            save_tokenizer(load_tokenizer(checkpoint.folder), Path(folder) / "model")
             (Path(folder) / "model" / "config.json").write_text(json.dumps({**checkpoint.hf_config, **SMALL}))
             results = train(
                 Config(

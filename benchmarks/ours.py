@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import peak_bytes, seconds
-from simcse_jax import hf
 from simcse_jax.config import ENCODE_ROW
-from simcse_jax.embedder import load_model
-from simcse_jax.encode import BatchEncoder
-from simcse_jax.loss import BLOCK_SIZES
+from simcse_jax.inference.encoder import BatchEncoder
+from simcse_jax.inference.loading import load_model
 from simcse_jax.objectives import dense, info_nce, tiled
-from simcse_jax.sharding import make_mesh
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.runtime.mesh import make_mesh
+from simcse_jax.training.loss import BLOCK_SIZES
 
 
 class OnJax:
@@ -44,7 +44,7 @@ class Encode(OnJax):
         checkpoint = self._loaded.checkpoint
         self._encoder = BatchEncoder(
             self._loaded.model,
-            hf.load_tokenizer(checkpoint.folder),
+            load_tokenizer(checkpoint.folder),
             make_mesh(),
             checkpoint.max_length,
             batch_size,

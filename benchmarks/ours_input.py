@@ -7,19 +7,20 @@ import numpy as np
 
 from benchmarks.work import SEED
 from benchmarks.worker import OnHost
-from simcse_jax import hf
-from simcse_jax.batch import Batch
 from simcse_jax.config import DataConfig
-from simcse_jax.data.batches import EpochOrder, load_rows
+from simcse_jax.data.batch import Batch
 from simcse_jax.data.corpus import open_corpus
+from simcse_jax.data.feed import load_rows
+from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import tokenize_corpus
+from simcse_jax.pretrained.tokenizers import load_tokenizer
 
 
 class Tokens(OnHost):
     """A text tokenised into a new cache."""
 
     def __init__(self, model: str, text: str, length: int) -> None:
-        self._tokenizer = hf.load_tokenizer(model)
+        self._tokenizer = load_tokenizer(model)
         self._text, self._length = text, length
 
     def run(self) -> dict[str, int]:
@@ -37,7 +38,7 @@ class Batches(OnHost):
 
     def __init__(self, model: str, text: str, length: int, cache: str, batch_size: int) -> None:
         corpus = open_corpus(DataConfig(train=text))
-        self._table = tokenize_corpus(corpus, hf.load_tokenizer(model), length, cache, progress=False)
+        self._table = tokenize_corpus(corpus, load_tokenizer(model), length, cache, progress=False)
         self._order = EpochOrder(len(self._table), batch_size, SEED)
 
     def _epoch(self) -> Iterator[Batch]:

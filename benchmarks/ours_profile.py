@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from benchmarks.ours_training import Step
-from simcse_jax.hlo import Program, parse
-from simcse_jax.kernels import work
+from simcse_jax.xla.hlo import Program, parse
+from simcse_jax.xla.work import work
 
 PARTS = {
     "products with weights": r"/product/",
@@ -73,7 +73,7 @@ class Profile(Step):
         return {part: (taken, calls[part] // steps) for part, taken in seconds.items()}
 
     def account(self) -> dict[str, int]:
-        """What the compiled step launches, moves and multiplies: `simcse_jax.kernels.Work`."""
+        """What the compiled step launches, moves and multiplies: `simcse_jax.xla.work.Work`."""
         found = work(self._program())
         assert found is not None
         return asdict(found)

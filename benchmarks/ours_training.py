@@ -13,13 +13,13 @@ import jax
 
 from benchmarks.ours import OnJax
 from benchmarks.work import PROGRAMS, SEED
-from simcse_jax import programs
-from simcse_jax.checkpoint import Checkpoints, Progress
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, MeshConfig, ModelConfig
-from simcse_jax.data.batches import prefetch
-from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.prepare import Prepared, prepare
-from simcse_jax.step import TrainState, create_state
+from simcse_jax.data.feed import prefetch
+from simcse_jax.runs.checkpoints import Checkpoints, Progress
+from simcse_jax.runtime import compilation_cache as programs
+from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.training.prepare import Prepared, prepare
+from simcse_jax.training.state import TrainState, create_state
 
 
 def _batches(prepared: Prepared, steps: int) -> Iterator[Any]:

@@ -20,17 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simcse_jax import hf
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.data.demo import minilm_folder
-from simcse_jax.embedder import load_model
-from simcse_jax.encode import BatchEncoder
 from simcse_jax.evaluation.geometry import average_cosine
 from simcse_jax.evaluation.sentences import unlabelled_sentences
 from simcse_jax.evaluation.sts import STS_TASKS, evaluate, load_task
+from simcse_jax.inference.encoder import BatchEncoder
+from simcse_jax.inference.loading import load_model
 from simcse_jax.model import Encoder, EncoderConfig, pool
 from simcse_jax.postprocess import FitSettings, FlowSettings, fit
-from simcse_jax.sharding import make_mesh
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.runtime.mesh import make_mesh
 
 ENCODERS = ("avg", "cls_before_pooler", "avg_first_last", "first_layer", "avg_static")
 METHODS = {
@@ -58,7 +58,7 @@ def vectors_of(sentences: list[str], names: list[str], cache: Path, stem: str, m
     files = {name: cache / f"{stem}-{name}.npy" for name in names}
     if missing := [name for name in names if not files[name].is_file()]:
         loaded = load_model(model, "avg")
-        tokenizer = hf.load_tokenizer(loaded.checkpoint.folder)
+        tokenizer = load_tokenizer(loaded.checkpoint.folder)
         poolers: Any = Poolers(loaded.checkpoint.config, missing)
         started = time.perf_counter()
         encoder = BatchEncoder(poolers, tokenizer, make_mesh(), 64 if stem.startswith("wiki") else None)

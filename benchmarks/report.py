@@ -67,7 +67,7 @@ class Table:
 
     def markdown(self) -> str:
         """Title, table and notes."""
-        from simcse_jax.tables import markdown_table
+        from simcse_jax.reports.tables import markdown_table
 
         header = [
             *("", "seconds a call", f"{self.unit}/s", "of the ceiling", "peak memory", f"time ÷ {self.rows[0].name}"),
@@ -158,7 +158,7 @@ def write(output: Path, about: dict[str, Any], tables: list[Table], skipped: dic
       tables: the results so far.
       skipped: parts without results, and why.
     """
-    from simcse_jax.files import finite, write_json, write_text
+    from simcse_jax.storage.files import finite, write_json, write_text
 
     output.parent.mkdir(parents=True, exist_ok=True)
     results = {"about": about, "tables": [table.json() for table in tables], "skipped": skipped}

@@ -14,8 +14,8 @@ import tyro
 
 from simcse_jax.config import Backend
 from simcse_jax.data.corpus import read_sentences
-from simcse_jax.index import Index
-from simcse_jax.tool import SimCSE
+from simcse_jax.inference.index import Index
+from simcse_jax.inference.simcse import SimCSE
 
 _WARM, _TIMED = 2, 10
 _QUERIES = 1000  # held out, for recall

@@ -83,7 +83,7 @@ def write_index(model: str, folder: str, vectors: str) -> None:
     import numpy as np
 
     from simcse_jax import SimCSE
-    from simcse_jax.index import Index
+    from simcse_jax.inference.index import Index
 
     first = np.asarray(SimCSE(model).encode(["a"]))
     drawn = np.random.default_rng(0).standard_normal((int(vectors), first.shape[1]), np.float32)

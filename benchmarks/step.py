@@ -21,7 +21,7 @@ from benchmarks.work import (
     training_text,
 )
 from benchmarks.worker import Contender
-from simcse_jax import hf
+from simcse_jax.pretrained.folders import read_checkpoint
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
 """Of loss and gradient norm, relative, to those of our step in the first type measured. Autocast takes the logits of
@@ -121,7 +121,7 @@ class Work:
     @property
     def flops(self) -> float:
         """Of the encoder in a step, forward and backward, of both views; a batch's average."""
-        config = hf.read_checkpoint(self.model).config
+        config = read_checkpoint(self.model).config
         return 3 * 2 * forward_flops(config, np.concatenate([n for _, n in self.batches])) / len(self.batches)
 
     def ours(self, dtype: str = "float32", kind: str = "Step", environment: Any = None, **more: Any) -> Contender:

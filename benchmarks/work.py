@@ -9,17 +9,19 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from simcse_jax import hf
 from simcse_jax.config import DataConfig, ModelConfig
-from simcse_jax.data.batches import EpochOrder
 from simcse_jax.data.corpus import open_corpus, read_sentences
 from simcse_jax.data.demo import demo_sentences, minilm_folder
+from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import TokenTable, tokenize_corpus
-from simcse_jax.embedder import LoadedModel, build_model, init_params
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sentences import unlabelled_sentences
-from simcse_jax.export import export
+from simcse_jax.inference.export import export
+from simcse_jax.inference.loading import LoadedModel
 from simcse_jax.model import EncoderConfig
+from simcse_jax.model.build import build_model, init_params
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.tokenizers import load_tokenizer, save_tokenizer
 
 Lengths = Literal["padded", "wiki", "sts"]
 DTYPES = Literal["float32", "bfloat16"]
@@ -57,8 +59,8 @@ def bert_folder(size: Size, folder: Path) -> Path:
         return target
     source = folder / f"{target.name}-config"
     source.mkdir(parents=True)
-    tokenizer = hf.load_tokenizer(minilm_folder())
-    hf.save_tokenizer(tokenizer, source)
+    tokenizer = load_tokenizer(minilm_folder())
+    save_tokenizer(tokenizer, source)
     config = {
         "model_type": "bert",
         "vocab_size": len(tokenizer),
@@ -73,7 +75,7 @@ def bert_folder(size: Size, folder: Path) -> Path:
         "initializer_range": 0.05,
     }
     (source / "config.json").write_text(json.dumps(config))
-    checkpoint = hf.read_checkpoint(source)
+    checkpoint = read_checkpoint(source)
     model = build_model(checkpoint.config, ModelConfig(pooler="cls"))
     params = jax.jit(lambda: init_params(model, SEED))()
     export(LoadedModel(model, params, checkpoint, None, None), target)
@@ -114,7 +116,7 @@ def training_text(lengths: Lengths, count: int, length: int, folder: Path) -> Pa
         data_root()
         sentences = real_sentences(count)
     else:
-        vocabulary = hf.load_tokenizer(minilm_folder()).get_vocab()
+        vocabulary = load_tokenizer(minilm_folder()).get_vocab()
         words = sorted(word for word in vocabulary if word.isascii() and word.isalpha())
         drawn = np.random.default_rng(SEED).choice(words, (count, length))
         sentences = [" ".join(row) for row in drawn]
@@ -126,7 +128,7 @@ def training_text(lengths: Lengths, count: int, length: int, folder: Path) -> Pa
 def token_table(model: Path, text: Path, length: int, cache: Path) -> TokenTable:
     """The text tokenised, in the cache that our run will find it in."""
     corpus = open_corpus(DataConfig(train=str(text)))
-    return tokenize_corpus(corpus, hf.load_tokenizer(model), length, cache, progress=False)
+    return tokenize_corpus(corpus, load_tokenizer(model), length, cache, progress=False)
 
 
 def peer_batches(table: TokenTable, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:

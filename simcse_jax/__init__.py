@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simcse_jax.config import Config
-    from simcse_jax.embedder import load_model
     from simcse_jax.errors import InputError
+    from simcse_jax.inference.loading import load_model
+    from simcse_jax.inference.simcse import SimCSE
     from simcse_jax.objectives import info_nce
-    from simcse_jax.tool import SimCSE
 
 __version__ = version("simcse-jax")
 
@@ -22,9 +22,9 @@ __version__ = version("simcse-jax")
 _HOME = {
     "Config": "config",
     "InputError": "errors",
-    "SimCSE": "tool",
+    "SimCSE": "inference.simcse",
     "info_nce": "objectives",
-    "load_model": "embedder",
+    "load_model": "inference.loading",
 }
 __all__ = ["Config", "InputError", "SimCSE", "__version__", "info_nce", "load_model"]
 

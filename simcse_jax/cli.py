@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         command = parse(argv)
         if command.keeps_programs:
-            from simcse_jax.programs import keep_programs
+            from simcse_jax.runtime.compilation_cache import keep_programs
 
             keep_programs()
         command.run()

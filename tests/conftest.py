@@ -36,12 +36,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Annotations of array shapes and types are checked at every call.
 install_import_hook("simcse_jax", "beartype.beartype")
 
-from simcse_jax import hf  # noqa: E402
 from simcse_jax.config import Config, DataConfig, EvaluationConfig, ModelConfig  # noqa: E402
 from simcse_jax.data.demo import minilm_folder  # noqa: E402
-from simcse_jax.embedder import init_params  # noqa: E402
 from simcse_jax.errors import InputError  # noqa: E402
 from simcse_jax.model import SentenceEncoder, read_encoder_config  # noqa: E402
+from simcse_jax.model.build import init_params  # noqa: E402
+from simcse_jax.pretrained.weights import to_tensors  # noqa: E402
 
 FAST_SECONDS = float(os.environ.get("SIMCSE_TEST_SECONDS", "10"))
 """The seconds that a test of the fast tier may take; 0 for any number."""
@@ -168,7 +168,7 @@ def write_model(folder: Path, config: dict[str, Any], seed: int = 0) -> Path:
     # Biases and scales are not left at 0 and 1, where an exchange of two would not show.
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32), params)
-    save_file(hf.to_tensors(params, encoder_config), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(to_tensors(params, encoder_config), folder / "model.safetensors", metadata={"format": "pt"})
     write_tokenizer(folder)
     return folder
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from simcse_jax.ablation import Ablation, format_rows, with_settings
+from simcse_jax.ablation.run import format_rows
+from simcse_jax.ablation.settings import Ablation, with_settings
 from simcse_jax.cli import main
-from simcse_jax.config import Config, load_variable
+from simcse_jax.config import Config
+from simcse_jax.config.load import load_variable
 from simcse_jax.errors import InputError
 from simcse_jax.objectives import check_options
 

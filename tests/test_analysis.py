@@ -11,7 +11,6 @@ import pytest
 from simcse_jax.cli import main
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
 from simcse_jax.data.demo import demo_similarity
-from simcse_jax.embedder import kept_steps, load_model
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import (
     alignment,
@@ -26,9 +25,10 @@ from simcse_jax.evaluation.geometry import (
     uniformity,
 )
 from simcse_jax.evaluation.sts import distinct_sentences, load_task
-from simcse_jax.export import export
-from simcse_jax.tool import SimCSE
-from simcse_jax.train import train
+from simcse_jax.inference.export import export
+from simcse_jax.inference.loading import kept_steps, load_model
+from simcse_jax.inference.simcse import SimCSE
+from simcse_jax.training.trainer import train
 
 FILES = [
     *("cosines.csv", "cosines.png", "cosines.svg", "measures.csv", "plane.csv", "plane.png", "plane.svg"),
@@ -218,7 +218,7 @@ def test_a_model_whose_vectors_are_all_one(
 ) -> None:
     """What cannot be computed is left empty; figures and report are there all the same."""
     monkeypatch.setattr(
-        "simcse_jax.encode.BatchEncoder.__call__",
+        "simcse_jax.inference.encoder.BatchEncoder.__call__",
         lambda self, params, sentences, progress=False: np.ones((len(sentences), 32), np.float32),
     )
     out = tmp_path / "analysis"

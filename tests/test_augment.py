@@ -8,11 +8,12 @@ import pytest
 
 from simcse_jax.config import DataConfig
 from simcse_jax.data.augment import Augmenter, make_augmenter
-from simcse_jax.data.batches import EpochOrder, load_rows
 from simcse_jax.data.corpus import open_corpus
+from simcse_jax.data.feed import load_rows
+from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import encode_batch, tokenize_corpus
 from simcse_jax.errors import InputError
-from simcse_jax.hf import load_tokenizer
+from simcse_jax.pretrained.tokenizers import load_tokenizer
 
 LENGTH = 24
 CLS, SEP, PAD = 2, 3, 0

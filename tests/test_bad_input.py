@@ -19,15 +19,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from simcse_jax.cli import main
-from simcse_jax.embedder import load_model
 from simcse_jax.errors import InputError, is_full
-from simcse_jax.files import new_folder, writing
-from simcse_jax.run import writing_to
-from simcse_jax.tool import SimCSE
+from simcse_jax.inference.loading import load_model
+from simcse_jax.inference.simcse import SimCSE
+from simcse_jax.runs.folder import writing_to
+from simcse_jax.storage.files import new_folder, writing
 from tests.conftest import write_model
 
 CONFIG = """
-from simcse_jax.config import *
+from simcse_jax.config.settings import *
 config = Config(
     batch_size=16, max_steps=2, log_every=1,
     model=ModelConfig(path={model!r}, pooler="cls", mlp_only_train=True),
@@ -231,7 +231,7 @@ def test_overrides(
         ("config = 3", ["does not define `config = Config(...)`", "int"]),
         ("", ["does not define `config"]),
         ("config = (", ["config.py", "line 1", "never closed"]),
-        ("from simcse_jax.config import *\n\nconfig = Config(bach_size=3)", ["line 3", "bach_size"]),
+        ("from simcse_jax.config.settings import *\n\nconfig = Config(bach_size=3)", ["line 3", "bach_size"]),
         ("1 / 0", ["line 1", "ZeroDivisionError"]),
     ],
 )
@@ -275,7 +275,7 @@ def test_values_of_a_config_file(tmp_path: Path) -> None:
         "model=ModelConfig(dropout=True)": "model.dropout is True; expected float or None",
     }
     for i, value in enumerate(values):
-        (tmp_path / f"{i}.py").write_text(f"from simcse_jax.config import *\nconfig = Config({value})\n")
+        (tmp_path / f"{i}.py").write_text(f"from simcse_jax.config.settings import *\nconfig = Config({value})\n")
     program = (
         "import sys\n"
         "from simcse_jax.cli import main\n"
@@ -452,13 +452,13 @@ def test_a_full_disk_leaves_nothing(tiny_bert: Path, config_file: Path, text_fil
 
 def test_a_full_disk_while_a_run_is_made(config_file: Path, text_file: Path, tiny_bert: Path, tmp_path: Path) -> None:
     """The text is tokenised already; the limit is met by the tokenizer, which Rust writes."""
-    from simcse_jax import hf
-    from simcse_jax.config import load_config_file
+    from simcse_jax.config.load import load_config_file
     from simcse_jax.data.corpus import open_corpus
     from simcse_jax.data.tokens import tokenize_corpus
+    from simcse_jax.pretrained.tokenizers import load_tokenizer
 
     data = load_config_file(str(config_file)).data
-    tokenize_corpus(open_corpus(data), hf.load_tokenizer(tiny_bert), data.max_length, data.cache, progress=False)
+    tokenize_corpus(open_corpus(data), load_tokenizer(tiny_bert), data.max_length, data.cache, progress=False)
     before = snapshot(tmp_path)
     command = ["train", str(config_file), "--output", str(tmp_path / "run")]
     done = run_python(LIMITED, json.dumps([(2_000, command)]))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from simcse_jax.config import Config, DataConfig, ModelConfig
-from simcse_jax.plan import PUBLISHED, plan
+from simcse_jax.plan.plan import PUBLISHED, plan
 
 BATCH, LENGTH, LAYERS, WIDTH, INNER = 512, 32, 4, 768, 3072
 

@@ -12,7 +12,8 @@ import pytest
 from simcse_jax import SimCSE
 from simcse_jax.cli import COMMANDS, GROUPS, command_class, main, parse
 from simcse_jax.commands.train import Train
-from simcse_jax.config import Config, load_config_file
+from simcse_jax.config import Config
+from simcse_jax.config.load import load_config_file
 from simcse_jax.errors import InputError
 
 PUBLISHED = {
@@ -175,10 +176,10 @@ def test_debug_may_stand_before_the_config_file() -> None:
 
 
 def test_config_survives_json() -> None:
-    from simcse_jax import config as configs
+    from simcse_jax.config.values import from_dict, to_dict
 
     config = load_config_file("sup_bert_base")
-    assert configs.from_dict(Config, configs.to_dict(config)) == config
+    assert from_dict(Config, to_dict(config)) == config
 
 
 def test_an_option_before_the_config_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,15 +14,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from simcse_jax import hf
 from simcse_jax.config import DataConfig
 from simcse_jax.data import tokens as tokens_module
-from simcse_jax.data.batches import EpochOrder, load_rows, prefetch
 from simcse_jax.data.corpus import open_corpus, read_sentences
+from simcse_jax.data.feed import load_rows, prefetch
+from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.rows import Example
 from simcse_jax.data.tokens import TokenTable, encode_batch, tokenize_corpus
 from simcse_jax.errors import InputError
-from simcse_jax.sharding import make_mesh
+from simcse_jax.pretrained.tokenizers import load_tokenizer, save_tokenizer
+from simcse_jax.runtime.mesh import make_mesh
 from tests.conftest import SENTENCES
 
 HEADER = ("sentence", "positive", "negative")
@@ -68,7 +69,7 @@ def read(path: Path, *columns: str) -> list[Example]:
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_bert: Path) -> Any:
-    return hf.load_tokenizer(tiny_bert)
+    return load_tokenizer(tiny_bert)
 
 
 def tokenize(path: Path, tokenizer: Any, cache: Path, max_length: int = 12) -> TokenTable:
@@ -191,7 +192,7 @@ def test_token_rows_are_the_tokenizers_own(max_length: int, tokenizer: Any, tmp_
 @pytest.mark.parametrize("split", [False, True])
 def test_tokens_are_those_of_a_call(side: str, split: bool, tiny_bert: Path) -> None:
     """Whatever the tokenizer says of cutting and of special tokens in text, and whatever it was used for before."""
-    tokenizer = hf.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
     tokenizer.truncation_side, tokenizer.split_special_tokens = side, split
     sentences = [*SENTENCES, "", f"{SENTENCES[0]} [SEP] {SENTENCES[1]}"]
     for length in (40, 7, 2**30):
@@ -219,11 +220,11 @@ def refuse(*_: Any) -> Any:
 
 def test_the_cache_is_reused(text_file: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also by another object of the same tokenizer, and by one saved after use, as a run folder has it."""
-    tokenizer = hf.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
     first = tokenize(text_file, tokenizer, tmp_path / "cache")
-    hf.save_tokenizer(tokenizer, tmp_path / "saved")
+    save_tokenizer(tokenizer, tmp_path / "saved")
     monkeypatch.setattr(tokens_module, "encode_batch", refuse)
-    for again in (tokenizer, hf.load_tokenizer(tiny_bert), hf.load_tokenizer(tmp_path / "saved")):
+    for again in (tokenizer, load_tokenizer(tiny_bert), load_tokenizer(tmp_path / "saved")):
         table = tokenize(text_file, again, tmp_path / "cache")
         assert table.fingerprint == first.fingerprint
         np.testing.assert_array_equal(table.ids, first.ids)
@@ -234,7 +235,7 @@ def test_the_cache_is_reused(text_file: Path, tiny_bert: Path, tmp_path: Path, m
 
 def test_the_cache_key_holds_content_tokenizer_and_length(tiny_bert: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "text.csv", b"a,b\nHello,you\n")
-    tokenizer = hf.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
 
     def fingerprint(tokenizer: Any, max_length: int = 12, *columns: str) -> str:
         corpus = open_corpus(DataConfig(train=str(path), columns=columns))
@@ -249,7 +250,7 @@ def test_the_cache_key_holds_content_tokenizer_and_length(tiny_bert: Path, tmp_p
         fingerprint(tokenizer),
         fingerprint(tokenizer, 11),
         fingerprint(tokenizer, 12, "b"),
-        fingerprint(hf.load_tokenizer(cased)),
+        fingerprint(load_tokenizer(cased)),
     ]
     path.write_bytes(b"a,b\nHello,me\n")
     found.append(fingerprint(tokenizer))

@@ -15,16 +15,18 @@ from urllib.parse import urlsplit
 import pytest
 from packaging.requirements import Requirement
 
-from simcse_jax import hf
-from simcse_jax.checkpoint import Progress, open_checkpoints
 from simcse_jax.cli import main, parse
 from simcse_jax.commands.train import Train
-from simcse_jax.config import load_config_file
+from simcse_jax.config.load import load_config_file
 from simcse_jax.data import demo
-from simcse_jax.optimizer import make_optimizer
-from simcse_jax.run import create_run
-from simcse_jax.sharding import make_mesh
-from simcse_jax.step import create_state
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.pretrained.weights import load_params
+from simcse_jax.runs.checkpoints import Progress, open_checkpoints
+from simcse_jax.runs.folder import create_run
+from simcse_jax.runtime.mesh import make_mesh
+from simcse_jax.training.optimizer import make_optimizer
+from simcse_jax.training.state import create_state
 from tests.documents import (
     CHECKED,
     NOT_RUN,
@@ -62,9 +64,9 @@ def workspace(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def write_run(folder: Path, model: Path) -> None:
     """A run as training leaves it, but for the training, which would take longer than all the pages."""
-    config, checkpoint = load_config_file("quickstart"), hf.read_checkpoint(model)
-    run = create_run(folder, config, "", checkpoint, hf.load_tokenizer(model))
-    params, optimizer = hf.load_params(checkpoint), make_optimizer(config.optimizer, lambda _: 0.0)
+    config, checkpoint = load_config_file("quickstart"), read_checkpoint(model)
+    run = create_run(folder, config, "", checkpoint, load_tokenizer(model))
+    params, optimizer = load_params(checkpoint), make_optimizer(config.optimizer, lambda _: 0.0)
     with open_checkpoints(run.folder, config.checkpoint) as checkpoints:
         checkpoints.save(create_state(config, make_mesh(), params, optimizer), 0, Progress(), None)
 

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from simcse_jax import hf
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, ModelConfig
 from simcse_jax.data.demo import demo_similarity
-from simcse_jax.embedder import LoadedModel, load_model
-from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import load_task
-from simcse_jax.export import export
+from simcse_jax.inference.encoder import BatchEncoder
+from simcse_jax.inference.export import export
+from simcse_jax.inference.loading import LoadedModel, load_model
+from simcse_jax.inference.simcse import SimCSE
 from simcse_jax.poolers import POOLERS
-from simcse_jax.sharding import make_mesh
-from simcse_jax.tool import SimCSE
-from simcse_jax.train import train
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.runtime.mesh import make_mesh
+from simcse_jax.training.trainer import train
 from tests.conftest import SENTENCES, TINY_BERT, TINY_ROBERTA, full, write_tokenizer
 
 SETTINGS = [*((pooler, False) for pooler in POOLERS), ("cls", True)]
@@ -49,7 +49,7 @@ def with_settings(folder: Path, pooler: str, mlp_only_train: bool) -> LoadedMode
 def encode(loaded: LoadedModel, sentences: list[str]) -> np.ndarray:
     """Vectors in one forward pass on one device."""
     device = jax.devices()[0]
-    tokenizer = hf.load_tokenizer(loaded.checkpoint.folder)
+    tokenizer = load_tokenizer(loaded.checkpoint.folder)
     encoder = BatchEncoder(loaded.model, tokenizer, make_mesh(devices=[device]), loaded.checkpoint.max_length, 128)
     return encoder(jax.device_put(loaded.params, device), sentences)
 
@@ -224,7 +224,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, tiny_bert: Path, mo
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("simcse_jax.export._write_modules", full)
+    monkeypatch.setattr("simcse_jax.inference.export._write_modules", full)
     with pytest.raises(InputError, match="No space left on device"):
         export(load_model(tiny_bert, "avg"), tmp_path / "model")
     assert content(tmp_path) == {}

@@ -15,17 +15,21 @@ import pytest
 from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
-from simcse_jax import hf
-from simcse_jax.batch import Batch
 from simcse_jax.config import Config, ObjectiveConfig, OptimizerConfig, SmoothingConfig
-from simcse_jax.encode import BatchEncoder
+from simcse_jax.data.batch import Batch
 from simcse_jax.evaluation.sts import STS_TASKS, Subset, cosine, evaluate, load_task
+from simcse_jax.inference.encoder import BatchEncoder
 from simcse_jax.model import Encoder, SentenceEncoder, pool
+from simcse_jax.model.params import Params
 from simcse_jax.objectives import info_nce
-from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.poolers import POOLERS
-from simcse_jax.sharding import make_mesh
-from simcse_jax.step import TrainState, create_state, make_train_step
+from simcse_jax.pretrained.folders import Checkpoint, read_checkpoint
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.pretrained.weights import load_params
+from simcse_jax.runtime.mesh import make_mesh
+from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.training.state import TrainState, create_state
+from simcse_jax.training.step import make_train_step
 from tests.conftest import full, relative_error, release, tree_error, without_key_biases
 
 PRECISIONS = {"float32": contextlib.nullcontext, "float64": lambda: jax.enable_x64(True)}
@@ -72,10 +76,10 @@ def test_hidden_states_and_poolers(golden: Path, architecture: str, dtype: str, 
             assert np.max(np.abs(vectors - wanted)) < tolerance, pooler
 
 
-def _load(folder: Path, dtype: str) -> tuple[hf.Checkpoint, hf.Params]:
+def _load(folder: Path, dtype: str) -> tuple[Checkpoint, Params]:
     """The encoder, with the head of head.safetensors."""
-    checkpoint = hf.read_checkpoint(folder)
-    params = hf.load_params(checkpoint, np.dtype(dtype))
+    checkpoint = read_checkpoint(folder)
+    params = load_params(checkpoint, np.dtype(dtype))
     head = load_file(folder / "head.safetensors")
     params["head"] = {
         "dense": {
@@ -221,9 +225,9 @@ class FivePoolers(SentenceEncoder):
 def test_minilm_scores_as_senteval_does(golden: Path, real_data: Path, minilm: Path) -> None:
     """Every figure of the seven STS tasks, for five poolers."""
     expected = json.loads((golden / "minilm_sts.json").read_text())
-    checkpoint = hf.read_checkpoint(minilm)
-    model, params = FivePoolers(checkpoint.config), hf.load_params(checkpoint)
-    encoder = BatchEncoder(model, hf.load_tokenizer(minilm), make_mesh(devices=jax.devices()[:1]))
+    checkpoint = read_checkpoint(minilm)
+    model, params = FivePoolers(checkpoint.config), load_params(checkpoint)
+    encoder = BatchEncoder(model, load_tokenizer(minilm), make_mesh(devices=jax.devices()[:1]))
     tasks = [load_task(name, real_data / "senteval", "test", all_splits=True) for name in STS_TASKS]
     sentences = list(dict.fromkeys(s for task in tasks for u in task.subsets for s in (*u.first, *u.second)))
     vectors = np.split(encoder(params, sentences), len(MINILM_POOLERS), axis=1)

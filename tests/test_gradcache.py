@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from simcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig
-from simcse_jax.embedder import build_model, init_params
 from simcse_jax.errors import InputError
-from simcse_jax.loss import make_loss
-from simcse_jax.memory import CompiledStep, compile_step
 from simcse_jax.model import read_encoder_config
-from simcse_jax.sharding import make_mesh, put, put_batch, state_sharding
+from simcse_jax.model.build import build_model, init_params
+from simcse_jax.runtime.mesh import make_mesh, put, put_batch, state_sharding
+from simcse_jax.training.compiled_step import CompiledStep, compile_step
+from simcse_jax.training.loss import make_loss
 from tests.conftest import TINY_BERT, full, tree_error, without_key_biases
 from tests.test_step import batches
 
@@ -116,7 +116,7 @@ def test_auto_takes_the_largest_chunk_that_fits(monkeypatch: pytest.MonkeyPatch)
     whole = compiled(2048, "auto")
     assert whole.micro_batch == 2048
     limit = (compiled(2048, 256).needed or 0) + 1
-    monkeypatch.setattr("simcse_jax.memory.available_memory", lambda mesh: limit)
+    monkeypatch.setattr("simcse_jax.training.compiled_step.available_memory", lambda mesh: limit)
     step = compiled(2048, "auto")
     assert step.available == limit
     assert step.fits

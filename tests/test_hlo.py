@@ -9,9 +9,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from simcse_jax.collectives import collectives
-from simcse_jax.flops import matrix_flops
-from simcse_jax.hlo import parse
+from simcse_jax.xla.collectives import collectives
+from simcse_jax.xla.flops import matrix_flops
+from simcse_jax.xla.hlo import parse
 
 HEAD = "HloModule step, is_scheduled=true, num_partitions=8\n"
 # As XLA prints them for CPU, GPU and TPU: tilings with brackets, tuples, three notations of groups.

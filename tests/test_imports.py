@@ -67,7 +67,7 @@ def test_imports_point_one_way(path: Path) -> None:
         if name.split(".")[0] == "flax":
             assert own == "model", f"{own} imports flax"
     if own == "objectives":
-        assert not any(name.startswith(("simcse_jax.sharding", "simcse_jax.model")) for name in imports_of(path))
+        assert not any(name.startswith(("simcse_jax.runtime.mesh", "simcse_jax.model")) for name in imports_of(path))
 
 
 def test_every_module_has_a_level() -> None:

@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simcse_jax import hf
 from simcse_jax.cli import main
 from simcse_jax.config import Config, DataConfig, ModelConfig
 from simcse_jax.data.augment import make_augmenter
-from simcse_jax.data.batches import EpochOrder
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.inspection import Repetitions, _repeated_in_batch, inspect_corpus
+from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.errors import InputError
+from simcse_jax.pretrained.tokenizers import load_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_bert: Path) -> Any:
-    return hf.load_tokenizer(tiny_bert)
+    return load_tokenizer(tiny_bert)
 
 
 def inspect(path: Path, tokenizer: Any, **data: Any) -> dict[str, Any]:
@@ -174,7 +174,9 @@ def test_rows_are_chosen_alike_whatever_the_config_file_sets(
     )
     for n, config in enumerate([base, replace(base, data=replace(base.data, where={}))]):
         file = tmp_path / f"config{n}.py"
-        file.write_text(f"from simcse_jax.config import *\nfrom simcse_jax.objectives import *\nconfig = {config!r}\n")
+        file.write_text(
+            f"from simcse_jax.config.settings import *\nfrom simcse_jax.objectives import *\nconfig = {config!r}\n"
+        )
         main(["data", "inspect", str(file), "--data.where", "label", "neutral"])
         assert ": 2 sentences" in capsys.readouterr().out
         with pytest.raises(SystemExit):

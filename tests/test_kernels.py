@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from simcse_jax.flops import matrix_flops
-from simcse_jax.hlo import parse
-from simcse_jax.kernels import Work, work
+from simcse_jax.xla.flops import matrix_flops
+from simcse_jax.xla.hlo import parse
+from simcse_jax.xla.work import Work, work
 
 COMPUTATIONS = """
 %elementwise (p0: f32[4,768]) -> f32[4,768] {

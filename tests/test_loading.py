@@ -19,13 +19,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from simcse_jax import hf
 from simcse_jax.config import Config, DataConfig, ModelConfig
-from simcse_jax.embedder import build_model, load_model
 from simcse_jax.errors import InputError
+from simcse_jax.inference.loading import load_model
+from simcse_jax.inference.simcse import SimCSE
 from simcse_jax.model import read_encoder_config
-from simcse_jax.prepare import prepare
-from simcse_jax.tool import SimCSE
+from simcse_jax.model.build import build_model
+from simcse_jax.pretrained.folders import locate, read_checkpoint
+from simcse_jax.pretrained.pooling import Pooling
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.pretrained.weights import load_params, to_tensors
+from simcse_jax.training.prepare import prepare
 from tests.conftest import SENTENCES, TINY_BERT, TINY_ROBERTA, write_model
 
 Tensors = dict[str, np.ndarray]
@@ -45,7 +49,7 @@ def variant(source: Path, folder: Path, change: Callable[[Tensors], Tensors]) ->
 
 
 def load(folder: Path) -> Any:
-    return hf.load_params(hf.read_checkpoint(folder))
+    return load_params(read_checkpoint(folder))
 
 
 def assert_same(actual: Any, expected: Any) -> None:
@@ -177,19 +181,19 @@ def test_pretraining_models_of_transformers_in_shards(tmp_path: Path, name: str)
     model.save_pretrained(tmp_path, max_shard_size="30KB")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 2
-    checkpoint = hf.read_checkpoint(tmp_path)
-    params = hf.load_params(checkpoint)
+    checkpoint = read_checkpoint(tmp_path)
+    params = load_params(checkpoint)
     theirs = {k: v.numpy() for k, v in getattr(model, "bert" if bert else "roberta").state_dict().items()}
     assert ("head" in params) == ("pooler.dense.weight" in theirs) == (name == "BertForPreTraining")
     with_head = params if "head" in params else params | {"head": load_head_of_zeros()}
-    for tensor, value in hf.to_tensors(with_head, checkpoint.config).items():
+    for tensor, value in to_tensors(with_head, checkpoint.config).items():
         if tensor in theirs:
             np.testing.assert_array_equal(value, theirs[tensor], err_msg=tensor)
         else:
             assert tensor.startswith("pooler.")
     shards[1].unlink()
     with pytest.raises(InputError, match=f"{shards[1].name} is named by the weights' index but does not exist"):
-        hf.load_params(checkpoint)
+        load_params(checkpoint)
 
 
 def load_head_of_zeros() -> Any:
@@ -301,13 +305,13 @@ def test_sentence_transformers_folders(
     tmp_path: Path, tiny_bert: Path, mode: str, pooler: str, style: str, normalize: tuple[str, ...]
 ) -> None:
     folder = sentence_transformer(tiny_bert, tmp_path / "model", pooling_config(mode, style), *normalize)
-    checkpoint = hf.read_checkpoint(folder)
-    assert checkpoint.pooling == hf.Pooling(pooler)
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.pooling == Pooling(pooler)
     assert checkpoint.max_length == 20
     # A length beyond the positions, here that of a tokenizer without one, is none.
     (folder / "sentence_bert_config.json").write_text("{}")
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": int(1e30)}))
-    assert hf.read_checkpoint(folder).max_length == TINY_BERT["max_position_embeddings"]
+    assert read_checkpoint(folder).max_length == TINY_BERT["max_position_embeddings"]
 
 
 @pytest.mark.parametrize("style", ["old", "new"])
@@ -332,7 +336,7 @@ def test_folders_that_sentence_transformers_writes(tmp_path: Path, tiny_bert: Pa
         modules=[transformer, modules.Pooling(transformer.get_embedding_dimension(), pooling_mode=mode)], device="cpu"
     )
     peer.save(str(tmp_path))
-    assert hf.read_checkpoint(tmp_path).max_length == 20
+    assert read_checkpoint(tmp_path).max_length == 20
     ours = SimCSE(tmp_path).encode(SENTENCES, normalize=False)
     assert np.max(np.abs(ours - peer.encode(SENTENCES, show_progress_bar=False))) < 1e-5
 
@@ -343,7 +347,7 @@ def test_minilm_names_its_pooler(minilm: Path) -> None:
 
 
 def test_a_plain_model_needs_a_pooler(tiny_bert: Path) -> None:
-    assert hf.read_checkpoint(tiny_bert).pooling is None
+    assert read_checkpoint(tiny_bert).pooling is None
     with pytest.raises(InputError, match="give the pooler"):
         load_model(tiny_bert)
 
@@ -351,7 +355,7 @@ def test_a_plain_model_needs_a_pooler(tiny_bert: Path) -> None:
 def test_no_such_folder() -> None:
     for path in ("./absent", "/absent/model", "~/absent", "a/b/c"):
         with pytest.raises(InputError, match="is not a folder"):
-            hf.locate(path)
+            locate(path)
 
 
 def hub(tmp_path: Path, code: str, **environment: str) -> tuple[str, float]:
@@ -492,7 +496,7 @@ def test_tokenizers_are_those_of_transformers(kind: str, named: str | None, tmp_
     about["tokenizer_class"] = {"own": own[kind], "ownFast": f"{own[kind]}Fast", "other": other}.get(named or "", named)
     file.write_text(json.dumps(about))
 
-    ours, theirs = hf.load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert type(ours) is type(theirs)
     assert ours(SENTENCES)["input_ids"] == theirs(SENTENCES)["input_ids"]
     assert len({tuple(tokens) for tokens in ours(SENTENCES)["input_ids"]}) > 3

@@ -12,21 +12,25 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from simcse_jax import hf, rng
-from simcse_jax.batch import Batch
+from simcse_jax import rng
 from simcse_jax.cli import main
-from simcse_jax.collectives import collectives
 from simcse_jax.config import Config, MLMConfig, ModelConfig, ObjectiveConfig, SmoothingConfig
-from simcse_jax.embedder import build_model, init_params, load_model
+from simcse_jax.data.batch import Batch
 from simcse_jax.errors import InputError
-from simcse_jax.export import export
-from simcse_jax.flops import matrix_flops
-from simcse_jax.hlo import parse
-from simcse_jax.loss import make_loss
+from simcse_jax.inference.export import export
+from simcse_jax.inference.loading import load_model
 from simcse_jax.model import SentenceEncoder, build_mlm_head, init_mlm_head, read_encoder_config
+from simcse_jax.model.build import build_model, init_params
 from simcse_jax.objectives.mlm import Vocabulary, block_size, cross_entropy, mask_tokens
-from simcse_jax.run import open_run
-from simcse_jax.sharding import make_mesh, put, put_batch, state_sharding
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.pretrained.weights import load_params, to_tensors
+from simcse_jax.runs.folder import open_run
+from simcse_jax.runtime.mesh import make_mesh, put, put_batch, state_sharding
+from simcse_jax.training.loss import make_loss
+from simcse_jax.xla.collectives import collectives
+from simcse_jax.xla.flops import matrix_flops
+from simcse_jax.xla.hlo import parse
 from tests.conftest import TINY_BERT, TINY_ROBERTA, full, mask_of, relative_error, tree_error, without_key_biases
 from tests.test_step import batches
 
@@ -102,8 +106,8 @@ def test_logits_loss_and_gradient_are_those_of_pytorch(
     reference = reference.to(getattr(torch, dtype))
     ids, lengths = random_ids(config)
     with PRECISIONS[dtype]():
-        checkpoint = hf.read_checkpoint(tmp_path)
-        params = hf.load_params(checkpoint, np.dtype(dtype), mlm=True)
+        checkpoint = read_checkpoint(tmp_path)
+        params = load_params(checkpoint, np.dtype(dtype), mlm=True)
         objective = ObjectiveConfig(contrastive_weight=0.0, mlm=MLMConfig(weight=1.0, probability=0.5))
         run = Config(batch_size=7, model=ModelConfig(pooler="avg", dtype=dtype), objective=objective)  # type: ignore[arg-type]
         model = build_model(checkpoint.config, run.model)
@@ -119,7 +123,7 @@ def test_logits_loss_and_gradient_are_those_of_pytorch(
         masked, chosen = mask_tokens(
             key, jnp.arange(7)[:, None], jnp.arange(LENGTH)[None, :], jnp.asarray(ids), inside, VOCABULARY, 0.5
         )
-        names = hf.to_tensors(jax.tree.map(np.asarray, grads), checkpoint.config)
+        names = to_tensors(jax.tree.map(np.asarray, grads), checkpoint.config)
 
     attention = torch.tensor(np.asarray(inside)).long()
     expected = reference(torch.tensor(ids).long(), attention_mask=attention).logits.detach().numpy()
@@ -308,7 +312,7 @@ def change(folder: Path, **tensors: Any) -> None:
 
 def test_heads_of_checkpoints(tmp_path: Path, tiny_bert: Path) -> None:
     """Read where asked for and there, under any of its names; a decoder that is not tied is refused."""
-    assert "mlm" not in hf.load_params(hf.read_checkpoint(tiny_bert), mlm=True)
+    assert "mlm" not in load_params(read_checkpoint(tiny_bert), mlm=True)
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((tiny_bert / name).read_bytes())
     words = load_file(tmp_path / "model.safetensors")["embeddings.word_embeddings.weight"]
@@ -317,19 +321,19 @@ def test_heads_of_checkpoints(tmp_path: Path, tiny_bert: Path) -> None:
     shapes |= {"transform.LayerNorm.gamma": (32,), "transform.LayerNorm.beta": (32,)}
     tensors = {f"cls.predictions.{n}": generator.normal(size=s).astype(np.float32) for n, s in shapes.items()}
     change(tmp_path, **tensors, **{"cls.predictions.decoder.weight": words})
-    read = hf.load_params(hf.read_checkpoint(tmp_path), mlm=True)["mlm"]
+    read = load_params(read_checkpoint(tmp_path), mlm=True)["mlm"]
     np.testing.assert_array_equal(read["dense"]["kernel"], tensors["cls.predictions.transform.dense.weight"].T)
     np.testing.assert_array_equal(read["layer_norm"]["scale"], tensors["cls.predictions.transform.LayerNorm.gamma"])
     np.testing.assert_array_equal(read["bias"], tensors["cls.predictions.decoder.bias"])
-    assert "mlm" not in hf.load_params(hf.read_checkpoint(tmp_path))
+    assert "mlm" not in load_params(read_checkpoint(tmp_path))
 
     change(tmp_path, **{"cls.predictions.transform.dense.bias": None})
     with pytest.raises(InputError, match=r"missing cls\.predictions\.transform\.dense\.bias"):
-        hf.load_params(hf.read_checkpoint(tmp_path), mlm=True)
+        load_params(read_checkpoint(tmp_path), mlm=True)
     change(tmp_path, **{"cls.predictions.decoder.weight": words + 1})
     with pytest.raises(InputError, match=r"cls\.predictions\.decoder\.weight that differs from its embeddings"):
-        hf.load_params(hf.read_checkpoint(tmp_path), mlm=True)
-    hf.load_params(hf.read_checkpoint(tmp_path))
+        load_params(read_checkpoint(tmp_path), mlm=True)
+    load_params(read_checkpoint(tmp_path))
 
 
 def test_pretrain_export_and_go_on(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,7 +344,7 @@ def test_pretrain_export_and_go_on(text_file: Path, tmp_path: Path, capsys: pyte
     words = (Path(base) / "vocab.txt").read_text().split()
     assert words[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert {"river", "house"} <= set(words)
-    tokenizer = hf.load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
     assert tokenizer.tokenize("red HOUSE") == ["red", "house"]
 
     options = ["--data.train", str(text_file), "--data.cache", str(tmp_path / "cache"), "--data.max-length", "12"]
@@ -355,7 +359,7 @@ def test_pretrain_export_and_go_on(text_file: Path, tmp_path: Path, capsys: pyte
     assert open_run(Path(run)).config.objective.mlm.weight == 1
     assert "mlm" not in loaded.params
     export(loaded, exported)
-    again = hf.load_params(hf.read_checkpoint(exported), mlm=True)
+    again = load_params(read_checkpoint(exported), mlm=True)
     jax.tree.map(np.testing.assert_array_equal, again, {**loaded.params, "mlm": loaded.mlm})
 
     main(

@@ -8,7 +8,7 @@ import pytest
 
 from simcse_jax.evaluation.mteb import MTEBEncoder
 from simcse_jax.evaluation.sts import Task, evaluate, load_task
-from simcse_jax.tool import SimCSE
+from simcse_jax.inference.simcse import SimCSE
 
 TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark")
 

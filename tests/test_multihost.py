@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from simcse_jax.errors import InputError
-from simcse_jax.sharding import check_shared
+from simcse_jax.runtime.processes import check_shared
 
 ROOT = Path(__file__).parents[1]
 REHEARSE = [sys.executable, str(ROOT / "launch" / "rehearse.py")]
 
 CONFIG = """
-from simcse_jax.config import *
+from simcse_jax.config.settings import *
 config = Config(
     batch_size=16, max_steps=20, log_every=1, seed=3,
     model=ModelConfig(path={model!r}, pooler="cls", mlp_only_train=True),
@@ -111,8 +111,8 @@ def test_preemption_of_one_process_saves_and_ends_all(config_file: Path, tmp_pat
 PAIR = """
 import os, pathlib, signal, sys, time
 from simcse_jax.errors import InputError
-from simcse_jax.preemption import stop_on_signal
-from simcse_jax.sharding import check_shared, join_processes
+from simcse_jax.runtime.preemption import stop_on_signal
+from simcse_jax.runtime.mesh import check_shared, join_processes
 
 join_processes()
 shared, process = pathlib.Path(sys.argv[1]), os.environ["JAX_PROCESS_ID"]
@@ -163,13 +163,13 @@ def test_a_full_disk_of_process_0_ends_all(tmp_path: Path, monkeypatch: pytest.M
         gathered.append(mine.tolist())
         return np.stack([mine, [False, True]])
 
-    monkeypatch.setattr("simcse_jax.sharding.jax.process_count", lambda: 2)
+    monkeypatch.setattr("simcse_jax.runtime.mesh.jax.process_count", lambda: 2)
     for name, value in {
         "broadcast_one_to_all": lambda x: x,
         "sync_global_devices": lambda x: None,
         "process_allgather": gather,
     }.items():
-        monkeypatch.setattr(f"simcse_jax.sharding.multihost_utils.{name}", value)
+        monkeypatch.setattr(f"simcse_jax.runtime.mesh.multihost_utils.{name}", value)
     monkeypatch.setattr(Path, "touch", touch)
     with pytest.raises(InputError, match=r"cannot be written by process 0 \(No space left on device\): free space"):
         check_shared(tmp_path / "run")

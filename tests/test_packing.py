@@ -11,22 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax import encode, hf, rng
-from simcse_jax.batch import Batch, Packing
+from simcse_jax import rng
 from simcse_jax.config import Config, DataConfig, MLMConfig, ModelConfig, ObjectiveConfig, SmoothingConfig
-from simcse_jax.data.batches import EpochOrder, fit_packing, load_rows
+from simcse_jax.data.batch import Batch, Packing
+from simcse_jax.data.feed import fit_packing, load_rows
+from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.packing import first_fit, pack
 from simcse_jax.data.tokens import TokenTable
-from simcse_jax.embedder import build_model, init_params, load_model
-from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
-from simcse_jax.loss import encode_views, make_loss
+from simcse_jax.inference import encoder as encode
+from simcse_jax.inference.encoder import BatchEncoder
+from simcse_jax.inference.loading import load_model
 from simcse_jax.model import SentenceEncoder, init_mlm_head, read_encoder_config
+from simcse_jax.model.build import build_model, init_params
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.poolers import POOLERS
-from simcse_jax.preemption import StopRequest
-from simcse_jax.sharding import make_mesh, put, put_batch, state_sharding
-from simcse_jax.train import train
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.runtime.mesh import make_mesh, put, put_batch, state_sharding
+from simcse_jax.runtime.preemption import StopRequest
+from simcse_jax.training.loss import encode_views, make_loss
+from simcse_jax.training.trainer import train
 from tests.conftest import TINY_BERT, TINY_ROBERTA, full, tree_error, without_key_biases
 
 N, LENGTH = 16, 12
@@ -280,7 +284,7 @@ def test_encoding_packed_is_a_sentence_a_row(tiny_bert: Path, row: int, devices:
     """Sentences of 2 to 40 tokens, as many as the model has positions; 16 is shorter than many of them."""
     generator = np.random.default_rng(row)
     sentences = ["".join(generator.choice(list("abcdefghij"), n)) for n in generator.integers(0, 50, 300)]
-    loaded, tokenizer = load_model(tiny_bert, pooler), hf.load_tokenizer(tiny_bert)
+    loaded, tokenizer = load_model(tiny_bert, pooler), load_tokenizer(tiny_bert)
     params = jax.device_get(loaded.params)
     mesh = make_mesh(devices=jax.devices()[:devices])
     packed, alone = (BatchEncoder(loaded.model, tokenizer, mesh, packed_length=n) for n in (row, 0))
@@ -298,7 +302,7 @@ def test_encoding_packed_takes_few_rows_of_one_shape(tiny_bert: Path, monkeypatc
     monkeypatch.setattr(
         encode, "put_batch", lambda mesh, n, rows: shapes.append(rows(slice(0, n))[0].shape) or placing(mesh, n, rows)
     )
-    loaded, tokenizer = load_model(tiny_bert, "cls"), hf.load_tokenizer(tiny_bert)
+    loaded, tokenizer = load_model(tiny_bert, "cls"), load_tokenizer(tiny_bert)
     sentences = ["x" * n for n in np.random.default_rng(0).integers(4, 20, 1000)]
     tokens = sum(len(x) for x in tokenizer(sentences)["input_ids"])
     BatchEncoder(loaded.model, tokenizer, make_mesh(devices=jax.devices()[:1]))(
@@ -310,6 +314,6 @@ def test_encoding_packed_takes_few_rows_of_one_shape(tiny_bert: Path, monkeypatc
 
 @pytest.mark.parametrize("row", [-1, 7, 513])
 def test_a_row_of_no_use_is_refused(tiny_bert: Path, row: int) -> None:
-    loaded, tokenizer = load_model(tiny_bert, "cls"), hf.load_tokenizer(tiny_bert)
+    loaded, tokenizer = load_model(tiny_bert, "cls"), load_tokenizer(tiny_bert)
     with pytest.raises(InputError, match=f"packed_length is {row}; it must be 0 .* or 8 to 512 tokens a row"):
         BatchEncoder(loaded.model, tokenizer, make_mesh(), packed_length=row)

@@ -24,12 +24,12 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
-from simcse_jax.index import Index
+from simcse_jax.inference.index import Index
+from simcse_jax.inference.simcse import SimCSE
 from simcse_jax.serve.app import create_app
 from simcse_jax.serve.engine import Engine
 from simcse_jax.serve.limits import Limits
 from simcse_jax.serve.server import Server, bind
-from simcse_jax.tool import SimCSE
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if not (CHROMIUM and DRIVER):

@@ -13,15 +13,17 @@ import jax
 import pytest
 
 from simcse_jax.cli import main
-from simcse_jax.collectives import Collective
-from simcse_jax.config import Config, DataConfig, MeshConfig, ModelConfig, ObjectiveConfig, load_config_file
-from simcse_jax.embedder import build_model, init_params
+from simcse_jax.config import Config, DataConfig, MeshConfig, ModelConfig, ObjectiveConfig
+from simcse_jax.config.load import load_config_file
 from simcse_jax.errors import InputError
-from simcse_jax.kernels import Work
-from simcse_jax.memory import Memory
 from simcse_jax.model import read_encoder_config
-from simcse_jax.plan import PUBLISHED, Plan, format_plans, plan, roofline
-from simcse_jax.topology import CHIPS, parse_topology
+from simcse_jax.model.build import build_model, init_params
+from simcse_jax.plan.plan import PUBLISHED, Plan, plan, roofline
+from simcse_jax.plan.table import format_plans
+from simcse_jax.training.compiled_step import Memory
+from simcse_jax.xla.collectives import Collective
+from simcse_jax.xla.topology import CHIPS, parse_topology
+from simcse_jax.xla.work import Work
 from tests.conftest import TINY_BERT
 
 LAYERS, WIDTH, INNER, LENGTH = 2, 32, 48, 12
@@ -137,8 +139,8 @@ def test_each_batch_size_given_is_planned(monkeypatch: pytest.MonkeyPatch, capsy
         asked.append((topology, config.batch_size, columns))
         return replace(KNOWN, topology=topology, batch_size=config.batch_size)
 
-    monkeypatch.setattr("simcse_jax.plan.plan", figures)
-    monkeypatch.setattr("simcse_jax.plan.check_plan", lambda *_: None)
+    monkeypatch.setattr("simcse_jax.plan.plan.plan", figures)
+    monkeypatch.setattr("simcse_jax.plan.plan.check_plan", lambda *_: None)
     options = ["--batch-size", "512", "1024", "--columns", "2", "--model.dtype", "bfloat16"]
     main(["plan", "sup_bert_base", "--topology", "v5e:4x4", "h100:8", *options])
     assert asked == [("v5e:4x4", 512, 2), ("v5e:4x4", 1024, 2), ("h100:8", 512, 2), ("h100:8", 1024, 2)]

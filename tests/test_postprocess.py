@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from simcse_jax import hf
 from simcse_jax.cli import main
 from simcse_jax.data.demo import demo_similarity
-from simcse_jax.embedder import LoadedModel, load_model
-from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import average_cosine
 from simcse_jax.evaluation.sentences import unlabelled_sentences
 from simcse_jax.evaluation.sts import evaluate, load_task
-from simcse_jax.export import export
+from simcse_jax.inference.encoder import BatchEncoder
+from simcse_jax.inference.export import export
+from simcse_jax.inference.loading import LoadedModel, load_model
+from simcse_jax.inference.simcse import SimCSE
 from simcse_jax.postprocess import (
     KEY,
     FitSettings,
@@ -33,8 +33,10 @@ from simcse_jax.postprocess import (
     whitening,
 )
 from simcse_jax.postprocess.flow import init_flow
-from simcse_jax.sharding import make_mesh
-from simcse_jax.tool import SimCSE
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.pretrained.weights import load_params
+from simcse_jax.runtime.mesh import make_mesh
 from tests.conftest import SENTENCES
 
 METHODS = [
@@ -163,7 +165,7 @@ def test_fitting_raises_the_likelihood() -> None:
 
 
 def raw_vectors(loaded: LoadedModel, sentences: list[str]) -> np.ndarray:
-    tokenizer = hf.load_tokenizer(loaded.checkpoint.folder)
+    tokenizer = load_tokenizer(loaded.checkpoint.folder)
     return BatchEncoder(loaded.model, tokenizer, make_mesh())(loaded.params, sentences)
 
 
@@ -369,8 +371,8 @@ def test_a_damaged_or_misused_folder(tmp_path: Path, fitted: list[LoadedModel]) 
 def test_training_starts_from_the_encoder_alone(tmp_path: Path, fitted: list[LoadedModel]) -> None:
     """A post-processor is fitted to weights that training changes: it stays behind."""
     folder = export(fitted[0], tmp_path / "model")
-    checkpoint = hf.read_checkpoint(folder)
-    assert KEY not in hf.load_params(checkpoint)
+    checkpoint = read_checkpoint(folder)
+    assert KEY not in load_params(checkpoint)
 
 
 def test_descriptions() -> None:

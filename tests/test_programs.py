@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from simcse_jax import programs
-from simcse_jax.metrics_log import TIMES, read_log
+from simcse_jax.runs.metrics_log import TIMES, read_log
+from simcse_jax.runtime import compilation_cache as programs
 
 
 def test_a_second_run_compiles_nothing(tiny_bert: Path, text_file: Path, tmp_path: Path) -> None:

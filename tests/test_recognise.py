@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from simcse_jax import hf
-from simcse_jax.embedder import load_model
 from simcse_jax.errors import InputError
-from simcse_jax.export import export
-from simcse_jax.tool import SimCSE
+from simcse_jax.inference.export import export
+from simcse_jax.inference.loading import load_model
+from simcse_jax.inference.simcse import SimCSE
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.pooling import Pooling
+from simcse_jax.pretrained.tokenizers import load_tokenizer
 from tests.conftest import SENTENCES, TINY_ROBERTA, write_model
 
 ODD = [
@@ -272,7 +274,7 @@ def test_the_authors_checkpoints(
     tmp_path: Path, tiny_bert: Path, architecture: str, place: str, config: Any, pooler: str
 ) -> None:
     folder = original(tiny_bert, tmp_path / place, architecture, **config)
-    assert hf.read_checkpoint(folder).pooling == hf.Pooling("cls", pooler != "cls")
+    assert read_checkpoint(folder).pooling == Pooling("cls", pooler != "cls")
     assert load_model(folder).pooler == pooler
 
 
@@ -282,9 +284,7 @@ def test_the_authors_checkpoints_give_their_vectors(tmp_path: Path, tiny_roberta
     import transformers
 
     peer = transformers.AutoModel.from_pretrained(tiny_roberta).eval()
-    tokens = hf.load_tokenizer(tiny_roberta)(
-        SENTENCES, padding=True, truncation=True, max_length=40, return_tensors="pt"
-    )
+    tokens = load_tokenizer(tiny_roberta)(SENTENCES, padding=True, truncation=True, max_length=40, return_tensors="pt")
     with torch.no_grad():
         out = peer(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
     expected = {"sup": out.pooler_output.numpy(), "unsup": out.last_hidden_state[:, 0].numpy()}
@@ -306,4 +306,4 @@ def test_an_original_checkpoint_without_a_name(tmp_path: Path, tiny_bert: Path) 
     # Fine-tuned to something else from theirs, it is not theirs.
     name = {"_name_or_path": "princeton-nlp/sup-simcse-bert-base-uncased"}
     other = original(tiny_bert, tmp_path / "other", "ForMaskedLM", **name)
-    assert hf.read_checkpoint(other).pooling is None
+    assert read_checkpoint(other).pooling is None

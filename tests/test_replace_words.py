@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax import hf
 from simcse_jax.cli import main
 from simcse_jax.data.vocabulary import make_model_folder
-from simcse_jax.embedder import init_params
 from simcse_jax.errors import InputError
-from simcse_jax.files import write_tensors
+from simcse_jax.inference.replace_words import WordReplacer, check_settings
 from simcse_jax.model import SentenceEncoder, build_mlm_head, init_mlm_head, read_encoder_config
-from simcse_jax.replace_words import WordReplacer, check_settings
+from simcse_jax.model.build import init_params
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.pretrained.weights import load_params, to_tensors
+from simcse_jax.storage.files import write_tensors
 
 TEXT = [
     "The old man crossed the quiet river before dawn.",
@@ -36,7 +38,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params = jax.tree.map(lambda x: 10 * x, init_params(model, 0))
     table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
     params["mlm"] = init_mlm_head(jax.random.key(1), table, 1.0)
-    write_tensors(folder / "model.safetensors", hf.to_tensors(params, model.config))
+    write_tensors(folder / "model.safetensors", to_tensors(params, model.config))
     return folder
 
 
@@ -58,8 +60,8 @@ def test_a_share_of_the_words_is_replaced_and_the_rest_stays(predictor: Path) ->
 
 def test_each_is_the_likeliest_other_word(predictor: Path) -> None:
     """By hand: one sentence, no padding, a probability for each token of the vocabulary."""
-    tokenizer, checkpoint = hf.load_tokenizer(predictor), hf.read_checkpoint(predictor)
-    params = jax.tree.map(jnp.asarray, hf.load_params(checkpoint, mlm=True))
+    tokenizer, checkpoint = load_tokenizer(predictor), read_checkpoint(predictor)
+    params = jax.tree.map(jnp.asarray, load_params(checkpoint, mlm=True))
     model = SentenceEncoder(checkpoint.config)
     names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     (after,) = WordReplacer(predictor)(TEXT[:1], 0.3)
@@ -108,7 +110,7 @@ def test_what_cannot_be(predictor: Path, minilm: Path, tmp_path: Path) -> None:
 
 def test_a_word_that_is_cut_stays(predictor: Path) -> None:
     """Its beginning would be a word by itself."""
-    tokenizer = hf.load_tokenizer(predictor)
+    tokenizer = load_tokenizer(predictor)
     replace = WordReplacer(predictor, max_length=5)
     sentence = "the old manhear crossed"
     names = tokenizer.convert_ids_to_tokens(tokenizer(sentence)["input_ids"])
@@ -130,7 +132,7 @@ def test_byte_level_tokens_are_texts(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
     (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
     replace = object.__new__(WordReplacer)
-    replace._tokenizer = hf.load_tokenizer(tmp_path)
+    replace._tokenizer = load_tokenizer(tmp_path)
     names = replace._tokenizer.convert_ids_to_tokens(range(len(replace._tokenizer)))
     assert any(name.startswith("##") for name in names)
     texts, whole = replace._whole_words(len(names))

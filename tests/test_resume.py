@@ -16,7 +16,6 @@ import jax
 import numpy as np
 import pytest
 
-from simcse_jax.checkpoint import abstract, open_checkpoints
 from simcse_jax.config import (
     CheckpointConfig,
     Config,
@@ -29,15 +28,17 @@ from simcse_jax.config import (
     OptimizerConfig,
     SmoothingConfig,
 )
-from simcse_jax.embedder import build_model, init_params, load_model
 from simcse_jax.errors import InputError
-from simcse_jax.hf import read_checkpoint
-from simcse_jax.metrics_log import TIMES
-from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.run import open_run
-from simcse_jax.sharding import make_mesh, state_sharding
-from simcse_jax.step import TrainState, state_of
-from simcse_jax.train import train
+from simcse_jax.inference.loading import load_model
+from simcse_jax.model.build import build_model, init_params
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.runs.checkpoints import abstract, open_checkpoints
+from simcse_jax.runs.folder import open_run
+from simcse_jax.runs.metrics_log import TIMES
+from simcse_jax.runtime.mesh import make_mesh, state_sharding
+from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.training.state import TrainState, state_of
+from simcse_jax.training.trainer import train
 from tests.conftest import full, release, tree_error, without_key_biases
 
 
@@ -136,7 +137,7 @@ def test_kill_9_ends_bit_identical(
     """Killed at a random step and, every other time, during a checkpoint write."""
     config_file = tmp_path / "config.py"
     config_file.write_text(f"""
-from simcse_jax.config import *
+from simcse_jax.config.settings import *
 config = Config(
     batch_size=16, max_steps=600, log_every=1,
     model=ModelConfig(path={str(tiny_bert)!r}, pooler="cls", mlp_only_train=True),
@@ -213,7 +214,7 @@ def test_resumed_in_parts_equals_whole(
     whole = replace(config, output=str(tmp_path / "whole"))
     expected = lasting(train(whole))
     for stop_at in (2, 7):
-        monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", lambda self, step, n=stop_at: step == n)
+        monkeypatch.setattr("simcse_jax.training.trainer.StopRequest.__call__", lambda self, step, n=stop_at: step == n)
         assert train(config) == {"stopped": stop_at}
     monkeypatch.undo()
     assert lasting(train(config)) == expected
@@ -230,7 +231,7 @@ def test_measuring_geometry_changes_nothing(config: Config, tmp_path: Path, monk
     plain = replace(config, output=str(tmp_path / "plain"))
     expected = lasting(train(plain))
     measured = replace(config, evaluation=replace(config.evaluation, geometry_every=3))
-    monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", lambda self, step: step == 5)
+    monkeypatch.setattr("simcse_jax.training.trainer.StopRequest.__call__", lambda self, step: step == 5)
     train(replace(measured, evaluation=config.evaluation))
     monkeypatch.undo()
     assert lasting(train(measured)) == expected
@@ -244,7 +245,7 @@ def test_resumes_on_other_devices(config: Config, tmp_path: Path, monkeypatch: p
     """From data 8 to data 2 × fsdp 4; settings that move no parameter may change too."""
     whole = replace(config, output=str(tmp_path / "whole"))
     train(whole)
-    monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", lambda self, step: step == 6)
+    monkeypatch.setattr("simcse_jax.training.trainer.StopRequest.__call__", lambda self, step: step == 6)
     train(config)
     monkeypatch.undo()
     train(replace(config, mesh=MeshConfig(fsdp=4), log_every=2, checkpoint=CheckpointConfig(every=100)))
@@ -260,7 +261,7 @@ def test_keeps_the_latest_and_the_best(config: Config, monkeypatch: pytest.Monke
     def evaluate(tasks: Any, encode: Any) -> Any:
         return evaluations | {"reported": {tasks[0].name: next(scores)}}
 
-    monkeypatch.setattr("simcse_jax.prepare.evaluate", evaluate)
+    monkeypatch.setattr("simcse_jax.training.prepare.evaluate", evaluate)
     results = train(replace(config, checkpoint=CheckpointConfig(every=9, keep=2)))
     assert (results["best_step"], results["dev"]) == (4, 0.0)
     kept = {int(path.name) for path in (Path(config.output) / "checkpoints").iterdir()}
@@ -273,7 +274,7 @@ def test_keeps_the_latest_and_the_best(config: Config, monkeypatch: pytest.Monke
 def test_early_stopping(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([50.0, 40.0, 30.0, 20.0])
     monkeypatch.setattr(
-        "simcse_jax.prepare.evaluate", lambda tasks, encode: {"reported": {tasks[0].name: next(scores)}}
+        "simcse_jax.training.prepare.evaluate", lambda tasks, encode: {"reported": {tasks[0].name: next(scores)}}
     )
     patient = replace(config, evaluation=replace(config.evaluation, patience=2))
     results = train(patient)
@@ -286,7 +287,7 @@ def test_a_checkpoint_is_a_copy_of_its_moment(config: Config) -> None:
     state = TrainState(jax.numpy.int32(1), {"head": jax.numpy.ones((512, 512))}, ())
     advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     folder = Path(config.output)
-    from simcse_jax.checkpoint import Progress
+    from simcse_jax.runs.checkpoints import Progress
 
     with open_checkpoints(folder, CheckpointConfig(keep=4)) as checkpoints:
         for step in range(1, 5):
@@ -306,12 +307,12 @@ def test_a_run_folder_that_vanishes(config: Config, monkeypatch: pytest.MonkeyPa
             shutil.rmtree(config.output, ignore_errors=True)
         return False
 
-    monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", remove)
+    monkeypatch.setattr("simcse_jax.training.trainer.StopRequest.__call__", remove)
     with pytest.raises(InputError, match=f"writing to {config.output} failed .*: the folder is gone"):
         train(config)
 
 
-@pytest.mark.parametrize("place", ["simcse_jax.prepare.evaluate", "simcse_jax.checkpoint._items"])
+@pytest.mark.parametrize("place", ["simcse_jax.training.prepare.evaluate", "simcse_jax.training.state._items"])
 @pytest.mark.parametrize("error", [TypeError("a bug"), ConnectionError("no network")], ids=["bug", "network"])
 def test_an_error_that_is_no_refusal_to_write_passes(
     config: Config, place: str, error: Exception, monkeypatch: pytest.MonkeyPatch
@@ -336,7 +337,7 @@ def test_only_one_process_trains_in_a_folder(config: Config, monkeypatch: pytest
                 train(config)
         return step == 3
 
-    monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", meanwhile)
+    monkeypatch.setattr("simcse_jax.training.trainer.StopRequest.__call__", meanwhile)
     assert train(config) == {"stopped": 3}
     monkeypatch.undo()
     assert train(config)["step"] == 12
@@ -344,7 +345,7 @@ def test_only_one_process_trains_in_a_folder(config: Config, monkeypatch: pytest
 
 @pytest.mark.full
 def test_text_may_have_moved(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", lambda self, step: step == 3)
+    monkeypatch.setattr("simcse_jax.training.trainer.StopRequest.__call__", lambda self, step: step == 3)
     train(config)
     monkeypatch.undo()
     moved = tmp_path / "moved.txt"
@@ -363,7 +364,7 @@ def test_killed_with_the_checkpoint_of_step_0_only(
     def die(self: Any, step: int) -> bool:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", die)
+    monkeypatch.setattr("simcse_jax.training.trainer.StopRequest.__call__", die)
     with pytest.raises(RuntimeError, match="killed"):
         train(config)
     monkeypatch.undo()

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax import nearest
 from simcse_jax.cli import main
 from simcse_jax.errors import InputError
-from simcse_jax.index import Hit, Index
-from simcse_jax.tool import SimCSE
+from simcse_jax.inference import nearest
+from simcse_jax.inference.index import Hit, Index
+from simcse_jax.inference.simcse import SimCSE
 from tests.conftest import SENTENCES, TINY_BERT, write_model
 
 RNG = np.random.default_rng(0)
@@ -204,7 +204,7 @@ def test_an_index_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("simcse_jax.index.write_json", full)
+    monkeypatch.setattr("simcse_jax.inference.index.write_json", full)
     with pytest.raises(InputError, match="No space left"):
         Index(names(3), unit(3)).save(tmp_path / "index")
     assert list(tmp_path.iterdir()) == []
@@ -321,7 +321,7 @@ def test_wrong_types(tiny_bert: Path) -> None:
     code = f"""
 import numpy as np
 from simcse_jax import InputError, SimCSE
-from simcse_jax.index import Index
+from simcse_jax.inference.index import Index
 
 model = SimCSE({str(tiny_bert)!r}, "avg")
 for call in (

@@ -25,8 +25,9 @@ from pydantic import ValidationError
 
 from simcse_jax.commands.serve import Serve
 from simcse_jax.errors import InputError
-from simcse_jax.index import Index
-from simcse_jax.nearest import _better
+from simcse_jax.inference.index import Index
+from simcse_jax.inference.nearest import _better
+from simcse_jax.inference.simcse import SimCSE
 from simcse_jax.serve import schema
 from simcse_jax.serve.app import create_app
 from simcse_jax.serve.batching import Batcher, NotReady, Overloaded, TooSlow
@@ -34,7 +35,6 @@ from simcse_jax.serve.engine import Answer, Engine, Job
 from simcse_jax.serve.limits import Limits
 from simcse_jax.serve.plane import principal_plane
 from simcse_jax.serve.server import bind, is_loopback, url
-from simcse_jax.tool import SimCSE
 
 LIMITS = Limits(
     max_sentences=20, max_characters=100, max_hits=20, max_request_hits=380, max_plot=6, max_body=4000, batch=8

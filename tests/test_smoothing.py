@@ -8,17 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax.ablation import with_settings
-from simcse_jax.collectives import collectives
+from simcse_jax.ablation.settings import with_settings
 from simcse_jax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, SmoothingConfig
-from simcse_jax.embedder import build_model, init_params
-from simcse_jax.hlo import parse
 from simcse_jax.model import read_encoder_config
+from simcse_jax.model.build import build_model, init_params
 from simcse_jax.objectives import unit
 from simcse_jax.objectives.smoothing import is_full, push, smooth, smoothing_weight
-from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.sharding import make_mesh, put_batch
-from simcse_jax.step import create_state, make_train_step
+from simcse_jax.runtime.mesh import make_mesh, put_batch
+from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.training.state import create_state
+from simcse_jax.training.step import make_train_step
+from simcse_jax.xla.collectives import collectives
+from simcse_jax.xla.hlo import parse
 from tests.conftest import full, relative_error, tree_error, without_key_biases
 from tests.test_step import BERT, batches
 

@@ -15,7 +15,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from simcse_jax import hf
 from simcse_jax.config import DataConfig
 from simcse_jax.data import tfds as tfds_module
 from simcse_jax.data.corpus import open_corpus, open_source
@@ -23,6 +22,7 @@ from simcse_jax.data.rows import Example
 from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import format_table, load_task
+from simcse_jax.pretrained.tokenizers import load_tokenizer
 from tests.conftest import write_tfds
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -139,7 +139,7 @@ def test_an_empty_object_is_no_row(tiny_bert: Path, tmp_path: Path) -> None:
         path.write_text(text)
         corpus = open_corpus(DataConfig(train=str(path)))
         with pytest.raises(InputError, match=rf"a\.jsonl, line {number} is an empty object"):
-            tokenize_corpus(corpus, hf.load_tokenizer(tiny_bert), 8, tmp_path / "cache", progress=False)
+            tokenize_corpus(corpus, load_tokenizer(tiny_bert), 8, tmp_path / "cache", progress=False)
 
 
 def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_hub_data_set_is_asked_for_as_configured(hub: Any, tiny_bert: Path, tm
     assert calls == []  # to know a data set, nothing is loaded
     assert list(corpus) == [("a", "b"), ("c", "d"), (" ", "f")]
     assert calls == [("org/nli", "pairs", {"split": "validation", "revision": COMMIT, "streaming": True})]
-    table = tokenize_corpus(corpus, hf.load_tokenizer(tiny_bert), 8, tmp_path / "cache", progress=False)
+    table = tokenize_corpus(corpus, load_tokenizer(tiny_bert), 8, tmp_path / "cache", progress=False)
     assert (len(table), table.columns, table.skipped) == (2, 2, 1)
     others = [replace(config, split="train"), replace(config, subset=None), replace(config, columns=("premise",))]
     prints = {open_corpus(c).fingerprint for c in others}
@@ -254,7 +254,7 @@ def test_a_stream_that_breaks_off(hub: Any, datasets: Any, monkeypatch: pytest.M
 PROGRAM = """
 import json, sys, time
 import datasets, huggingface_hub
-from simcse_jax.config import DataConfig
+from simcse_jax.config.settings import DataConfig
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.errors import InputError
 slept = []

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 
 from simcse_jax import rng
-from simcse_jax.batch import Batch
-from simcse_jax.collectives import collectives
 from simcse_jax.config import Config, ModelConfig, OptimizerConfig
-from simcse_jax.embedder import build_model, init_params
-from simcse_jax.hlo import parse
-from simcse_jax.loss import encode_views
+from simcse_jax.data.batch import Batch
 from simcse_jax.model import SentenceEncoder, read_encoder_config
+from simcse_jax.model.build import build_model, init_params
 from simcse_jax.noise import drawn, dropout
-from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.sharding import make_mesh, put_batch
-from simcse_jax.step import TrainState, create_state, make_train_step
+from simcse_jax.runtime.mesh import make_mesh, put_batch
+from simcse_jax.training.loss import encode_views
+from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.training.state import TrainState, create_state
+from simcse_jax.training.step import make_train_step
+from simcse_jax.xla.collectives import collectives
+from simcse_jax.xla.hlo import parse
 from tests.conftest import TINY_BERT, TINY_ROBERTA, full, tree_error, without_key_biases
 
 N, LENGTH, STEPS = 16, 12, 20

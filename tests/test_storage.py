@@ -13,17 +13,17 @@ import jax
 import numpy as np
 import pytest
 
-from simcse_jax import storage
 from simcse_jax.cli import main
 from simcse_jax.config import CheckpointConfig, Config
-from simcse_jax.embedder import load_model
 from simcse_jax.errors import InputError
-from simcse_jax.export import export
-from simcse_jax.files import is_remote, write_text
-from simcse_jax.metrics_log import TIMES, read_log
-from simcse_jax.mirror import Mirror, copy_again, fetch_run, working_folder
-from simcse_jax.storage import MANIFEST, check_new_output, local_path
-from simcse_jax.train import train
+from simcse_jax.inference.export import export
+from simcse_jax.inference.loading import load_model
+from simcse_jax.runs.metrics_log import TIMES, read_log
+from simcse_jax.storage import objects as storage
+from simcse_jax.storage.files import is_remote, write_text
+from simcse_jax.storage.mirror import Mirror, copy_again, fetch_run, working_folder
+from simcse_jax.storage.objects import MANIFEST, check_new_output, local_path
+from simcse_jax.training.trainer import train
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto.server")
@@ -90,7 +90,7 @@ def test_a_run_on_s3_goes_on_elsewhere_and_is_read_and_exported(
         evaluation=replace(config.evaluation, dev=f"{base}/dev.tsv"),
     )
     with monkeypatch.context() as patch:
-        patch.setattr("simcse_jax.train.StopRequest.__call__", lambda self, step: step == 3)
+        patch.setattr("simcse_jax.training.trainer.StopRequest.__call__", lambda self, step: step == 3)
         assert train(there) == {"stopped": 3}
     names = {path.split("/run/", 1)[1] for path in s3.find(f"{base}/run")}
     assert {"run.json", "metrics.jsonl", "model/config.json", MANIFEST} <= names
@@ -274,14 +274,14 @@ def test_a_run_that_is_copied_while_it_is_read_is_read_again(
         mirror.push()
         return read(*given)
 
-    monkeypatch.setattr("simcse_jax.storage.read_manifest", read_late)
+    monkeypatch.setattr("simcse_jax.storage.objects.read_manifest", read_late)
     assert (local_path(url, str(tmp_path)) / "checkpoints" / "2" / "data").read_text() == "2"
 
 
 def test_an_unreachable_store_does_not_end_a_run(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says so once, goes on when the store is back, and says where the run is if it never is."""
     make_run(tmp_path / "run", 1)
-    monkeypatch.setattr("simcse_jax.mirror._INTERVAL", 0.05)
+    monkeypatch.setattr("simcse_jax.storage.mirror._INTERVAL", 0.05)
     said: list[str] = []
     mirror = Mirror(tmp_path / "run", f"s3://{s3.bucket}/run", None, said.append)
     failing = True
@@ -328,7 +328,7 @@ def test_what_stores_cannot_hold_is_refused(
     with pytest.raises(InputError, match=r"nothing at s3://.*jsonl, and patterns are for local folders"):
         local_path(f"s3://{s3.bucket}/*.jsonl")
     with monkeypatch.context() as patch:
-        patch.setattr("simcse_jax.prepare.jax.process_count", lambda: 2)
+        patch.setattr("simcse_jax.training.prepare.jax.process_count", lambda: 2)
         with pytest.raises(InputError, match="where one process can train"):
             train(replace(config, output=url))
     monkeypatch.setattr(storage, "find_spec", lambda name: None)

@@ -13,7 +13,7 @@ from simcse_jax.cli import main
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation import sts
 from simcse_jax.evaluation.sts import STS_TASKS, Subset, Task, cosine, evaluate, format_table, load_task
-from simcse_jax.tool import SimCSE
+from simcse_jax.inference.simcse import SimCSE
 
 WORDS = ("man", "woman", "dog", "cat", "runs", "eats", "red", "house", "river", "never")
 

@@ -14,23 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax import hf
 from simcse_jax.cli import main
 from simcse_jax.config import Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
-from simcse_jax.data.batches import EpochOrder
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.demo import first_layers
+from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import TokenTable
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import alignment, geometry, positive_pairs, uniformity
 from simcse_jax.evaluation.sts import Subset, Task
-from simcse_jax.sharding import make_mesh
+from simcse_jax.inference.simcse import SimCSE
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.weights import load_params
+from simcse_jax.runtime.mesh import make_mesh
 from simcse_jax.study import Cell, Study
 from simcse_jax.study.false_negatives import false_negatives, first_sentences
 from simcse_jax.study.noise_scale import batch_gradients, noise_scale
 from simcse_jax.study.run import run_study
 from simcse_jax.study.table import slope, values
-from simcse_jax.tool import SimCSE
 
 PAIRS = ["a man runs\ta woman runs\t3", "the dog eats\ta dog eats\t5", "red house\tnever two\t0", "cat\tdog\t2"]
 TIMES = ("seconds", "steps_per_second", "memory_bytes")
@@ -142,7 +143,7 @@ def test_interrupted_and_continued_gives_the_same(done: Study, monkeypatch: pyte
     interrupted = replace(done, output=f"{done.output}-interrupted")
     with monkeypatch.context() as patched:
         stop = StopAt(8)  # cells take 6, 3, 3, ... steps
-        patched.setattr("simcse_jax.train.StopRequest.__call__", lambda self, step: stop(self, step))
+        patched.setattr("simcse_jax.training.trainer.StopRequest.__call__", lambda self, step: stop(self, step))
         assert run_study(interrupted) == {"stopped": "batch32-constant-seed1", "done": 1}
     assert not (interrupted.folder / "report.md").exists()
     finished = interrupted.cell_folder(Cell(16, "reference", 1))
@@ -205,7 +206,7 @@ def test_other_text_is_refused(done: Study, tmp_path: Path) -> None:
 
 
 def test_a_diverged_cell_is_reported(done: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from simcse_jax.train import TrainingDiverged
+    from simcse_jax.training.trainer import TrainingDiverged
 
     def train(config: Config) -> dict[str, Any]:
         raise TrainingDiverged("at step 1")
@@ -250,7 +251,7 @@ def test_bad_settings(study: Study, tmp_path: Path, changes: dict[str, Any], mes
 def test_command_line(done: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Options override the study's fields and the base config's; a finished study prints where its report is."""
     file = tmp_path / "study.py"
-    file.write_text(f"from simcse_jax.config import *\nfrom simcse_jax.study import Study\nstudy = {done!r}\n")
+    file.write_text(f"from simcse_jax.config.settings import *\nfrom simcse_jax.study import Study\nstudy = {done!r}\n")
     main(["study", str(file), "--output", done.output])
     assert f"6 cells are done; the report is {done.output}/report.md" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
@@ -358,9 +359,9 @@ def test_slopes_and_spread() -> None:
 
 def test_first_layers_of_a_model(tiny_bert: Path, tmp_path: Path) -> None:
     folder = first_layers(tiny_bert, 2, tmp_path / "cache")
-    whole, cut = (hf.read_checkpoint(f) for f in (tiny_bert, folder))
+    whole, cut = (read_checkpoint(f) for f in (tiny_bert, folder))
     assert (whole.config.num_hidden_layers, cut.config.num_hidden_layers) == (3, 2)
-    expected, params = hf.load_params(whole), hf.load_params(cut)
+    expected, params = load_params(whole), load_params(cut)
     del expected["encoder"]["layer_2"]
     for (path, x), (_, y) in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves_with_path(params), strict=True):
         np.testing.assert_array_equal(x, y, err_msg=str(path))

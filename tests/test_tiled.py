@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simcse_jax.objectives import dense, info_nce, tiled
-from simcse_jax.sharding import batch_sharding, make_mesh
+from simcse_jax.runtime.mesh import batch_sharding, make_mesh
 from tests.conftest import relative_error
 
 TOLERANCE = {"float32": 5e-6, "float64": 1e-12}

@@ -9,17 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax import hf, noise
-from simcse_jax.batch import Batch
+from simcse_jax import noise
 from simcse_jax.config import Config, ObjectiveConfig, OptimizerConfig
+from simcse_jax.data.batch import Batch
 from simcse_jax.errors import InputError
 from simcse_jax.model import Encoder, SentenceEncoder, read_encoder_config
 from simcse_jax.model.encoder import ACTIVATIONS
 from simcse_jax.model.product import affine
-from simcse_jax.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.poolers import POOLERS
-from simcse_jax.sharding import make_mesh
-from simcse_jax.step import create_state, make_train_step
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.weights import load_params
+from simcse_jax.runtime.mesh import make_mesh
+from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.training.state import create_state
+from simcse_jax.training.step import make_train_step
 from tests.conftest import TINY_BERT, TINY_ROBERTA, full, mask_of
 
 torch = pytest.importorskip("torch", reason="the peer these tests compare with")
@@ -90,8 +93,8 @@ def compare_encoders(folder: Path, config: dict[str, Any], dtype: str, tolerance
     model = save_torch_model(folder, config).to(getattr(torch, dtype))
     ids, lengths = random_batch(config, (7,))
     with PRECISIONS[dtype]():
-        checkpoint = hf.read_checkpoint(folder)
-        params = hf.load_params(checkpoint, np.dtype(dtype))
+        checkpoint = read_checkpoint(folder)
+        params = load_params(checkpoint, np.dtype(dtype))
         sizes = jnp.asarray(lengths[:, None])
         states = Encoder(checkpoint.config, jnp.dtype(dtype), jnp.dtype(dtype)).apply(
             {"params": params["encoder"]}, jnp.asarray(ids), sizes
@@ -180,8 +183,8 @@ def test_ten_steps(tmp_path: Path, architecture: str, dtype: str, tolerance: flo
     expected = torch_trajectory(reference, batches, config, config.optimizer.weight_decay)
     assert np.all(expected[:, 1] > config.optimizer.clip_norm), "clipping has to act"
     with PRECISIONS[dtype]():
-        checkpoint = hf.read_checkpoint(tmp_path)
-        params = hf.load_params(checkpoint, np.dtype(dtype))
+        checkpoint = read_checkpoint(tmp_path)
+        params = load_params(checkpoint, np.dtype(dtype))
         model = SentenceEncoder(checkpoint.config, "cls", False, jnp.dtype(dtype), jnp.dtype(dtype))
         mesh = make_mesh(devices=jax.devices()[:1])
         schedule = learning_rate_schedule(config.optimizer, STEPS)
@@ -228,10 +231,10 @@ def test_dropout_acts_where_it_does_in_transformers(
     assert len(calls) == 1 + 3 * config["num_hidden_layers"]
     with jax.enable_x64(True), monkeypatch.context() as patch:
         patch.setattr(noise, "random_bits", lambda key, counter: fake_bits(counter))
-        checkpoint = hf.read_checkpoint(tmp_path)
+        checkpoint = read_checkpoint(tmp_path)
         model = SentenceEncoder(checkpoint.config, pooler, False, jnp.float64, jnp.float64)
         vectors = model.apply(
-            {"params": hf.load_params(checkpoint, np.float64)},
+            {"params": load_params(checkpoint, np.float64)},
             jnp.asarray(ids),
             jnp.asarray(lengths[:, None]),
             jnp.arange(len(ids))[:, None],

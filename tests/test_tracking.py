@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from simcse_jax import tracking
 from simcse_jax.cli import main
 from simcse_jax.config import Config
 from simcse_jax.errors import InputError
-from simcse_jax.metrics_log import TIMES, MetricsLog, read_log
-from simcse_jax.monitor import progress_bar
-from simcse_jax.run import open_run
-from simcse_jax.run_figures import draw_run
-from simcse_jax.speed import StepClock, Work
-from simcse_jax.topology import CHIPS, chip_of
-from simcse_jax.tracking import Follower, TensorBoard, WandB, check_tracking
-from simcse_jax.train import train
+from simcse_jax.runs import tracking
+from simcse_jax.runs.figures import draw_run
+from simcse_jax.runs.folder import open_run
+from simcse_jax.runs.metrics_log import TIMES, MetricsLog, read_log
+from simcse_jax.runs.monitor import progress_bar
+from simcse_jax.runs.speed import StepClock, Work
+from simcse_jax.runs.tracking import Follower, TensorBoard, WandB, check_tracking
+from simcse_jax.training.trainer import train
+from simcse_jax.xla.topology import CHIPS, chip_of
 
 LINES = [{"step": step, "loss": 1 / (step + 1), "grad_norm": None} for step in range(1, 6)] + [{"step": 5, "dev": 80.5}]
 
@@ -78,7 +78,7 @@ def test_spoilt_lines_of_a_log_do_not_stop_a_run(tmp_path: Path, spoilt: bytes) 
 def test_a_run_is_tracked_and_goes_on(small_run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First without a tracker, then with one, which gets all; being tracked makes it no other run."""
     pytest.importorskip("tensorboardX")
-    monkeypatch.setattr("simcse_jax.train.StopRequest.__call__", lambda self, step: step == 5)
+    monkeypatch.setattr("simcse_jax.training.trainer.StopRequest.__call__", lambda self, step: step == 5)
     assert train(small_run) == {"stopped": 5}
     monkeypatch.undo()
     train(replace(small_run, tracking=("tensorboard",)))
@@ -283,7 +283,7 @@ def test_the_command_says_where_everything_is(
     def fail(run: Any) -> Callable[[], None]:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("simcse_jax.run_figures.draw_run", fail)
+    monkeypatch.setattr("simcse_jax.runs.figures.draw_run", fail)
     main(command)
     shown = capsys.readouterr()
     assert "figures could not be drawn (No space left on device)" in shown.err

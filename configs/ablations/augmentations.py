@@ -5,7 +5,7 @@ Synonyms need a table of them: see docs/reproduce.md.
     simcse-jax ablate augmentations --base.data.train wiki1m_for_simcse.txt
 """
 
-from simcse_jax.ablation import Ablation
+from simcse_jax.ablation.settings import Ablation
 from simcse_jax.configs.unsup_bert_base import config
 
 ablation = Ablation(

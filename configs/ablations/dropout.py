@@ -3,7 +3,7 @@
 simcse-jax ablate dropout --base.data.train wiki1m_for_simcse.txt
 """
 
-from simcse_jax.ablation import Ablation
+from simcse_jax.ablation.settings import Ablation
 from simcse_jax.configs.unsup_bert_base import config
 
 ablation = Ablation(

@@ -3,7 +3,7 @@
 simcse-jax ablate mlm --base.data.train nli_for_simcse.csv
 """
 
-from simcse_jax.ablation import Ablation
+from simcse_jax.ablation.settings import Ablation
 from simcse_jax.configs.sup_bert_base import config
 
 ablation = Ablation(

@@ -5,7 +5,7 @@ The columns are those of nli_for_simcse.csv: premise, entailed hypothesis, contr
     simcse-jax ablate nli --base.data.train nli_for_simcse.csv
 """
 
-from simcse_jax.ablation import Ablation
+from simcse_jax.ablation.settings import Ablation
 from simcse_jax.configs.sup_bert_base import config
 
 ablation = Ablation(

@@ -7,7 +7,7 @@ The columns are sentence1, sentence2 and gold_label; the files may be .jsonl, as
 
 from dataclasses import replace
 
-from simcse_jax.ablation import Ablation
+from simcse_jax.ablation.settings import Ablation
 from simcse_jax.configs.sup_bert_base import config
 
 ablation = Ablation(

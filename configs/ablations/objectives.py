@@ -5,7 +5,7 @@ Next sentences need running text: one sentence a line, a blank line between docu
     simcse-jax ablate objectives --base.data.train wiki1m_for_simcse.txt
 """
 
-from simcse_jax.ablation import Ablation
+from simcse_jax.ablation.settings import Ablation
 from simcse_jax.configs.unsup_bert_base import config
 
 ablation = Ablation(

@@ -3,7 +3,7 @@
 simcse-jax ablate smoothing --base.data.train wiki1m_for_simcse.txt
 """
 
-from simcse_jax.ablation import Ablation
+from simcse_jax.ablation.settings import Ablation
 from simcse_jax.configs.iscse_bert_base import config
 
 ablation = Ablation(

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from simcse_jax import plots
 from simcse_jax.analysis.measure import Measured, Pairs
-from simcse_jax.tables import Row
+from simcse_jax.reports import plots
+from simcse_jax.reports.tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

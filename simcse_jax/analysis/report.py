@@ -9,7 +9,7 @@ from simcse_jax.analysis.measure import MEASURES, Measured, Pairs
 from simcse_jax.analysis.sources import Source
 from simcse_jax.evaluation.geometry import positive_pairs
 from simcse_jax.evaluation.sts import Mode, distinct_sentences
-from simcse_jax.tables import Row, markdown_table
+from simcse_jax.reports.tables import Row, markdown_table
 
 _MEANING = """\
 - **alignment**: mean squared distance of the unit vectors of pairs with a gold score in the top fifth; lower is closer.

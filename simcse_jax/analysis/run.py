@@ -6,19 +6,20 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from simcse_jax import hf, postprocess
+from simcse_jax import postprocess
 from simcse_jax.analysis.figures import write_figures
 from simcse_jax.analysis.measure import Measured, Pairs, measure, pairs_of
 from simcse_jax.analysis.report import write_report
 from simcse_jax.analysis.sources import Source, find_sources, training_path
-from simcse_jax.embedder import load_model
-from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import Mode, Task, distinct_sentences, load_task
 from simcse_jax.evaluation.suite import expand_tasks
-from simcse_jax.files import check_new_folder, new_folder
-from simcse_jax.sharding import make_mesh
-from simcse_jax.tables import Row, write_csv
+from simcse_jax.inference.encoder import BatchEncoder
+from simcse_jax.inference.loading import load_model
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.reports.tables import Row, write_csv
+from simcse_jax.runtime.mesh import make_mesh
+from simcse_jax.storage.files import check_new_folder, new_folder
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _measure(source: Source, pairs: Pairs, tasks: list[Task], settings: Analysis
         loaded = load_model(source.model, settings.pooler, step=step)
         label = source.name if step is None else f"{source.name}, step {step:,}"
         tqdm.write(f"{label}: pooler {loaded.pooler}, {len(sentences):,} sentences")
-        tokenizer = hf.load_tokenizer(loaded.checkpoint.folder)
+        tokenizer = load_tokenizer(loaded.checkpoint.folder)
         encoder = BatchEncoder(loaded.model, tokenizer, make_mesh(), batch_size=settings.batch_size)
         vectors = encoder(loaded.params, sentences, progress=True)
         if not np.isfinite(vectors).all():

@@ -5,14 +5,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from simcse_jax import hf
-from simcse_jax.embedder import kept_steps
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.pairs import is_pairs_file
 from simcse_jax.evaluation.sts import Mode, Task
-from simcse_jax.run import Run, is_run, open_run
-from simcse_jax.storage import local_path
-from simcse_jax.tables import Row
+from simcse_jax.inference.loading import kept_steps
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.reports.tables import Row
+from simcse_jax.runs.folder import Run, is_run, open_run
+from simcse_jax.storage.objects import local_path
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def find_sources(models: tuple[str, ...], names: tuple[str, ...] = (), checkpoin
         folder = local_path(model)
         run = open_run(folder) if is_run(folder) else None
         if run is None:
-            hf.read_checkpoint(model)
+            read_checkpoint(model)
         kept = kept_steps(folder) if run else None
         sources.append(Source(model, name, kept if checkpoints else None, run))
     if checkpoints and all(source.run is None for source in sources):

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import tyro
 
-from simcse_jax.ablation import Ablation
+from simcse_jax.ablation.settings import Ablation
 from simcse_jax.commands.options import Configured, quiet_orbax
-from simcse_jax.config import load_variable
+from simcse_jax.config.load import load_variable
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Ablate(Configured):
 
     def run(self) -> None:
         """Runs what is not done."""
-        from simcse_jax.ablation import run_ablation
+        from simcse_jax.ablation.run import run_ablation
 
         quiet_orbax()
         table = run_ablation(self.ablation)

@@ -8,9 +8,10 @@ from typing import Annotated
 import tyro
 
 from simcse_jax.commands.options import Command, Configured
-from simcse_jax.config import Config, DataConfig, load_config_file
+from simcse_jax.config import Config, DataConfig
+from simcse_jax.config.load import load_config_file
 from simcse_jax.errors import InputError
-from simcse_jax.files import check_writable_file, writing
+from simcse_jax.storage.files import check_writable_file, writing
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,18 @@ class Inspect(Configured):
 
     def run(self) -> None:
         """Prints the report."""
-        from simcse_jax import hf
         from simcse_jax.data.corpus import open_corpus
         from simcse_jax.data.inspection import format_report, inspect_corpus
-        from simcse_jax.files import write_json
+        from simcse_jax.pretrained.folders import locate
+        from simcse_jax.pretrained.tokenizers import load_tokenizer
+        from simcse_jax.storage.files import write_json
 
         self.config.validate()
         if self.json:
             if self.json.suffix != ".json":  # which no text has: none is replaced
                 raise InputError(f"json {self.json} must end in .json")
             check_writable_file(self.json)
-        tokenizer = hf.load_tokenizer(hf.locate(self.config.model.path))
+        tokenizer = load_tokenizer(locate(self.config.model.path))
         corpus = open_corpus(self.config.data)
         report = inspect_corpus(corpus, self.config, tokenizer, progress=sys.stderr.isatty())
         print(format_report(report))
@@ -67,7 +69,7 @@ class Nli(Command):
         """Writes the file."""
         from simcse_jax.data.corpus import open_source
         from simcse_jax.data.nli import CLASSES, build_triplets, read_pairs
-        from simcse_jax.tables import write_csv
+        from simcse_jax.reports.tables import write_csv
 
         *names, last = self.paths or ("",)
         output = Path(last)

@@ -8,8 +8,8 @@ import tyro
 from simcse_jax.commands.options import Command
 from simcse_jax.config import ENCODE_ROW
 from simcse_jax.errors import InputError
-from simcse_jax.files import check_writable_file, writing
 from simcse_jax.poolers import PoolerName
+from simcse_jax.storage.files import check_writable_file, writing
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Encode(Command):
         import numpy as np
 
         from simcse_jax.data.corpus import read_sentences
-        from simcse_jax.tool import SimCSE
+        from simcse_jax.inference.simcse import SimCSE
 
         if self.output.suffix != ".npy":
             raise InputError(f"output {self.output} must end in .npy")

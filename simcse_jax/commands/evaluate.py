@@ -9,8 +9,8 @@ import tyro
 
 from simcse_jax.commands.options import Command, senteval_folder
 from simcse_jax.errors import InputError
-from simcse_jax.files import check_writable_file, writing
 from simcse_jax.poolers import PoolerName
+from simcse_jax.storage.files import check_writable_file, writing
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,14 @@ class Evaluate(Command):
 
     def run(self) -> None:
         """Prints the tables."""
-        from simcse_jax import hf
-        from simcse_jax.embedder import LoadedModel, load_model
-        from simcse_jax.encode import BatchEncoder
         from simcse_jax.evaluation.suite import evaluate_models, load_suite
         from simcse_jax.evaluation.tables import format_text, write_csv, write_markdown
-        from simcse_jax.files import finite, write_json
-        from simcse_jax.sharding import make_mesh
+        from simcse_jax.inference.encoder import BatchEncoder
+        from simcse_jax.inference.loading import LoadedModel, load_model
+        from simcse_jax.pretrained.pooling import Pooling
+        from simcse_jax.pretrained.tokenizers import load_tokenizer
+        from simcse_jax.runtime.mesh import make_mesh
+        from simcse_jax.storage.files import finite, write_json
 
         self._check()
         suite = load_suite(self.tasks, self.data, self.mode, self.all_splits)
@@ -60,12 +61,12 @@ class Evaluate(Command):
         mesh = make_mesh()
 
         def encoder(model: LoadedModel) -> Any:
-            tokenizer = hf.load_tokenizer(model.checkpoint.folder)
+            tokenizer = load_tokenizer(model.checkpoint.folder)
             encode = BatchEncoder(model.model, tokenizer, mesh, batch_size=self.batch_size)
             return lambda sentences: encode(model.params, sentences, progress=True)
 
         found = evaluate_models(suite, [encoder(model) for model in loaded], self.bootstrap)
-        poolers = [hf.Pooling(m.model.pooler, m.model.mlp_only_train).at_evaluation for m in loaded]
+        poolers = [Pooling(m.model.pooler, m.model.mlp_only_train).at_evaluation for m in loaded]
         names = zip(self.models, poolers, strict=True)
         models = [{"model": m, "pooler": p, **result} for (m, p), result in zip(names, found, strict=True)]
         print(format_text(models, self.mode, self.bootstrap))

@@ -22,8 +22,8 @@ class Export(Command):
 
     def run(self) -> None:
         """Exports."""
-        from simcse_jax.embedder import load_model
-        from simcse_jax.export import export
+        from simcse_jax.inference.export import export
+        from simcse_jax.inference.loading import load_model
 
         folder = export(load_model(self.model, self.pooler), self.output)
         print(f'exported to {folder}; use it with sentence_transformers.SentenceTransformer("{folder}")')

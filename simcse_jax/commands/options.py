@@ -14,7 +14,7 @@ from simcse_jax.errors import InputError
 
 if TYPE_CHECKING:
     from simcse_jax.config import Backend
-    from simcse_jax.tool import SimCSE
+    from simcse_jax.inference.simcse import SimCSE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def senteval_folder() -> str:
 
 def check_searchable(sentences: Path) -> None:
     """Raises `InputError` for a folder that holds no saved index: what can be told before the model is loaded."""
-    from simcse_jax.index import is_index
+    from simcse_jax.inference.index import is_index
 
     path = sentences.expanduser()
     if path.is_dir() and not is_index(path):

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 import tyro
 
 from simcse_jax.commands.options import Configured
-from simcse_jax.config import Config, load_config_file
+from simcse_jax.config import Config
+from simcse_jax.config.load import load_config_file
 from simcse_jax.errors import InputError
-from simcse_jax.files import check_writable_file, writing
+from simcse_jax.storage.files import check_writable_file, writing
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ class Plan(Configured):
 
     def run(self) -> None:
         """Prints the table."""
-        from simcse_jax.files import write_json
-        from simcse_jax.plan import check_plan, format_plans, plan
-        from simcse_jax.topology import parse_topology, prepare_process
+        from simcse_jax.plan.plan import check_plan, plan
+        from simcse_jax.plan.table import format_plans
+        from simcse_jax.storage.files import write_json
+        from simcse_jax.xla.topology import parse_topology, prepare_process
 
         if not self.topology or not self.config.batch_size:
             raise InputError(

@@ -7,7 +7,7 @@ import tyro
 
 from simcse_jax.commands.options import Command
 from simcse_jax.errors import InputError
-from simcse_jax.files import check_writable_file, writing
+from simcse_jax.storage.files import check_writable_file, writing
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class ReplaceWords(Command):
         from tqdm import tqdm
 
         from simcse_jax.data.corpus import read_sentences
-        from simcse_jax.replace_words import WordReplacer, check_settings
-        from simcse_jax.tables import write_csv
+        from simcse_jax.inference.replace_words import WordReplacer, check_settings
+        from simcse_jax.reports.tables import write_csv
 
         check_settings(self.share, self.seed, self.max_length, self.batch_size)
         if self.output.suffix != ".csv":

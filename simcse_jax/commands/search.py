@@ -42,8 +42,8 @@ class Search(Command):
         """Builds or loads the index, and searches it."""
         import json
 
-        from simcse_jax.files import check_new_folder
-        from simcse_jax.tool import SimCSE
+        from simcse_jax.inference.simcse import SimCSE
+        from simcse_jax.storage.files import check_new_folder
 
         if not self.queries and self.save_index is None:
             raise InputError('nothing to look for: give a query in quotes, e.g. "a man plays music"')

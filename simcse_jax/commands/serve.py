@@ -40,10 +40,10 @@ class Serve(Command):
         self.limits.validate()
         if any(find_spec(package) is None for package in ("fastapi", "uvicorn")):
             raise InputError("the service needs FastAPI and uvicorn: pip install 'simcse-jax[serve]'")
+        from simcse_jax.inference.simcse import SimCSE
         from simcse_jax.serve.app import create_app
         from simcse_jax.serve.engine import Engine
         from simcse_jax.serve.server import Server, bind, is_loopback, url
-        from simcse_jax.tool import SimCSE
 
         if self.sentences is not None:
             check_searchable(self.sentences)

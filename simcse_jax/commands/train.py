@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from simcse_jax.commands.options import Configured, quiet_orbax, senteval_folder
-from simcse_jax.config import Config, load_config_file
+from simcse_jax.config import Config
+from simcse_jax.config.load import load_config_file
 
 if TYPE_CHECKING:
-    from simcse_jax.run import Run
+    from simcse_jax.runs.folder import Run
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Train(Configured):
         import jax
 
         from simcse_jax.evaluation.sts import format_table
-        from simcse_jax.mirror import copy_again, working_folder
-        from simcse_jax.run import open_run
-        from simcse_jax.train import TrainingDiverged, train
+        from simcse_jax.runs.folder import open_run
+        from simcse_jax.storage.mirror import copy_again, working_folder
+        from simcse_jax.training.trainer import TrainingDiverged, train
 
         quiet_orbax()
         try:
@@ -64,7 +65,7 @@ class Train(Configured):
 def _draw(run: "Run") -> list[str]:
     """Draws the figures of a run; a run is not lost for one that cannot be drawn."""
     from simcse_jax.errors import reason
-    from simcse_jax.run_figures import draw_run
+    from simcse_jax.runs.figures import draw_run
 
     try:
         return [path.stem for path in draw_run(run)]

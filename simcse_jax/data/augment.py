@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from simcse_jax.config import DataConfig
 from simcse_jax.data.tokens import encode_batch
 from simcse_jax.errors import InputError, reason
-from simcse_jax.storage import local_path
+from simcse_jax.storage.objects import local_path
 
 Tokens = tuple[int, ...]
 

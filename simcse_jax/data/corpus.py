@@ -16,7 +16,7 @@ from simcse_jax.data.files import FORMATS, find_files, format_of, is_shard
 from simcse_jax.data.hub import is_hub_folder, open_hub, open_hub_folder
 from simcse_jax.data.rows import Example, Source, read_examples
 from simcse_jax.errors import InputError
-from simcse_jax.storage import local_path
+from simcse_jax.storage.objects import local_path
 
 
 @dataclass(frozen=True)

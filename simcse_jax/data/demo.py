@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from simcse_jax.errors import InputError
-from simcse_jax.files import new_folder, write_json
+from simcse_jax.storage.files import new_folder, write_json
 
 _SPLITS = ("dev", "test")
 _TOKENIZER_FILES = (

@@ -12,7 +12,7 @@ from typing import Any
 from simcse_jax.data.files import digest
 from simcse_jax.data.rows import Row, check_columns
 from simcse_jax.errors import InputError, reason
-from simcse_jax.hf import HUB_TIMEOUT
+from simcse_jax.pretrained.folders import HUB_TIMEOUT
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from simcse_jax.config import Config
 from simcse_jax.data.augment import Augmenter, make_augmenter
-from simcse_jax.data.batches import EpochOrder, fit_packing
 from simcse_jax.data.corpus import Corpus
+from simcse_jax.data.feed import fit_packing
+from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.rows import Example
 from simcse_jax.data.tokens import TokenTable, chunked, encode_batch, is_complete, nothing_found, pad
 

@@ -8,7 +8,7 @@ one compiled step serves all batches.
 import numpy as np
 from jaxtyping import Int, Integer
 
-from simcse_jax.batch import Packing
+from simcse_jax.data.batch import Packing
 
 
 def first_fit(

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 from simcse_jax.data.files import digest
 from simcse_jax.data.rows import Row, check_columns
 from simcse_jax.errors import InputError, reason
-from simcse_jax.hf import HUB_TIMEOUT
+from simcse_jax.pretrained.folders import HUB_TIMEOUT
 
 PREFIX = "tfds:"
 _NAME = re.compile(r"tfds:(\w+)(?:/([\w.-]+))?(?::(\d+\.\d+\.\d+))?")

@@ -6,8 +6,8 @@ from pathlib import Path
 from simcse_jax.config import MIN_LENGTH, DataConfig
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.errors import InputError
-from simcse_jax.files import check_new_folder, new_folder, write_json
 from simcse_jax.model import read_encoder_config
+from simcse_jax.storage.files import check_new_folder, new_folder, write_json
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 

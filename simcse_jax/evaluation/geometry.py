@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from simcse_jax.evaluation.sts import EncodeFunction, Task, distinct_sentences
-from simcse_jax.vectors import unit
+from simcse_jax.inference.vectors import unit
 
 _BLOCK = 1024  # rows of the matrix of distances that are there at a time
 

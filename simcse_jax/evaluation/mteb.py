@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from simcse_jax.tool import SimCSE
-from simcse_jax.vectors import unit
+from simcse_jax.inference.simcse import SimCSE
+from simcse_jax.inference.vectors import unit
 
 
 class MTEBEncoder:

@@ -18,7 +18,7 @@ from simcse_jax.errors import InputError
 from simcse_jax.evaluation.pairs import KINDS, is_pairs, read_graded_pairs, title
 from simcse_jax.evaluation.tables import text_table
 from simcse_jax.evaluation.text import fields, normal, read_lines
-from simcse_jax.storage import local_path
+from simcse_jax.storage.objects import local_path
 
 Mode = Literal["test", "dev"]
 EncodeFunction = Callable[[list[str]], Float[np.ndarray, "S H"]]

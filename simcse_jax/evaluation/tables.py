@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax.evaluation.pairs import title as task_title
-from simcse_jax.files import write_text
-from simcse_jax.tables import markdown_table
+from simcse_jax.reports.tables import markdown_table
+from simcse_jax.storage.files import write_text
 
 Rows = dict[str, list[str]]
 """Cells of each row, by its label."""

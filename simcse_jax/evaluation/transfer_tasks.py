@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.probe import FOLDS, TransferMode
 from simcse_jax.evaluation.text import fields, normal, read_lines
-from simcse_jax.storage import local_path
+from simcse_jax.storage.objects import local_path
 
 _Row = tuple[str, str | None, int]
 """A sentence, the other one of a pair, and the number of the label."""

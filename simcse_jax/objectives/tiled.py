@@ -21,15 +21,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from simcse_jax.objectives.pairs import (
-    PairStatistics,
-    Reduction,
-    Score,
-    block_logits,
-    identity,
-    masked,
-    similarities,
-)
+from simcse_jax.objectives.pairs import PairStatistics, Reduction, Score, block_logits, identity, masked, similarities
 
 
 class _Settings(NamedTuple):

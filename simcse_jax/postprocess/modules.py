@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from simcse_jax import recognise
 from simcse_jax.errors import InputError
-from simcse_jax.hf import read_tensors
+from simcse_jax.pretrained import pooling as recognise
+from simcse_jax.pretrained.weights import read_tensors
 
 # By the names of torch.nn's classes.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

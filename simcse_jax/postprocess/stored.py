@@ -7,12 +7,13 @@ import jax
 import numpy as np
 
 from simcse_jax.errors import InputError
-from simcse_jax.hf import Checkpoint, read_safetensors
 from simcse_jax.postprocess.fit import PostProcessor
 from simcse_jax.postprocess.flow import Flow
 from simcse_jax.postprocess.linear import Affine
 from simcse_jax.postprocess.modules import Dense, read_modules
-from simcse_jax.recognise import own_settings
+from simcse_jax.pretrained.folders import Checkpoint
+from simcse_jax.pretrained.pooling import own_settings
+from simcse_jax.pretrained.weights import read_safetensors
 
 KEY = "postprocess"
 """Where a post-processor stands: among a model's parameters, and among our settings in config.json."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from simcse_jax.index import Hit, Index
-from simcse_jax.tool import SimCSE
-from simcse_jax.vectors import unit
+from simcse_jax.inference.index import Hit, Index
+from simcse_jax.inference.simcse import SimCSE
+from simcse_jax.inference.vectors import unit
 
 _FEW_HITS = 16  # most requests ask for no more
 

@@ -7,14 +7,15 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from simcse_jax import hf
 from simcse_jax.config import Config
 from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.tokens import is_complete
-from simcse_jax.embedder import load_model
-from simcse_jax.encode import BatchEncoder
-from simcse_jax.sharding import make_mesh
-from simcse_jax.vectors import unit
+from simcse_jax.inference.encoder import BatchEncoder
+from simcse_jax.inference.loading import load_model
+from simcse_jax.inference.vectors import unit
+from simcse_jax.pretrained.pooling import Pooling
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.runtime.mesh import make_mesh
 
 _BLOCK = 1024  # anchors whose similarities are there at a time
 
@@ -37,7 +38,7 @@ class Reference:
 
 def reference_pooler(config: Config) -> str:
     """The pooler of a run's model once trained."""
-    return hf.Pooling(config.model.pooler, config.model.mlp_only_train).at_evaluation
+    return Pooling(config.model.pooler, config.model.mlp_only_train).at_evaluation
 
 
 def load_reference(
@@ -63,7 +64,7 @@ def load_reference(
     missing = np.setdiff1d(wanted, examples)
     if len(missing) or vectors is None:
         loaded = load_model(model, pooler)
-        tokenizer = hf.load_tokenizer(loaded.checkpoint.folder)
+        tokenizer = load_tokenizer(loaded.checkpoint.folder)
         encoder = BatchEncoder(loaded.model, tokenizer, make_mesh(), config.data.max_length)
         tqdm.write(f"encoding {len(missing):,} training sentences with the frozen model {model}")
         new = encoder(loaded.params, first_sentences(corpus, missing), progress=True)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simcse_jax import plots
+from simcse_jax.reports import plots
+from simcse_jax.reports.tables import Row
 from simcse_jax.study.grid import Cell, Study
 from simcse_jax.study.table import mean_sd, values
-from simcse_jax.tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from simcse_jax import config as configs
 from simcse_jax.config import Config
+from simcse_jax.config.values import check_types, differences
 from simcse_jax.errors import InputError
-from simcse_jax.files import local_only
 from simcse_jax.poolers import PoolerName
+from simcse_jax.storage.files import local_only
 
 Rule = Literal["constant", "sqrt", "linear"]
 EXPONENTS: dict[str, float] = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0, "reference": 0.0}
@@ -74,7 +74,7 @@ class Study:
         """Raises `InputError` for a value that no study can use."""
         from simcse_jax.objectives import check_objective  # JAX, which the settings do without
 
-        configs.check_types(self)
+        check_types(self)
         for name in ("batch_sizes", "rules", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -167,7 +167,7 @@ _FREE = ("base.", "output", "batch_sizes", "rules", "seeds", "keep_checkpoints")
 
 def changes(before: Study, now: Study) -> list[str]:
     """Names of the fields that differ and make a cell of `now` another than that of `before`."""
-    from simcse_jax import run
+    from simcse_jax.runs import folder as run
 
-    own = [name for name in configs.differences(before, now) if not name.startswith(_FREE)]
+    own = [name for name in differences(before, now) if not name.startswith(_FREE)]
     return own + [f"base.{n}" for n in run.changes(before.base, now.base) if n not in _SET_BY_STUDY]

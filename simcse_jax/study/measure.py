@@ -9,21 +9,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from simcse_jax import hf
-from simcse_jax.data.batches import EpochOrder
 from simcse_jax.data.corpus import open_corpus
+from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import tokenize_corpus
-from simcse_jax.embedder import build_model, load_model
-from simcse_jax.encode import BatchEncoder
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import evaluate, load_task
-from simcse_jax.hf import Params
-from simcse_jax.prepare import initial_params
-from simcse_jax.sharding import check_batch_size, make_mesh, put, state_sharding
-from simcse_jax.step import sentence_encoder
+from simcse_jax.inference.encoder import BatchEncoder
+from simcse_jax.inference.loading import load_model
+from simcse_jax.model.build import build_model
+from simcse_jax.model.params import Params
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.runtime.mesh import check_batch_size, make_mesh, put, state_sharding
 from simcse_jax.study.false_negatives import Reference, false_negatives, load_reference, reference_pooler
 from simcse_jax.study.grid import Cell, Study
 from simcse_jax.study.noise_scale import Gradient, batch_gradients, make_gradient, noise_scale
+from simcse_jax.training.state import initial_params, sentence_encoder
 
 Measures = dict[str, Any]
 
@@ -41,9 +42,9 @@ class Meter:
         self._study = study
         self._mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
         self._tasks = [load_task(name, config.evaluation.data, "test") for name in config.evaluation.test]
-        checkpoint = hf.read_checkpoint(config.model.path)
+        checkpoint = read_checkpoint(config.model.path)
         self._model = build_model(checkpoint.config, config.model)
-        tokenizer = hf.load_tokenizer(checkpoint.folder)
+        tokenizer = load_tokenizer(checkpoint.folder)
         self._encoder = BatchEncoder(self._model, tokenizer, self._mesh)
         self._corpus = open_corpus(config.data)
         self.tokens = tokenize_corpus(

@@ -21,14 +21,15 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from simcse_jax.batch import Batch
 from simcse_jax.config import Config, MLMConfig
-from simcse_jax.data.batches import EpochOrder, load_rows
+from simcse_jax.data.batch import Batch
+from simcse_jax.data.feed import load_rows
+from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import TokenTable
-from simcse_jax.hf import Params
-from simcse_jax.loss import make_loss
 from simcse_jax.model import SentenceEncoder
-from simcse_jax.sharding import put_batch
+from simcse_jax.model.params import Params
+from simcse_jax.runtime.mesh import put_batch
+from simcse_jax.training.loss import make_loss
 
 Gradient = Callable[[Params, Batch, np.int32], Params]
 

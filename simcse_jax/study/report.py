@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from simcse_jax.reports.tables import Row, markdown_table, write_csv
 from simcse_jax.study.figures import write_figures
 from simcse_jax.study.grid import Cell, Study
 from simcse_jax.study.table import mean_sd, rows_of, slope, values
-from simcse_jax.tables import Row, markdown_table, write_csv
 
 _CAPTIONS = {
     "score": "Score against batch.",

@@ -17,14 +17,14 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from simcse_jax import config as configs
+from simcse_jax.config.values import field_value, from_dict, to_dict
 from simcse_jax.errors import InputError, reason
-from simcse_jax.files import write_json, writing
-from simcse_jax.sharding import join_processes
+from simcse_jax.runtime.processes import join_processes
+from simcse_jax.storage.files import write_json, writing
 from simcse_jax.study.grid import Cell, Study, changes
 from simcse_jax.study.measure import Measures, Meter
 from simcse_jax.study.report import write_report
-from simcse_jax.train import TrainingDiverged, train
+from simcse_jax.training.trainer import TrainingDiverged, train
 
 
 def run_study(study: Study) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def run_study(study: Study) -> dict[str, Any]:
                 f"{folder} was made from other text than {study.base.data.train} now holds: choose another --output"
             )
         _make_folder(folder)
-        _save(folder / "study.json", {"study": configs.to_dict(study), "data_fingerprint": meter.tokens.fingerprint})
+        _save(folder / "study.json", {"study": to_dict(study), "data_fingerprint": meter.tokens.fingerprint})
         if not (folder / "initial.json").is_file():
             _save(folder / "initial.json", meter.initial_scores())
         for number, cell in enumerate(cells, 1):
@@ -61,7 +61,7 @@ def run_study(study: Study) -> dict[str, Any]:
                     return {"stopped": cell.name, "done": len(done)}
                 done[cell] = measures
     elif fingerprint is not None:
-        _save(folder / "study.json", {"study": configs.to_dict(study), "data_fingerprint": fingerprint})
+        _save(folder / "study.json", {"study": to_dict(study), "data_fingerprint": fingerprint})
     for cell in cells if not study.keep_checkpoints else []:
         _drop_checkpoints(study, cell)
     if jax.process_index() == 0:
@@ -99,13 +99,11 @@ def _check_folder(study: Study) -> str | None:
         return None
     try:
         about = json.loads(file.read_text("utf-8"))
-        before, fingerprint = configs.from_dict(Study, about["study"]), str(about["data_fingerprint"])
+        before, fingerprint = from_dict(Study, about["study"]), str(about["data_fingerprint"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is not a study's settings ({reason(error)})") from error
     if changed := changes(before, study):
-        shown = "; ".join(
-            f"{n} was {configs.field_value(before, n)!r}, is {configs.field_value(study, n)!r}" for n in changed
-        )
+        shown = "; ".join(f"{n} was {field_value(before, n)!r}, is {field_value(study, n)!r}" for n in changed)
         raise InputError(
             f"{folder} is a study with other settings ({shown}): give the same or another --output; "
             "only batch_sizes, rules and seeds may be extended"

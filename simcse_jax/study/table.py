@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from simcse_jax.reports.tables import Row
 from simcse_jax.study.grid import Cell, Study
-from simcse_jax.tables import Row
 
 
 def rows_of(study: Study, measures: dict[Cell, dict[str, Any]]) -> list[Row]:

@@ -1,0 +1,127 @@
+"""An ablation's runs trained, and their table."""
+
+import json
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from simcse_jax.ablation.settings import Ablation
+from simcse_jax.errors import InputError
+from simcse_jax.objectives import check_objective
+from simcse_jax.reports.tables import Row, markdown_table, write_csv
+from simcse_jax.runs.folder import Run, changes, is_run, open_run
+from simcse_jax.runtime.processes import join_processes
+from simcse_jax.storage.files import local_only, write_text, writing
+from simcse_jax.training.trainer import TrainingDiverged, train
+
+
+def run_ablation(ablation: Ablation) -> str | None:
+    """Trains the runs that are not done, and writes table.md and ablation.csv.
+
+    Returns:
+      The table of all runs in the folder that are done, named or not ("" on other processes than the first); None
+      where a signal stopped a run: the same call continues.
+
+    Raises:
+      InputError: see `prepare`; all configs are looked at before the first is trained.
+    """
+    cells = [(name, seed) for name in ablation.chosen() for seed in ablation.seeds]
+    for name, seed in cells:
+        config = ablation.config(name, seed)
+        config.validate()
+        check_objective(config.objective)
+    join_processes(ablation.base.multi_host)
+    first = jax.process_index() == 0
+    diverged: dict[tuple[str, int], Row] = {}
+    for number, (name, seed) in enumerate(cells, 1):
+        config = ablation.config(name, seed)
+        if first:
+            tqdm.write(f"run       {number} of {len(cells)}: {name}, seed {seed}")
+        try:
+            # A run that is done is compared with the settings and the text as they are now, and not trained again.
+            if "stopped" in train(config):
+                return None
+        except TrainingDiverged as error:
+            diverged[name, seed] = {"variant": name, "seed": seed, "diverged": str(error)}
+    if not first:  # the first process writes what is read here
+        return ""
+    rows = [row for name in ablation.variants for row in _rows(ablation, name, diverged)]
+    table = format_rows(rows, ablation.paper)
+    folder = local_only(ablation.output)
+    with writing(folder / "ablation.csv"):
+        write_csv(folder / "ablation.csv", rows)
+    with writing(folder / "table.md"):
+        write_text(folder / "table.md", table + "\n")
+    return table
+
+
+def _rows(ablation: Ablation, name: str, diverged: Mapping[tuple[str, int], Row]) -> list[Row]:
+    """What became of a variant's runs by seed: those that diverged just now, and all in the folder that have ended."""
+    rows = {seed: row for (variant, seed), row in diverged.items() if variant == name}
+    for folder in (local_only(ablation.output) / name).glob("seed*"):
+        if not is_run(folder):
+            continue
+        try:
+            run = open_run(folder)
+        except InputError as error:
+            tqdm.write(f"left out  {error}")
+            continue
+        seed = run.config.seed
+        if seed in rows or folder.name != f"seed{seed}" or not run.has_ended():
+            continue
+        config = ablation.config(name, seed)
+        # The text may move between calls of one run, but runs side by side are of one text.
+        others = ["data.train"] if run.config.data.train != config.data.train else []
+        if changed := changes(run.config, config) + others:
+            tqdm.write(f"left out  {folder}, a run with other {', '.join(changed)}")
+            continue
+        rows[seed] = {"variant": name, "seed": seed, **_measures(run)}
+    return [rows[seed] for seed in sorted(rows)]
+
+
+def _measures(run: Run) -> Row:
+    """The dev scores of a run, its last alignment and uniformity on the dev task, and its test average."""
+    lines = [json.loads(line) for line in run.metrics_file.read_text("utf-8").splitlines()]
+    dev = [line for line in lines if "dev" in line]
+    results = run.results()
+    measures: Row = {"start": dev[0]["dev"], "best": results["dev"], "last": dev[-1]["dev"]} if dev else {}
+    measures |= {n: dev[-1][f"dev_{n}"] for n in ("alignment", "uniformity") if dev}
+    # A run that stops early may end before the first line is due.
+    if losses := [line["loss"] for line in lines if "loss" in line]:
+        measures["loss"] = losses[-1]
+    return measures | ({"test": results["after"]["Avg."]} if "after" in results else {})
+
+
+COLUMNS = {
+    "start": "dev before",
+    "best": "dev, best",
+    "last": "dev, last",
+    "test": "test average",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+    "loss": "loss",
+}
+
+
+def format_rows(rows: list[Row], paper: Mapping[str, float]) -> str:
+    """A Markdown table: a line a variant, mean ± standard deviation over seeds."""
+    shown = [c for c in COLUMNS if any(c in row for row in rows)]
+    head = ["variant", "seeds", *(COLUMNS[c] for c in shown), *(["paper"] if paper else [])]
+    lines = []
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        mine = [row for row in rows if row["variant"] == name and "diverged" not in row]
+        none = "–" if mine else "diverged"
+        figures = ([row[c] for row in mine if c in row] for c in shown)
+        cells = [name, str(len(mine)), *(_mean(values) if values else none for values in figures)]
+        if paper:
+            cells.append(f"{paper[name]:.1f}" if name in paper else "")
+        lines.append(cells)
+    return markdown_table(head, lines)
+
+
+def _mean(values: list[float]) -> str:
+    digits = 2 if max(map(abs, values)) >= 0.1 else 4
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"

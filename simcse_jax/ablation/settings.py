@@ -1,0 +1,61 @@
+"""An ablation: the variants of a config, by seeds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Annotated, Any
+
+import tyro
+
+from simcse_jax.config import Config
+from simcse_jax.errors import InputError
+from simcse_jax.storage.files import local_only
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Runs that differ from one config in a few named settings."""
+
+    base: Config = field(default_factory=Config)
+    """What all runs share; its output and seed are the ablation's to set."""
+    variants: Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress] = field(default_factory=dict)
+    """For each variant by name, the settings that it changes, e.g. {"model.dropout": 0.0}."""
+    paper: Annotated[dict[str, float], tyro.conf.Suppress] = field(default_factory=dict)
+    """What the paper reports for some of them."""
+    output: str = "runs/ablation"
+    """Folder of the runs, <variant>/seed<seed>, and of the table of all that are done. Those are not done again."""
+    only: tuple[str, ...] = ()
+    """Variants to run; all where empty."""
+    seeds: tuple[int, ...] = (42,)
+    """A run of each variant with each."""
+
+    def chosen(self) -> dict[str, dict[str, Any]]:
+        """The variants to run.
+
+        Raises:
+          InputError: an unknown variant, or a setting that a config does not have.
+        """
+        if unknown := [name for name in self.only if name not in self.variants]:
+            raise InputError(f"no variant {', '.join(unknown)}; there are {', '.join(self.variants)}")
+        if not self.seeds or not self.variants or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"seeds is {list(self.seeds)}, variants are {len(self.variants)}: one or more, each once")
+        return {name: self.variants[name] for name in self.only or self.variants}
+
+    def config(self, name: str, seed: int) -> Config:
+        """The run of a variant and seed."""
+        config: Config = with_settings(self.base, self.variants[name])
+        return replace(config, seed=seed, output=str(local_only(self.output) / name / f"seed{seed}"))
+
+
+def with_settings(config: Any, settings: Mapping[str, Any]) -> Any:
+    """A dataclass with dotted fields set.
+
+    Raises:
+      InputError: a field that it does not have.
+    """
+    for name, value in settings.items():
+        head, _, rest = name.partition(".")
+        if not is_dataclass(config) or isinstance(config, type) or head not in {f.name for f in fields(config)}:
+            raise InputError(f"{type(config).__name__} has no setting '{head}' (in '{name}')")
+        value = with_settings(getattr(config, head), {rest: value}) if rest else value
+        config = replace(config, **{head: value})
+    return config

@@ -1,0 +1,386 @@
+"""One typed, frozen description of a run. Configs are built in Python files, overridden on the command line, and saved
+as JSON beside the checkpoints."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from simcse_jax.config.values import check_types
+from simcse_jax.errors import InputError
+from simcse_jax.poolers import PoolerName
+from simcse_jax.storage.files import CACHE
+
+MIN_LENGTH = 3
+"""Fewest tokens a sentence can be cut to: two specials around one token."""
+
+ENCODE_ROW = 64
+"""Tokens of a row in encoding, by default."""
+
+LongText = Literal["cut", "windows", "error"]
+"""What becomes of a text of more than `max_length` tokens: its beginning is encoded; or all of it, in windows of so
+many tokens each, whose vectors are averaged, weighted by their tokens (specials not counted); or it is refused."""
+
+Backend = Literal["jax", "faiss-flat", "faiss-ivf"]
+"""`jax`: exact, on JAX's first device. `faiss-flat`: exact, on the CPU. `faiss-ivf`: approximate, in less time."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The encoder and its pooler."""
+
+    path: str = "bert-base-uncased"
+    """Hugging Face folder, or name on the hub, of a BERT or RoBERTa checkpoint."""
+    pooler: PoolerName = "cls"
+    """How token vectors become one sentence vector."""
+    mlp_only_train: bool = False
+    """With pooler `cls`: use the tanh head while training and drop it afterwards (the unsupervised setting)."""
+    head: Literal["fresh", "checkpoint"] = "fresh"
+    """The `cls` head starts from N(0, initializer_range) (`fresh`, as published) or from the checkpoint's pooler."""
+    random_init: bool = False
+    """Draw the encoder's weights from `seed` instead of loading them; only the config and tokenizer are read."""
+    encoders: Literal[1, 2] = 1
+    """Encoders that are trained: with 2, which start from the same weights, positives and hard negatives pass through
+    the second, and sentences are encoded with the first afterwards (an ablation of SimCSE)."""
+    dropout: float | None = None
+    """Dropout probability in all four places; the checkpoint's own where not given."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Compute type. Weights stay float32 (float64 needs JAX_ENABLE_X64=1 and is for verification)."""
+    remat: bool = False
+    """Recompute each layer's activations in the backward pass: less memory, about a third more time."""
+    scan: bool | None = None
+    """Compile one layer for all of them. Without, each is compiled by itself: compiling takes longer, a step moves less
+    memory. Where not given, TPUs scan the layers, and CPUs and GPUs do so only if `remat` is on."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training text."""
+
+    train: str = ""
+    """A .txt, .csv, .tsv, .jsonl or .parquet file (each also .gz), a folder of such files, a pattern (`wiki/*.txt.gz`),
+    the name of a data set on the hub, the folder of a copy of one, or tfds:NAME/CONFIG (docs/data.md)."""
+    columns: tuple[str, ...] = ()
+    """Columns that hold the sentence, its positive and its hard negative (1 to 3); all columns where not given."""
+    where: dict[str, str] = field(default_factory=dict)
+    """Rows to use: those whose columns have these values, e.g. {"label": "entailment"} (`--data.where label
+    entailment`); numbers and truth values as JSON writes them, classes by name or number."""
+    split: str = "train"
+    """Split of a data set of the hub or of TFDS."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set; its newest commit where not given."""
+    max_length: int = 32
+    """Tokens per sentence, specials included; longer ones are cut."""
+    packed_length: int = 0
+    """Pack several sentences into a row of so many tokens, e.g. 128, so that less padding is computed: the same
+    figures, in less time where most sentences are much shorter than `max_length`. 0: a sentence a row."""
+    neighbours: int = 0
+    """Text of one sentence a line: the positive of a sentence is one of the so many that follow it, drawn once. A blank
+    line ends a document. 0: the positive is the sentence itself."""
+    augment: Literal["none", "crop", "delete_words", "delete_word", "synonyms"] = "none"
+    """How the positive of a single sentence is changed, anew in each step: `crop` keeps a span of its words and drops
+    `augment_share` of them, `delete_words` drops that share at random, `delete_word` drops one, `synonyms` replaces one
+    word by a synonym."""
+    augment_share: float = 0.1
+    """Share of words that `crop` and `delete_words` drop."""
+    synonyms: str = ""
+    """Table for `synonyms`: lines of a word and its synonyms, separated by tabs."""
+    cache: str = CACHE
+    """Folder for tokenised text."""
+
+
+@dataclass(frozen=True)
+class SmoothingConfig:
+    """Instance smoothing (IS-CSE, section 3): a second contrast, with averaged positives."""
+
+    weight: float = 0.0
+    """α; 0 leaves smoothing out."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """α over the run: `cosine` rises from `start_weight` to `weight` at half of the steps and stays there."""
+    start_weight: float = 0.005
+    """α at the first step, with `cosine`."""
+    buffer_size: int = 1024
+    """Q: positives that are kept. Like the weights, the buffer is split over the devices of mesh axis `fsdp`."""
+    grouping: Literal["nearest", "kmeans"] = "nearest"
+    """Neighbours of a positive: the `neighbours` nearest of the buffer, or those of its k-means cluster."""
+    neighbours: int = 16
+    """k, for `nearest`."""
+    clusters: int = 64
+    """Clusters of the buffer, for `kmeans`."""
+    aggregation: Literal["attention", "mean"] = "attention"
+    """How a group becomes one vector."""
+    temperature: float = 2.0
+    """β of the attention."""
+
+
+@dataclass(frozen=True)
+class MLMConfig:
+    """Masked language modelling of every sentence (SimCSE, section 5 and appendix)."""
+
+    weight: float = 0.0
+    """Weight of the cross-entropy of the hidden tokens; 0 leaves it out. Published for transfer tasks: 0.1."""
+    probability: float = 0.15
+    """Share of the tokens that are chosen; of these 80 % become [MASK], 10 % a random token, 10 % stay."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimised over the global batch (SimCSE, section 2)."""
+
+    loss: str = "info_nce"
+    """The contrast: info_nce, symmetric, decoupled, sigmoid, focal, off_dropout or own_negative, or a function of your
+    own as module:function (docs/objectives.md)."""
+    options: dict[str, float] = field(default_factory=dict)
+    """Settings that only this loss has, e.g. margin of `focal`."""
+    widths: tuple[int, ...] = ()
+    """Matryoshka (arXiv 2205.13147): the mean of the loss over the first so many dimensions of the vectors, for each
+    width given; all dimensions alone where empty."""
+    noise: Literal["independent", "shared"] = "independent"
+    """Dropout noise of a sentence and its positive: each its own, or the same (an ablation, which collapses)."""
+    smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
+    contrastive_weight: float = 1.0
+    """Weight of the contrast and its smoothing. With 0, sentences are encoded for `mlm` alone: plain pretraining."""
+    mlm: MLMConfig = field(default_factory=MLMConfig)
+    temperature: float = 0.05
+    """τ: similarities are divided by it."""
+    hard_negative_log_weight: float = 0.0
+    """log α, added to the logit of a sentence's own hard negative (SimCSE, section 4 and appendix)."""
+    implementation: Literal["auto", "dense", "tiled"] = "auto"
+    """`dense` holds the matrix of logits, `tiled` never does (over several devices, a ring); the same figures to
+    rounding. `auto` takes `tiled` where the logits of one device would take more than 64 MiB."""
+    block_size: int = 0
+    """Largest side of a tile, where pairs are gone through in tiles; 0 chooses by the kind of device."""
+    product_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of what is multiplied in tiles; sums are float32. `bfloat16` is faster on accelerators and not exact: a
+    cosine is then good to about 1e-3."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear decay to zero."""
+
+    learning_rate: float = 3e-5
+    """Peak learning rate."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from zero."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, on matrices only (not on biases and LayerNorm)."""
+    b1: float = 0.9
+    """Decay of the first moment."""
+    b2: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices. The batch is split over both axes; parameters and optimizer state over `fsdp`."""
+
+    data: int = -1
+    """Devices along the data axis; -1 takes all that remain."""
+    fsdp: int = 1
+    """Devices that share one copy of the parameters and the optimizer state."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """STS scores during and after training."""
+
+    data: str = ""
+    """Folder in SentEval's layout (holds STS/ and SICK/). Empty: only tasks that are files can be scored."""
+    dev: str = ""
+    """Task whose dev split selects the best checkpoint (`STSBenchmark`), or graded pairs: a file with the columns
+    sentence1, sentence2, score, tfds:glue/stsb, a data set of the hub (docs/data.md). Empty evaluates nothing."""
+    every: int = 125
+    """Steps between evaluations on `dev`."""
+    geometry_every: int = 0
+    """Also write the dev score, alignment and uniformity to metrics.jsonl every so many steps, without a part in the
+    selection: the path that `simcse-jax analyze` draws. 0: at the evaluations alone."""
+    patience: int = 0
+    """Stop after this many evaluations without a better score; 0 never stops early."""
+    test: tuple[str, ...] = ()
+    """Tasks scored with their test split before the first step and again with the best checkpoint at the end."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of a run."""
+
+    every: int = 500
+    """Steps between checkpoints; an evaluation that improves on the best score writes one too."""
+    keep: int = 1
+    """Latest checkpoints to keep, besides the best one."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run."""
+
+    output: str = "runs/default"
+    """Run folder. A run that exists there with the same settings is resumed."""
+    seed: int = 42
+    """Decides the data order, the dropout noise and fresh weights."""
+    batch_size: int = 64
+    """Sentences (or pairs, or triplets) per step over all devices: the global batch."""
+    micro_batch: int | Literal["auto"] = 0
+    """Examples that each device encodes at a time; 0 encodes all at once, `auto` as many as fit its memory. The
+    gradient is that of the whole batch (GradCache); a second forward pass pays for the memory."""
+    epochs: int = 1
+    """Passes over the data; the last, smaller batch of each pass is used."""
+    max_steps: int = 0
+    """Train for this many steps, learning rate decay included, whatever `epochs` says; 0 follows `epochs`."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    tracking: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Also write what metrics.jsonl holds for TensorBoard, into `tensorboard/` of the run folder, or to Weights &
+    Biases (`pip install "simcse-jax[tracking]"`)."""
+    multi_host: bool = False
+    """Join the other processes of a TPU pod, SLURM or MPI job (implied by JAX_COORDINATOR_ADDRESS)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def validate(self) -> None:
+        """Raises `InputError` for a value that no run can use."""
+        check_types(self)
+        positive = {
+            "batch_size": self.batch_size,
+            "epochs": self.epochs,
+            "log_every": self.log_every,
+            "objective.temperature": self.objective.temperature,
+            "objective.smoothing.buffer_size": self.objective.smoothing.buffer_size,
+            "objective.smoothing.neighbours": self.objective.smoothing.neighbours,
+            "objective.smoothing.clusters": self.objective.smoothing.clusters,
+            "objective.smoothing.temperature": self.objective.smoothing.temperature,
+            "mesh.fsdp": self.mesh.fsdp,
+            "evaluation.every": self.evaluation.every,
+            "checkpoint.every": self.checkpoint.every,
+            "checkpoint.keep": self.checkpoint.keep,
+        }
+        not_negative = {
+            "seed": self.seed,
+            "micro_batch": 0 if self.micro_batch == "auto" else self.micro_batch,
+            "objective.block_size": self.objective.block_size,
+            "objective.smoothing.weight": self.objective.smoothing.weight,
+            "objective.smoothing.start_weight": self.objective.smoothing.start_weight,
+            "objective.contrastive_weight": self.objective.contrastive_weight,
+            "objective.mlm.weight": self.objective.mlm.weight,
+            "max_steps": self.max_steps,
+            "data.neighbours": self.data.neighbours,
+            "data.packed_length": self.data.packed_length,
+            "optimizer.learning_rate": self.optimizer.learning_rate,
+            "optimizer.warmup_steps": self.optimizer.warmup_steps,
+            "optimizer.weight_decay": self.optimizer.weight_decay,
+            "optimizer.clip_norm": self.optimizer.clip_norm,
+            "evaluation.patience": self.evaluation.patience,
+            "evaluation.geometry_every": self.evaluation.geometry_every,
+        }
+        for name, value in positive.items():
+            if not value > 0:
+                raise InputError(f"{name} is {value}; it must be greater than 0")
+        for name, value in not_negative.items():
+            if not value >= 0:
+                raise InputError(f"{name} is {value}; it must be 0 or more")
+        for name, value in (("optimizer.b1", self.optimizer.b1), ("optimizer.b2", self.optimizer.b2)):
+            if not 0 <= value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 0 and below 1")
+        finite = {
+            "objective.temperature": self.objective.temperature,
+            "objective.hard_negative_log_weight": self.objective.hard_negative_log_weight,
+            "objective.contrastive_weight": self.objective.contrastive_weight,
+            "objective.mlm.weight": self.objective.mlm.weight,
+        }
+        for name, value in finite.items():
+            if not math.isfinite(value):
+                raise InputError(f"{name} is {value}; it must be a finite number")
+        if not self.optimizer.eps > 0:
+            raise InputError(f"optimizer.eps is {self.optimizer.eps}; it must be greater than 0")
+        if self.seed >= 2**32:
+            raise InputError(f"seed is {self.seed}; it must be below 2**32 = {2**32}")
+        if self.data.max_length < MIN_LENGTH:
+            raise InputError(
+                f"data.max_length is {self.data.max_length}; it must be at least {MIN_LENGTH}: "
+                "two special tokens and one of the sentence"
+            )
+        if 0 < self.data.packed_length < self.data.max_length:
+            raise InputError(
+                f"data.packed_length is {self.data.packed_length} and data.max_length {self.data.max_length}: a row "
+                "must hold the longest sentence, so set packed_length to at least that, or to 0 not to pack"
+            )
+        if self.model.dropout is not None and not 0 <= self.model.dropout < 1:
+            raise InputError(f"model.dropout is {self.model.dropout}; it must be at least 0 and below 1")
+        if self.model.mlp_only_train and self.model.pooler != "cls":
+            raise InputError(
+                f"model.mlp_only_train drops the head of pooler 'cls' after training, but model.pooler is "
+                f"'{self.model.pooler}', which has no head: set mlp_only_train to False or the pooler to 'cls'"
+            )
+        if self.objective.product_dtype == "bfloat16" and self.objective.implementation != "tiled":
+            raise InputError(
+                f"objective.product_dtype is 'bfloat16' but objective.implementation is "
+                f"'{self.objective.implementation}': only 'tiled' has it, so set that"
+            )
+        smoothing = self.objective.smoothing
+        if smoothing.weight:
+            name, size = ("neighbours", smoothing.neighbours + 1)
+            if smoothing.grouping == "kmeans":
+                name, size = ("clusters", smoothing.clusters)
+            if size > smoothing.buffer_size:
+                raise InputError(
+                    f"objective.smoothing.{name} is {getattr(smoothing, name)} but objective.smoothing.buffer_size is "
+                    f"{smoothing.buffer_size}: use fewer, or a larger buffer"
+                )
+            if smoothing.buffer_size < self.batch_size:
+                raise InputError(
+                    f"objective.smoothing.buffer_size is {smoothing.buffer_size} but batch_size is {self.batch_size}: "
+                    "the buffer must hold the whole batch, so use a larger one"
+                )
+        if not 0 < self.objective.mlm.probability <= 1:
+            raise InputError(
+                f"objective.mlm.probability is {self.objective.mlm.probability}; it must be above 0 and at most 1"
+            )
+        if not self.objective.contrastive_weight:
+            self._validate_without_contrast()
+        if self.objective.product_dtype == "bfloat16" and self.model.dtype == "float64":
+            raise InputError("objective.product_dtype is 'bfloat16' but model.dtype is 'float64': leave one out")
+        if not 0 <= self.data.augment_share < 1:
+            raise InputError(f"data.augment_share is {self.data.augment_share}; it must be at least 0 and below 1")
+        if self.data.augment != "none" and self.data.neighbours:
+            raise InputError(
+                f"data.augment is '{self.data.augment}' and data.neighbours {self.data.neighbours}: both say what the "
+                "positive of a sentence is, so leave one out"
+            )
+        if self.data.augment == "synonyms" and not self.data.synonyms:
+            raise InputError("data.augment is 'synonyms' but data.synonyms is empty: give a table of synonyms")
+        if self.evaluation.geometry_every and not self.evaluation.dev:
+            raise InputError(
+                f"evaluation.geometry_every is {self.evaluation.geometry_every} but evaluation.dev is empty: "
+                "name the pairs to measure, e.g. --evaluation.dev STSBenchmark"
+            )
+        if not self.data.train:
+            raise InputError("data.train is empty: give a file of sentences, e.g. --data.train wiki.txt")
+
+    def _validate_without_contrast(self) -> None:
+        if not self.objective.mlm.weight:
+            raise InputError(
+                "objective.contrastive_weight and objective.mlm.weight are both 0: nothing is left to minimise"
+            )
+        if self.objective.smoothing.weight:
+            raise InputError(
+                f"objective.smoothing.weight is {self.objective.smoothing.weight} but objective.contrastive_weight is "
+                "0: smoothing is a part of the contrast, so leave one out"
+            )
+        if self.data.augment != "none" or self.data.neighbours:
+            raise InputError(
+                "data.augment and data.neighbours say what the positive is, but objective.contrastive_weight is 0: "
+                "leave them out"
+            )
+        if self.model.encoders == 2:
+            raise InputError("model.encoders is 2 but objective.contrastive_weight is 0: only the contrast uses two")

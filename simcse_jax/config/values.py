@@ -1,0 +1,94 @@
+"""Values of dataclasses: checked against their annotations, as JSON and back, compared field by field."""
+
+import dataclasses
+import json
+import types
+import typing
+from typing import Any, Literal
+
+from simcse_jax.errors import InputError
+
+
+def check_types(config: Any, prefix: str = "") -> None:
+    """Raises `InputError` for a value that its field's annotation does not allow; Python itself does not look."""
+    hints = typing.get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        name, value, hint = prefix + f.name, getattr(config, f.name), hints[f.name]
+        if not _fits(value, hint):
+            raise InputError(f"{name} is {value!r}; expected {_described(hint)}")
+        if dataclasses.is_dataclass(value):
+            check_types(value, f"{name}.")
+
+
+def _described(hint: Any) -> str:
+    """A type as people write it."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(repr, arguments))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(map(_described, arguments))
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) and not arguments else str(hint)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return value in arguments
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)
+    if hint is Any:
+        return True
+    if typing.get_origin(hint) is dict:
+        names, values = arguments
+        return isinstance(value, dict) and all(_fits(k, names) and _fits(v, values) for k, v in value.items())
+    if arguments:
+        return any(_fits(value, a) for a in arguments)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values."""
+    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return result
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """The inverse of `to_dict`; fields that `values` lacks take their defaults.
+
+    Raises:
+      InputError: `values` has a field that `cls` does not have.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = set(values) - set(hints)
+    if unknown:
+        raise InputError(f"{cls.__name__} has no field {sorted(unknown)}: written by another version of simcse_jax?")
+
+    def convert(hint: Any, value: Any) -> Any:
+        if dataclasses.is_dataclass(hint):
+            return from_dict(typing.cast(type, hint), value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return cls(**{name: convert(hints[name], value) for name, value in values.items()})
+
+
+def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
+    """Names of the fields, dotted, in which two dataclasses of one type differ."""
+    names: list[str] = []
+    for f in dataclasses.fields(a):
+        x, y = getattr(a, f.name), getattr(b, f.name)
+        if dataclasses.is_dataclass(x):
+            names += differences(x, y, f"{prefix}{f.name}.")
+        elif x != y:
+            names.append(prefix + f.name)
+    return names
+
+
+def field_value(config: Any, name: str) -> Any:
+    """The value of a dotted field name."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config

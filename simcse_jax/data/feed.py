@@ -1,0 +1,101 @@
+"""Batches of a run, loaded and brought to the devices ahead of time."""
+
+import math
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from jax.sharding import Mesh
+
+from simcse_jax.data.augment import Augmenter
+from simcse_jax.data.batch import Batch, Packing
+from simcse_jax.data.order import EpochOrder
+from simcse_jax.data.packing import first_fit, pack
+from simcse_jax.data.tokens import TokenTable
+from simcse_jax.runtime.mesh import put_batch
+
+_FITTED = 2**24  # elements of the table of free room when rows are fitted
+
+
+def fit_packing(
+    table: TokenTable, order: EpochOrder, devices: int, steps: int, length: int, augmenter: Augmenter | None = None
+) -> Packing:
+    """The shape of rows of `length` tokens that every batch of a run fits, packed on each of `devices` on its own.
+
+    A device of few sentences has shorter rows: no longer than they could fill.
+    """
+    share = order.batch_size // devices
+    mean = float(np.mean(np.diff(table.offsets)))
+    slots = max(1, min(share, math.ceil(1.5 * length / mean)))
+    length = min(length, slots * table.max_length)
+    rows = -(-share // min(slots, length // table.max_length)) if augmenter and augmenter.lengthens else 1
+    at_once = max(1, _FITTED // (devices * share**2))
+    for start in range(0, steps, at_once):
+        chosen = [order.filled(step) for step in range(start, min(start + at_once, steps))]
+        _, lengths = table.spans(np.concatenate(chosen).reshape(-1, share))
+        for column in range(table.columns):
+            rows = max(rows, int(first_fit(lengths[..., column], length, slots)[0].max()) + 1)
+    return Packing(length, slots, rows)
+
+
+def load_rows(
+    table: TokenTable,
+    order: EpochOrder,
+    step: int,
+    rows: slice,
+    augmenter: Augmenter | None = None,
+    packing: Packing | None = None,
+) -> Batch:
+    """Rows of the global batch of a step; rows behind the end of an epoch repeat its examples and are not valid.
+
+    With an augmenter, examples of one sentence get its augmented form as their positive. With a packing, `rows` are the
+    examples of one device.
+    """
+    wanted = np.arange(*rows.indices(order.batch_size))
+    valid = wanted < len(order.examples(step))
+    ids, lengths = table.rows(order.filled(step)[wanted])
+    reserved = lengths
+    if augmenter is not None:
+        draws = augmenter.draws(step, order.batch_size, ids.shape[2])[wanted]
+        positive, count = augmenter(ids[:, 0], lengths[:, 0], draws)
+        # Rows are chosen by what the run was fitted to, whatever augmentation makes of it.
+        reserved = np.repeat(lengths, 2, axis=1)
+        if augmenter.lengthens:
+            reserved[:, 1] = table.max_length
+        ids, lengths = np.stack([ids[:, 0], positive], axis=1), np.stack([lengths[:, 0], count], axis=1)
+    if packing is None:
+        return Batch(ids, lengths[:, :, None], valid)
+    packed, sizes, places = pack(ids, lengths, reserved, packing, table.pad_id)
+    return Batch(packed, sizes, valid, places)
+
+
+def prefetch(
+    table: TokenTable,
+    order: EpochOrder,
+    mesh: Mesh,
+    start: int,
+    stop: int,
+    augmenter: Augmenter | None = None,
+    packing: Packing | None = None,
+    ahead: int = 2,
+) -> Generator[Batch, None, None]:
+    """Global batches of steps start..stop-1 on the devices, loaded `ahead` steps early by a thread."""
+
+    def load(step: int) -> Batch:
+        batch: Batch = put_batch(
+            mesh, order.batch_size, lambda rows: load_rows(table, order, step, rows, augmenter, packing)
+        )
+        return batch
+
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
+        queue: deque[Future[Batch]] = deque()
+        try:
+            for step in range(start, stop):
+                queue.append(pool.submit(load, step))
+                if len(queue) > ahead:
+                    yield queue.popleft().result()
+            while queue:
+                yield queue.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

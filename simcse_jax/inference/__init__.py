@@ -1,0 +1,1 @@
+"""Trained models in use: loading, encoding, similarity, search and export."""

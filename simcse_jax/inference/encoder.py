@@ -1,0 +1,262 @@
+"""Sentences to vectors, several a row, on every device."""
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+from tqdm import tqdm
+
+from simcse_jax.config import ENCODE_ROW, MIN_LENGTH, LongText
+from simcse_jax.data.packing import first_fit, lay
+from simcse_jax.data.tokens import encode_batch, encode_windows
+from simcse_jax.errors import InputError
+from simcse_jax.inference.shapes import _FEW_LENGTHS, _LENGTHS, padded_length, power_of_two
+from simcse_jax.model import SentenceEncoder
+from simcse_jax.model.params import Params
+from simcse_jax.postprocess import KEY
+from simcse_jax.runtime.mesh import put_batch, replicated
+
+_CHUNK = 8192  # sentences tokenised at a time, and packed
+
+_Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Sentences of a batch, the place of each among its rows × slots, the rows' token ids, and lengths by slot."""
+
+# STS sentences average so many tokens; packed, a batch has the tokens of that many sentences of them.
+_MEAN_LENGTH = 16
+# A row has a slot for so many tokens: some sentences are all specials and a word.
+_TOKENS_A_SLOT = 8
+
+
+def check_vocabulary(tokenizer: Any, size: int) -> None:
+    """Raises `InputError` if the tokenizer has tokens that a model with `size` word embeddings lacks."""
+    if len(tokenizer) > size:
+        raise InputError(
+            f"the tokenizer in {tokenizer.name_or_path} has {len(tokenizer):,} tokens but the model's vocabulary "
+            f"has {size:,}: they are not of one model"
+        )
+
+
+class BatchEncoder:
+    """Encodes any number of sentences with whatever parameters it is given; compiled once a shape of rows."""
+
+    def __init__(
+        self,
+        model: SentenceEncoder,
+        tokenizer: Any,
+        mesh: Mesh,
+        max_length: int | None = None,
+        batch_size: int = 64,
+        packed_length: int = ENCODE_ROW,
+        long_text: LongText = "cut",
+    ) -> None:
+        """Prepares the forward pass.
+
+        Args:
+          model: the module.
+          tokenizer: its fast tokenizer.
+          mesh: devices; the batch is split over all of them.
+          max_length: tokens that are encoded of a sentence; the model's own limit where None.
+          batch_size: sentences a forward pass over all devices; packed, as many tokens as so many of 16.
+          packed_length: tokens of a row, which sentences of up to so many share, one after the other. Longer ones have
+            rows of their own, all where it is 0. The vectors are the same, to rounding.
+          long_text: what becomes of longer texts, see `LongText`.
+
+        Raises:
+          InputError: `max_length` leaves no room for a token, `packed_length`, `batch_size` or `long_text` is none that
+            can be used, or the tokenizer has tokens that the model lacks.
+        """
+        if packed_length and not _TOKENS_A_SLOT <= packed_length <= _LENGTHS[-1]:
+            raise InputError(
+                f"packed_length is {packed_length}; it must be 0 (a sentence a row) or {_TOKENS_A_SLOT} to "
+                f"{_LENGTHS[-1]} tokens a row"
+            )
+        check_vocabulary(tokenizer, model.config.vocab_size)
+        self.mesh = mesh
+        self.tokenizer = tokenizer
+        self._limit = model.config.max_length
+        self._set(batch_size, max_length, long_text)
+        self.packed_length = packed_length
+        self._lengths: tuple[int, ...] = _LENGTHS
+
+        def forward(params: Params, batch: tuple[Int[Array, "B L"], Int[Array, "B S"]]) -> Float[Array, "B*S D"]:
+            vectors = jnp.asarray(model.apply({"params": params}, *batch))
+            vectors = vectors.reshape(-1, vectors.shape[-1])
+            vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
+            return params[KEY](vectors) if KEY in params else vectors
+
+        self._forward = jax.jit(forward, out_shardings=replicated(mesh))
+
+    def with_limits(self, batch_size: int, max_length: int | None, long_text: LongText) -> "BatchEncoder":
+        """The same with other settings, see the constructor; what is compiled is shared."""
+        other = copy.copy(self)
+        other._set(batch_size, max_length, long_text)
+        return other
+
+    def _set(self, batch_size: int, max_length: int | None, long_text: LongText) -> None:
+        if max_length is not None and (not isinstance(max_length, int | np.integer) or max_length < MIN_LENGTH):
+            raise InputError(
+                f"max_length is {max_length}; it must be at least {MIN_LENGTH}, and whole: "
+                "two special tokens and one of the sentence"
+            )
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; it must be a whole number greater than 0")
+        if long_text not in get_args(LongText):
+            raise InputError(f"long_text is '{long_text}'; choose one of {', '.join(get_args(LongText))}")
+        self.max_length = self._limit if max_length is None else min(max_length, self._limit)
+        self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
+        self.long_text = long_text
+
+    def with_few_programs(self) -> "BatchEncoder":
+        """The same with rows of few lengths, which sentences of all lengths share: nine programs or so instead of
+        dozens, at the price of some padding. What is compiled is shared."""
+        other = copy.copy(self)
+        other.packed_length = min(self.max_length, _LENGTHS[-1])
+        other._lengths = _FEW_LENGTHS
+        return other
+
+    def compile(self, params: Params) -> None:
+        """Compiles every program that calls may need, so that none waits for one."""
+        for rows, width, slots in self._shapes():
+            ids = np.full((rows, width), self.tokenizer.pad_token_id, np.int32)
+            batch = put_batch(self.mesh, rows, partial(_share, ids, np.zeros((rows, slots), np.int32)))
+            jax.block_until_ready(self._forward(params, batch))
+
+    def _shapes(self) -> set[tuple[int, int, int]]:
+        """Rows, tokens and slots of every batch that there can be."""
+        shapes, specials = set(), max(self.tokenizer.num_special_tokens_to_add(), 1)
+        for longest in range(1, self.max_length + 1):
+            if longest > self.packed_length:
+                width, slots, most = padded_length(longest, self.max_length, self._lengths), 1, self.batch_size
+            else:
+                width = padded_length(longest, self.packed_length, self._lengths)
+                slots, most = self._slots(width), self._most_rows(width)
+            # What is packed into shorter rows has the tokens of one, and needs more for its number alone.
+            needed = -(-(width // specials) // slots) if width < self.packed_length else most
+            shapes |= {(self._rows(number, most), width, slots) for number in range(1, min(needed, most) + 1)}
+        return shapes
+
+    def __call__(self, params: Params, sentences: list[str], progress: bool = False) -> Float[np.ndarray, "S D"]:
+        """Vectors of the sentences, in their order, not normalised, float32 (float64 for a float64 model).
+
+        A post-processor among the parameters is applied.
+
+        Each process of a multi-host job must call this with the same sentences; each gets all vectors.
+
+        Raises:
+          InputError: with `long_text` error, a sentence of more than `max_length` tokens.
+        """
+        tokens: list[np.ndarray] = []
+        owners: list[int] = []
+        for start in range(0, len(sentences), _CHUNK):
+            chunk = sentences[start : start + _CHUNK]
+            if self.long_text == "cut":
+                ids = encode_batch(self.tokenizer, chunk, self.max_length)
+            else:
+                ids, places = encode_windows(self.tokenizer, chunk, self.max_length)
+                owners += [start + place for place in places]
+            # A Python list of ints takes eight times the room of an array.
+            tokens += [np.asarray(x, np.uint32) for x in ids]
+        if len(tokens) == len(sentences):
+            return self._encode(params, tokens, progress)
+        counts = np.bincount(owners)
+        if self.long_text == "error":
+            long = int(np.argmax(counts > 1))
+            raise InputError(
+                f"{np.sum(counts > 1):,} of {len(sentences):,} sentences have more than {self.max_length} tokens, the "
+                f"first is '{sentences[long][:60]}…' (number {long + 1}): shorten them, or set long_text to cut or "
+                "windows"
+            )
+        specials = self.tokenizer.num_special_tokens_to_add()
+        weights = np.array([max(len(ids) - specials, 1) for ids in tokens], np.float64)[:, None]
+        vectors = self._encode(params, tokens, progress)
+        # The windows of a sentence are neighbours.
+        starts = np.cumsum(counts) - counts
+        means: Float[np.ndarray, "S D"] = np.add.reduceat(vectors * weights, starts) / np.add.reduceat(weights, starts)
+        return means.astype(vectors.dtype)
+
+    def _encode(self, params: Params, tokens: list[np.ndarray], progress: bool) -> Float[np.ndarray, "S D"]:
+        results: list[Any] = []
+        order: list[np.ndarray] = []
+        with tqdm(total=len(tokens), desc="encoding", unit=" sentences", disable=not progress) as bar:
+            for chosen, places, ids, lengths in self._batches(tokens):
+                batch = put_batch(self.mesh, len(ids), partial(_share, ids, lengths))
+                results.append((self._forward(params, batch), places))
+                order.append(chosen)
+                if len(results) > 2:  # fetched two batches late, so that the devices are never idle
+                    results[-3] = _fetched(*results[-3])
+                bar.update(len(chosen))
+        results[-2:] = [_fetched(*result) for result in results[-2:]]
+        vectors = np.concatenate(results)
+        result = np.empty_like(vectors)
+        result[np.concatenate(order)] = vectors
+        return result
+
+    def _batches(self, tokens: list[np.ndarray]) -> Iterator[_Batch]:
+        lengths = np.array([len(ids) for ids in tokens])
+        packed = lengths <= self.packed_length
+        yield from self._alone(tokens, lengths, np.flatnonzero(~packed))
+        if packed.any():
+            yield from self._packed(tokens, lengths, np.flatnonzero(packed))
+
+    def _alone(self, tokens: list[np.ndarray], lengths: np.ndarray, group: np.ndarray) -> Iterator[_Batch]:
+        """A sentence a row, in batches of like length, the longest first."""
+        group = group[np.argsort(-lengths[group], kind="stable")]
+        for start in range(0, len(group), self.batch_size):
+            chosen = group[start : start + self.batch_size]
+            width = padded_length(int(lengths[chosen[0]]), self.max_length, self._lengths)
+            rows = self._rows(len(chosen), self.batch_size)
+            yield self._batch(tokens, lengths, chosen, np.arange(len(chosen)), np.zeros_like(chosen), (rows, width, 1))
+
+    def _packed(self, tokens: list[np.ndarray], lengths: np.ndarray, group: np.ndarray) -> Iterator[_Batch]:
+        """Several sentences a row."""
+        # Fewer than a row (a query) have a shorter one of their own.
+        width = padded_length(int(lengths[group].sum()), self.packed_length, self._lengths)
+        slots, most = self._slots(width), self._most_rows(width)
+        for start in range(0, len(group), _CHUNK):
+            chunk = group[start : start + _CHUNK]
+            rows, places = (x[0] for x in first_fit(lengths[None, chunk], width, slots))
+            for first in range(0, int(rows.max()) + 1, most):
+                inside = (rows >= first) & (rows < first + most)
+                count = self._rows(int(rows[inside].max()) + 1 - first, most)
+                shape = (count, width, slots)
+                yield self._batch(tokens, lengths, chunk[inside], rows[inside] - first, places[inside], shape)
+
+    def _batch(
+        self,
+        tokens: list[np.ndarray],
+        lengths: Int[np.ndarray, " all"],
+        chosen: Int[np.ndarray, " N"],
+        rows: Int[np.ndarray, " N"],
+        slots: Int[np.ndarray, " N"],
+        shape: tuple[int, int, int],
+    ) -> _Batch:
+        flat = np.concatenate([tokens[i] for i in chosen])
+        laid = lay(flat, lengths[chosen], rows, slots, shape, self.tokenizer.pad_token_id)
+        return chosen, rows * shape[2] + slots, *laid
+
+    def _slots(self, width: int) -> int:
+        """Sentences that a packed row of so many tokens has room for."""
+        return -(-width // _TOKENS_A_SLOT)
+
+    def _most_rows(self, width: int) -> int:
+        """Packed rows of so many tokens that a batch may have."""
+        return -(-self.batch_size * _MEAN_LENGTH // (width * self.mesh.size)) * self.mesh.size
+
+    def _rows(self, needed: int, most: int) -> int:
+        """Rows of a batch. Few (a query, the last batch) take the next power of two, not a whole batch."""
+        return min(self.mesh.size * power_of_two(-(-needed // self.mesh.size)), most)
+
+
+def _share(ids: np.ndarray, lengths: np.ndarray, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    return ids[rows], lengths[rows]
+
+
+def _fetched(vectors: Array, places: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N D"]:
+    chosen: np.ndarray = np.asarray(vectors)[places]
+    return chosen

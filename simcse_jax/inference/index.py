@@ -1,0 +1,205 @@
+"""Sentences and their vectors, to search, add to, save and load."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from jaxtyping import Float
+
+from simcse_jax.config import Backend
+from simcse_jax.errors import InputError, reason
+from simcse_jax.inference.nearest import Exact, Faiss, Nearest
+from simcse_jax.storage.files import check_new_folder, new_folder, write_json, write_text
+
+_FORMAT = 1  # of a saved index: raise it when the files change
+_ABOUT, _SENTENCES, _VECTORS, _CELLS = "index.json", "sentences.jsonl", "vectors.npy", "cells.npy"
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A sentence that was found. Unpacks as (sentence, score)."""
+
+    index: int
+    """Its number in the index."""
+    score: float
+    """Inner product with the query: the cosine, of vectors of length 1."""
+    sentence: str
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.sentence, self.score))
+
+
+class Index:
+    """Sentences with their vectors.
+
+    Attributes:
+      sentences: in the order in which they were added.
+      width: D, of the vectors.
+      backend: how it is searched.
+      about: what its maker wants to remember of it, as JSON values; saved with it.
+    """
+
+    def __init__(
+        self,
+        sentences: Sequence[str],
+        vectors: Float[np.ndarray, "N D"],
+        backend: Backend = "jax",
+        about: dict[str, Any] | None = None,
+        cells: np.ndarray | None = None,
+    ) -> None:
+        """Builds an index; sentences and vectors are copied.
+
+        Args:
+          sentences: N of them; 0 is possible.
+          vectors: theirs, of length 1 where scores are to be cosines.
+          backend: see `Backend`.
+          about: see the attribute.
+          cells: those of a saved index of backend `faiss-ivf`; learnt from the vectors where None.
+
+        Raises:
+          InputError: unknown backend, faiss not installed, vectors that do not fit the sentences or are not finite.
+        """
+        if backend not in get_args(Backend):
+            raise InputError(f"unknown backend '{backend}'; choose one of {', '.join(get_args(Backend))}")
+        if vectors.ndim != 2 or not vectors.shape[1]:
+            raise InputError(f"vectors have shape {list(vectors.shape)}; expected [sentences, width]")
+        self.sentences: list[str] = []
+        self.width = int(vectors.shape[1])
+        self.backend = backend
+        self.about = dict(about or {})
+        vectors = _checked(sentences, vectors, self.width)
+        self._nearest: Nearest
+        if backend == "jax":
+            self._nearest = Exact(self.width)
+        else:
+            self._nearest = Faiss(self.width, vectors if backend == "faiss-ivf" and cells is None else None, cells)
+        self.add(sentences, vectors)
+
+    def __len__(self) -> int:
+        """Sentences."""
+        return len(self.sentences)
+
+    @property
+    def vectors(self) -> Float[np.ndarray, "N D"]:
+        """All vectors, copied: float32, in the order of the sentences."""
+        return self._nearest.vectors(0, len(self))
+
+    def vector(self, number: int) -> Float[np.ndarray, " D"]:
+        """The vector of one sentence, copied."""
+        vector: Float[np.ndarray, " D"] = self._nearest.vectors(number, number + 1)[0]
+        return vector
+
+    def add(self, sentences: Sequence[str], vectors: Float[np.ndarray, "N D"]) -> None:
+        """Appends sentences and their vectors, copied.
+
+        Raises:
+          InputError: their number or width does not fit, or a vector is not finite; nothing is added then.
+        """
+        vectors = _checked(sentences, vectors, self.width)
+        self._nearest.add(vectors)
+        self.sentences += sentences
+
+    def search(self, queries: Float[np.ndarray, "Q D"], top_k: int = 5, threshold: float = -np.inf) -> list[list[Hit]]:
+        """The sentences whose vectors have the largest inner products with each query.
+
+        Args:
+          queries: vectors, of length 1 where scores are to be cosines.
+          top_k: at most so many a query.
+          threshold: least score.
+
+        Returns:
+          For each query its hits, the best first; of equal scores the one that was added first (with faiss, any).
+
+        Raises:
+          InputError: `top_k` below 1, a threshold that is not a number, or queries of another width or not finite.
+        """
+        if not isinstance(top_k, int | np.integer) or top_k < 1:
+            raise InputError(f"top_k is {top_k}; it must be a whole number, at least 1")
+        if np.isnan(threshold):
+            raise InputError("threshold is not a number; give the least score of a hit, e.g. 0.6")
+        if queries.ndim != 2 or queries.shape[1] != self.width:
+            raise InputError(f"queries have shape {list(queries.shape)}; expected [queries, {self.width}]")
+        queries = _float32(queries, "queries")
+        if not self.sentences or not len(queries):
+            return [[] for _ in queries]
+        scores, numbers = self._nearest.find(queries, min(int(top_k), len(self)))
+        return [
+            [Hit(i, s, self.sentences[i]) for s, i in zip(*row, strict=True) if i >= 0 and s >= threshold]
+            for row in zip(scores.tolist(), numbers.tolist(), strict=True)
+        ]
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes a folder: vectors.npy (float32 [N, D]), sentences.jsonl (a JSON string a line), index.json.
+
+        It is there complete or not at all.
+
+        Raises:
+          InputError: the folder exists and is not empty, or cannot be written.
+        """
+        path = check_new_folder(folder)
+        with new_folder(path) as partial:
+            np.save(partial / _VECTORS, self.vectors)
+            if isinstance(self._nearest, Faiss) and self._nearest.cells is not None:
+                np.save(partial / _CELLS, self._nearest.cells)
+            write_text(partial / _SENTENCES, "".join(json.dumps(sentence) + "\n" for sentence in self.sentences))
+            about = {"format": _FORMAT, "sentences": len(self), "width": self.width, "backend": self.backend}
+            write_json(partial / _ABOUT, about | {"about": self.about})
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Index":
+        """Reads an index that `save` wrote.
+
+        Raises:
+          InputError: no such folder, or its files are damaged or do not fit one another.
+        """
+        path = Path(folder).expanduser()
+        if not is_index(path):
+            raise InputError(f"{path} is not a saved index: expected a folder with {_ABOUT}, as save_index writes it")
+        try:
+            stored = json.loads((path / _ABOUT).read_text("utf-8"))
+            if stored["format"] != _FORMAT:
+                raise InputError(f"{path} has format {stored['format']}; this version reads {_FORMAT}: build it again")
+            with (path / _SENTENCES).open(encoding="utf-8") as file:
+                sentences = [json.loads(line) for line in file]
+            vectors = np.load(path / _VECTORS, mmap_mode="r")
+            if (len(sentences), *vectors.shape) != (stored["sentences"], stored["sentences"], stored["width"]):
+                raise ValueError(f"{len(sentences)} sentences, vectors of shape {list(vectors.shape)}")
+            if not all(isinstance(sentence, str) for sentence in sentences) or vectors.dtype != np.float32:
+                raise ValueError(f"a line of {_SENTENCES} that is no string, or vectors of type {vectors.dtype}")
+            cells = np.load(path / _CELLS) if stored["backend"] == "faiss-ivf" else None
+            return cls(sentences, vectors, stored["backend"], stored["about"], cells)
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+            raise InputError(f"the index {path} is damaged ({reason(error)}): copy or build it again") from error
+
+
+def is_index(folder: Path) -> bool:
+    """Whether the folder is one that `Index.save` wrote."""
+    return (folder / _ABOUT).is_file() and (folder / _VECTORS).is_file()
+
+
+def _checked(sentences: Sequence[str], vectors: np.ndarray, width: int) -> np.ndarray:
+    """The vectors as float32."""
+    if isinstance(sentences, str) or vectors.shape != (len(sentences), width):
+        given = "one string" if isinstance(sentences, str) else f"{len(sentences):,} sentences"
+        raise InputError(
+            f"{given} and vectors of shape {list(vectors.shape)}; expected a list of N sentences and [N, {width}]"
+        )
+    return _float32(vectors, "vectors")
+
+
+def _float32(vectors: np.ndarray, what: str) -> np.ndarray:
+    if vectors.dtype.kind not in "fiu":
+        raise InputError(f"{what} are of type {vectors.dtype}; expected float32")
+    with np.errstate(over="ignore"):
+        cast = np.asarray(vectors, np.float32)
+    if not np.isfinite(cast).all():
+        raise InputError(
+            f"{what} are not all finite as float32: a model that gives such vectors cannot be searched with"
+        )
+    return cast

@@ -1,0 +1,173 @@
+"""Trained models: loading from a run, an export or a Hugging Face folder."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from simcse_jax import postprocess, rng
+from simcse_jax.config import ModelConfig
+from simcse_jax.errors import InputError
+from simcse_jax.model import SentenceEncoder, init_mlm_head
+from simcse_jax.model.build import build_model, with_fresh_head
+from simcse_jax.model.params import Params
+from simcse_jax.poolers import check_pooler
+from simcse_jax.pretrained.folders import Checkpoint, read_checkpoint
+from simcse_jax.pretrained.pooling import Pooling
+from simcse_jax.pretrained.weights import load_params, param_shapes
+from simcse_jax.runs.checkpoints import abstract, open_checkpoints
+from simcse_jax.runs.folder import Run, is_run, open_run
+from simcse_jax.runtime.mesh import make_mesh, put, replicated, state_sharding
+from simcse_jax.storage.objects import local_path
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be evaluated, encoded with or exported."""
+
+    model: SentenceEncoder
+    params: Params
+    checkpoint: Checkpoint
+    run: Run | None
+    step: int | None
+    """Step of the run whose parameters these are."""
+    mlm: Params | None = None
+    """Head of the masked language model, of a run that trained nothing else."""
+    postprocessor: dict[str, Any] | None = None
+    """What there is to say of the post-processor among the parameters, see `postprocess.fit`; None without one."""
+    normalizes: bool = False
+    """Whether sentence-transformers is to scale its vectors to length 1, as it did those of the model it was read
+    from. Here the callers of `encode` say."""
+
+    @property
+    def width(self) -> int:
+        """Width of its sentence vectors."""
+        return int(self.postprocessor["width"]) if self.postprocessor else self.model.config.hidden_size
+
+    @property
+    def pooler(self) -> str:
+        """The pooler whose vectors it gives, or hands to the post-processor."""
+        return Pooling(self.model.pooler, self.model.mlp_only_train).at_evaluation
+
+    def check_no_postprocessor(self) -> None:
+        """Raises `InputError` if the model has a post-processor: another would be fitted to what that one gives."""
+        if self.postprocessor:
+            raise InputError(
+                f"the model has a post-processor already ({postprocess.describe(self.postprocessor)}): "
+                "start from the model that it was made from"
+            )
+
+    def with_postprocessor(self, post: postprocess.PostProcessor, about: dict[str, Any]) -> "LoadedModel":
+        """The same model with a post-processor, which everything that encodes with `params` applies.
+
+        Args:
+          post: from `postprocess.fit`.
+          about: what there is to say of it.
+
+        Raises:
+          InputError: the model has one already.
+        """
+        self.check_no_postprocessor()
+        dtype = self.model.param_dtype
+        host = jax.tree.map(lambda x: np.asarray(x, dtype if np.issubdtype(x.dtype, np.floating) else None), post)
+        placed = put(host, jax.tree.map(lambda _: replicated(make_mesh()), host))
+        return replace(self, params={**self.params, postprocess.KEY: placed}, postprocessor=about)
+
+
+def load_model(
+    name_or_path: str | Path, pooler: str | None = None, dtype: str = "float32", step: int | None = None
+) -> LoadedModel:
+    """Loads a run folder (its best checkpoint, or its latest without dev scores), an export of ours, a Hugging Face
+    folder or a name on the hub.
+
+    Args:
+      name_or_path: the model.
+      pooler: overrides the pooler saved with the model, and with it what a sentence-transformers folder has after
+        pooling; needed for a model that names none.
+      dtype: compute type.
+      step: of a run, the kept checkpoint to load instead, see `kept_steps`.
+
+    Raises:
+      InputError: no such model, damaged weights, no checkpoint (yet, or of that step), no pooler known, or one given
+        for a model whose post-processor was fitted to the vectors of another.
+    """
+    if pooler is not None:
+        check_pooler(pooler)
+    folder = local_path(name_or_path)
+    run = open_run(folder) if is_run(folder) else None
+    checkpoint = read_checkpoint(run.model_folder if run else name_or_path)
+    pooling: Pooling | None
+    if pooler is not None:
+        pooling = Pooling(pooler)
+    elif run:
+        pooling = Pooling(run.config.model.pooler, run.config.model.mlp_only_train)
+    else:
+        pooling = checkpoint.pooling
+    if pooling is None:
+        raise InputError(
+            f"{name_or_path} does not say how its sentence vectors are pooled: give the pooler, e.g. --pooler avg"
+        )
+    settings = ModelConfig(pooler=pooling.pooler, mlp_only_train=pooling.mlp_only_train, dtype=dtype)  # type: ignore[arg-type]
+    model = build_model(checkpoint.config, settings)
+    if run:
+        return LoadedModel(model, run=run, checkpoint=checkpoint, **_restore(run, model, step))
+    if step is not None:
+        raise InputError(f"{name_or_path} is not a run: it has no checkpoint of step {step}")
+    host = load_params(checkpoint, model.param_dtype)
+    if "head" not in host:
+        if pooling.at_evaluation == "cls":
+            raise InputError(f"{name_or_path} has no weights pooler.dense, which pooler 'cls' needs: give another")
+        host = with_fresh_head(host, model, seed=0)
+    mesh = make_mesh()
+    placed = put(host, state_sharding(mesh, host))
+    # A pooler that is given replaces all that follows the encoder.
+    normalizes = pooler is None and checkpoint.normalizes
+    loaded = LoadedModel(model, placed, checkpoint, None, None, normalizes=normalizes)
+    post, about = postprocess.read_saved(checkpoint, model.param_dtype, modules=pooler is None)
+    if post is None or about is None:
+        return loaded
+    fitted_to = checkpoint.pooling.at_evaluation if checkpoint.pooling else None
+    if loaded.pooler != fitted_to:
+        raise InputError(
+            f"the post-processor of {name_or_path} was fitted to vectors of pooler {fitted_to}, not {loaded.pooler}: "
+            "leave the pooler out, or start from the model that it was made from"
+        )
+    return loaded.with_postprocessor(post, about)
+
+
+def kept_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints that a run has kept, ascending.
+
+    Raises:
+      InputError: not a run, or one without a checkpoint yet.
+    """
+    if not is_run(folder):
+        raise InputError(f"{folder} is not a run: only runs have checkpoints")
+    run = open_run(folder)
+    with open_checkpoints(run.folder, run.config.checkpoint, writing=False) as checkpoints:
+        if not checkpoints.steps:
+            raise InputError(f"{run.folder} has no checkpoint yet: continue the training first")
+        return checkpoints.steps
+
+
+def _restore(run: Run, model: SentenceEncoder, step: int | None) -> dict[str, Any]:
+    """`step`, `params` and, where the run trained nothing else, `mlm`."""
+    mesh, shapes = make_mesh(), param_shapes(model.config, model.param_dtype)
+    with open_checkpoints(run.folder, run.config.checkpoint, writing=False) as checkpoints:
+        if checkpoints.latest is None:
+            raise InputError(f"{run.folder} has no checkpoint yet: continue the training first")
+        if step is None:
+            best = checkpoints.progress().best_step
+            step = checkpoints.latest if best is None else best
+        elif step not in checkpoints.steps:
+            raise InputError(f"{run.folder} keeps no checkpoint of step {step}; it has {checkpoints.steps}")
+        params = checkpoints.restore_params(step, abstract(shapes, state_sharding(mesh, shapes)))
+        if run.config.objective.contrastive_weight:
+            return {"step": step, "params": params}
+        table = shapes["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+        heads = {"mlm": jax.eval_shape(lambda t: init_mlm_head(rng.key(0, "init_mlm"), t, 1.0), table)}
+        return {"step": step, "params": params} | checkpoints.restore_auxiliary(
+            step, abstract(heads, state_sharding(mesh, heads))
+        )

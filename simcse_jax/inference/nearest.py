@@ -1,0 +1,182 @@
+"""Vectors and those among them with the largest inner products: exactly in JAX, or with faiss."""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from simcse_jax.errors import InputError, reason
+from simcse_jax.inference.shapes import power_of_two
+
+# Vectors scored at a time, and queries: no larger matrix of scores exists up to 32,768 hits a query. Both are filled up
+# to powers of two, so that what is compiled serves every number of vectors and queries.
+_BLOCK = 65536
+_LEAST = 256
+_QUERIES = 64
+_GROUP = 64  # vectors of a block whose best score is looked at first
+
+Found = tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]
+"""Scores, the largest first, and the vectors' numbers; -inf and -1 where fewer than K were found."""
+
+
+class Nearest(Protocol):
+    """Float32 vectors of one width, numbered in the order in which they were added."""
+
+    def add(self, vectors: Float[np.ndarray, "N D"]) -> None:
+        """Appends vectors, copied."""
+
+    def find(self, queries: Float[np.ndarray, "Q D"], count: int) -> Found:
+        """The `count` largest inner products with each query."""
+
+    def vectors(self, start: int, end: int) -> Float[np.ndarray, "N D"]:
+        """The vectors of these numbers, copied."""
+
+
+class Exact:
+    """All inner products, in JAX, on its first device; of equal ones the first added is the first found."""
+
+    def __init__(self, width: int) -> None:
+        """Without vectors yet."""
+        self._width = width
+        self._count = 0
+        self._blocks: list[Float[Array, "B D"]] = []  # all but the last are full
+
+    def add(self, vectors: Float[np.ndarray, "N D"]) -> None:
+        """Appends vectors, copied."""
+        # Only the last block, which may have room, is made anew.
+        full, held = divmod(self._count, _BLOCK)
+        last = self.vectors(full * _BLOCK, self._count)
+        del self._blocks[full:]
+        for start in range(-held, len(vectors), _BLOCK):
+            part = vectors[max(start, 0) : start + _BLOCK]
+            before = held if start < 0 else 0
+            rows = before + len(part)
+            block = np.zeros((max(_LEAST, power_of_two(rows)), self._width), np.float32)
+            block[:before] = last[:before]
+            block[before:rows] = part
+            self._blocks.append(jax.device_put(block))
+        self._count += len(vectors)
+
+    def find(self, queries: Float[np.ndarray, "Q D"], count: int) -> Found:
+        """The `count` largest inner products with each query, in float32."""
+        wide = max(8, power_of_two(count))
+        results = []
+        for start in range(0, len(queries), _QUERIES):
+            part = queries[start : start + _QUERIES]
+            rows = power_of_two(len(part))
+            asked = np.zeros((rows, self._width), np.float32)
+            asked[: len(part)] = part
+            best = jnp.full((rows, wide), -jnp.inf, jnp.float32), jnp.full((rows, wide), -1, jnp.int32)
+            for number, block in enumerate(self._blocks):
+                best = _better(jnp.asarray(asked), block, *best, number * _BLOCK, self._count)
+            results.append([np.asarray(x)[: len(part), :count] for x in best])
+        scores, numbers = (np.concatenate(x) for x in zip(*results, strict=True))
+        return scores, numbers
+
+    def vectors(self, start: int, end: int) -> Float[np.ndarray, "N D"]:
+        """The vectors of these numbers, copied."""
+        parts = [np.zeros((0, self._width), np.float32)]
+        for number in range(start // _BLOCK, -(-end // _BLOCK)):
+            first = number * _BLOCK
+            parts.append(np.asarray(self._blocks[number][max(start - first, 0) : min(end - first, _BLOCK)]))
+        joined: Float[np.ndarray, "N D"] = np.concatenate(parts)
+        return joined
+
+
+@jax.jit
+def _better(
+    queries: Float[Array, "Q D"],
+    block: Float[Array, "B D"],
+    scores: Float[Array, "Q K"],
+    numbers: Int[Array, "Q K"],
+    first: Int[Array, ""] | int,
+    total: Int[Array, ""] | int,
+) -> tuple[Float[Array, "Q K"], Int[Array, "Q K"]]:
+    """The best K of those so far and of one block, whose vectors have the numbers from `first`, below `total`."""
+    size = block.shape[0]
+    products = jnp.matmul(queries, block.T, precision=jax.lax.Precision.HIGHEST)
+    products = jnp.where(jnp.arange(size)[None] < total - first, products, -jnp.inf)
+    found, places = _top_k(products, min(size, scores.shape[1]))
+    # top_k takes the first of equals, and what was found before has the lower numbers.
+    scores, chosen = jax.lax.top_k(jnp.concatenate([scores, found], axis=1), scores.shape[1])
+    numbers = jnp.take_along_axis(jnp.concatenate([numbers, places + first], axis=1), chosen, axis=1)
+    return scores, jnp.where(jnp.isneginf(scores), -1, numbers)
+
+
+def _top_k(scores: Float[Array, "Q B"], count: int) -> tuple[Float[Array, "Q K"], Int[Array, "Q K"]]:
+    """`jax.lax.top_k` of long rows, in a fraction of the time on CPUs: the same values and places.
+
+    The K largest lie in the K groups with the largest maxima. That holds for ties as well: of equal maxima, top_k takes
+    the first groups, and the groups taken are looked through in their order.
+    """
+    queries, size = scores.shape
+    if count * 4 > size // _GROUP:
+        return tuple(jax.lax.top_k(scores, count))  # type: ignore[return-value]
+    groups = scores.reshape(queries, size // _GROUP, _GROUP)
+    chosen = jnp.sort(jax.lax.top_k(groups.max(axis=2), count)[1], axis=1)
+    candidates = jnp.take_along_axis(groups, chosen[:, :, None], axis=1).reshape(queries, count * _GROUP)
+    found, places = jax.lax.top_k(candidates, count)
+    return found, jnp.take_along_axis(chosen, places // _GROUP, axis=1) * _GROUP + places % _GROUP
+
+
+class Faiss:
+    """The same with faiss, on the CPU: all inner products, or (`cells`) those with the vectors of the nearest cells.
+
+    Cells are learnt by k-means from the vectors that the index begins with: about √N of them, N/39 below N = 1,521, of
+    which a query looks at an eighth, the nearest (IndexIVFFlat).
+    """
+
+    def __init__(self, width: int, sample: Float[np.ndarray, "N D"] | None = None, cells: Any = None) -> None:
+        """Without vectors yet.
+
+        Args:
+          width: D.
+          sample: vectors to learn cells from; exact where None.
+          cells: what `cells` of another gave, in place of a sample.
+
+        Raises:
+          InputError: faiss is not installed, or there is no vector to learn from.
+          ValueError: `cells` are damaged, or of another width.
+        """
+        try:
+            import faiss
+        except ImportError as error:
+            raise InputError(
+                "this backend needs the package faiss-cpu: pip install 'simcse-jax[search]', or use the backend jax"
+            ) from error
+        self._faiss = faiss
+        self.cells: Any = cells
+        if cells is not None:
+            try:
+                self._index = faiss.deserialize_index(cells)
+            except (RuntimeError, AssertionError, AttributeError) as error:  # of faiss, and of its checks of the array
+                raise ValueError(f"cells that faiss cannot read: {reason(error)}") from error
+            if (self._index.d, self._index.ntotal) != (width, 0):
+                raise ValueError(f"cells of width {self._index.d} that hold {self._index.ntotal} vectors")
+        elif sample is None:
+            self._index = faiss.IndexFlatIP(width)
+        elif not len(sample):
+            raise InputError("the backend faiss-ivf learns its cells from sentences: give some, or use another backend")
+        else:
+            # faiss warns below 39 vectors a cell.
+            number = max(1, min(round(len(sample) ** 0.5), len(sample) // 39))
+            self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, number, faiss.METRIC_INNER_PRODUCT)
+            self._index.nprobe = -(-number // 8)
+            self._index.train(np.ascontiguousarray(sample, np.float32))
+            self.cells = faiss.serialize_index(self._index)
+
+    def add(self, vectors: Float[np.ndarray, "N D"]) -> None:
+        """Appends vectors, copied."""
+        self._index.add(np.ascontiguousarray(vectors, np.float32))
+
+    def find(self, queries: Float[np.ndarray, "Q D"], count: int) -> Found:
+        """The `count` largest inner products with each query, of those looked at."""
+        scores, numbers = self._index.search(np.ascontiguousarray(queries, np.float32), count)
+        return np.where(numbers < 0, -np.inf, scores).astype(np.float32), numbers
+
+    def vectors(self, start: int, end: int) -> Float[np.ndarray, "N D"]:
+        """The vectors of these numbers, copied."""
+        copied: Float[np.ndarray, "N D"] = self._index.reconstruct_n(start, end - start)
+        return copied

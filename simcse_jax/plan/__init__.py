@@ -1,0 +1,5 @@
+"""A run's step compiled for devices that are not here."""
+
+from simcse_jax.plan.plan import Plan, plan
+
+__all__ = ["Plan", "plan"]

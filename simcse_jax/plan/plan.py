@@ -1,0 +1,253 @@
+"""A run on devices that are not here: its train step compiled for them, and a roofline of the hardware's limits."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from simcse_jax.config import Config
+from simcse_jax.data.batch import Packing
+from simcse_jax.errors import InputError, reason
+from simcse_jax.model import EncoderConfig, read_encoder_config
+from simcse_jax.model.build import build_model
+from simcse_jax.objectives import check_objective
+from simcse_jax.objectives.mlm import Vocabulary
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.runtime.compilation_cache import without_cache
+from simcse_jax.runtime.mesh import check_batch_size, make_mesh
+from simcse_jax.training.compiled_step import Memory, fit_step
+from simcse_jax.training.loss import uses_tiles
+from simcse_jax.xla.collectives import Collective, collectives, ring_bytes
+from simcse_jax.xla.hlo import parse
+from simcse_jax.xla.topology import Topology, devices_of, parse_topology
+from simcse_jax.xla.work import Work, work
+
+_BERT = {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2}
+_ROBERTA = {
+    **{"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1},
+    **{"pad_token_id": 1, "layer_norm_eps": 1e-5},
+}
+_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+PUBLISHED = {
+    "bert-base-uncased": _BERT | _BASE,
+    "bert-large-uncased": _BERT | _LARGE,
+    "roberta-base": _ROBERTA | _BASE,
+    "roberta-large": _ROBERTA | _LARGE,
+}
+"""Sizes of the encoders of the published runs, from the config.json of each: no hub is asked."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one step of a run costs on one topology.
+
+    The times are a roofline: what the step takes at the least if the hardware works at its peak all the time and each
+    of three things overlaps the others completely. No step is faster, and this one has not been measured.
+
+    - compute: FLOPs of matrix products over the peak for their arithmetic; all else counts as free.
+    - memory: state and batch read once and written once; activations are left out.
+    - communication: what a device sends in each collective, by a ring over all its links (a permute: over one). Where
+      a group of GPUs spans nodes: within its node, or between nodes over one adapter a GPU, whichever takes longer.
+      Latency counts as nothing.
+    """
+
+    topology: str
+    devices: int
+    data: int
+    fsdp: int
+    batch_size: int
+    columns: int
+    """Sentences an example, as in the training text."""
+    micro_batch: int
+    """Examples that each device encodes at a time."""
+    tiled: bool
+    """Whether InfoNCE goes round in tiles, or has its logits whole."""
+    compile_seconds: float
+    memory: Memory | None
+    """None where the compiler gave up because the step does not fit."""
+    memory_needed: int | None
+    """Bytes on one device; None where the compiler gave up without saying."""
+    memory_limit: int | None
+    """Bytes that one device has for a program; None on CPUs, which share theirs."""
+    flops: dict[str, float]
+    """Matrix-product FLOPs of one device, by arithmetic."""
+    work: Work | None
+    """What one device launches, moves and multiplies, as compiled; None where the step does not fit, or a loop's length
+    is not known."""
+    collectives: tuple[Collective, ...]
+    seconds: dict[str, float]
+    """`compute`, `memory` and `communication`; empty where no peak is known or the step does not fit."""
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the step fits into the memory of a device; None where its size is not known."""
+        if self.memory is None:
+            return False
+        return None if self.memory_limit is None else self.memory.total <= self.memory_limit
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The longest of the three times: a lower bound."""
+        return max(self.seconds.values()) if self.seconds else None
+
+    @property
+    def pairs_per_second(self) -> float | None:
+        """Examples a second at that bound, over all devices."""
+        return self.batch_size / self.step_seconds if self.step_seconds else None
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends in one step; a loop of unknown length counts once."""
+        return math.fsum(c.sent * (c.count or 1) for c in self.collectives)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain JSON values."""
+        figures = dataclasses.asdict(self)
+        for collective, values in zip(self.collectives, figures["collectives"], strict=True):
+            values |= {"group": len(collective.group), "sent": collective.sent}
+        derived = ("fits", "step_seconds", "pairs_per_second", "sent")
+        figures |= {name: getattr(self, name) for name in derived}
+        result: dict[str, Any] = json.loads(json.dumps(figures))
+        return result
+
+
+def check_plan(config: Config, topology: str, columns: int | None = None) -> tuple[Topology, int, Mesh, EncoderConfig]:
+    """What can be said against a plan before anything is compiled. For arguments and errors see `plan`.
+
+    Returns:
+      The topology, sentences an example, the mesh, and the encoder's sizes.
+    """
+    config.validate()
+    target = parse_topology(topology)
+    columns = _columns(config) if columns is None else columns
+    if columns not in (1, 2, 3):
+        raise InputError(f"columns is {columns}; an example has 1 (a sentence), 2 (a pair) or 3 (a triplet)")
+    if config.model.dtype == "float64" and target.chip:
+        raise InputError(f"model.dtype is float64, of which {target.name} has no peak to plan with: use another")
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices_of(target))
+    check_batch_size(mesh, config.batch_size)
+    encoder = _encoder_config(config.model.path)
+    if config.data.max_length > encoder.max_length:
+        raise InputError(
+            f"data.max_length is {config.data.max_length} but {config.model.path} has positions for "
+            f"{encoder.max_length} tokens: use at most that"
+        )
+    check_objective(config.objective, encoder.hidden_size)
+    return target, columns, mesh, encoder
+
+
+def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
+    """Compiles the train step of a run for a topology and reads off what it costs. Nothing runs.
+
+    Args:
+      config: the run. Neither its training text nor its weights are read, and no hub is asked.
+      topology: see `parse_topology`.
+      columns: sentences an example, 1 to 3; from `data.columns` where not given, or 1 for plain text.
+
+    Raises:
+      InputError: an unknown topology, a compiler that is not installed, or a run that does not fit the mesh or model.
+    """
+    target, columns, mesh, encoder = check_plan(config, topology, columns)
+    limit = target.chip.memory if target.chip else None
+    packing = None
+    if length := config.data.packed_length:
+        # The text is not read: as if every sentence had the most tokens.
+        slots = length // config.data.max_length
+        packing = Packing(length, slots, -(-config.batch_size // (mesh.size * slots)))
+    started = time.monotonic()
+    try:
+        step = fit_step(
+            config,
+            build_model(encoder, config.model),
+            mesh,
+            columns,
+            total_steps=max(config.max_steps, 1),
+            available=limit,
+            compiler_options=target.compiler_options or None,
+            # A program for a device that is not here can be written to JAX's cache, not read.
+            context=without_cache if target.chip else contextlib.nullcontext,
+            # What a step costs does not depend on ids.
+            vocabulary=Vocabulary(mask=0, special=(0,), size=encoder.vocab_size),
+            packing=packing,
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(f"the compiler of {target.name} refuses the step: {reason(error)}") from error
+    if step.flops is None:
+        raise InputError(f"the loss {config.objective.loss} has a loop of unknown length: its FLOPs cannot be counted")
+    flops = {kind: count / mesh.size for kind, count in step.flops.items()}
+    program = parse(step.executable.as_text() or "") if step.executable else None
+    found = tuple(collectives(program)) if program else ()
+    return Plan(
+        topology=target.name,
+        devices=mesh.size,
+        data=mesh.shape["data"],
+        fsdp=mesh.shape["fsdp"],
+        batch_size=config.batch_size,
+        columns=columns,
+        micro_batch=step.micro_batch,
+        tiled=uses_tiles(config, mesh, kinds=2 if columns == 3 else 1),
+        compile_seconds=time.monotonic() - started,
+        memory=step.memory,
+        memory_needed=step.needed,
+        memory_limit=limit,
+        flops=flops,
+        work=work(program) if program else None,
+        collectives=found,
+        seconds=roofline(target, step.memory, flops, found) if step.memory else {},
+    )
+
+
+def _columns(config: Config) -> int:
+    if config.data.columns:
+        return len(config.data.columns)
+    if config.data.train.removesuffix(".gz").endswith(".txt"):
+        return 2 if config.data.neighbours or config.data.augment != "none" else 1
+    raise InputError(
+        f"data.columns is empty and {config.data.train} is not read here: say with --columns whether an example is a "
+        "sentence (1), a pair (2) or a triplet (3)"
+    )
+
+
+def _encoder_config(path: str) -> EncoderConfig:
+    if path in PUBLISHED:
+        return read_encoder_config(PUBLISHED[path])
+    if Path(path).expanduser().is_dir():
+        return read_checkpoint(path).config
+    raise InputError(
+        f"model.path '{path}' is not a folder: give one that holds a config.json, or {', '.join(PUBLISHED)}"
+    )
+
+
+def roofline(
+    target: Topology, memory: Memory, flops: dict[str, float], found: tuple[Collective, ...]
+) -> dict[str, float]:
+    """See `Plan`."""
+    chip = target.chip
+    if chip is None:
+        return {}
+
+    def seconds(c: Collective) -> float:
+        nodes = Counter(partition // target.node for partition in c.group)
+        permute = c.kind == "collective-permute"
+        inside = ring_bytes(c.kind, c.bytes, max(nodes.values()))
+        inside *= chip.links if permute else 1
+        if len(nodes) == 1:
+            return inside / chip.interconnect
+        # Each member of a node sends its share of what the node sends; of a permute, one sends all.
+        crossing = ring_bytes(c.kind, c.bytes, len(nodes)) / (1 if permute else min(nodes.values()))
+        return max(inside / chip.interconnect, crossing / chip.network)
+
+    return {
+        "compute": math.fsum(count / chip.flops[kind] for kind, count in flops.items()),
+        "memory": (memory.arguments + memory.outputs) / chip.bandwidth,
+        "communication": math.fsum(seconds(c) * (c.count or 1) for c in found),
+    }

@@ -1,0 +1,111 @@
+"""Model folders in Hugging Face's layout: found here or on the hub, and their configuration read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simcse_jax.errors import InputError, reason
+from simcse_jax.model import EncoderConfig, read_encoder_config
+from simcse_jax.pretrained.pooling import (
+    Pooling,
+    encoder_folder,
+    ends_in_normalize,
+    read_max_length,
+    read_object,
+    read_pooling,
+)
+from simcse_jax.storage.objects import local_path
+
+HUB_TIMEOUT = 10.0
+"""Seconds that the hub has for its first answer."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, read."""
+
+    folder: Path
+    """Where config.json, the weights and the tokenizer are."""
+    hf_config: dict[str, Any]
+    config: EncoderConfig
+    max_length: int | None
+    """Length a sentence-transformers folder cuts sentences to; None elsewhere: the encoder's own limit."""
+    root: Path
+    """The folder of the whole model: `folder`, but for models of early sentence-transformers."""
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """The pooler that the folder names; None where it does not say, as for a plain BERT.
+
+        Raises:
+          InputError: see `read_pooling`. The weights can be used with another all the same.
+        """
+        return read_pooling(self.root, self.hf_config)
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the model's own vectors have length 1, see `ends_in_normalize`."""
+        return ends_in_normalize(self.root, self.hf_config)
+
+
+def locate(name_or_path: str | Path) -> Path:
+    """The local folder of a checkpoint, downloaded from the hub when `name_or_path` is not a folder.
+
+    Raises:
+      InputError: a path that does not exist, or a name that the hub does not give.
+    """
+    path = local_path(name_or_path)
+    if path.is_dir():
+        return path
+    name = str(name_or_path)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"'{name}' is not a folder: give a Hugging Face model folder or a name on the hub")
+    from huggingface_hub import HfApi, snapshot_download
+
+    unreachable = None
+    try:
+        # The download begins with the same request but sets no limit, and waits for minutes where packets are dropped.
+        HfApi().model_info(name, timeout=HUB_TIMEOUT)
+    except Exception as error:  # the hub client raises a dozen types, from name errors to connection errors
+        unreachable = error  # what was downloaded before is still there
+
+    def download(weights: str) -> Path:
+        patterns = [
+            "*.json",
+            "*.txt",
+            "*.model",
+            "*_Pooling/*",
+            "*_Dense/*",
+            "postprocess/*",
+            weights,
+            f"*_Transformer/{weights}",
+        ]
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=unreachable is not None))
+
+    try:
+        folder = download("model*.safetensors")
+        if not list(encoder_folder(folder).glob("model*.safetensors")):
+            folder = download("pytorch_model*.bin")
+    except Exception as error:  # as above
+        cause = unreachable or error
+        raise InputError(
+            f"model '{name}' is neither a folder here nor to be had from the hub ({reason(cause)}): "
+            "check the name and the network, or download the model elsewhere and give its folder"
+        ) from cause
+    return folder
+
+
+def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
+    """Reads the configuration of a checkpoint, not its weights.
+
+    Raises:
+      InputError: no such model, no readable `config.json`, or not a BERT or RoBERTa.
+    """
+    root = locate(name_or_path)
+    folder = encoder_folder(root)
+    hf_config = read_object(folder / "config.json", f"'{folder}' is not a model folder")
+    try:
+        config = read_encoder_config(hf_config)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    return Checkpoint(folder, hf_config, config, read_max_length(root, config.max_length), root)

@@ -1,0 +1,216 @@
+"""Weights under Hugging Face's names: one table of parameter names, used both ways."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from simcse_jax.errors import InputError, reason
+from simcse_jax.model import EncoderConfig
+from simcse_jax.model.params import Params
+from simcse_jax.pretrained.folders import Checkpoint
+from simcse_jax.pretrained.pooling import read_object
+
+# Hugging Face prefix -> ours, for modules that hold (weight, bias). `{i}` runs over the layers.
+_LAYER_MODULES = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "attention_output",
+    "attention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "intermediate",
+    "output.dense": "output",
+    "output.LayerNorm": "output_norm",
+}
+_EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+
+# The head of a masked language model: dense, LayerNorm, bias over the vocabulary. Its decoder is the word embeddings.
+_MLM_NAMES = {
+    "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
+    "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+}
+
+# Weights of pretraining heads and constant buffers that a checkpoint may hold and a sentence encoder has no use for.
+_UNUSED = re.compile(r"^(cls\.|lm_head\.|embeddings\.position_ids$|embeddings\.token_type_ids$)")
+
+
+def _names(config: EncoderConfig, mlm: bool = False) -> Iterator[tuple[tuple[str, ...], str, tuple[int, ...]]]:
+    """The table: our path, Hugging Face's name, and our shape, for every weight of the encoder and the head, and with
+    `mlm` of the head of a masked language model."""
+    h, f = config.hidden_size, config.intermediate_size
+    rows = (config.vocab_size, config.max_position_embeddings, config.type_vocab_size)
+    modules: list[tuple[tuple[str, ...], str, tuple[int, ...]]] = []
+    for name, n in zip(_EMBEDDINGS, rows, strict=True):
+        yield ("encoder", "embeddings", name, "embedding"), f"embeddings.{name}.weight", (n, h)
+    modules.append((("encoder", "embeddings", "layer_norm"), "embeddings.LayerNorm", (h,)))
+    shapes: dict[str, tuple[int, ...]] = {"intermediate": (h, f), "output": (f, h)}
+    for i in range(config.num_hidden_layers):
+        for theirs, ours in _LAYER_MODULES.items():
+            shape = (h,) if ours.endswith("norm") else shapes.get(ours, (h, h))
+            modules.append((("encoder", f"layer_{i}", ours), f"encoder.layer.{i}.{theirs}", shape))
+    modules.append((("head", "dense"), "pooler.dense", (h, h)))
+    if mlm:
+        dense, norm, bias = _MLM_NAMES[config.model_type]
+        modules += [(("mlm", "dense"), dense, (h, h)), (("mlm", "layer_norm"), norm, (h,))]
+        yield ("mlm", "bias"), bias, (config.vocab_size,)
+    for path, name, shape in modules:
+        yield (*path, "kernel" if len(shape) == 2 else "scale"), f"{name}.weight", shape
+        yield (*path, "bias"), f"{name}.bias", shape[-1:]
+
+
+def _place(params: Params, path: tuple[str, ...], value: Any) -> None:
+    for part in path[:-1]:
+        params = params.setdefault(part, {})
+    params[path[-1]] = value
+
+
+def param_shapes(config: EncoderConfig, dtype: Any = np.float32) -> Params:
+    """Shapes and dtypes of the parameters of `SentenceEncoder`, as `ShapeDtypeStruct`, without tracing it."""
+    shapes: Params = {}
+    for path, _, shape in _names(config):
+        _place(shapes, path, jax.ShapeDtypeStruct(shape, dtype))
+    return shapes
+
+
+def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = False) -> Params:
+    """Reads the weights of a checkpoint as the parameter tree of `SentenceEncoder`.
+
+    Args:
+      checkpoint: from `read_checkpoint`.
+      dtype: type of the returned arrays.
+      mlm: read the head of a masked language model, too.
+
+    Returns:
+      `{"encoder": ..., "head": ...}` of NumPy arrays, most matrices as transposed views; without "head" where the
+      checkpoint has no pooler weights; with "mlm" where it is asked for and there.
+
+    Raises:
+      InputError: unreadable file, or a missing, unexpected or misshapen weight, each named; also a head of a masked
+        language model whose decoder is not the word embeddings.
+    """
+    stored = read_tensors(checkpoint.folder)
+    tensors = {_canonical(name): name for name in stored}
+    params: Params = {}
+    problems: list[str] = []
+    expected = set()
+    has_head = "pooler.dense.weight" in tensors
+    has_mlm = mlm and f"{_MLM_NAMES[checkpoint.config.model_type][0]}.weight" in tensors
+    if has_mlm:
+        _check_decoder(checkpoint, {name: stored[tensors[name]] for name in tensors})
+    for path, name, shape in _names(checkpoint.config, has_mlm):
+        if path[0] == "head" and not has_head:
+            continue
+        expected.add(name)
+        if name not in tensors:
+            problems.append(f"missing {name}")
+            continue
+        value = stored[tensors[name]]
+        value = value.T if path[-1] == "kernel" else value
+        if value.shape != shape:
+            given, wanted = stored[tensors[name]].shape, shape[::-1] if path[-1] == "kernel" else shape
+            problems.append(f"{name} has shape {list(given)}, config.json asks for {list(wanted)}")
+            continue
+        _place(params, path, value.astype(dtype, copy=False))
+    problems += [f"unexpected {tensors[name]}" for name in sorted(set(tensors) - expected) if not _UNUSED.match(name)]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise InputError(f"the weights in {checkpoint.folder} do not fit its config.json: {shown}")
+    return params
+
+
+def _check_decoder(checkpoint: Checkpoint, tensors: dict[str, np.ndarray]) -> None:
+    bias = _MLM_NAMES[checkpoint.config.model_type][2]
+    name, words = bias.replace("bias", "decoder.weight"), "embeddings.word_embeddings.weight"
+    if name in tensors and words in tensors and not np.array_equal(tensors[name], tensors[words]):
+        raise InputError(
+            f"{checkpoint.folder} has a {name} that differs from its {words}; the head of a masked language model is "
+            f"read with the two tied: remove {bias.removesuffix('bias')}* from the weights to train a fresh head, or "
+            "set objective.mlm.weight to 0"
+        )
+
+
+def _canonical(name: str) -> str:
+    """A weight's name without the model prefix and in today's spelling.
+
+    `bert.` and `roberta.` lead the names of checkpoints saved with a pretraining head; gamma and beta are those of the
+    first BERT releases; `mlp.dense` is the head in checkpoints of the original SimCSE code; the decoder's bias is one
+    and the same as that of the head of a masked language model.
+    """
+    name = re.sub(r"^(bert|roberta)\.", "", name)
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+    name = re.sub(r"^(cls\.predictions|lm_head)\.decoder\.bias$", r"\1.bias", name)
+    return re.sub(r"^mlp\.dense\.", "pooler.dense.", name)
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """All weights of a folder, in safetensors, in shards or not, or as a PyTorch pickle.
+
+    Raises:
+      InputError: there are none, or they cannot be read.
+    """
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = folder / f"{stem}.{suffix}.index.json"
+        if index.is_file():
+            shards = read_object(index, "").get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
+                raise InputError(f"{index} has no weight_map from weights to files: copy it again")
+            files = sorted({folder / file for file in shards.values()})
+        elif (folder / f"{stem}.{suffix}").is_file():
+            files = [folder / f"{stem}.{suffix}"]
+        else:
+            continue
+        tensors: dict[str, np.ndarray] = {}
+        for file in files:
+            tensors |= read_safetensors(file) if suffix == "safetensors" else _read_torch(file)
+        return tensors
+    raise InputError(f"{folder} has no weights: expected model.safetensors, its sharded form, or pytorch_model.bin")
+
+
+def read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file; raises `InputError` where it is damaged or absent."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(file)
+    except FileNotFoundError as error:
+        raise InputError(f"{file} is named by the weights' index but does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} cannot be read ({error}): truncated or damaged, copy it again") from error
+
+
+def _read_torch(file: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"{file} is a PyTorch pickle and torch is not installed: pip install torch, "
+            "or save the model as safetensors elsewhere"
+        ) from error
+    try:
+        # weights_only refuses pickles that could run code.
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        return {name: tensor.to(torch.float32).numpy() for name, tensor in tensors.items()}
+    except Exception as error:  # torch raises many types for damaged or refused pickles
+        raise InputError(f"{file} cannot be read as weights ({reason(error)})") from error
+
+
+def to_tensors(params: Params, config: EncoderConfig) -> dict[str, np.ndarray]:
+    """The weights under Hugging Face's names and shapes, the head as `pooler.dense`.
+
+    With the head of a masked language model among them, those of the encoder are named as in `BertForMaskedLM` and
+    `RobertaForMaskedLM`, whose decoder is left out because it is the word embeddings.
+    """
+    tensors = {}
+    for path, name, _ in _names(config, "mlm" in params):
+        value: Any = params
+        for part in path:
+            value = value[part]
+        # safetensors writes the wrong values for an array that is not contiguous, such as a transposed one.
+        name = f"{config.model_type}.{name}" if "mlm" in params and path[0] != "mlm" else name
+        tensors[name] = np.ascontiguousarray(value.T if path[-1] == "kernel" else value)
+    return tensors

@@ -1,0 +1,1 @@
+"""What tables and figures of all reports share."""

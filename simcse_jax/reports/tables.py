@@ -1,0 +1,29 @@
+"""Tables as CSV and as Markdown."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from simcse_jax.storage.files import write_text
+
+Row = dict[str, Any]
+
+
+def write_csv(file: Path, rows: Sequence[Row]) -> None:
+    """Writes rows, whole or not at all, a column for each name that a row has; a field without a figure is empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, restval="")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({n: "" if isinstance(v, float) and math.isnan(v) else v for n, v in row.items()})
+    write_text(file, out.getvalue())
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; a bar in a field is escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(field.replace('|', chr(92) + '|') for field in line)} |" for line in lines)

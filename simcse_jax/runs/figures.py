@@ -1,0 +1,121 @@
+"""The figures of one run, drawn from its metrics.jsonl."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from simcse_jax.reports import plots
+from simcse_jax.runs.folder import Run
+from simcse_jax.runs.metrics_log import read_log
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LINE = "#0072B2"
+_PALE = "#9a9a9a"
+
+
+def draw_run(run: Run) -> list[Path]:
+    """Writes the figures of a run into `figures/` of its folder, each as .png and .svg.
+
+    `loss`: the loss of the steps that were logged, and its running mean. `dev`: the dev score and the step it selected.
+    `path`: alignment against uniformity (Wang & Isola, arXiv 2005.10242; SimCSE, figure 2) of the dev pairs, or of the
+    training batches where no dev pairs were measured.
+
+    Returns:
+      The .png files; a figure of which fewer than two points were measured is left out.
+
+    Raises:
+      OSError: they cannot be written.
+    """
+    lines = read_log(run.metrics_file)
+    folder = run.folder / "figures"
+    best = run.results().get("best_step")
+    with plots.style():
+        drawn = {
+            "loss": _loss(_columns(lines, "loss")),
+            "dev": _dev(_columns(lines, "dev"), run.config.evaluation.dev, best),
+            "path": _path(lines, best),
+        }
+        written = []
+        for name, figure in drawn.items():
+            if figure is not None:
+                folder.mkdir(exist_ok=True)
+                plots.save(figure, folder / name)
+                written.append(folder / f"{name}.png")
+    return written
+
+
+def _columns(lines: list[dict[str, Any]], *names: str) -> Float[np.ndarray, "P C"]:
+    """Step and the named figures of the lines that have them all, finite."""
+    rows = [[line["step"], *(line.get(name) for name in names)] for line in lines]
+    return np.array([row for row in rows if None not in row], np.float64).reshape(-1, 1 + len(names))
+
+
+def _figure(title: str, x: str, y: str) -> "tuple[Any, Axes]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set(title=title, xlabel=x, ylabel=y)
+    return figure, axes
+
+
+def _loss(points: Float[np.ndarray, "P 2"]) -> Any:
+    if len(points) < 2:
+        return None
+    figure, axes = _figure("Training loss", "step", "loss (nats)")
+    step, loss = points.T
+    window = max(1, len(loss) // 20)
+    axes.plot(step, loss, color=_PALE, linewidth=0.8, label="logged steps")
+    if window > 1:
+        mean, middle = (np.convolve(x, np.full(window, 1 / window), "valid") for x in (loss, step))
+        axes.plot(middle, mean, color=_LINE, linewidth=2.0, label=f"mean of {window} logged steps")
+    axes.legend()
+    return figure
+
+
+def _dev(points: Float[np.ndarray, "P 2"], task: str, best: int | None) -> Any:
+    if len(points) < 2:
+        return None
+    name = Path(task).stem if task.endswith(".tsv") else task
+    figure, axes = _figure(f"Dev score, {name}", "step", "Spearman × 100")
+    step, score = points.T
+    axes.plot(step, score, color=_LINE, marker="o", markersize=4, linewidth=1.6)
+    for at in points[step == best][:1]:
+        _mark(axes, at[0], at[1], "*", f"best: {at[1]:.2f} at step {at[0]:,.0f}")
+        axes.legend()
+    return figure
+
+
+def _path(lines: list[dict[str, Any]], best: int | None) -> Any:
+    """Alignment against uniformity, from × to ●, the step as colour from dark to light."""
+    points, of = _columns(lines, "dev_uniformity", "dev_alignment"), "dev pairs"
+    if len(points) < 2:
+        points, of = _columns(lines, "uniformity", "alignment"), "training batches"
+    if len(points) < 2:
+        return None
+    figure, axes = _figure(
+        f"Alignment and uniformity in training, {of}", "uniformity (lower: more uniform)", "alignment (lower: closer)"
+    )
+    step, uniformity, alignment = points.T
+    axes.plot(uniformity, alignment, color=_PALE, linewidth=1.0, zorder=1)
+    dots = axes.scatter(
+        uniformity, alignment, c=step, cmap="viridis", s=26, edgecolors="black", linewidths=0.3, zorder=2
+    )
+    _mark(axes, uniformity[0], alignment[0], "X", f"step {step[0]:,.0f}")
+    _mark(axes, uniformity[-1], alignment[-1], "o", f"step {step[-1]:,.0f}")
+    if of == "dev pairs" and best in step[1:-1]:
+        (at,) = np.flatnonzero(step == best)
+        _mark(axes, uniformity[at], alignment[at], "*", f"best dev score, step {best:,}")
+    figure.colorbar(dots, ax=axes, label="step")
+    axes.margins(0.08)
+    axes.legend()
+    return figure
+
+
+def _mark(axes: "Axes", x: float, y: float, marker: str, label: str) -> None:
+    size = {"*": 15, "X": 10, "o": 9}[marker]
+    axes.plot([x], [y], marker, markersize=size, color="white", markeredgecolor="black", label=label, zorder=3)

@@ -1,0 +1,79 @@
+"""How fast a run goes: sentences a second, and the share of the devices' peak that its arithmetic uses."""
+
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+
+from jax.sharding import Mesh
+
+from simcse_jax.xla.topology import chip_of
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step of a run computes."""
+
+    flops: float | None
+    """Matrix-product FLOPs over all devices, those of padding and of what is computed twice among them; None where they
+    cannot be counted."""
+    least_seconds: float | None
+    """What these would take at the peak rates of the devices; None where no peak is known, as of CPUs."""
+
+
+def work_of(flops: Counter[str] | None, mesh: Mesh) -> Work:
+    """The work of a step on the devices of a mesh, by its FLOPs as `matrix_flops` counts them; None: they cannot be."""
+    if flops is None:
+        return Work(None, None)
+    chip = chip_of(mesh.devices.flat[0].device_kind)
+    if chip is None or not flops.keys() <= chip.flops.keys():
+        return Work(float(flops.total()), None)
+    seconds = sum(count / chip.flops[kind] for kind, count in flops.items()) / mesh.size
+    return Work(float(flops.total()), seconds)
+
+
+class StepClock:
+    """The time of steps without that of evaluations and checkpoints between them."""
+
+    def __init__(self, work: Work, window: int) -> None:
+        """Starts the clock.
+
+        Args:
+          work: of a step.
+          window: the last so many steps are what `speeds` speaks of.
+        """
+        self._work = work
+        self._laps: deque[tuple[int, float]] = deque(maxlen=window)
+        self._mark = time.perf_counter()
+        self.seconds = 0.0
+        """Of all steps."""
+
+    def step(self, sentences: int) -> None:
+        """A step has ended, of so many sentences."""
+        now = time.perf_counter()
+        self._laps.append((sentences, now - self._mark))
+        self.seconds, self._mark = self.seconds + now - self._mark, now
+
+    def restart(self) -> None:
+        """What was done since the last step was none."""
+        self._mark = time.perf_counter()
+
+    def speeds(self) -> dict[str, float]:
+        """`sentences_per_second`, and `utilisation` (0 to 1) where the devices' peak is known."""
+        seconds = sum(taken for _, taken in self._laps)
+        speeds = {"sentences_per_second": sum(sentences for sentences, _ in self._laps) / seconds}
+        if self._work.least_seconds is not None:
+            speeds["utilisation"] = self._work.least_seconds * len(self._laps) / seconds
+        return speeds
+
+    def describe(self) -> str:
+        """The speeds in words; without a known peak, FLOP/s in place of the share of it."""
+        if not self._laps:
+            return ""
+        speeds = self.speeds()
+        words = f"{speeds['sentences_per_second']:,.0f} sentences/s"
+        if "utilisation" in speeds:
+            return f"{words}, {speeds['utilisation']:.0%} of peak"
+        if self._work.flops is None:
+            return words
+        rate = self._work.flops * len(self._laps) / sum(taken for _, taken in self._laps)
+        return f"{words}, {rate / 1e9:,.0f} GFLOP/s"

@@ -1,0 +1,142 @@
+"""The device mesh, and the place of each array of a run on it."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from simcse_jax.errors import InputError, reason
+
+BATCH = PartitionSpec(("data", "fsdp"))
+"""Leading axis of every batch array: split over all devices."""
+
+REPLICATED = PartitionSpec()
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Iterable[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes `data` and `fsdp`.
+
+    Args:
+      data: devices along `data`; -1 takes all that remain.
+      fsdp: devices along `fsdp`.
+      devices: the devices to use, all of the job where not given.
+
+    Raises:
+      InputError: the axes do not multiply to the number of devices, or the platform that JAX_PLATFORMS asks for is
+        not to be had.
+    """
+    try:
+        chosen = list(jax.devices() if devices is None else devices)
+    except RuntimeError as error:
+        raise InputError(
+            f"JAX finds no device ({reason(error)}): install the extra of this package for the hardware, cuda or tpu, "
+            "or unset JAX_PLATFORMS"
+        ) from error
+    if fsdp < 1 or len(chosen) % fsdp or (data != -1 and data * fsdp != len(chosen)):
+        raise InputError(
+            f"mesh data {data} × fsdp {fsdp} does not fit {len(chosen)} devices: "
+            "the two must multiply to that number (data -1 takes what remains)"
+        )
+    shape = (len(chosen) // fsdp, fsdp)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=chosen)
+
+
+def state_sharding(mesh: Mesh, tree: Any) -> Any:
+    """Shardings of parameters and optimizer state, leaf by leaf.
+
+    Matrices are split over `fsdp` along the largest axis it divides; vectors and scalars, which are small, are whole
+    everywhere.
+
+    Args:
+      mesh: the mesh.
+      tree: arrays or `ShapeDtypeStruct`s.
+    """
+
+    def leaf(x: Any) -> NamedSharding:
+        divisible = [i for i in range(x.ndim) if x.shape[i] % mesh.shape["fsdp"] == 0]
+        if x.ndim < 2 or not divisible:
+            return NamedSharding(mesh, REPLICATED)
+        axis = max(divisible, key=lambda i: x.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+    return jax.tree.map(leaf, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of every batch array: rows split over all devices."""
+    return NamedSharding(mesh, BATCH)
+
+
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """Sharding of what every device holds whole."""
+    return NamedSharding(mesh, REPLICATED)
+
+
+def gather(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """`x`, split as `sharding` says, whole on every device.
+
+    The gradient is summed over devices and split the same way again; a plain sharding constraint has itself as its
+    transpose and would make the gradient whole on every device, too.
+    """
+
+    @jax.custom_vjp
+    def whole(x: jax.Array) -> jax.Array:
+        everywhere: jax.Array = jax.lax.with_sharding_constraint(x, replicated(sharding.mesh))
+        return everywhere
+
+    def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+        return (jax.lax.with_sharding_constraint(gradient, sharding),)
+
+    whole.defvjp(lambda x: (whole(x), None), backward)
+    return whole(x)
+
+
+def gather_rows(mesh: Mesh, x: jax.Array) -> jax.Array:
+    """`gather` of an array whose rows, the last axis but one or the only one, are split over all devices."""
+    return gather(x, NamedSharding(mesh, PartitionSpec(*[None] * (x.ndim - 2), *BATCH)))
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Places host arrays that every process holds whole onto the mesh."""
+    return jax.tree.map(
+        lambda x, s: jax.make_array_from_callback(np.shape(x), s, lambda index: np.asarray(x)[index]), tree, shardings
+    )
+
+
+def check_batch_size(mesh: Mesh, n: int) -> None:
+    """Raises `InputError` unless the devices of the mesh divide a global batch of `n`."""
+    if n % mesh.size:
+        lower = n - n % mesh.size
+        choices = f"{lower} or {lower + mesh.size}" if lower else f"{mesh.size}"
+        raise InputError(
+            f"a global batch of {n} cannot be split over {mesh.size} devices "
+            f"(data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']}): use a multiple of {mesh.size}, e.g. {choices}"
+        )
+
+
+def put_batch(mesh: Mesh, n: int, load: Callable[[slice], Any]) -> Any:
+    """Places a global batch onto the mesh; each process loads only the rows of its own devices.
+
+    Args:
+      mesh: the mesh, whose size divides `n`.
+      n: rows of the global batch.
+      load: returns the given rows as a tree of NumPy arrays, whose leading axis is rows, or something else of which
+        every device has as many.
+
+    Returns:
+      The tree as global arrays, sharded by `batch_sharding`.
+    """
+    sharding = batch_sharding(mesh)
+    shards = [
+        jax.device_put(load(index[0]), device)
+        for device, index in sharding.addressable_devices_indices_map((n,)).items()
+        if index is not None
+    ]
+
+    def assemble(*parts: jax.Array) -> jax.Array:
+        shape = (parts[0].shape[0] * mesh.size, *parts[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, list(parts))
+
+    return jax.tree.map(assemble, *shards)

@@ -1,0 +1,236 @@
+"""A run on an object store: a local folder, which a thread copies there.
+
+A store has no rename, no append and no lock. What counts of the copy is its manifest, an object that names all files of
+a consistent moment and is replaced in one step. Before anything else is put there, it is made and names none.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from simcse_jax.errors import InputError, reason
+from simcse_jax.storage.files import is_remote, write_text
+from simcse_jax.storage.objects import MANIFEST, find_objects, open_store, read_manifest, readable, url_of
+
+_INTERVAL = 15.0  # seconds between copies
+_OWNER = ".owner"  # in the working folder: the owner that the manifest had when it was last copied from there
+
+Manifest = dict[str, Any]
+"""`owner`, a random word of the process that last claimed the run, and `files`, a `Stamp` for each name."""
+
+Stamp = tuple[int, int]
+"""Size in bytes and time of the last change in nanoseconds, of a local file."""
+
+
+def working_folder(output: str, cache: str) -> Path:
+    """The local folder in which a run is worked on: the run folder itself, or for one on an object store one in the
+    cache."""
+    if not is_remote(output):
+        return Path(output).expanduser()
+    url = url_of(output)
+    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return Path(cache).expanduser().absolute() / "runs" / digest / url.rsplit("/", 1)[-1]
+
+
+def fetch_run(url: str, folder: Path) -> Manifest | None:
+    """Makes the working folder of a run what the store has of it, unless it is the folder that was copied there last.
+
+    That one is as new as the copy or newer.
+
+    Returns:
+      The manifest that the store has, None where it has no run: for `mirrored`.
+
+    Raises:
+      InputError: something else is at the URL; it cannot be reached; or the run that was copied there from the folder
+        has been removed.
+    """
+    store, path = open_store(url)
+    with readable(url):
+        manifest = read_manifest(store, path)
+        owner = _last_owner(folder)
+        if manifest is None and find_objects(store, path):
+            raise InputError(f"output {url} exists and is not a run of ours: choose another --output, or remove it")
+        if manifest and manifest["owner"] == owner:
+            return manifest
+        if not manifest or not manifest["files"]:
+            if owner:
+                raise InputError(
+                    f"the run that was copied to {url} is there no longer, and {folder} has it still: remove that "
+                    f"folder to begin anew, or {folder / _OWNER} to go on with it"
+                )
+            return manifest
+        wanted = {file: tuple(stamp) for file, stamp in manifest["files"].items()}
+        here = _stamps(folder)
+        for file in here.keys() - wanted.keys():
+            (folder / file).unlink()
+        # A folder named by a step is a checkpoint to orbax, even an empty one.
+        steps = {file.split("/")[1] for file in wanted if file.startswith("checkpoints/")}
+        for checkpoint in folder.glob("checkpoints/*"):
+            if checkpoint.name not in steps:
+                shutil.rmtree(checkpoint)
+        for file, stamp in wanted.items():
+            if here.get(file) != stamp:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                store.get_file(f"{path}/{file}", str(folder / file))
+                os.utime(folder / file, ns=(stamp[1], stamp[1]))
+    return manifest
+
+
+@contextmanager
+def mirrored(
+    folder: Path, output: str, fetched: Manifest | None, echo: Callable[[str], None]
+) -> Iterator["Mirror | None"]:
+    """While the block runs, a `Mirror` of a run whose output is on an object store; None for a local one."""
+    if not is_remote(output):
+        yield None
+        return
+    with Mirror(folder, output, fetched, echo) as mirror:
+        yield mirror
+
+
+def copy_again(folder: Path, output: str) -> None:
+    """Copies what was added to a run after its `Mirror` ended; nothing where the output is a local folder.
+
+    Raises:
+      InputError: the store cannot be read or written, or another process has taken the run over.
+    """
+    if is_remote(output):
+        store, path = open_store(output)
+        with readable(output):
+            manifest = read_manifest(store, path)
+        if manifest is None or manifest["owner"] != _last_owner(folder):
+            raise InputError(f"another process trains in {output} by now: what was added in {folder} stays there")
+        Mirror(folder, output, manifest).push()
+
+
+class Mirror:
+    """Copies the local folder of a run to an object store, now and then in a thread, and at the end."""
+
+    def __init__(self, folder: Path, url: str, fetched: Manifest | None, echo: Callable[[str], None] = print) -> None:
+        """Begins.
+
+        Args:
+          folder: the working folder, as `fetch_run` left it or with a run that was just made.
+          url: where to.
+          fetched: the manifest that `fetch_run` found there. Of what is there, only what it names is ever removed.
+          echo: says that the store cannot be reached, and that it can be again.
+        """
+        self._folder, self._url, self._echo = folder, url, echo
+        self._store, self._path = open_store(url)
+        self._owner, self._claimed = secrets.token_hex(8), False
+        self._fetched = fetched
+        self._sent: dict[str, Stamp] = {f: (s[0], s[1]) for f, s in fetched["files"].items()} if fetched else {}
+        self._taken = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
+
+    def __enter__(self) -> "Mirror":
+        self.push()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._ended.set()
+        self._thread.join()
+        if kind is None:
+            self.push()
+        elif not self._taken:
+            with suppress(InputError):  # the error on its way says more
+                self.push()
+
+    def check(self) -> None:
+        """Raises `InputError` once another process has taken the run over."""
+        if self._taken:
+            raise InputError(f"another process trains in {self._url} by now: this one ends")
+
+    def push(self) -> None:
+        """Makes the store's run what the folder is now.
+
+        Raises:
+          InputError: the store cannot be written, or another process has taken the run over, or has written there
+            between `fetch_run` and the first push.
+        """
+        try:
+            self._push()
+        except InputError:
+            raise
+        except Exception as error:  # dozens of types of the store's package, as in `storage.readable`
+            raise InputError(
+                f"{self._url} cannot be written ({reason(error)}); the run is in {self._folder} and is copied when "
+                "the same command is run again here"
+            ) from error
+
+    def _push(self) -> None:
+        stamps = _stamps(self._folder)
+        if self._claimed and stamps == self._sent:
+            return
+        manifest = read_manifest(self._store, self._path)
+        if not self._claimed and manifest != self._fetched:
+            self._taken = True
+            raise InputError(f"{self._url} has changed meanwhile: run the same command again")
+        if self._claimed and (manifest is None or manifest["owner"] != self._owner):
+            self._taken = True
+            self.check()
+        if manifest is None:
+            self._fetched = self._put_manifest({})
+        for file, stamp in stamps.items():
+            if self._sent.get(file) == stamp:
+                continue
+            if file.startswith("checkpoints/"):
+                self._store.put_file(str(self._folder / file), f"{self._path}/{file}")
+            else:  # read whole: a log that grows meanwhile would not be as long as was announced
+                self._store.pipe_file(f"{self._path}/{file}", (self._folder / file).read_bytes())
+        self._put_manifest(stamps)
+        self._claimed = True
+        if gone := [f"{self._path}/{file}" for file in self._sent.keys() - stamps.keys()]:
+            self._store.rm([file for file in gone if self._store.exists(file)])
+        self._sent = stamps
+
+    def _put_manifest(self, files: dict[str, Stamp]) -> Manifest:
+        manifest = {"owner": self._owner, "files": files}
+        self._store.pipe_file(f"{self._path}/{MANIFEST}", json.dumps(manifest).encode())
+        if not self._claimed:
+            write_text(self._folder / _OWNER, self._owner)
+        return manifest
+
+    def _follow(self) -> None:
+        failed = False
+        while not self._ended.wait(_INTERVAL) and not self._taken:
+            try:
+                self._push()
+                if failed:
+                    self._echo(f"storage   {self._url} is written again")
+                failed = False
+            except FileNotFoundError:
+                continue  # an old checkpoint was removed meanwhile
+            except InputError:  # taken over, which `check` says
+                return
+            except Exception as error:  # whatever the store's package raises
+                if not failed:
+                    self._echo(f"storage   {self._url} cannot be written for now ({reason(error)})")
+                failed = True
+
+
+def _stamps(folder: Path) -> dict[str, Stamp]:
+    """The files of a run that are complete: no checkpoint that is being written, nothing temporary."""
+    stamps = {}
+    for file in sorted(folder.rglob("*")):
+        parts = file.relative_to(folder).parts
+        unfinished = parts[0] == "checkpoints" and len(parts) > 1 and not parts[1].isdigit()
+        hidden = parts[0].startswith(".") or parts[0] == "wandb" or parts[0].endswith(".partial")
+        if not unfinished and not hidden and file.is_file():
+            about = file.stat()
+            stamps["/".join(parts)] = (about.st_size, about.st_mtime_ns)
+    return stamps
+
+
+def _last_owner(folder: Path) -> str | None:
+    """The owner that the manifest had when it was last copied from the folder; None where it never was."""
+    return (folder / _OWNER).read_text("utf-8") if (folder / _OWNER).is_file() else None

@@ -1,0 +1,172 @@
+"""Object stores, gs:// and s3://, through fsspec: what is read is copied here once, what is written is put there whole.
+
+`mirror.py` is what runs need besides.
+"""
+
+import glob
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from simcse_jax.errors import InputError, is_full, reason
+from simcse_jax.storage.files import CACHE, REMOTE, check_new_folder, is_remote, new_folder
+
+MANIFEST = ".simcse_jax.json"
+"""The object that says what a run on a store is."""
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
+
+
+def local_path(name: str | Path, cache: str = CACHE) -> Path:
+    """The local path of a file or folder: its own, or of an object store's that of a copy.
+
+    The copy lies in the cache under what the store says of the content (size, checksum or version), so that it is made
+    once, and anew where the content changes. Of a run it is what the run's manifest names.
+
+    Raises:
+      InputError: nothing is there, or a run without a checkpoint; it cannot be reached; or the package for the store is
+        not installed.
+    """
+    if not is_remote(name):
+        return Path(name).expanduser()
+    store, path = open_store(name)
+    with readable(name):
+        try:
+            found = _find_content(store, path, name)
+        except KeyError:  # a run was copied there after the objects were listed and before its manifest was read
+            found = _find_content(store, path, name)
+        keys = ("size", "ETag", "etag", "md5Hash", "generation", "created")
+        identity = [[file, *(str(about.get(key)) for key in keys)] for file, about in sorted(found.items())]
+        digest = hashlib.sha256(json.dumps([url_of(name), identity]).encode()).hexdigest()[:16]
+        folder = Path(cache).expanduser() / "remote" / digest
+        copy = folder / path.rsplit("/", 1)[-1]
+        if not folder.is_dir():
+            _copy(store, path, list(found), folder, name)
+    return copy
+
+
+def find_objects(store: Any, path: str) -> dict[str, Any]:
+    """The objects at a path and below it, without the empty ones named FOLDER/ by which web consoles make a folder."""
+    found: dict[str, Any] = store.find(path, detail=True)
+    return {file: about for file, about in found.items() if not file.endswith("/")}
+
+
+def read_manifest(store: Any, path: str) -> dict[str, Any] | None:
+    """What a run's manifest says, `owner` and `files`; None where there is none.
+
+    Raises:
+      InputError: it names a file outside of the run.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(store.cat_file(f"{path}/{MANIFEST}"))
+    except FileNotFoundError:
+        return None
+    _check_inside(manifest["files"], f"the manifest of the run at {path}")
+    return manifest
+
+
+def _find_content(store: Any, path: str, name: str | Path) -> dict[str, Any]:
+    """The objects that make up what is at a path: of a run, those that its manifest names."""
+    found = find_objects(store, path)
+    if not found:
+        if glob.has_magic(path):
+            raise InputError(f"there is nothing at {name}, and patterns are for local folders: name a file or a folder")
+        raise FileNotFoundError(name)
+    if f"{path}/{MANIFEST}" not in found or not (manifest := read_manifest(store, path)):
+        return found
+    if not manifest["files"]:
+        raise InputError(f"the run at {name} has no checkpoint yet: train it with the command that began it")
+    return {f"{path}/{file}": found[f"{path}/{file}"] for file in manifest["files"]}
+
+
+def _check_inside(files: Iterable[str], where: str) -> None:
+    for file in files:
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise InputError(f"{where} names {file}, which is outside of it")
+
+
+def _copy(store: Any, path: str, files: list[str], folder: Path, name: str | Path) -> None:
+    """Copies objects to `folder/NAME`, complete or not at all."""
+    relative = {file: file.removeprefix(path.rpartition("/")[0]).lstrip("/") for file in files}
+    _check_inside(relative.values(), str(name))
+    try:
+        with new_folder(folder) as partial:
+            for file, place in relative.items():
+                (partial / place).parent.mkdir(parents=True, exist_ok=True)
+                with readable(name):  # the store's errors are not the disk's
+                    store.get_file(file, str(partial / place))
+    except InputError:
+        if not folder.is_dir():  # else another process has made the same copy meanwhile
+            raise
+
+
+@contextmanager
+def written_folder(output: str | Path) -> Iterator[Path]:
+    """A folder to fill, of `check_new_output`; of an object store, a local one that is put there at the end.
+
+    The object config.json, without which a folder is no model, is put last.
+
+    Raises:
+      InputError: something is there, or it cannot be written.
+    """
+    if not is_remote(output):
+        with new_folder(Path(output)) as partial:
+            yield partial
+        return
+    store, path = open_store(output)
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
+        files = [file for file in Path(temporary).rglob("*") if file.is_file()]
+        with readable(output):
+            for file in sorted(files, key=lambda file: file == Path(temporary) / "config.json"):
+                store.put_file(str(file), f"{path}/{file.relative_to(temporary).as_posix()}")
+
+
+def check_new_output(output: str | Path) -> str | Path:
+    """The absolute path, or the URL, of a folder to make, before the work that fills it.
+
+    Raises:
+      InputError: something is there, or it cannot be made or reached.
+    """
+    if not is_remote(output):
+        return check_new_folder(output)
+    store, path = open_store(output)
+    with readable(output):
+        if find_objects(store, path):
+            raise InputError(f"output {output} exists: choose another, or remove it")
+    return url_of(output)
+
+
+def url_of(name: str | Path) -> str:
+    """A URL as it is written, without a slash at its end."""
+    return REMOTE.sub(r"\1://", str(name)).rstrip("/")
+
+
+def open_store(name: str | Path) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it."""
+    url = url_of(name)
+    package = _PACKAGES[url[:2]]
+    if find_spec(package) is None:
+        raise InputError(f'{url} needs the Python package {package}: pip install "simcse-jax[storage]"')
+    from fsspec.core import url_to_fs
+
+    store, path = url_to_fs(url, use_listings_cache=False)
+    return store, path
+
+
+@contextmanager
+def readable(name: str | Path) -> Iterator[None]:
+    """Turns what a store's package raises into `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"there is nothing at {name}: check the bucket and the path") from error
+    except Exception as error:  # dozens of types, from missing credentials to lost connections
+        advice = "free space on the local disk" if is_full(error) else "check the name, credentials and network"
+        raise InputError(f"{name} cannot be had ({reason(error)}): {advice}") from error

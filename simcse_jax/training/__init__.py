@@ -1,0 +1,1 @@
+"""Training: the loss of a global batch, the step, and the loop around it."""

@@ -1,0 +1,237 @@
+"""The compiled step, what it takes of a device's memory, and the largest micro-batch that fits."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import psutil
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+
+from simcse_jax.config import Config
+from simcse_jax.data.batch import Batch, Packing
+from simcse_jax.errors import InputError
+from simcse_jax.model import SentenceEncoder
+from simcse_jax.objectives.mlm import Vocabulary
+from simcse_jax.pretrained.weights import param_shapes
+from simcse_jax.runtime.mesh import batch_sharding, state_sharding
+from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.training.state import TrainState, state_of
+from simcse_jax.training.step import make_train_step
+from simcse_jax.xla.flops import matrix_flops
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a compiled step on one device, as its compiler laid them out."""
+
+    arguments: int
+    """State and batch."""
+    outputs: int
+    aliased: int
+    """Outputs that lie where arguments were: the donated state."""
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        """The most that is there at once."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+
+@dataclass(frozen=True)
+class CompiledStep:
+    """The step of a run, compiled for the devices of a mesh."""
+
+    flops: Counter[str] | None
+    """Of matrix products over all devices, by the arithmetic they ask for (see `matrix_flops`), those of padding and of
+    what is computed twice among them; None where they cannot be counted."""
+    micro_batch: int
+    """Examples that each device encodes at a time."""
+    executable: jax.stages.Compiled | None
+    """`state, batch -> state, metrics`; None where the compiler gave up because the step does not fit."""
+    memory: Memory | None
+    needed: int | None
+    """Bytes that a device needs; None where the compiler gave up without saying."""
+    available: int | None
+    """Bytes that a device has; None where that is not known."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step fits; where it is not known what a device has, whether the compiler made it."""
+        return self.memory is not None and (self.available is None or self.memory.total <= self.available)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The executable of a step that compiled."""
+        assert self.executable is not None
+        return self.executable
+
+
+def state_shapes(config: Config, model: SentenceEncoder, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes and dtypes of a run's train state, as `ShapeDtypeStruct`."""
+    params = param_shapes(model.config, model.param_dtype)
+    shapes: TrainState = jax.eval_shape(lambda params: state_of(config, params, optimizer), params)
+    return shapes
+
+
+def trace_step(
+    config: Config,
+    model: SentenceEncoder,
+    mesh: Mesh,
+    columns: int,
+    total_steps: int,
+    vocabulary: Vocabulary | None = None,
+    packing: Packing | None = None,
+) -> Any:
+    """The step of a run traced for devices that need not be here, from shapes alone: `jax.stages.Traced`.
+
+    Args:
+      config: the run, with a number for `micro_batch`.
+      model: the module.
+      mesh: the mesh.
+      columns: sentences of each example.
+      total_steps: steps of the run, for the learning rate.
+      vocabulary: see `make_loss`.
+      packing: the shape of packed rows; None where a row is a sentence.
+    """
+    optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, total_steps))
+    state = state_shapes(config, model, optimizer)
+    n = config.batch_size
+    length, slots, rows = packing or (config.data.max_length, 1, n // mesh.size)
+    batch = jax.eval_shape(
+        lambda: Batch(
+            jnp.zeros((rows * mesh.size, columns, length), jnp.int32),
+            jnp.zeros((rows * mesh.size, columns, slots), jnp.int32),
+            jnp.zeros(n, bool),
+            jnp.zeros((n, columns), jnp.int32) if packing else None,
+        )
+    )
+
+    def placed(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    state = jax.tree.map(placed, state, state_sharding(mesh, state))
+    batch = jax.tree.map(lambda x: placed(x, batch_sharding(mesh)), batch)
+    return make_train_step(config, model, mesh, state, total_steps, vocabulary).trace(state, batch)
+
+
+def available_memory(mesh: Mesh) -> int | None:
+    """Bytes that a device of the mesh has for us, the least of all processes; None where the device does not say."""
+    device = mesh.local_devices[0]
+    if device.platform == "cpu":
+        # The devices of a process share the memory of its host.
+        free = psutil.virtual_memory().available // len(mesh.local_devices)
+    else:
+        stats = device.memory_stats() or {}
+        free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
+    if jax.process_count() > 1:
+        free = int(np.min(multihost_utils.process_allgather(np.asarray(free, np.float32))))
+    return free or None
+
+
+def fit_step(
+    config: Config,
+    model: SentenceEncoder,
+    mesh: Mesh,
+    columns: int,
+    total_steps: int,
+    available: int | None,
+    compiler_options: dict[str, Any] | None = None,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    vocabulary: Vocabulary | None = None,
+    packing: Packing | None = None,
+) -> CompiledStep:
+    """Compiles the step of a run; where the micro-batch is `auto`, the largest that fits.
+
+    Args:
+      config, model, mesh, columns, total_steps, vocabulary, packing: see `trace_step`.
+      available: bytes of a device; None where they are not known.
+      compiler_options: for XLA.
+      context: entered around the compilation.
+
+    Returns:
+      The step, which need not fit: with `auto` it is then the one of micro-batch 1.
+    """
+    rows = config.batch_size // mesh.size
+    size = rows if config.micro_batch in (0, "auto") else min(int(config.micro_batch), rows)
+    while True:
+        size = -(-rows // -(-rows // size))  # chunks are of equal size
+        chunked = replace(config, micro_batch=size)
+        traced = trace_step(chunked, model, mesh, columns, total_steps, vocabulary, packing)
+        with context():
+            step = _compile(traced, size, available, compiler_options)
+        if config.micro_batch != "auto" or size == 1 or step.fits:
+            return step
+        # The state does not shrink, so at most in proportion. Powers of two divide most batches.
+        share = available / step.needed if available and step.needed else 0.5
+        size = 2 ** int(np.log2(max(1.0, size * min(share, 0.99))))
+
+
+def _compile(
+    traced: Any, micro_batch: int, available: int | None, compiler_options: dict[str, Any] | None
+) -> CompiledStep:
+    flops: Counter[str] | None
+    try:
+        flops = matrix_flops(traced.jaxpr)
+    except ValueError:
+        flops = None
+    try:
+        executable: jax.stages.Compiled = traced.lower().compile(compiler_options=compiler_options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        # What the compiler says a step would have needed, e.g. "Used 20.1G of 15.75G hbm".
+        match = re.search(r"(?:Used |\()([\d.]+)([KMG])\b", str(error))
+        needed = int(float(match[1]) * 1024 ** (1 + "KMG".index(match[2]))) if match else None
+        return CompiledStep(flops, micro_batch, None, None, needed, available)
+    figures: Any = executable.memory_analysis()
+    memory = Memory(
+        arguments=figures.argument_size_in_bytes,
+        outputs=figures.output_size_in_bytes,
+        aliased=figures.alias_size_in_bytes,
+        temporaries=figures.temp_size_in_bytes,
+        code=figures.generated_code_size_in_bytes,
+    )
+    return CompiledStep(flops, micro_batch, executable, memory, memory.total, available)
+
+
+def compile_step(
+    config: Config,
+    model: SentenceEncoder,
+    mesh: Mesh,
+    columns: int,
+    total_steps: int,
+    vocabulary: Vocabulary | None = None,
+    packing: Packing | None = None,
+) -> CompiledStep:
+    """Compiles the step of a run for the devices that are here. For the arguments see `trace_step`.
+
+    Raises:
+      InputError: the step does not fit the memory of a device.
+    """
+    step = fit_step(
+        config,
+        model,
+        mesh,
+        columns,
+        total_steps,
+        available_memory(mesh),
+        vocabulary=vocabulary,
+        packing=packing,
+    )
+    if step.fits:
+        return step
+    advice = "set --micro-batch auto" if config.micro_batch != "auto" and step.micro_batch > 1 else "use more devices"
+    needs, has = ("?" if size is None else f"{size / 1e9:.2f}" for size in (step.needed, step.available))
+    raise InputError(
+        f"a step of {config.batch_size:,} examples, {step.micro_batch:,} encoded at a time, takes {needs} GB of each "
+        f"device and {has} GB are available: {advice}, or a smaller --batch-size"
+    )

@@ -1,0 +1,74 @@
+"""The lines that a run begins with: what it is about to do."""
+
+import jax
+import numpy as np
+
+from simcse_jax.pretrained.weights import param_shapes
+from simcse_jax.storage.files import is_remote
+from simcse_jax.training.compiled_step import CompiledStep
+from simcse_jax.training.loss import uses_tiles
+from simcse_jax.training.prepare import Prepared
+
+
+def describe(prepared: Prepared) -> str:
+    """What a run is about to do, in a few lines."""
+    config, mesh, tokens = prepared.run.config, prepared.mesh, prepared.tokens
+    size = sum(x.size for x in jax.tree.leaves(param_shapes(prepared.model.config)))
+    n = min(config.batch_size, len(tokens))
+    hard = tokens.columns == 3
+    skipped = f" ({tokens.skipped:,} with a blank sentence left out)" if tokens.skipped else ""
+    kind = {1: "sentences", 2: "pairs", 3: "triplets"}[tokens.columns]
+    pairs = "tiled" if uses_tiles(config, mesh, 2 if hard else 1) else "dense"
+    batch = (
+        f"{2 * n - 1 if hard else n - 1:,} negatives per anchor{f' ({n:,} of them hard negatives)' if hard else ''}, "
+        f"{pairs} InfoNCE"
+        if config.objective.contrastive_weight
+        else "no contrast"
+    )
+    return "\n".join(
+        [
+            f"model     {config.model.path}, {size / 1e6:.1f} M parameters, {config.model.dtype}, "
+            f"pooler {config.model.pooler}{' (head in training only)' if config.model.mlp_only_train else ''}",
+            f"devices   {mesh.size} × {mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "
+            f"data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']}",
+            f"data      {len(tokens):,} {kind}{skipped} from {config.data.train}",
+            f"batch     {config.batch_size:,} over all devices: {batch}",
+            *_describe_mlm(prepared),
+            *_describe_packing(prepared),
+            *(_describe_step(prepared.step, config.batch_size // mesh.size) if prepared.step else []),
+            f"steps     {prepared.total_steps:,}, peak learning rate {config.optimizer.learning_rate:g}",
+            f"output    {prepared.run.folder}" + (f", copied to {config.output}" if is_remote(config.output) else ""),
+        ]
+    )
+
+
+def _describe_mlm(prepared: Prepared) -> list[str]:
+    settings = prepared.run.config.objective.mlm
+    if not settings.weight:
+        return []
+    heads = {"fresh": ", its head fresh", "checkpoint": ", its head from the checkpoint", None: ""}
+    return [
+        f"masked    {settings.probability:.0%} of the tokens of every sentence, weight {settings.weight:g}"
+        f"{heads[prepared.mlm_head]}"
+    ]
+
+
+def _describe_packing(prepared: Prepared) -> list[str]:
+    if (packing := prepared.packing) is None:
+        return []
+    table, share = prepared.tokens, prepared.order.batch_size // prepared.mesh.size
+    tokens = share * float(np.mean(np.diff(table.offsets)))
+    computed = packing.rows * packing.length
+    return [
+        f"packing   {share:,} sentences in {packing.rows:,} rows of {packing.length}, {computed:,} tokens of which "
+        f"{tokens / computed:.0%} are text; padded {share * table.max_length:,}"
+    ]
+
+
+def _describe_step(step: CompiledStep, rows: int) -> list[str]:
+    chunks = "at once" if step.micro_batch == rows else f"{step.micro_batch:,} at a time, twice (GradCache)"
+    free = "" if step.available is None else f", {step.available / 1e9:.2f} GB available"
+    return [
+        f"encoding  {rows:,} examples a device, {chunks}",
+        f"memory    {(step.needed or 0) / 1e9:.2f} GB a device for the step{free}",
+    ]

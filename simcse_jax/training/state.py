@@ -1,0 +1,123 @@
+"""The train state: what a step changes, how it begins, and how it lies on disk."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from simcse_jax import rng
+from simcse_jax.config import Config
+from simcse_jax.errors import InputError
+from simcse_jax.model import SentenceEncoder, init_mlm_head
+from simcse_jax.model.build import init_params, with_fresh_head
+from simcse_jax.model.params import Params
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.weights import load_params
+from simcse_jax.runtime.mesh import put, state_sharding
+from simcse_jax.training.loss import Buffer
+
+
+class TrainState(NamedTuple):
+    """All that a step changes."""
+
+    step: Int[Array, ""]
+    params: Params
+    """Of the sentence encoder, `encoder` and `head`; besides, what only training needs: `second`, another encoder,
+    and `mlm`, the head of the masked language model."""
+    opt_state: optax.OptState
+    buffer: Buffer = None
+    """Latest positives of length 1, oldest first, where the run smooths instances."""
+
+
+def sentence_encoder(params: Params) -> Params:
+    """The parameters without those that only training needs."""
+    return {name: params[name] for name in ("encoder", "head") if name in params}
+
+
+def state_of(
+    config: Config, params: Params, optimizer: optax.GradientTransformation, initializer_range: float = 0.02
+) -> TrainState:
+    """The state before the first step, for parameters of a sentence encoder that are in place.
+
+    Args:
+      config: the run.
+      params: `encoder` and `head`; also `mlm`, where the checkpoint had the head of a masked language model.
+      optimizer: the optimizer.
+      initializer_range: standard deviation of fresh weights, which are those of that head.
+    """
+    if config.model.encoders == 2:
+        params = {**params, "second": jax.tree.map(jnp.copy, sentence_encoder(params))}
+    if config.objective.mlm.weight and "mlm" not in params:
+        table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+        params = {**params, "mlm": init_mlm_head(rng.key(config.seed, "init_mlm"), table, initializer_range)}
+    buffer = None
+    if config.objective.smoothing.weight:
+        bias = params["head"]["dense"]["bias"]
+        dtype = jnp.promote_types(bias.dtype, jnp.float32)
+        buffer = jnp.zeros((config.objective.smoothing.buffer_size, len(bias)), dtype)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), buffer)
+
+
+def create_state(
+    config: Config,
+    mesh: Mesh,
+    params: Params | Callable[[], Params],
+    optimizer: optax.GradientTransformation,
+    initializer_range: float = 0.02,
+) -> TrainState:
+    """The state before the first step, placed on the mesh.
+
+    Args:
+      config: the run.
+      mesh: the mesh.
+      params: host arrays, the same on every process, or a function to be jitted that draws them.
+      optimizer, initializer_range: see `state_of`.
+    """
+    if callable(params):
+        params = jax.jit(params, out_shardings=state_sharding(mesh, jax.eval_shape(params)))()
+    else:
+        params = put(params, state_sharding(mesh, params))
+
+    def create(params: Params) -> TrainState:
+        return state_of(config, params, optimizer, initializer_range)
+
+    shardings = state_sharding(mesh, jax.eval_shape(create, params))
+    # Donated, so that the parameters are not there twice.
+    state: TrainState = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
+    return state
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """A state as it lies on disk: the sentence encoder apart from what only training needs."""
+    params = sentence_encoder(state.params)
+    items: dict[str, Any] = {"params": params, "training": {"step": state.step, "opt_state": state.opt_state}}
+    if auxiliary := {name: x for name, x in state.params.items() if name not in params}:
+        items["auxiliary"] = auxiliary
+    if state.buffer is not None:
+        items["training"]["buffer"] = state.buffer
+    return items
+
+
+def initial_params(config: Config, model: SentenceEncoder) -> Params | Callable[[], Params]:
+    """Host parameters before the first step, or a function to be jitted that draws them.
+
+    Where the run has a masked language model and the checkpoint its head, that is among them, as `mlm`.
+
+    Raises:
+      InputError: weights that cannot be read or do not fit, or no head where the config asks for the checkpoint's.
+    """
+    if config.model.random_init:
+        return lambda: init_params(model, config.seed)
+    checkpoint = read_checkpoint(config.model.path)
+    params = load_params(checkpoint, model.param_dtype, mlm=config.objective.mlm.weight > 0)
+    uses_head = config.model.pooler == "cls"
+    if uses_head and config.model.head == "checkpoint" and "head" not in params:
+        raise InputError(f"model.head is 'checkpoint' but {config.model.path} has no weights pooler.dense")
+    # A head that no pooler uses stays what the checkpoint holds, so that exporting it changes nothing.
+    if "head" not in params or (uses_head and config.model.head == "fresh"):
+        params = with_fresh_head(params, model, config.seed)
+    return params

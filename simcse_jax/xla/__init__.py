@@ -1,0 +1,1 @@
+"""Compiled programs: their text, collectives, work and FLOPs, and the hardware they are compiled for."""
