@@ -34,8 +34,7 @@ from simcse_jax.pretrained.tokenizers import load_tokenizer, save_tokenizer
 from simcse_jax.runtime.mesh import make_mesh
 from simcse_jax.training.compiled_step import compile_step
 from simcse_jax.training.loss import BLOCK_SIZES
-from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.training.state import create_state
+from simcse_jax.training.spec import StepSpec, create_state
 from simcse_jax.training.trainer import train
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
@@ -122,9 +121,9 @@ class MicroBatch:
         steps = {}
         for size in (n, *self.micro_batches):
             config, model = step_config(n, size, self.layers)
-            step = compile_step(config, model, mesh, 1, 100)
-            optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, 100))
-            state = create_state(config, mesh, lambda model=model: init_params(model, 0), optimizer)
+            spec = StepSpec(config, model, mesh, 1, 100)
+            step = compile_step(spec)
+            state = create_state(spec, lambda model=model: init_params(model, 0))
 
             def advance(step: Any = step, held: list[Any] = [state]) -> Any:  # noqa: B006  the state is donated
                 held[0], metrics = step.function(held[0], batch)
@@ -175,7 +174,7 @@ class Memory:
         for batch_size in (64, 1024, 4096, 16384, 65536):
             config, model = step_config(batch_size, 64, layers=6)
             config = replace(config, objective=ObjectiveConfig(implementation="tiled"))
-            needed = compile_step(config, model, make_mesh(devices=jax.devices()[:1]), 1, 100).needed
+            needed = compile_step(StepSpec(config, model, make_mesh(devices=jax.devices()[:1]), 1, 100)).needed
             print(f"{batch_size:>9,}  {(needed or 0) / 1e9:8.3f}")
 
 

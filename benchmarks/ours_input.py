@@ -10,10 +10,11 @@ from benchmarks.worker import OnHost
 from simcse_jax.config import DataConfig
 from simcse_jax.data.batch import Batch
 from simcse_jax.data.corpus import open_corpus
-from simcse_jax.data.feed import load_rows
+from simcse_jax.data.feed import Feed
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.runtime.mesh import make_mesh
 
 
 class Tokens(OnHost):
@@ -43,7 +44,7 @@ class Batches(OnHost):
 
     def _epoch(self) -> Iterator[Batch]:
         for step in range(self._order.steps_per_epoch):
-            yield load_rows(self._table, self._order, step, slice(None))
+            yield Feed(self._table, self._order, make_mesh()).rows(step, slice(None))
 
     def run(self) -> None:
         """All batches, in the order of a run."""

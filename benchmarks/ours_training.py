@@ -14,16 +14,11 @@ import jax
 from benchmarks.ours import OnJax
 from benchmarks.work import PROGRAMS, SEED
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, MeshConfig, ModelConfig
-from simcse_jax.data.feed import prefetch
 from simcse_jax.runs.checkpoints import Checkpoints, Progress
 from simcse_jax.runtime import compilation_cache as programs
-from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.training.prepare import Prepared, prepare
-from simcse_jax.training.state import TrainState, create_state
-
-
-def _batches(prepared: Prepared, steps: int) -> Iterator[Any]:
-    return prefetch(prepared.tokens, prepared.order, prepared.mesh, 0, steps, packing=prepared.packing)
+from simcse_jax.training.spec import create_state
+from simcse_jax.training.state import TrainState, to_items
 
 
 class Step(OnJax):
@@ -61,16 +56,14 @@ class Step(OnJax):
     def _start(self, dropout: float, name: str) -> tuple[Prepared, TrainState]:
         model = replace(self.config.model, dropout=dropout)
         prepared = prepare(replace(self.config, model=model, output=f"{self._folder.name}/{name}"))
-        settings = prepared.run.config.optimizer
-        optimizer = make_optimizer(settings, learning_rate_schedule(settings, prepared.total_steps))
-        return prepared, create_state(prepared.run.config, prepared.mesh, prepared.initial(), optimizer)
+        return prepared, create_state(prepared.spec, prepared.start.params())
 
     def run(self) -> None:
         """A step; the first makes everything, from the token cache to the compiled step."""
         if self._running is None:
             prepared, self.state = self._start(0.1, "run")
-            steps = min(prepared.order.steps_per_epoch, prepared.total_steps)
-            batches = list(_batches(prepared, steps))
+            steps = min(prepared.feed.order.steps_per_epoch, prepared.spec.total_steps)
+            batches = list(prepared.feed.batches(0, steps))
             self._running = prepared, (batches[i % steps] for i in count())
         prepared, batches_in_turn = self._running
         assert prepared.step is not None
@@ -83,7 +76,7 @@ class Step(OnJax):
         with jax.default_matmul_precision("highest"):
             prepared, state = self._start(0.0, "check")
             assert prepared.step is not None
-            batch = next(_batches(prepared, 1))
+            batch = next(prepared.feed.batches(0, 1))
             _, metrics = prepared.step.function(state, batch)
         return {"loss": float(metrics["loss"]), "gradient norm": float(metrics["grad_norm"])}
 
@@ -95,7 +88,7 @@ class Step(OnJax):
         assert self._running is not None
         prepared, waited, started = self._running[0], 0.0, 0.0
         assert prepared.step is not None
-        batches = _batches(prepared, steps + 1)
+        batches = prepared.feed.batches(0, steps + 1)
         for step in range(steps + 1):
             before = time.perf_counter()
             batch = next(batches)
@@ -126,7 +119,7 @@ class Checkpointing(Step):
         if self._checkpoints is None:
             self._checkpoints = Checkpoints(Path(self._folder.name), self.config.checkpoint, writing=True)
         assert self.state is not None
-        self._checkpoints.save(self.state, next(self._saved), Progress(), None)
+        self._checkpoints.save(to_items(self.state), next(self._saved), Progress(), None)
         self.steps()
 
     def written(self) -> None:

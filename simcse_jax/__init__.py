@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from simcse_jax.config import Config
     from simcse_jax.errors import InputError
+    from simcse_jax.inference.export import export
     from simcse_jax.inference.loading import load_model
     from simcse_jax.inference.simcse import SimCSE
     from simcse_jax.objectives import info_nce
+    from simcse_jax.training.trainer import train
 
 __version__ = version("simcse-jax")
 
@@ -23,10 +25,12 @@ _HOME = {
     "Config": "config",
     "InputError": "errors",
     "SimCSE": "inference.simcse",
+    "export": "inference.export",
     "info_nce": "objectives",
     "load_model": "inference.loading",
+    "train": "training.trainer",
 }
-__all__ = ["Config", "InputError", "SimCSE", "__version__", "info_nce", "load_model"]
+__all__ = ["Config", "InputError", "SimCSE", "__version__", "export", "info_nce", "load_model", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,11 +9,12 @@ import pytest
 from simcse_jax.config import DataConfig
 from simcse_jax.data.augment import Augmenter, make_augmenter
 from simcse_jax.data.corpus import open_corpus
-from simcse_jax.data.feed import load_rows
+from simcse_jax.data.feed import Feed
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import encode_batch, tokenize_corpus
 from simcse_jax.errors import InputError
 from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.runtime.mesh import make_mesh
 
 LENGTH = 24
 CLS, SEP, PAD = 2, 3, 0
@@ -119,12 +120,14 @@ def test_draws_belong_to_step_and_row(tiny_bert: Path, text_file: Path, tmp_path
     config = DataConfig(train=str(text_file), augment="delete_words", augment_share=0.4)
     table = tokenize_corpus(open_corpus(config), tokenizer, 20, tmp_path, progress=False)
     order, made = EpochOrder(len(table), 16, 0), make_augmenter(config, tokenizer, 0)
-    whole = load_rows(table, order, 3, slice(0, 16), made)
-    part = load_rows(table, order, 3, slice(4, 8), made)
+    whole = Feed(table, order, make_mesh(), made).rows(3, slice(0, 16))
+    part = Feed(table, order, make_mesh(), made).rows(3, slice(4, 8))
     assert whole.input_ids.shape == (16, 2, 20)
     np.testing.assert_array_equal(part.input_ids, whole.input_ids[4:8])
-    np.testing.assert_array_equal(whole.input_ids[:, 0], load_rows(table, order, 3, slice(0, 16)).input_ids[:, 0])
-    other = load_rows(table, order, 3, slice(0, 16), make_augmenter(config, tokenizer, 1))
+    np.testing.assert_array_equal(
+        whole.input_ids[:, 0], Feed(table, order, make_mesh()).rows(3, slice(0, 16)).input_ids[:, 0]
+    )
+    other = Feed(table, order, make_mesh(), make_augmenter(config, tokenizer, 1)).rows(3, slice(0, 16))
     assert np.any(other.input_ids != whole.input_ids)
     assert np.any(made.draws(4, 16, 20) != made.draws(3, 16, 20))
 

@@ -17,7 +17,7 @@ import pytest
 from simcse_jax.config import DataConfig
 from simcse_jax.data import tokens as tokens_module
 from simcse_jax.data.corpus import open_corpus, read_sentences
-from simcse_jax.data.feed import load_rows, prefetch
+from simcse_jax.data.feed import Feed
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.rows import Example
 from simcse_jax.data.tokens import TokenTable, encode_batch, tokenize_corpus
@@ -327,9 +327,9 @@ def table_of(n: int, columns: int = 2, max_length: int = 6) -> TokenTable:
 def test_slices_of_hosts_make_the_global_batch(hosts: int, step: int) -> None:
     """Step 12 is the last of its epoch, with 11 examples: the other rows are not valid."""
     table, order = table_of(203), EpochOrder(203, 16, seed=0)
-    whole = load_rows(table, order, step, slice(0, 16))
+    whole = Feed(table, order, make_mesh()).rows(step, slice(0, 16))
     size = 16 // hosts
-    parts = [load_rows(table, order, step, slice(h * size, (h + 1) * size)) for h in range(hosts)]
+    parts = [Feed(table, order, make_mesh()).rows(step, slice(h * size, (h + 1) * size)) for h in range(hosts)]
     for name in ("input_ids", "lengths", "valid"):
         np.testing.assert_array_equal(np.concatenate([getattr(p, name) for p in parts]), getattr(whole, name))
     examples = order.examples(step)
@@ -343,17 +343,17 @@ def test_slices_of_hosts_make_the_global_batch(hosts: int, step: int) -> None:
 def test_prefetch_gives_the_batches_of_any_start(start: int, devices: int) -> None:
     table, order = table_of(203), EpochOrder(203, 16, seed=0)
     mesh = make_mesh(devices=jax.devices()[:devices])
-    batches = list(prefetch(table, order, mesh, start, 16))
+    batches = list(Feed(table, order, mesh).batches(start, 16))
     assert len(batches) == 16 - start
     for step, batch in enumerate(batches, start):
-        expected = jax.tree.leaves(load_rows(table, order, step, slice(None)))
+        expected = jax.tree.leaves(Feed(table, order, make_mesh()).rows(step, slice(None)))
         for actual, value in zip(jax.tree.leaves(batch), expected, strict=True):
             assert len(actual.sharding.device_set) == devices
             np.testing.assert_array_equal(np.asarray(actual), value)
 
 
 def test_prefetch_ends_its_thread_when_closed() -> None:
-    batches = prefetch(table_of(203), EpochOrder(203, 16, seed=0), make_mesh(), 0, 10**9)
+    batches = Feed(table_of(203), EpochOrder(203, 16, seed=0), make_mesh()).batches(0, 10**9)
     next(batches)
     assert any(t.name.startswith("prefetch") for t in threading.enumerate())
     batches.close()
@@ -363,4 +363,4 @@ def test_prefetch_ends_its_thread_when_closed() -> None:
 def test_a_failed_read_reaches_the_consumer() -> None:
     table = replace(table_of(203), offsets=np.zeros(3, np.int64))
     with pytest.raises(IndexError):
-        next(prefetch(table, EpochOrder(203, 16, seed=0), make_mesh(), 0, 3))
+        next(Feed(table, EpochOrder(203, 16, seed=0), make_mesh()).batches(0, 3))

@@ -19,14 +19,15 @@ from simcse_jax.cli import main, parse
 from simcse_jax.commands.train import Train
 from simcse_jax.config.load import load_config_file
 from simcse_jax.data import demo
+from simcse_jax.model.build import build_model
 from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.pretrained.weights import load_params
 from simcse_jax.runs.checkpoints import Progress, open_checkpoints
 from simcse_jax.runs.folder import create_run
 from simcse_jax.runtime.mesh import make_mesh
-from simcse_jax.training.optimizer import make_optimizer
-from simcse_jax.training.state import create_state
+from simcse_jax.training.spec import StepSpec, create_state
+from simcse_jax.training.state import to_items
 from tests.documents import (
     CHECKED,
     NOT_RUN,
@@ -66,9 +67,9 @@ def write_run(folder: Path, model: Path) -> None:
     """A run as training leaves it, but for the training, which would take longer than all the pages."""
     config, checkpoint = load_config_file("quickstart"), read_checkpoint(model)
     run = create_run(folder, config, "", checkpoint, load_tokenizer(model))
-    params, optimizer = load_params(checkpoint), make_optimizer(config.optimizer, lambda _: 0.0)
+    spec = StepSpec(config, build_model(checkpoint.config, config.model), make_mesh(), 1, 1)
     with open_checkpoints(run.folder, config.checkpoint) as checkpoints:
-        checkpoints.save(create_state(config, make_mesh(), params, optimizer), 0, Progress(), None)
+        checkpoints.save(to_items(create_state(spec, load_params(checkpoint))), 0, Progress(), None)
 
 
 SENTENCES = [

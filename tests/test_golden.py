@@ -27,8 +27,8 @@ from simcse_jax.pretrained.folders import Checkpoint, read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.pretrained.weights import load_params
 from simcse_jax.runtime.mesh import make_mesh
-from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.training.state import TrainState, create_state
+from simcse_jax.training.spec import StepSpec, create_state
+from simcse_jax.training.state import TrainState
 from simcse_jax.training.step import make_train_step
 from tests.conftest import full, relative_error, release, tree_error, without_key_biases
 
@@ -185,14 +185,14 @@ def _trainer(folder: Path, run: str, dtype: str) -> Callable[..., tuple[Metrics,
     checkpoint, params = _load(folder, dtype)
     model = SentenceEncoder(checkpoint.config, "cls", False, jnp.dtype(dtype), jnp.dtype(dtype))
     mesh = make_mesh(devices=jax.devices()[:1])
-    optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, settings["steps"]))
-    step = make_train_step(config, model, mesh, create_state(config, mesh, params, optimizer), settings["steps"])
+    spec = StepSpec(config, model, mesh, 1, settings["steps"])
+    step = make_train_step(spec, create_state(spec, params))
     names = ("loss", "grad_norm", *(("contrastive", "smoothing") if objective.smoothing.weight else ()))
 
     def train(
         states: list[TrainState] | None = None, steps: int = settings["steps"]
     ) -> tuple[Metrics, list[TrainState]]:
-        state = create_state(config, mesh, params, optimizer)
+        state = create_state(spec, params)
         measured: Metrics = {name: [] for name in names}
         passed = [jax.device_get(state)]
         for i in range(steps):

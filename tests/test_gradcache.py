@@ -15,6 +15,7 @@ from simcse_jax.model.build import build_model, init_params
 from simcse_jax.runtime.mesh import make_mesh, put, put_batch, state_sharding
 from simcse_jax.training.compiled_step import CompiledStep, compile_step
 from simcse_jax.training.loss import make_loss
+from simcse_jax.training.spec import StepSpec
 from tests.conftest import TINY_BERT, full, tree_error, without_key_biases
 from tests.test_step import batches
 
@@ -36,7 +37,7 @@ def gradients(
     params = put(params, state_sharding(mesh, params))
     batch = batches(columns, 1, N)[0]
     placed = put_batch(mesh, N, lambda rows: jax.tree.map(lambda x: x[rows], batch))
-    function = jax.jit(jax.grad(make_loss(config, model, mesh, params, total_steps=1), has_aux=True))
+    function = jax.jit(jax.grad(make_loss(StepSpec(config, model, mesh, 1, 1), params), has_aux=True))
     compiled = function.lower(params, None, np.int32(1), placed).compile()
     grads, (metrics, _) = compiled(params, None, np.int32(1), placed)
     return {name: float(x) for name, x in metrics.items()}, jax.tree.map(np.asarray, grads), compiled.as_text()
@@ -98,7 +99,7 @@ def compiled(batch_size: int, micro_batch: Any) -> CompiledStep:
     data = DataConfig(train="unused", max_length=16)
     config = Config(batch_size=batch_size, micro_batch=micro_batch, objective=objective, data=data)
     model = build_model(read_encoder_config(BERT), config.model)
-    return compile_step(config, model, make_mesh(devices=jax.devices()[:1]), 1, 10)
+    return compile_step(StepSpec(config, model, make_mesh(devices=jax.devices()[:1]), 1, 10))
 
 
 @pytest.mark.program

@@ -358,11 +358,21 @@ def test_no_such_folder() -> None:
             locate(path)
 
 
+_HUB = """
+from simcse_jax.errors import InputError
+from simcse_jax.pretrained import folders
+try:
+  {code}
+except InputError as e:
+  print(e)
+"""
+
+
 def hub(tmp_path: Path, code: str, **environment: str) -> tuple[str, float]:
     """Output of a process with a hub cache of its own, and its seconds."""
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", f"from simcse_jax import hf\ntry:\n  {code}\nexcept hf.InputError as e:\n  print(e)"],
+        [sys.executable, "-c", _HUB.format(code=code)],
         env={**os.environ, "HF_HOME": str(tmp_path / "hub"), **environment},
         capture_output=True,
         text=True,
@@ -397,7 +407,7 @@ def test_hub_names_without_network(
     """A clear message in seconds; a model downloaded before is still found."""
     environment = {k: v.replace("SILENT", str(silent_port)) for k, v in environment.items()}
     environment |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    locate = "hf.HUB_TIMEOUT = 1; print(hf.locate('someone/tiny-bert'))"
+    locate = "folders.HUB_TIMEOUT = 1; print(folders.locate('someone/tiny-bert'))"
     message, seconds = hub(tmp_path, locate, **environment)
     assert "model 'someone/tiny-bert' is neither a folder here nor to be had from the hub" in message
     assert re.search(reason, message), message
@@ -430,7 +440,7 @@ def test_random_initialisation_needs_no_weights(tmp_path: Path, tiny_bert: Path,
     assert not Path(config.output).exists()
 
     def drawn(seed: int) -> Any:
-        initial = prepare(settings_of(tmp_path / "model", text_file, tmp_path, seed, random_init=True)).initial()
+        initial = prepare(settings_of(tmp_path / "model", text_file, tmp_path, seed, random_init=True)).start.params()
         assert callable(initial)
         return jax.tree.map(np.asarray, jax.jit(initial)())
 
@@ -450,7 +460,7 @@ def test_the_head_is_fresh_or_the_checkpoints(tmp_path: Path, tiny_bert: Path, t
     stored = load(tiny_bert)
 
     def initial(folder: Path = tiny_bert, **model: Any) -> Any:
-        return prepare(settings_of(folder, text_file, tmp_path, **model)).initial()
+        return prepare(settings_of(folder, text_file, tmp_path, **model)).start.params()
 
     fresh = initial(pooler="cls")
     assert_same(fresh["encoder"], stored["encoder"])
@@ -505,7 +515,8 @@ def test_tokenizers_are_those_of_transformers(kind: str, named: str | None, tmp_
 def test_a_tokenizer_needs_no_torch(tiny_bert: Path) -> None:
     """Which transformers loads where it is installed, for as long as all else takes to start."""
     code = (
-        f"import sys; from simcse_jax import hf; hf.load_tokenizer({str(tiny_bert)!r}); print('torch' in sys.modules)"
+        "import sys; from simcse_jax.pretrained.tokenizers import load_tokenizer; "
+        f"load_tokenizer({str(tiny_bert)!r}); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -28,6 +28,7 @@ from simcse_jax.pretrained.weights import load_params, to_tensors
 from simcse_jax.runs.folder import open_run
 from simcse_jax.runtime.mesh import make_mesh, put, put_batch, state_sharding
 from simcse_jax.training.loss import make_loss
+from simcse_jax.training.spec import StepSpec
 from simcse_jax.xla.collectives import collectives
 from simcse_jax.xla.flops import matrix_flops
 from simcse_jax.xla.hlo import parse
@@ -116,7 +117,7 @@ def test_logits_loss_and_gradient_are_those_of_pytorch(
         logits = logits_of(model, params, params["mlm"], ids, lengths)
 
         mesh = make_mesh(devices=jax.devices()[:1])
-        function = jax.grad(make_loss(run, model, mesh, params, 1, vocabulary=VOCABULARY), has_aux=True)
+        function = jax.grad(make_loss(StepSpec(run, model, mesh, 1, 1, VOCABULARY), params), has_aux=True)
         batch = Batch(jnp.asarray(ids[:, None]), jnp.asarray(lengths[:, None, None]), jnp.ones(7, bool))
         grads, (metrics, _) = jax.jit(function)(params, None, np.int32(3), batch)
         key = rng.key(run.seed, "mlm", 3)
@@ -236,7 +237,7 @@ def gradients(
     params = put(params, state_sharding(mesh, params))
     batch = batches(columns, 2, N)[0]._replace(valid=np.arange(N) < valid)
     placed = put_batch(mesh, N, lambda rows: jax.tree.map(lambda x: x[rows], batch))
-    loss = make_loss(run, model, mesh, params, 1, vocabulary=VOCABULARY)
+    loss = make_loss(StepSpec(run, model, mesh, 1, 1, VOCABULARY), params)
     compiled = jax.jit(jax.grad(loss, has_aux=True)).lower(params, None, np.int32(1), placed).compile()
     grads, (metrics, _) = compiled(params, None, np.int32(1), placed)
     return {name: float(x) for name, x in metrics.items()}, jax.tree.map(np.asarray, grads), compiled.as_text()
@@ -296,7 +297,7 @@ def test_without_contrast_sentences_are_encoded_once() -> None:
         table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
         params["mlm"] = jax.eval_shape(lambda t: init_mlm_head(jax.random.key(0), t, 0.02), table)
         batch = jax.tree.map(jnp.asarray, batches(1, 1, N)[0])
-        loss = make_loss(run, model, mesh, params, 1, vocabulary=VOCABULARY)
+        loss = make_loss(StepSpec(run, model, mesh, 1, 1, VOCABULARY), params)
         return matrix_flops(jax.make_jaxpr(loss)(params, None, np.int32(0), batch)).total()
 
     contrast, both, alone = flops(1.0, 0.0), flops(1.0, 1.0), flops(0.0, 1.0)

@@ -14,7 +14,7 @@ import pytest
 from simcse_jax import rng
 from simcse_jax.config import Config, DataConfig, MLMConfig, ModelConfig, ObjectiveConfig, SmoothingConfig
 from simcse_jax.data.batch import Batch, Packing
-from simcse_jax.data.feed import fit_packing, load_rows
+from simcse_jax.data.feed import Feed, fit_packing
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.packing import first_fit, pack
 from simcse_jax.data.tokens import TokenTable
@@ -30,6 +30,7 @@ from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.runtime.mesh import make_mesh, put, put_batch, state_sharding
 from simcse_jax.runtime.preemption import StopRequest
 from simcse_jax.training.loss import encode_views, make_loss
+from simcse_jax.training.spec import StepSpec
 from simcse_jax.training.trainer import train
 from tests.conftest import TINY_BERT, TINY_ROBERTA, full, tree_error, without_key_biases
 
@@ -163,7 +164,7 @@ def test_loss_and_gradient(devices: int, micro_batch: int, columns: int) -> None
             places = None if given.places is None else given.places[part]
             return Batch(given.input_ids[mine], given.lengths[mine], given.valid[part], places)
 
-        loss = make_loss(run, model, mesh, placed, 1, vocabulary=VOCABULARY)
+        loss = make_loss(StepSpec(run, model, mesh, 1, 1, VOCABULARY), placed)
         function = jax.jit(jax.grad(loss, has_aux=True))
         grads, (metrics, _) = function(placed, buffer, np.int32(1), put_batch(mesh, N, share))
         results.append((metrics, jax.tree.map(np.asarray, grads)))
@@ -185,7 +186,7 @@ def test_every_batch_of_a_run_fits() -> None:
     fullest = 0
     for step in range(25):
         for part in (slice(0, 8), slice(8, 16)):
-            packed, padded = (load_rows(table, order, step, part, packing=p) for p in (packing, None))
+            packed, padded = (Feed(table, order, make_mesh(), packing=p).rows(step, part) for p in (packing, None))
             assert packed.input_ids.shape == (packing.rows, 1, 24)
             assert packed.lengths.sum() == padded.lengths.sum()
             np.testing.assert_array_equal(packed.valid, padded.valid)

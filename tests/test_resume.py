@@ -30,14 +30,14 @@ from simcse_jax.config import (
 )
 from simcse_jax.errors import InputError
 from simcse_jax.inference.loading import load_model
-from simcse_jax.model.build import build_model, init_params
+from simcse_jax.model.build import build_model
 from simcse_jax.pretrained.folders import read_checkpoint
-from simcse_jax.runs.checkpoints import abstract, open_checkpoints
+from simcse_jax.runs.checkpoints import open_checkpoints
 from simcse_jax.runs.folder import open_run
 from simcse_jax.runs.metrics_log import TIMES
 from simcse_jax.runtime.mesh import make_mesh, state_sharding
-from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.training.state import TrainState, state_of
+from simcse_jax.training.spec import StepSpec
+from simcse_jax.training.state import TrainState, from_items, to_items
 from simcse_jax.training.trainer import train
 from tests.conftest import full, release, tree_error, without_key_biases
 
@@ -69,13 +69,11 @@ def final_state(folder: Path, step: int | None = None) -> TrainState:
     """The train state of the latest checkpoint, or that of a step."""
     run = open_run(folder)
     model = build_model(read_checkpoint(run.model_folder).config, run.config.model)
-    optimizer = make_optimizer(run.config.optimizer, learning_rate_schedule(run.config.optimizer, 1))
-    shapes = jax.eval_shape(lambda: state_of(run.config, init_params(model, 0), optimizer))
-    mesh = make_mesh(devices=jax.devices()[:1])
+    spec = StepSpec(run.config, model, make_mesh(devices=jax.devices()[:1]), 1, 1)
     with open_checkpoints(folder, run.config.checkpoint, writing=False) as checkpoints:
         latest = step or checkpoints.latest
         assert latest is not None
-        return checkpoints.restore(latest, abstract(shapes, state_sharding(mesh, shapes)))[0]
+        return from_items(checkpoints.restore(latest, to_items(spec.state_shapes())))
 
 
 def assert_identical(a: Any, b: Any) -> None:
@@ -261,7 +259,7 @@ def test_keeps_the_latest_and_the_best(config: Config, monkeypatch: pytest.Monke
     def evaluate(tasks: Any, encode: Any) -> Any:
         return evaluations | {"reported": {tasks[0].name: next(scores)}}
 
-    monkeypatch.setattr("simcse_jax.training.prepare.evaluate", evaluate)
+    monkeypatch.setattr("simcse_jax.training.scores.evaluate", evaluate)
     results = train(replace(config, checkpoint=CheckpointConfig(every=9, keep=2)))
     assert (results["best_step"], results["dev"]) == (4, 0.0)
     kept = {int(path.name) for path in (Path(config.output) / "checkpoints").iterdir()}
@@ -274,7 +272,7 @@ def test_keeps_the_latest_and_the_best(config: Config, monkeypatch: pytest.Monke
 def test_early_stopping(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([50.0, 40.0, 30.0, 20.0])
     monkeypatch.setattr(
-        "simcse_jax.training.prepare.evaluate", lambda tasks, encode: {"reported": {tasks[0].name: next(scores)}}
+        "simcse_jax.training.scores.evaluate", lambda tasks, encode: {"reported": {tasks[0].name: next(scores)}}
     )
     patient = replace(config, evaluation=replace(config.evaluation, patience=2))
     results = train(patient)
@@ -291,13 +289,13 @@ def test_a_checkpoint_is_a_copy_of_its_moment(config: Config) -> None:
 
     with open_checkpoints(folder, CheckpointConfig(keep=4)) as checkpoints:
         for step in range(1, 5):
-            checkpoints.save(state, step, Progress(), None)
+            checkpoints.save(to_items(state), step, Progress(), None)
             state = advance(state)
         checkpoints.wait()
         for step in range(1, 5):
             sharding = state_sharding(mesh, state.params)["head"]
             shape = {"head": jax.ShapeDtypeStruct((512, 512), np.float32, sharding=sharding)}
-            restored = checkpoints.restore_params(step, shape)
+            restored = checkpoints.restore(step, {"params": shape})["params"]
             np.testing.assert_array_equal(restored["head"], np.full((512, 512), step, np.float32))
 
 
@@ -312,7 +310,7 @@ def test_a_run_folder_that_vanishes(config: Config, monkeypatch: pytest.MonkeyPa
         train(config)
 
 
-@pytest.mark.parametrize("place", ["simcse_jax.training.prepare.evaluate", "simcse_jax.training.state._items"])
+@pytest.mark.parametrize("place", ["simcse_jax.training.scores.evaluate", "simcse_jax.training.state._items"])
 @pytest.mark.parametrize("error", [TypeError("a bug"), ConnectionError("no network")], ids=["bug", "network"])
 def test_an_error_that_is_no_refusal_to_write_passes(
     config: Config, place: str, error: Exception, monkeypatch: pytest.MonkeyPatch

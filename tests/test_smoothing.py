@@ -15,8 +15,7 @@ from simcse_jax.model.build import build_model, init_params
 from simcse_jax.objectives import unit
 from simcse_jax.objectives.smoothing import is_full, push, smooth, smoothing_weight
 from simcse_jax.runtime.mesh import make_mesh, put_batch
-from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.training.state import create_state
+from simcse_jax.training.spec import StepSpec, create_state
 from simcse_jax.training.step import make_train_step
 from simcse_jax.xla.collectives import collectives
 from simcse_jax.xla.hlo import parse
@@ -113,9 +112,9 @@ def train(mesh_shape: tuple[int, int], run: Config) -> tuple[np.ndarray, Any, An
     """Loss, smoothing term, its weight and gradient norm by step; the parameters and the buffer at the end."""
     mesh = make_mesh(*mesh_shape, jax.devices()[: mesh_shape[0] * mesh_shape[1]])
     model = build_model(read_encoder_config(BERT), run.model)
-    optimizer = make_optimizer(run.optimizer, learning_rate_schedule(run.optimizer, STEPS))
-    state = create_state(run, mesh, lambda: init_params(model, 7), optimizer)
-    step = make_train_step(run, model, mesh, state, STEPS)
+    spec = StepSpec(run, model, mesh, 1, STEPS)
+    state = create_state(spec, lambda: init_params(model, 7))
+    step = make_train_step(spec, state)
     figures = []
     for batch in batches(1, STEPS):
         placed = put_batch(mesh, N, lambda rows, b=batch: jax.tree.map(lambda x: x[rows], b))
@@ -172,11 +171,11 @@ def test_the_batch_is_not_gathered_for_the_buffer() -> None:
     run = with_settings(run, {"objective.smoothing.buffer_size": 72})
     mesh = make_mesh(8, 1, jax.devices()[:8])
     model = build_model(read_encoder_config(BERT), run.model)
-    optimizer = make_optimizer(run.optimizer, learning_rate_schedule(run.optimizer, STEPS))
-    state = create_state(run, mesh, lambda: init_params(model, 7), optimizer)
+    spec = StepSpec(run, model, mesh, 1, STEPS)
+    state = create_state(spec, lambda: init_params(model, 7))
     batch = batches(1, 1, n)[0]
     placed = put_batch(mesh, n, lambda rows: jax.tree.map(lambda x: x[rows], batch))
-    program = make_train_step(run, model, mesh, state, STEPS).lower(state, placed).compile().as_text()
+    program = make_train_step(spec, state).lower(state, placed).compile().as_text()
     shapes = [shape for c in collectives(parse(program)) for _, shape in c.arrays]
     assert (n, BERT["hidden_size"]) not in shapes
     assert (72, BERT["hidden_size"]) in shapes

@@ -18,8 +18,8 @@ from simcse_jax.model.build import build_model, init_params
 from simcse_jax.noise import drawn, dropout
 from simcse_jax.runtime.mesh import make_mesh, put_batch
 from simcse_jax.training.loss import encode_views
-from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.training.state import TrainState, create_state
+from simcse_jax.training.spec import StepSpec, create_state
+from simcse_jax.training.state import TrainState
 from simcse_jax.training.step import make_train_step
 from simcse_jax.xla.collectives import collectives
 from simcse_jax.xla.hlo import parse
@@ -58,9 +58,9 @@ def train(
         optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.01, warmup_steps=3),
     )
     model = build_model(read_encoder_config(config), run.model)
-    schedule = learning_rate_schedule(run.optimizer, len(made))
-    state = create_state(run, mesh, lambda: init_params(model, 7), make_optimizer(run.optimizer, schedule))
-    step = make_train_step(run, model, mesh, state, len(made))
+    spec = StepSpec(run, model, mesh, 1, len(made))
+    state = create_state(spec, lambda: init_params(model, 7))
+    step = make_train_step(spec, state)
     figures = []
     for batch in made:
         placed = put_batch(mesh, run.batch_size, lambda rows, b=batch: jax.tree.map(lambda x: x[rows], b))
@@ -115,11 +115,11 @@ def compile_step(mesh_shape: tuple[int, int], columns: int, n: int = N) -> Any:
     mesh = make_mesh(*mesh_shape, jax.devices()[: mesh_shape[0] * mesh_shape[1]])
     run = Config(batch_size=n)
     model = build_model(read_encoder_config(BERT), run.model)
-    schedule = learning_rate_schedule(run.optimizer, STEPS)
-    state = create_state(run, mesh, lambda: init_params(model, 7), make_optimizer(run.optimizer, schedule))
+    spec = StepSpec(run, model, mesh, 1, STEPS)
+    state = create_state(spec, lambda: init_params(model, 7))
     batch = batches(columns, 1, n)[0]
     placed = put_batch(mesh, n, lambda rows: jax.tree.map(lambda x: x[rows], batch))
-    return make_train_step(run, model, mesh, state, STEPS).lower(state, placed).compile()
+    return make_train_step(spec, state).lower(state, placed).compile()
 
 
 @pytest.mark.program
@@ -250,9 +250,9 @@ def test_a_state_of_the_step_is_consumed() -> None:
     mesh = make_mesh(devices=jax.devices()[:1])
     run = Config(batch_size=N)
     model = build_model(read_encoder_config(BERT), run.model)
-    schedule = learning_rate_schedule(run.optimizer, STEPS)
-    state = create_state(run, mesh, lambda: init_params(model, 7), make_optimizer(run.optimizer, schedule))
-    after, _ = make_train_step(run, model, mesh, state, STEPS)(state, batches(1)[0])
+    spec = StepSpec(run, model, mesh, 1, STEPS)
+    state = create_state(spec, lambda: init_params(model, 7))
+    after, _ = make_train_step(spec, state)(state, batches(1)[0])
     assert isinstance(after, TrainState)
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
 

@@ -20,8 +20,7 @@ from simcse_jax.poolers import POOLERS
 from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.weights import load_params
 from simcse_jax.runtime.mesh import make_mesh
-from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.training.state import create_state
+from simcse_jax.training.spec import StepSpec, create_state
 from simcse_jax.training.step import make_train_step
 from tests.conftest import TINY_BERT, TINY_ROBERTA, full, mask_of
 
@@ -187,9 +186,9 @@ def test_ten_steps(tmp_path: Path, architecture: str, dtype: str, tolerance: flo
         params = load_params(checkpoint, np.dtype(dtype))
         model = SentenceEncoder(checkpoint.config, "cls", False, jnp.dtype(dtype), jnp.dtype(dtype))
         mesh = make_mesh(devices=jax.devices()[:1])
-        schedule = learning_rate_schedule(config.optimizer, STEPS)
-        state = create_state(config, mesh, params, make_optimizer(config.optimizer, schedule))
-        step = make_train_step(config, model, mesh, state, STEPS)
+        spec = StepSpec(config, model, mesh, 1, STEPS)
+        state = create_state(spec, params)
+        step = make_train_step(spec, state)
         figures = []
         for ids, lengths in batches:
             state, metrics = step(state, Batch(ids, lengths[..., None], np.ones(N, bool)))

@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jax.sharding import Mesh
@@ -16,6 +17,78 @@ from simcse_jax.data.tokens import TokenTable
 from simcse_jax.runtime.mesh import put_batch
 
 _FITTED = 2**24  # elements of the table of free room when rows are fitted
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The batches of a run: what they are made of, and where they go."""
+
+    table: TokenTable
+    """The tokenised text."""
+    order: EpochOrder
+    mesh: Mesh
+    augmenter: Augmenter | None = None
+    """Makes the positive of a sentence from the sentence; None where the text has it, or it is the sentence itself."""
+    packing: Packing | None = None
+    """The shape of packed rows; None where a row is a sentence."""
+
+    @property
+    def columns(self) -> int:
+        """C, sentences of each example."""
+        return 2 if self.augmenter else self.table.columns
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the text and of how it is augmented: runs of one fingerprint see the same examples."""
+        return self.table.fingerprint + (self.augmenter.fingerprint if self.augmenter else "")
+
+    def packed(self, length: int, steps: int) -> "Feed":
+        """The same with sentences packed into rows of `length` tokens, as many rows as the fullest of `steps` batches
+        needs."""
+        return replace(self, packing=fit_packing(self.table, self.order, self.mesh.size, steps, length, self.augmenter))
+
+    def rows(self, step: int, rows: slice) -> Batch:
+        """Rows of the global batch of a step, on the host.
+
+        Rows behind the end of an epoch repeat its examples and are not valid. With an augmenter, examples of one
+        sentence get its augmented form as their positive. With a packing, `rows` are the examples of one device.
+        """
+        table, order = self.table, self.order
+        wanted = np.arange(*rows.indices(order.batch_size))
+        valid = wanted < len(order.examples(step))
+        ids, lengths = table.rows(order.filled(step)[wanted])
+        reserved = lengths
+        if self.augmenter is not None:
+            draws = self.augmenter.draws(step, order.batch_size, ids.shape[2])[wanted]
+            positive, count = self.augmenter(ids[:, 0], lengths[:, 0], draws)
+            # Rows are chosen by what the run was fitted to, whatever augmentation makes of it.
+            reserved = np.repeat(lengths, 2, axis=1)
+            if self.augmenter.lengthens:
+                reserved[:, 1] = table.max_length
+            ids, lengths = np.stack([ids[:, 0], positive], axis=1), np.stack([lengths[:, 0], count], axis=1)
+        if self.packing is None:
+            return Batch(ids, lengths[:, :, None], valid)
+        packed, sizes, places = pack(ids, lengths, reserved, self.packing, table.pad_id)
+        return Batch(packed, sizes, valid, places)
+
+    def batch(self, step: int) -> Batch:
+        """The global batch of a step, on the devices."""
+        batch: Batch = put_batch(self.mesh, self.order.batch_size, lambda rows: self.rows(step, rows))
+        return batch
+
+    def batches(self, start: int, stop: int, ahead: int = 2) -> Generator[Batch, None, None]:
+        """Global batches of steps start..stop-1 on the devices, loaded `ahead` steps early by a thread."""
+        with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
+            queue: deque[Future[Batch]] = deque()
+            try:
+                for step in range(start, stop):
+                    queue.append(pool.submit(self.batch, step))
+                    if len(queue) > ahead:
+                        yield queue.popleft().result()
+                while queue:
+                    yield queue.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
 
 def fit_packing(
@@ -37,65 +110,3 @@ def fit_packing(
         for column in range(table.columns):
             rows = max(rows, int(first_fit(lengths[..., column], length, slots)[0].max()) + 1)
     return Packing(length, slots, rows)
-
-
-def load_rows(
-    table: TokenTable,
-    order: EpochOrder,
-    step: int,
-    rows: slice,
-    augmenter: Augmenter | None = None,
-    packing: Packing | None = None,
-) -> Batch:
-    """Rows of the global batch of a step; rows behind the end of an epoch repeat its examples and are not valid.
-
-    With an augmenter, examples of one sentence get its augmented form as their positive. With a packing, `rows` are the
-    examples of one device.
-    """
-    wanted = np.arange(*rows.indices(order.batch_size))
-    valid = wanted < len(order.examples(step))
-    ids, lengths = table.rows(order.filled(step)[wanted])
-    reserved = lengths
-    if augmenter is not None:
-        draws = augmenter.draws(step, order.batch_size, ids.shape[2])[wanted]
-        positive, count = augmenter(ids[:, 0], lengths[:, 0], draws)
-        # Rows are chosen by what the run was fitted to, whatever augmentation makes of it.
-        reserved = np.repeat(lengths, 2, axis=1)
-        if augmenter.lengthens:
-            reserved[:, 1] = table.max_length
-        ids, lengths = np.stack([ids[:, 0], positive], axis=1), np.stack([lengths[:, 0], count], axis=1)
-    if packing is None:
-        return Batch(ids, lengths[:, :, None], valid)
-    packed, sizes, places = pack(ids, lengths, reserved, packing, table.pad_id)
-    return Batch(packed, sizes, valid, places)
-
-
-def prefetch(
-    table: TokenTable,
-    order: EpochOrder,
-    mesh: Mesh,
-    start: int,
-    stop: int,
-    augmenter: Augmenter | None = None,
-    packing: Packing | None = None,
-    ahead: int = 2,
-) -> Generator[Batch, None, None]:
-    """Global batches of steps start..stop-1 on the devices, loaded `ahead` steps early by a thread."""
-
-    def load(step: int) -> Batch:
-        batch: Batch = put_batch(
-            mesh, order.batch_size, lambda rows: load_rows(table, order, step, rows, augmenter, packing)
-        )
-        return batch
-
-    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
-        queue: deque[Future[Batch]] = deque()
-        try:
-            for step in range(start, stop):
-                queue.append(pool.submit(load, step))
-                if len(queue) > ahead:
-                    yield queue.popleft().result()
-            while queue:
-                yield queue.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)

@@ -1,13 +1,12 @@
 """One folder that transformers, sentence-transformers and this package read."""
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from simcse_jax import __version__
-from simcse_jax.evaluation.sts import STS_TASKS
 from simcse_jax.inference.loading import LoadedModel
 from simcse_jax.postprocess import KEY, Affine, Dense, Flow, Modules, describe, tensors_of
 from simcse_jax.pretrained.pooling import SETTINGS, Pooling, lower_cases
@@ -163,7 +162,7 @@ def model_card(loaded: LoadedModel) -> str:
         "",
         "# Sentence encoder",
         "",
-        f"Written by simcse_jax {__version__}. The sentence vector is pooler `{pooling.at_evaluation}`"
+        f"Written by simcse_jax {version('simcse-jax')}. The sentence vector is pooler `{pooling.at_evaluation}`"
         + (" (the head was used in training only)." if pooling.at_evaluation != pooling.pooler else "."),
         "",
         *_postprocessor(loaded),
@@ -215,7 +214,7 @@ def _scores(results: dict[str, Any]) -> list[str]:
         lines += ["", "## Scores", "", f"Dev, Spearman × 100: {results['dev']:.2f} (step {results['best_step']})."]
     if results.get("after"):
         tasks = list(results["after"])
-        names = [t if t in (*STS_TASKS, "Avg.") else Path(t).stem for t in tasks]
+        names = [t if t == "Avg." else Path(t).stem for t in tasks]
         lines += ["", "Test, Spearman × 100:", "", f"| | {' | '.join(names)} |", f"|---|{'---|' * len(tasks)}"]
         for moment in ("before", "after"):
             if moment in results:

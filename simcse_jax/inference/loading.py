@@ -17,9 +17,9 @@ from simcse_jax.poolers import check_pooler
 from simcse_jax.pretrained.folders import Checkpoint, read_checkpoint
 from simcse_jax.pretrained.pooling import Pooling
 from simcse_jax.pretrained.weights import load_params, param_shapes
-from simcse_jax.runs.checkpoints import abstract, open_checkpoints
+from simcse_jax.runs.checkpoints import open_checkpoints
 from simcse_jax.runs.folder import Run, is_run, open_run
-from simcse_jax.runtime.mesh import make_mesh, put, replicated, state_sharding
+from simcse_jax.runtime.mesh import make_mesh, put, replicated, state_sharding, with_sharding
 from simcse_jax.storage.objects import local_path
 
 
@@ -163,11 +163,10 @@ def _restore(run: Run, model: SentenceEncoder, step: int | None) -> dict[str, An
             step = checkpoints.latest if best is None else best
         elif step not in checkpoints.steps:
             raise InputError(f"{run.folder} keeps no checkpoint of step {step}; it has {checkpoints.steps}")
-        params = checkpoints.restore_params(step, abstract(shapes, state_sharding(mesh, shapes)))
-        if run.config.objective.contrastive_weight:
-            return {"step": step, "params": params}
-        table = shapes["encoder"]["embeddings"]["word_embeddings"]["embedding"]
-        heads = {"mlm": jax.eval_shape(lambda t: init_mlm_head(rng.key(0, "init_mlm"), t, 1.0), table)}
-        return {"step": step, "params": params} | checkpoints.restore_auxiliary(
-            step, abstract(heads, state_sharding(mesh, heads))
-        )
+        wanted = {"params": with_sharding(shapes, state_sharding(mesh, shapes))}
+        if not run.config.objective.contrastive_weight:
+            table = shapes["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+            heads = {"mlm": jax.eval_shape(lambda t: init_mlm_head(rng.key(0, "init_mlm"), t, 1.0), table)}
+            wanted["auxiliary"] = with_sharding(heads, state_sharding(mesh, heads))
+        found = checkpoints.restore(step, wanted)
+        return {"step": step, "params": found["params"], **found.get("auxiliary", {})}

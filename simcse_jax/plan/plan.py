@@ -25,6 +25,7 @@ from simcse_jax.runtime.compilation_cache import without_cache
 from simcse_jax.runtime.mesh import check_batch_size, make_mesh
 from simcse_jax.training.compiled_step import Memory, fit_step
 from simcse_jax.training.loss import uses_tiles
+from simcse_jax.training.spec import StepSpec
 from simcse_jax.xla.collectives import Collective, collectives, ring_bytes
 from simcse_jax.xla.hlo import parse
 from simcse_jax.xla.topology import Topology, devices_of, parse_topology
@@ -163,21 +164,18 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
         # The text is not read: as if every sentence had the most tokens.
         slots = length // config.data.max_length
         packing = Packing(length, slots, -(-config.batch_size // (mesh.size * slots)))
+    # What a step costs does not depend on ids.
+    vocabulary = Vocabulary(mask=0, special=(0,), size=encoder.vocab_size)
+    model = build_model(encoder, config.model)
+    spec = StepSpec(config, model, mesh, columns, max(config.max_steps, 1), vocabulary, packing)
     started = time.monotonic()
     try:
         step = fit_step(
-            config,
-            build_model(encoder, config.model),
-            mesh,
-            columns,
-            total_steps=max(config.max_steps, 1),
-            available=limit,
+            spec,
+            limit,
             compiler_options=target.compiler_options or None,
             # A program for a device that is not here can be written to JAX's cache, not read.
             context=without_cache if target.chip else contextlib.nullcontext,
-            # What a step costs does not depend on ids.
-            vocabulary=Vocabulary(mask=0, special=(0,), size=encoder.vocab_size),
-            packing=packing,
         )
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"the compiler of {target.name} refuses the step: {reason(error)}") from error

@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from orbax.checkpoint import v1 as ocp
 
 from simcse_jax.config import CheckpointConfig
-from simcse_jax.model.params import Params
 from simcse_jax.runs.folder import writing_to
-from simcse_jax.training.state import TrainState, _items
 
 _policies = ocp.training.preservation_policies
+
+Items = dict[str, Any]
+"""Named trees of arrays: what lies in one checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Checkpoints:
         """Steps of all that are kept, ascending."""
         return sorted(int(checkpoint.step) for checkpoint in self._checkpointer.checkpoints)
 
-    def save(self, state: TrainState, step: int, progress: Progress, score: float | None) -> None:
-        """Starts writing a checkpoint and returns once the state may be donated.
+    def save(self, items: Items, step: int, progress: Progress, score: float | None) -> None:
+        """Starts writing a checkpoint and returns once its arrays may be donated.
 
         Args:
-          state: the state.
+          items: the named trees of the checkpoint.
           step: its step.
           progress: see `Progress`.
           score: dev score at this step, if it was measured and is a number.
@@ -82,34 +82,21 @@ class Checkpoints:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
             self._checkpointer.save_checkpointables_async(
                 step,
-                _items(state),
+                items,
                 force=True,
                 metrics=None if score is None else {"dev": score, "step": step},
                 custom_metadata=asdict(progress),
             )
 
-    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Progress]:
-        """Reads a checkpoint onto the shardings of `abstract`, whatever mesh wrote it."""
-        loaded = self._checkpointer.load_checkpointables(step, _items(abstract))
-        metadata: Any = self._checkpointer.metadata(step).custom_metadata
-        training = loaded["training"]
-        state = TrainState(
-            training["step"],
-            loaded["params"] | loaded.get("auxiliary", {}),
-            training["opt_state"],
-            training.get("buffer"),
-        )
-        return state, Progress(**metadata)
+    def restore(self, step: int, items: Items) -> Items:
+        """Reads the named trees of a checkpoint, whatever mesh wrote them.
 
-    def restore_params(self, step: int, abstract: Params) -> Params:
-        """Reads the sentence encoder's parameters alone."""
-        params: Params = self._checkpointer.load_checkpointables(step, {"params": abstract})["params"]
-        return params
-
-    def restore_auxiliary(self, step: int, abstract: Params) -> Params:
-        """Reads the parameters that only training needs alone."""
-        params: Params = self._checkpointer.load_checkpointables(step, {"auxiliary": abstract})["auxiliary"]
-        return params
+        Args:
+          step: its step.
+          items: the trees to read, as `ShapeDtypeStruct`s with the shardings that they are read onto.
+        """
+        found: Items = self._checkpointer.load_checkpointables(step, items)
+        return found
 
     def progress(self) -> Progress:
         """The progress stored with the newest checkpoint."""
@@ -140,8 +127,3 @@ def open_checkpoints(folder: Path, config: CheckpointConfig, writing: bool = Tru
 def _rank(metrics: Any) -> Any:
     """Orders checkpoints from worst to best; of equal scores the first counts, as in `Progress`."""
     return metrics["dev"], -metrics["step"]
-
-
-def abstract(tree: Any, shardings: Any) -> Any:
-    """Shapes, types and shardings of a tree, to restore onto."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

@@ -105,6 +105,11 @@ def put(tree: Any, shardings: Any) -> Any:
     )
 
 
+def with_sharding(tree: Any, shardings: Any) -> Any:
+    """Shapes and types of a tree as `ShapeDtypeStruct`s with the given shardings."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
 def check_batch_size(mesh: Mesh, n: int) -> None:
     """Raises `InputError` unless the devices of the mesh divide a global batch of `n`."""
     if n % mesh.size:

@@ -78,7 +78,7 @@ def check_shared(folder: Path) -> None:
 T = TypeVar("T")
 
 
-def _first_on_process_0(action: Callable[[], T]) -> T:
+def first_on_process_0(action: Callable[[], T]) -> T:
     """Runs `action` on process 0, then on the others."""
     result = action() if jax.process_index() == 0 else None
     if jax.process_count() > 1:

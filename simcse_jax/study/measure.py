@@ -24,6 +24,7 @@ from simcse_jax.runtime.mesh import check_batch_size, make_mesh, put, state_shar
 from simcse_jax.study.false_negatives import Reference, false_negatives, load_reference, reference_pooler
 from simcse_jax.study.grid import Cell, Study
 from simcse_jax.study.noise_scale import Gradient, batch_gradients, make_gradient, noise_scale
+from simcse_jax.training.spec import StepSpec
 from simcse_jax.training.state import initial_params, sentence_encoder
 
 Measures = dict[str, Any]
@@ -83,7 +84,8 @@ class Meter:
         seconds = results.get("seconds") or math.nan
         if cell.batch_size not in self._gradients:
             config = replace(study.config(cell), micro_batch=results["micro_batch"])
-            self._gradients[cell.batch_size] = make_gradient(config, self._model, self._mesh, params)
+            spec = StepSpec(config, self._model, self._mesh, self.tokens.columns, total_steps=1)
+            self._gradients[cell.batch_size] = make_gradient(spec, params)
         key = cell.batch_size, cell.seed  # before training, all rules are one
         if key not in self._noise_before:
             self._noise_before[key] = self._noise(cell, self._initial(cell))

@@ -21,15 +21,14 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from simcse_jax.config import Config, MLMConfig
+from simcse_jax.config import MLMConfig
 from simcse_jax.data.batch import Batch
-from simcse_jax.data.feed import load_rows
+from simcse_jax.data.feed import Feed
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import TokenTable
-from simcse_jax.model import SentenceEncoder
 from simcse_jax.model.params import Params
-from simcse_jax.runtime.mesh import put_batch
 from simcse_jax.training.loss import make_loss
+from simcse_jax.training.spec import StepSpec
 
 Gradient = Callable[[Params, Batch, np.int32], Params]
 
@@ -60,18 +59,16 @@ def _accumulate(
     return mean, total + optax.tree.vdot(deviation, optax.tree.sub(gradient, mean))
 
 
-def make_gradient(config: Config, model: SentenceEncoder, mesh: Mesh, params: Any) -> Gradient:
+def make_gradient(spec: StepSpec, params: Any) -> Gradient:
     """The gradient of a run's contrast: `params, batch, number of the draw -> gradient`.
 
     Args:
-      config: the run, with a number for `micro_batch`.
-      model: the module.
-      mesh: the mesh.
+      spec: the step, with a number for `micro_batch`.
       params: the parameters, or their `ShapeDtypeStruct`s.
     """
-    objective = replace(config.objective, contrastive_weight=1.0, mlm=MLMConfig())
-    config = replace(config, objective=objective)
-    gradient = jax.grad(make_loss(config, model, mesh, params, total_steps=1, streams="noise_scale/"), has_aux=True)
+    objective = replace(spec.config.objective, contrastive_weight=1.0, mlm=MLMConfig())
+    spec = replace(spec, config=replace(spec.config, objective=objective))
+    gradient = jax.grad(make_loss(spec, params, streams="noise_scale/"), has_aux=True)
     return jax.jit(lambda params, batch, draw: gradient(params, None, draw, batch)[0])
 
 
@@ -82,7 +79,6 @@ def batch_gradients(
 
     They are independent where no two share an example: `count` · `batch_size` must not exceed the examples.
     """
-    order = EpochOrder(len(tokens), batch_size, 2**32 + seed)  # the seeds of runs are below 2**32
+    feed = Feed(tokens, EpochOrder(len(tokens), batch_size, 2**32 + seed), mesh)  # the seeds of runs are below 2**32
     for i in range(count):
-        rows = partial(load_rows, tokens, order, i)
-        yield gradient(params, put_batch(mesh, batch_size, rows), np.int32(i))
+        yield gradient(params, feed.batch(i), np.int32(i))

@@ -4,26 +4,17 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import psutil
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from simcse_jax.config import Config
-from simcse_jax.data.batch import Batch, Packing
 from simcse_jax.errors import InputError
-from simcse_jax.model import SentenceEncoder
-from simcse_jax.objectives.mlm import Vocabulary
-from simcse_jax.pretrained.weights import param_shapes
-from simcse_jax.runtime.mesh import batch_sharding, state_sharding
-from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.training.state import TrainState, state_of
+from simcse_jax.training.spec import StepSpec
 from simcse_jax.training.step import make_train_step
 from simcse_jax.xla.flops import matrix_flops
 
@@ -75,54 +66,6 @@ class CompiledStep:
         return self.executable
 
 
-def state_shapes(config: Config, model: SentenceEncoder, optimizer: optax.GradientTransformation) -> TrainState:
-    """Shapes and dtypes of a run's train state, as `ShapeDtypeStruct`."""
-    params = param_shapes(model.config, model.param_dtype)
-    shapes: TrainState = jax.eval_shape(lambda params: state_of(config, params, optimizer), params)
-    return shapes
-
-
-def trace_step(
-    config: Config,
-    model: SentenceEncoder,
-    mesh: Mesh,
-    columns: int,
-    total_steps: int,
-    vocabulary: Vocabulary | None = None,
-    packing: Packing | None = None,
-) -> Any:
-    """The step of a run traced for devices that need not be here, from shapes alone: `jax.stages.Traced`.
-
-    Args:
-      config: the run, with a number for `micro_batch`.
-      model: the module.
-      mesh: the mesh.
-      columns: sentences of each example.
-      total_steps: steps of the run, for the learning rate.
-      vocabulary: see `make_loss`.
-      packing: the shape of packed rows; None where a row is a sentence.
-    """
-    optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, total_steps))
-    state = state_shapes(config, model, optimizer)
-    n = config.batch_size
-    length, slots, rows = packing or (config.data.max_length, 1, n // mesh.size)
-    batch = jax.eval_shape(
-        lambda: Batch(
-            jnp.zeros((rows * mesh.size, columns, length), jnp.int32),
-            jnp.zeros((rows * mesh.size, columns, slots), jnp.int32),
-            jnp.zeros(n, bool),
-            jnp.zeros((n, columns), jnp.int32) if packing else None,
-        )
-    )
-
-    def placed(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    state = jax.tree.map(placed, state, state_sharding(mesh, state))
-    batch = jax.tree.map(lambda x: placed(x, batch_sharding(mesh)), batch)
-    return make_train_step(config, model, mesh, state, total_steps, vocabulary).trace(state, batch)
-
-
 def available_memory(mesh: Mesh) -> int | None:
     """Bytes that a device of the mesh has for us, the least of all processes; None where the device does not say."""
     device = mesh.local_devices[0]
@@ -138,21 +81,17 @@ def available_memory(mesh: Mesh) -> int | None:
 
 
 def fit_step(
-    config: Config,
-    model: SentenceEncoder,
-    mesh: Mesh,
-    columns: int,
-    total_steps: int,
+    spec: StepSpec,
     available: int | None,
     compiler_options: dict[str, Any] | None = None,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    vocabulary: Vocabulary | None = None,
-    packing: Packing | None = None,
 ) -> CompiledStep:
-    """Compiles the step of a run; where the micro-batch is `auto`, the largest that fits.
+    """Compiles the step of a run, from shapes alone, for devices that need not be here.
+
+    Where the micro-batch is `auto`, it is the largest that fits.
 
     Args:
-      config, model, mesh, columns, total_steps, vocabulary, packing: see `trace_step`.
+      spec: the step.
       available: bytes of a device; None where they are not known.
       compiler_options: for XLA.
       context: entered around the compilation.
@@ -160,12 +99,13 @@ def fit_step(
     Returns:
       The step, which need not fit: with `auto` it is then the one of micro-batch 1.
     """
-    rows = config.batch_size // mesh.size
+    config = spec.config
+    rows = config.batch_size // spec.mesh.size
     size = rows if config.micro_batch in (0, "auto") else min(int(config.micro_batch), rows)
     while True:
         size = -(-rows // -(-rows // size))  # chunks are of equal size
-        chunked = replace(config, micro_batch=size)
-        traced = trace_step(chunked, model, mesh, columns, total_steps, vocabulary, packing)
+        state = spec.state_shapes()
+        traced = make_train_step(spec.with_micro_batch(size), state).trace(state, spec.batch_shapes())
         with context():
             step = _compile(traced, size, available, compiler_options)
         if config.micro_batch != "auto" or size == 1 or step.fits:
@@ -203,30 +143,13 @@ def _compile(
     return CompiledStep(flops, micro_batch, executable, memory, memory.total, available)
 
 
-def compile_step(
-    config: Config,
-    model: SentenceEncoder,
-    mesh: Mesh,
-    columns: int,
-    total_steps: int,
-    vocabulary: Vocabulary | None = None,
-    packing: Packing | None = None,
-) -> CompiledStep:
-    """Compiles the step of a run for the devices that are here. For the arguments see `trace_step`.
+def compile_step(spec: StepSpec) -> CompiledStep:
+    """Compiles the step of a run for the devices that are here.
 
     Raises:
       InputError: the step does not fit the memory of a device.
     """
-    step = fit_step(
-        config,
-        model,
-        mesh,
-        columns,
-        total_steps,
-        available_memory(mesh),
-        vocabulary=vocabulary,
-        packing=packing,
-    )
+    config, step = spec.config, fit_step(spec, available_memory(spec.mesh))
     if step.fits:
         return step
     advice = "set --micro-batch auto" if config.micro_batch != "auto" and step.micro_batch > 1 else "use more devices"

@@ -12,8 +12,8 @@ from simcse_jax.training.prepare import Prepared
 
 def describe(prepared: Prepared) -> str:
     """What a run is about to do, in a few lines."""
-    config, mesh, tokens = prepared.run.config, prepared.mesh, prepared.tokens
-    size = sum(x.size for x in jax.tree.leaves(param_shapes(prepared.model.config)))
+    config, mesh, tokens = prepared.run.config, prepared.spec.mesh, prepared.feed.table
+    size = sum(x.size for x in jax.tree.leaves(param_shapes(prepared.spec.model.config)))
     n = min(config.batch_size, len(tokens))
     hard = tokens.columns == 3
     skipped = f" ({tokens.skipped:,} with a blank sentence left out)" if tokens.skipped else ""
@@ -36,7 +36,7 @@ def describe(prepared: Prepared) -> str:
             *_describe_mlm(prepared),
             *_describe_packing(prepared),
             *(_describe_step(prepared.step, config.batch_size // mesh.size) if prepared.step else []),
-            f"steps     {prepared.total_steps:,}, peak learning rate {config.optimizer.learning_rate:g}",
+            f"steps     {prepared.spec.total_steps:,}, peak learning rate {config.optimizer.learning_rate:g}",
             f"output    {prepared.run.folder}" + (f", copied to {config.output}" if is_remote(config.output) else ""),
         ]
     )
@@ -49,14 +49,15 @@ def _describe_mlm(prepared: Prepared) -> list[str]:
     heads = {"fresh": ", its head fresh", "checkpoint": ", its head from the checkpoint", None: ""}
     return [
         f"masked    {settings.probability:.0%} of the tokens of every sentence, weight {settings.weight:g}"
-        f"{heads[prepared.mlm_head]}"
+        f"{heads[prepared.start.mlm_head]}"
     ]
 
 
 def _describe_packing(prepared: Prepared) -> list[str]:
-    if (packing := prepared.packing) is None:
+    feed = prepared.feed
+    if (packing := feed.packing) is None:
         return []
-    table, share = prepared.tokens, prepared.order.batch_size // prepared.mesh.size
+    table, share = feed.table, feed.order.batch_size // feed.mesh.size
     tokens = share * float(np.mean(np.diff(table.offsets)))
     computed = packing.rows * packing.length
     return [

@@ -16,14 +16,14 @@ from simcse_jax.data.batch import Batch
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.model.params import Params
 from simcse_jax.objectives import Pairs, dense, find_loss, tiled, unit, wants_clean
-from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.objectives.smoothing import is_full, push, smooth, smoothing_weight
 from simcse_jax.runtime.mesh import batch_sharding, gather, gather_rows, replicated, state_sharding
 from simcse_jax.training.masked_lm import MaskedSums, masked_mean, masked_sums
 from simcse_jax.training.micro_batch import map_chunks
+from simcse_jax.training.spec import StepSpec
+from simcse_jax.training.state import Buffer
 
 Metrics = dict[str, Float[Array, ""]]
-Buffer = Float[Array, "Q H"] | None
 
 DENSE_BYTES = 2**26
 """Most that the logits of one device may take for the dense form to be chosen."""
@@ -117,39 +117,29 @@ def choose_pairs(config: Config, mesh: Mesh, kinds: int) -> Pairs:
 
 
 def make_loss(
-    config: Config,
-    model: SentenceEncoder,
-    mesh: Mesh,
-    params: Any,
-    total_steps: int,
-    streams: str = "",
-    vocabulary: Vocabulary | None = None,
+    spec: StepSpec, params: Any, streams: str = ""
 ) -> Callable[[Params, Buffer, Int[Array, ""], Batch], tuple[Float[Array, ""], tuple[Metrics, Buffer]]]:
     """The loss of a global batch, `params, buffer, step, batch -> loss, (metrics, buffer)`, to be differentiated.
 
-    Rows are encoded where they lie: what devices exchange there is the sum of the weights' gradients, once a step
+    Rows are encoded where they lie: devices exchange there the sum of the weights' gradients alone, once per step
     however many chunks there are. The objective is written over the global batch.
 
     Args:
-      config: the run, with a number for `micro_batch`.
-      model: the module.
-      mesh: the mesh.
+      spec: the step.
       params: the parameters, or their `ShapeDtypeStruct`s.
-      total_steps: steps of the run, for weights that change over it.
       streams: begins the names of the streams of random numbers.
-      vocabulary: needed where the objective masks tokens.
 
     Returns:
       A function whose metrics are `loss`, those of the contrast (see `contrast`), with smoothing its term `smoothing`
-      and `smoothing_weight`, with a masked language model its cross-entropy `mlm` (nats a token) and `mlm_accuracy`,
+      and `smoothing_weight`, with a masked language model its cross-entropy `mlm` (nats per token) and `mlm_accuracy`,
       and with either of the two the contrast's own term, `contrastive`.
     """
+    config, model, mesh, vocabulary = spec.config, spec.model, spec.mesh, spec.vocabulary
     if config.model.scan is None:
         # Outside of a loop, XLA's compiler for CPUs merges what `remat` computes again with what it was to replace.
         model = model.clone(scan=model.remat or mesh.devices.flat[0].platform == "tpu")
     shardings = state_sharding(mesh, params)
-    objective, micro_batch = config.objective, config.micro_batch
-    assert micro_batch != "auto"
+    objective, micro_batch = config.objective, spec.micro_batch
     loss_of = find_loss(objective.loss)
     clean = wants_clean(loss_of)
     rows, whole = batch_sharding(mesh).spec, replicated(mesh).spec
@@ -210,7 +200,7 @@ def make_loss(
             u = unit(z[:, 1])
             buffer = push(jax.lax.with_sharding_constraint(buffer, replicated(mesh)), u, valid)
             term, _ = contrast(z[:, 0], smoothed(u, buffer), None, noiseless, valid)
-            weight = jnp.where(is_full(buffer), smoothing_weight(objective.smoothing, step, total_steps), 0)
+            weight = jnp.where(is_full(buffer), smoothing_weight(objective.smoothing, step, spec.total_steps), 0)
             metrics |= {"contrastive": loss, "smoothing": term, "smoothing_weight": weight}
             loss = loss + weight * term
         return loss, metrics, buffer

@@ -1,39 +1,81 @@
-"""Before the first step: a config checked against the machine and the files it names, and all that a run needs."""
+"""Before the first step: a config checked against the machine and the files it names, and all that a run needs.
+
+Five functions, in this order: `check_request` reads no text and no weights, `load_parts` reads the model and the tasks,
+`make_feed` the text, `fit` compiles the step, and `begin` alone writes.
+"""
 
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
 
 from simcse_jax.config import Config
-from simcse_jax.data.augment import Augmenter, make_augmenter
-from simcse_jax.data.batch import Packing
+from simcse_jax.data.augment import make_augmenter
 from simcse_jax.data.corpus import open_corpus
-from simcse_jax.data.feed import fit_packing
+from simcse_jax.data.feed import Feed
 from simcse_jax.data.order import EpochOrder
-from simcse_jax.data.tokens import TokenTable, read_vocabulary, tokenize_corpus
+from simcse_jax.data.tokens import read_vocabulary, tokenize_corpus
 from simcse_jax.errors import InputError
 from simcse_jax.inference.encoder import BatchEncoder
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.model.build import build_model
 from simcse_jax.model.params import Params
 from simcse_jax.objectives import check_objective
-from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.objectives.mlm import Vocabulary
+from simcse_jax.pretrained.folders import Checkpoint, read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.runs.folder import Run, check_output, check_resume, create_run, is_run, open_run
 from simcse_jax.runs.tracking import check_tracking
 from simcse_jax.runtime.mesh import check_batch_size, make_mesh
-from simcse_jax.runtime.processes import _first_on_process_0, check_shared
+from simcse_jax.runtime.processes import check_shared, first_on_process_0
 from simcse_jax.storage.files import is_remote
 from simcse_jax.storage.mirror import Manifest, fetch_run, working_folder
-from simcse_jax.training.compiled_step import CompiledStep, compile_step, state_shapes
-from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.training.scores import _scorers
+from simcse_jax.training.compiled_step import CompiledStep, compile_step
+from simcse_jax.training.scores import Scorer, make_scorers
+from simcse_jax.training.spec import StepSpec
 from simcse_jax.training.state import initial_params
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for, and where: a config that was checked, the devices and the run folder."""
+
+    config: Config
+    mesh: Mesh
+    folder: Path
+    """The local folder that the run is worked on in."""
+    fetched: Manifest | None
+    """What an object store had of the run."""
+    resuming: Run | None
+    """The run that is in the folder already."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The model and the tasks of a run, without its weights."""
+
+    checkpoint: Checkpoint
+    model: SentenceEncoder
+    tokenizer: Any
+    vocabulary: Vocabulary | None
+    """Token ids that masking draws from, where the objective masks tokens."""
+    dev_scores: Scorer | None
+    """`dev`, and alignment and uniformity of the dev pairs as `dev_alignment` and `dev_uniformity`."""
+    test_scores: Scorer | None
+
+
+@dataclass(frozen=True)
+class Start:
+    """The parameters that a run starts from."""
+
+    params: Callable[[], Params | Callable[[], Params]]
+    """Host parameters before the first step, or a function to be jitted that draws them."""
+    mlm_head: Literal["fresh", "checkpoint"] | None
+    """Where the head of the masked language model is from, in a run that begins."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +85,12 @@ class Prepared:
     run: Run
     fetched: Manifest | None
     """What an object store had of the run."""
-    mesh: Mesh
-    model: SentenceEncoder
-    initial: Callable[[], Params | Callable[[], Params]]
-    """Host parameters before the first step, or a function to be jitted that draws them."""
-    tokens: TokenTable
-    order: EpochOrder
-    augmenter: Augmenter | None
-    packing: Packing | None
-    total_steps: int
+    parts: Parts
+    feed: Feed
+    spec: StepSpec
     step: CompiledStep | None
     """None where the run has ended."""
-    mlm_head: Literal["fresh", "checkpoint"] | None
-    """Where the head of the masked language model is from, in a run that begins."""
-    dev_scores: Callable[[Params], dict[str, float]] | None
-    """`dev`, and alignment and uniformity of the dev pairs as `dev_alignment` and `dev_uniformity`."""
-    test_scores: Callable[[Params], dict[str, float]] | None
+    start: Start
 
 
 def prepare(config: Config) -> Prepared:
@@ -66,6 +98,20 @@ def prepare(config: Config) -> Prepared:
 
     Raises:
       InputError: anything that the run could not work with; the run folder is then as it was.
+    """
+    request = check_request(config)
+    parts = load_parts(request)
+    feed = make_feed(request, parts)
+    feed, spec, step, start = fit(request, parts, feed)
+    run = begin(request, parts, feed)
+    return Prepared(run, request.fetched, parts, feed, spec, step, start)
+
+
+def check_request(config: Config) -> Request:
+    """Checks all that can be checked without text and weights.
+
+    Raises:
+      InputError: see `prepare`.
     """
     config.validate()
     check_objective(config.objective)
@@ -83,11 +129,20 @@ def prepare(config: Config) -> Prepared:
         fetched = fetch_run(config.output, folder)
     check_output(folder)
     check_shared(folder)
-
     resuming = open_run(folder) if is_run(folder) else None
     if resuming:
         # Before anything is loaded: settings that changed make the rest pointless.
         check_resume(resuming, config, resuming.data_fingerprint)
+    return Request(config, mesh, folder, fetched, resuming)
+
+
+def load_parts(request: Request) -> Parts:
+    """Reads the configuration of the model, its tokenizer and the tasks.
+
+    Raises:
+      InputError: see `prepare`.
+    """
+    config, resuming = request.config, request.resuming
     checkpoint = read_checkpoint(resuming.model_folder if resuming else config.model.path)
     if config.data.max_length > checkpoint.config.max_length:
         raise InputError(
@@ -97,75 +152,82 @@ def prepare(config: Config) -> Prepared:
     check_objective(config.objective, checkpoint.config.hidden_size)
     model = build_model(checkpoint.config, config.model)
     tokenizer = load_tokenizer(checkpoint.folder)
-    mlm = config.objective.mlm.weight > 0
-    vocabulary = read_vocabulary(tokenizer, checkpoint.config.vocab_size) if mlm else None
-    encoder = BatchEncoder(model, tokenizer, mesh)
-    dev_scores, test_scores = _scorers(config, encoder)
+    vocabulary = None
+    if config.objective.mlm.weight:
+        vocabulary = read_vocabulary(tokenizer, checkpoint.config.vocab_size)
+    scorers = make_scorers(config.evaluation, BatchEncoder(model, tokenizer, request.mesh))
+    return Parts(checkpoint, model, tokenizer, vocabulary, *scorers)
 
+
+def make_feed(request: Request, parts: Parts) -> Feed:
+    """Tokenises the text, into the cache.
+
+    Raises:
+      InputError: see `prepare`.
+    """
+    config, tokenizer = request.config, parts.tokenizer
     corpus = open_corpus(config.data)
     # Process 0 fills a cache that others may share; where they do not, each fills its own afterwards.
-    tokens = _first_on_process_0(
+    table = first_on_process_0(
         lambda: tokenize_corpus(corpus, tokenizer, config.data.max_length, config.data.cache, jax.process_index() == 0)
     )
-    if len(tokens) < 2 and config.objective.contrastive_weight:
+    if len(table) < 2 and config.objective.contrastive_weight:
         raise InputError(f"{config.data.train} holds one example; contrast needs two or more")
-    order = EpochOrder(len(tokens), config.batch_size, config.seed)
     augmenter = make_augmenter(config.data, tokenizer, config.seed)
-    if augmenter and tokens.columns > 1:
+    if augmenter and table.columns > 1:
         raise InputError(
             f"data.augment is '{config.data.augment}' but each example of {config.data.train} has its positive already "
-            f"({tokens.columns} columns): name one column with data.columns, or set data.augment to 'none'"
+            f"({table.columns} columns): name one column with data.columns, or set data.augment to 'none'"
         )
-    columns = 2 if augmenter else tokens.columns
-    fingerprint = tokens.fingerprint + (augmenter.fingerprint if augmenter else "")
-    total_steps = config.max_steps or config.epochs * order.steps_per_epoch
+    feed = Feed(table, EpochOrder(len(table), config.batch_size, config.seed), request.mesh, augmenter)
+    if request.resuming:
+        check_resume(request.resuming, config, feed.fingerprint)
+    return feed
 
-    def fit() -> tuple[Packing | None, CompiledStep]:
-        length = config.data.packed_length
-        packing = fit_packing(tokens, order, mesh.size, total_steps, length, augmenter) if length else None
-        return packing, compile_step(config, model, mesh, columns, total_steps, vocabulary, packing)
 
-    packing: Packing | None = None
-    step: CompiledStep | None = None
-    mlm_head: Literal["fresh", "checkpoint"] | None = None
+def fit(request: Request, parts: Parts, feed: Feed) -> tuple[Feed, StepSpec, CompiledStep | None, Start]:
+    """Compiles the step, after the weights of a run that begins were read and its checkpoints were found room for.
+
+    Returns:
+      The feed, packed where the config asks for it; the step; the step compiled, None for a run that has ended; and the
+      parameters to start from.
+
+    Raises:
+      InputError: see `prepare`.
+    """
+    config, resuming = request.config, request.resuming
+    total_steps = config.max_steps or config.epochs * feed.order.steps_per_epoch
+    spec = StepSpec(config, parts.model, request.mesh, feed.columns, total_steps, parts.vocabulary)
     if resuming:
-        check_resume(resuming, config, fingerprint)
-        run, initial = replace(resuming, config=config), lambda: initial_params(config, model)
-        if not run.has_ended():
-            packing, step = fit()
+        start = Start(lambda: initial_params(config, parts.model), None)
+        if replace(resuming, config=config).has_ended():
+            return feed, spec, None, start
     else:
         # Unreadable weights and a step that does not fit are found before the folder exists.
-        loaded = initial_params(config, model)
-        if mlm:
-            mlm_head = "fresh" if callable(loaded) or "mlm" not in loaded else "checkpoint"
-        _check_space(folder, config, model)
-        packing, step = fit()
-        _first_on_process_0(
-            lambda: is_run(folder) or bool(create_run(folder, config, fingerprint, checkpoint, tokenizer))
-        )
-        run, initial = Run(folder, config, fingerprint), lambda: loaded
-    return Prepared(
-        run,
-        fetched,
-        mesh,
-        model,
-        initial,
-        tokens,
-        order,
-        augmenter,
-        packing,
-        total_steps,
-        step,
-        mlm_head,
-        dev_scores,
-        test_scores,
+        loaded = initial_params(config, parts.model)
+        has_head = not callable(loaded) and "mlm" in loaded
+        start = Start(lambda: loaded, ("checkpoint" if has_head else "fresh") if parts.vocabulary else None)
+        _check_space(request.folder, spec)
+    if config.data.packed_length:
+        feed = feed.packed(config.data.packed_length, total_steps)
+        spec = replace(spec, packing=feed.packing)
+    return feed, spec, compile_step(spec), start
+
+
+def begin(request: Request, parts: Parts, feed: Feed) -> Run:
+    """Makes the run folder, where there is none yet."""
+    config, folder = request.config, request.folder
+    if request.resuming:
+        return replace(request.resuming, config=config)
+    first_on_process_0(
+        lambda: is_run(folder) or bool(create_run(folder, config, feed.fingerprint, parts.checkpoint, parts.tokenizer))
     )
+    return Run(folder, config, feed.fingerprint)
 
 
-def _check_space(folder: Path, config: Config, model: SentenceEncoder) -> None:
-    optimizer = make_optimizer(config.optimizer, learning_rate_schedule(config.optimizer, 1))
-    state = state_shapes(config, model, optimizer)
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+def _check_space(folder: Path, spec: StepSpec) -> None:
+    config = spec.config
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(spec.state_shapes()))
     # One checkpoint more than is kept exists while the next is written.
     needed = size * (config.checkpoint.keep + 1 + bool(config.evaluation.dev))
     free = shutil.disk_usage(next(p for p in folder.absolute().parents if p.exists())).free

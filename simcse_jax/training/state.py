@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from simcse_jax import rng
 from simcse_jax.config import Config
@@ -17,8 +16,9 @@ from simcse_jax.model.build import init_params, with_fresh_head
 from simcse_jax.model.params import Params
 from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.weights import load_params
-from simcse_jax.runtime.mesh import put, state_sharding
-from simcse_jax.training.loss import Buffer
+
+Buffer = Float[Array, "Q H"] | None
+"""Latest positives of length 1, where the run smooths instances."""
 
 
 class TrainState(NamedTuple):
@@ -62,37 +62,9 @@ def state_of(
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), buffer)
 
 
-def create_state(
-    config: Config,
-    mesh: Mesh,
-    params: Params | Callable[[], Params],
-    optimizer: optax.GradientTransformation,
-    initializer_range: float = 0.02,
-) -> TrainState:
-    """The state before the first step, placed on the mesh.
-
-    Args:
-      config: the run.
-      mesh: the mesh.
-      params: host arrays, the same on every process, or a function to be jitted that draws them.
-      optimizer, initializer_range: see `state_of`.
-    """
-    if callable(params):
-        params = jax.jit(params, out_shardings=state_sharding(mesh, jax.eval_shape(params)))()
-    else:
-        params = put(params, state_sharding(mesh, params))
-
-    def create(params: Params) -> TrainState:
-        return state_of(config, params, optimizer, initializer_range)
-
-    shardings = state_sharding(mesh, jax.eval_shape(create, params))
-    # Donated, so that the parameters are not there twice.
-    state: TrainState = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
-    return state
-
-
-def _items(state: TrainState) -> dict[str, Any]:
-    """A state as it lies on disk: the sentence encoder apart from what only training needs."""
+def to_items(state: TrainState) -> dict[str, Any]:
+    """A state as the named trees of a checkpoint: the sentence encoder's parameters apart from all that only training
+    needs."""
     params = sentence_encoder(state.params)
     items: dict[str, Any] = {"params": params, "training": {"step": state.step, "opt_state": state.opt_state}}
     if auxiliary := {name: x for name, x in state.params.items() if name not in params}:
@@ -100,6 +72,13 @@ def _items(state: TrainState) -> dict[str, Any]:
     if state.buffer is not None:
         items["training"]["buffer"] = state.buffer
     return items
+
+
+def from_items(items: dict[str, Any]) -> TrainState:
+    """The inverse of `to_items`."""
+    training = items["training"]
+    params = items["params"] | items.get("auxiliary", {})
+    return TrainState(training["step"], params, training["opt_state"], training.get("buffer"))
 
 
 def initial_params(config: Config, model: SentenceEncoder) -> Params | Callable[[], Params]:

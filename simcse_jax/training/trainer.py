@@ -9,27 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 from tqdm import tqdm
 
 from simcse_jax.config import Config
-from simcse_jax.data.feed import prefetch
+from simcse_jax.data.batch import Batch
 from simcse_jax.errors import InputError
-from simcse_jax.runs.checkpoints import Checkpoints, Progress, abstract, open_checkpoints
-from simcse_jax.runs.folder import Run, writing_to
+from simcse_jax.model.params import Params
+from simcse_jax.runs.checkpoints import Checkpoints, Progress, open_checkpoints
+from simcse_jax.runs.folder import writing_to
 from simcse_jax.runs.monitor import Monitor
 from simcse_jax.runs.speed import StepClock, work_of
-from simcse_jax.runtime.mesh import state_sharding
+from simcse_jax.runtime.mesh import state_sharding, with_sharding
 from simcse_jax.runtime.preemption import StopRequest, stop_on_signal
 from simcse_jax.runtime.processes import join_processes
 from simcse_jax.storage.files import write_json
 from simcse_jax.storage.mirror import Mirror, mirrored
-from simcse_jax.training.compiled_step import state_shapes
 from simcse_jax.training.describe import describe
 from simcse_jax.training.loss import Metrics
-from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from simcse_jax.training.prepare import Prepared, prepare
-from simcse_jax.training.state import TrainState, create_state, sentence_encoder
+from simcse_jax.training.spec import create_state
+from simcse_jax.training.state import from_items, sentence_encoder, to_items
 
 
 class TrainingDiverged(RuntimeError):
@@ -59,7 +58,7 @@ def train(config: Config) -> dict[str, Any]:
 
     Returns:
       What `results.json` holds: `step`, `best_step`, `dev` (best score), `before` and `after` (test scores, where the
-      config names test tasks), `memory` (bytes a device of the compiled step) and its `micro_batch`; or
+      config names test tasks), `memory` (bytes of one device for the compiled step) and its `micro_batch`; or
       `{"stopped": step}` when a signal ended the run early. Besides, of this call alone: `steps` it took, and `seconds`
       they took without evaluations and checkpoints.
 
@@ -78,132 +77,167 @@ def train(config: Config) -> dict[str, Any]:
         open_checkpoints(folder, config.checkpoint) as checkpoints,
         stop_on_signal() as stop,
     ):
-        return _loop(prepared, checkpoints, mirror, stop, echo)
+        return Trainer(prepared, checkpoints, mirror, stop, echo).run()
 
 
-def _loop(
-    prepared: Prepared,
-    checkpoints: Checkpoints,
-    mirror: Mirror | None,
-    stop: StopRequest,
-    echo: Callable[[str], None],
-) -> dict[str, Any]:
-    config, mesh, run, total = prepared.run.config, prepared.mesh, prepared.run, prepared.total_steps
-    schedule = learning_rate_schedule(config.optimizer, total)
-    resumed = checkpoints.latest is not None  # also where the latest is that of step 0
-    state, start, progress = _start(prepared, checkpoints, make_optimizer(config.optimizer, schedule))
-    results = run.results()
-    if resumed:
-        echo(f"resumed   at step {start:,} of {total:,}")
-        if prepared.step is None:
-            return results | {"steps": 0, "seconds": 0.0}
-    elif prepared.test_scores:
-        results = {"before": prepared.test_scores(sentence_encoder(state.params))}
-        _write_results(run, results)
+class Trainer:
+    """A run from where it stands to its end: `run` is the loop, and each thing that happens at a step is a method."""
 
-    assert prepared.step is not None
-    step_fn = prepared.step.function
-    clock = StepClock(work_of(prepared.step.flops, mesh), config.log_every)
-    monitor = Monitor(run, total, start, resumed, clock, echo)
-    batches = prefetch(prepared.tokens, prepared.order, mesh, start, total, prepared.augmenter, prepared.packing)
-    pending: tuple[int, Metrics] | None = None
-    clock.restart()
+    def __init__(
+        self,
+        prepared: Prepared,
+        checkpoints: Checkpoints,
+        mirror: Mirror | None,
+        stop: StopRequest,
+        echo: Callable[[str], None],
+    ) -> None:
+        """Restores the latest checkpoint, or makes the state before the first step.
 
-    def check_metrics() -> None:
-        """Looks at the metrics of the last step, a step late, so that the devices are never idle."""
-        nonlocal pending
-        if pending is None:
+        Args:
+          prepared: the run.
+          checkpoints: its checkpoints, open for writing.
+          mirror: the copy on an object store, where there is one.
+          stop: whether a signal asked the run to end.
+          echo: prints beside the progress line.
+        """
+        self._config, self._run, self._spec = prepared.run.config, prepared.run, prepared.spec
+        self._parts, self._feed, self._step = prepared.parts, prepared.feed, prepared.step
+        self._checkpoints, self._mirror, self._stop, self._echo = checkpoints, mirror, stop, echo
+        self._resumed = checkpoints.latest is not None  # also where the latest is that of step 0
+        self.step, self.progress = 0, Progress()
+        if checkpoints.latest is None:
+            self.state = create_state(self._spec, prepared.start.params())
+        else:
+            self.step, self.progress = checkpoints.latest, checkpoints.progress()
+            self.state = from_items(checkpoints.restore(self.step, to_items(self._spec.state_shapes())))
+        self._first = self.step
+        self._pending: tuple[int, Metrics] | None = None
+        self._clock: StepClock
+        self._monitor: Monitor
+
+    @property
+    def ended(self) -> bool:
+        """Whether all steps are done, or early stopping ends the run."""
+        patience = self._config.evaluation.patience
+        return self.step == self._spec.total_steps or 0 < patience <= self.progress.stale
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end, or until a signal; see `train`."""
+        total, results = self._spec.total_steps, self._run.results()
+        if self._resumed:
+            self._echo(f"resumed   at step {self.step:,} of {total:,}")
+            if self._step is None:
+                return results | {"steps": 0, "seconds": 0.0}
+        elif self._parts.test_scores:
+            results = {"before": self._parts.test_scores(sentence_encoder(self.state.params))}
+            self._write(results)
+        assert self._step is not None
+        self._clock = StepClock(work_of(self._step.flops, self._spec.mesh), self._config.log_every)
+        self._monitor = Monitor(self._run, total, self.step, self._resumed, self._clock, self._echo)
+        batches = self._feed.batches(self.step, total)
+        self._clock.restart()
+        try:
+            if not self._resumed and (score := self.evaluate()) is not None:
+                self.save(score)
+            while not self.ended:
+                self.take(next(batches))
+                stopping = self._stop(self.step)
+                score = self.evaluate()
+                best = score is not None and self.progress.best_step == self.step
+                if stopping or self.ended or best or self.step % self._config.checkpoint.every == 0:
+                    self.save(score)
+                if self._pending is None:  # what was done meanwhile was not the step
+                    self._clock.restart()
+                if stopping and not self.ended:
+                    self._checkpoints.wait()
+                    return {"stopped": self.step}
+            self._checkpoints.wait()
+        finally:
+            batches.close()
+            self._monitor.close()
+        results |= {"step": self.step, "best_step": self.progress.best_step, "dev": self.progress.best_score}
+        results |= {"memory": self._step.needed, "micro_batch": self._step.micro_batch}
+        if self._parts.test_scores:
+            results["after"] = self._parts.test_scores(self._best_params())
+        self._write(results)
+        return results | {"steps": self.step - self._first, "seconds": self._clock.seconds}
+
+    def take(self, batch: Batch) -> None:
+        """Hands the next step to the devices, and looks at the metrics of the one before."""
+        assert self._step is not None
+        with jax.transfer_guard("disallow"):
+            self.state, metrics = self._step.function(self.state, batch)
+        self.look_back()
+        self.step += 1
+        self._pending = self.step, metrics
+        self._monitor.step()
+
+    def look_back(self) -> None:
+        """Looks at the metrics of the last step, a step late, so that the devices are never idle.
+
+        Raises:
+          TrainingDiverged: they are not finite.
+        """
+        if self._pending is None:
             return
-        (step, metrics), pending = pending, None
+        (step, metrics), self._pending = self._pending, None
         values = {name: float(value) for name, value in metrics.items()}
-        clock.step(prepared.order.size(step - 1) * prepared.tokens.columns)
+        self._clock.step(self._feed.order.size(step - 1) * self._feed.table.columns)
         if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm", "weight_norm")):
-            checkpoints.wait()
-            raise TrainingDiverged(_diverged(step, values, checkpoints.latest))
-        if step % config.log_every == 0 or step == total:
-            monitor.metrics(step, values)
-        monitor.show(progress, values["loss"])
+            self._checkpoints.wait()
+            raise TrainingDiverged(_diverged(step, values, self._checkpoints.latest))
+        if step % self._config.log_every == 0 or step == self._spec.total_steps:
+            self._monitor.metrics(step, values)
+        self._monitor.show(self.progress, values["loss"])
 
-    def measure_dev(step: int) -> float | None:
+    def evaluate(self) -> float | None:
         """The dev score where one is due for the selection and is a number; keeps account of the best."""
-        nonlocal progress
-        selects = step % config.evaluation.every == 0 or step == total
-        every = config.evaluation.geometry_every
-        if prepared.dev_scores is None or not (selects or (every and step % every == 0)):
+        settings, step = self._config.evaluation, self.step
+        selects = step % settings.every == 0 or step == self._spec.total_steps
+        path = settings.geometry_every and step % settings.geometry_every == 0
+        if self._parts.dev_scores is None or not (selects or path):
             return None
-        check_metrics()
-        scores = prepared.dev_scores(sentence_encoder(state.params))
+        self.look_back()
+        scores = self._parts.dev_scores(sentence_encoder(self.state.params))
         if not selects:
-            monitor.scores(step, scores)
+            self._monitor.scores(step, scores)
             return None
         score = scores["dev"]
         if math.isnan(score):
-            echo(f"step {step:,}: the dev score is not a number (all pairs alike?) and does not count")
+            self._echo(f"step {step:,}: the dev score is not a number (all pairs alike?) and does not count")
             return None
-        monitor.scores(step, scores)
-        improved = progress.best_score is None or score > progress.best_score
-        progress = Progress(step, score) if improved else replace(progress, stale=progress.stale + 1)
-        monitor.show(progress)
-        echo(f"step {step:,}: dev {score:.2f}{' (best so far)' if improved else ''}")
+        self._monitor.scores(step, scores)
+        improved = self.progress.best_score is None or score > self.progress.best_score
+        self.progress = Progress(step, score) if improved else replace(self.progress, stale=self.progress.stale + 1)
+        self._monitor.show(self.progress)
+        self._echo(f"step {step:,}: dev {score:.2f}{' (best so far)' if improved else ''}")
         return score
 
-    try:
-        step = start
-        if not resumed and (score := measure_dev(0)) is not None:
-            checkpoints.save(state, 0, progress, score)
-        while step < total and not _exhausted(config, progress):
-            batch = next(batches)
-            with jax.transfer_guard("disallow"):
-                state, metrics = step_fn(state, batch)
-            check_metrics()
-            step, pending = step + 1, (step + 1, metrics)
-            monitor.step()
-            stopping = stop(step)
-            score = measure_dev(step)
-            ended = step == total or _exhausted(config, progress)
-            best = score is not None and progress.best_step == step
-            if stopping or ended or best or step % config.checkpoint.every == 0:
-                check_metrics()
-                checkpoints.save(state, step, progress, score)
-                if mirror:
-                    mirror.check()
-            if pending is None:  # what was done meanwhile was not the step
-                clock.restart()
-            if stopping and not ended:
-                checkpoints.wait()
-                return {"stopped": step}
-        checkpoints.wait()
-    finally:
-        batches.close()
-        monitor.close()
+    def save(self, score: float | None) -> None:
+        """Starts writing a checkpoint.
 
-    results |= {"step": step, "best_step": progress.best_step, "dev": progress.best_score}
-    results |= {"memory": prepared.step.needed, "micro_batch": prepared.step.micro_batch}
-    params = sentence_encoder(state.params)
-    if progress.best_step not in (None, step):
-        params = checkpoints.restore_params(progress.best_step, abstract(params, state_sharding(mesh, params)))
-    if prepared.test_scores:
-        results["after"] = prepared.test_scores(params)
-    _write_results(run, results)
-    return results | {"steps": step - start, "seconds": clock.seconds}
+        Args:
+          score: the dev score of this step, if it was measured.
+        """
+        self.look_back()
+        self._checkpoints.save(to_items(self.state), self.step, self.progress, score)
+        if self._mirror and self.step:
+            self._mirror.check()
 
+    def _best_params(self) -> Params:
+        """The sentence encoder's parameters with the best dev score; the last ones without dev scores."""
+        params = sentence_encoder(self.state.params)
+        if (best := self.progress.best_step) in (None, self.step):
+            return params
+        assert best is not None
+        shapes = with_sharding(params, state_sharding(self._spec.mesh, params))
+        found: Params = self._checkpoints.restore(best, {"params": shapes})["params"]
+        return found
 
-def _start(
-    prepared: Prepared, checkpoints: Checkpoints, optimizer: optax.GradientTransformation
-) -> tuple[TrainState, int, Progress]:
-    """The state, step and progress to go on from: the latest checkpoint's, or those before the first step."""
-    config, mesh, latest = prepared.run.config, prepared.mesh, checkpoints.latest
-    if latest is None:
-        spread = prepared.model.config.initializer_range
-        return create_state(config, mesh, prepared.initial(), optimizer, spread), 0, Progress()
-    shapes = state_shapes(config, prepared.model, optimizer)
-    state, progress = checkpoints.restore(latest, abstract(shapes, state_sharding(mesh, shapes)))
-    return state, latest, progress
-
-
-def _exhausted(config: Config, progress: Progress) -> bool:
-    """Whether early stopping ends the run."""
-    return 0 < config.evaluation.patience <= progress.stale
+    def _write(self, results: dict[str, Any]) -> None:
+        if jax.process_index() == 0:
+            with writing_to(self._run.folder):
+                write_json(self._run.results_file, results)
 
 
 def _diverged(step: int, values: dict[str, float], latest: int | None) -> str:
@@ -213,9 +247,3 @@ def _diverged(step: int, values: dict[str, float], latest: int | None) -> str:
         f"weights {values['weight_norm']}: {kept}. Lower the learning rate or raise the temperature, in another "
         "--output; with bfloat16 try float32"
     )
-
-
-def _write_results(run: Run, results: dict[str, Any]) -> None:
-    if jax.process_index() == 0:
-        with writing_to(run.folder):
-            write_json(run.results_file, results)

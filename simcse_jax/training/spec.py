@@ -1,0 +1,101 @@
+"""All that a compiled train step follows from, as one object."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from simcse_jax.config import Config
+from simcse_jax.data.batch import Batch, Packing
+from simcse_jax.model import SentenceEncoder
+from simcse_jax.model.params import Params
+from simcse_jax.objectives.mlm import Vocabulary
+from simcse_jax.pretrained.weights import param_shapes
+from simcse_jax.runtime.mesh import batch_sharding, put, state_sharding, with_sharding
+from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.training.state import TrainState, state_of
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """A run's train step, before it is traced: settings, module, devices and the shape of a batch."""
+
+    config: Config
+    """The run."""
+    model: SentenceEncoder
+    mesh: Mesh
+    columns: int
+    """C, sentences of each example: 1, 2 (with its positive) or 3 (with its hard negative too)."""
+    total_steps: int
+    """Steps of the run, for the learning rate and for weights that change over it."""
+    vocabulary: Vocabulary | None = None
+    """Token ids that masking draws from; needed where the objective masks tokens."""
+    packing: Packing | None = None
+    """The shape of packed rows; None where a row is a sentence."""
+
+    @cached_property
+    def schedule(self) -> optax.Schedule:
+        """The learning rate by step."""
+        return learning_rate_schedule(self.config.optimizer, self.total_steps)
+
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW under the schedule."""
+        return make_optimizer(self.config.optimizer, self.schedule)
+
+    @property
+    def micro_batch(self) -> int:
+        """Examples that a device encodes at a time; all where 0. `auto` has to be resolved first."""
+        assert self.config.micro_batch != "auto"
+        return self.config.micro_batch
+
+    def with_micro_batch(self, size: int) -> "StepSpec":
+        """The same step with `size` examples encoded at a time."""
+        return replace(self, config=replace(self.config, micro_batch=size))
+
+    def state_of(self, params: Params) -> TrainState:
+        """The train state before the first step, for parameters that are in place. May be traced."""
+        return state_of(self.config, params, self.optimizer, self.model.config.initializer_range)
+
+    def state_shapes(self) -> TrainState:
+        """The train state as `ShapeDtypeStruct`s with their shardings, without tracing the model."""
+        params = param_shapes(self.model.config, self.model.param_dtype)
+        shapes: TrainState = jax.eval_shape(self.state_of, params)
+        placed: TrainState = with_sharding(shapes, state_sharding(self.mesh, shapes))
+        return placed
+
+    def batch_shapes(self) -> Batch:
+        """A global batch as `ShapeDtypeStruct`s with their shardings."""
+        n, c, devices = self.config.batch_size, self.columns, self.mesh.size
+        length, slots, rows = self.packing or (self.config.data.max_length, 1, n // devices)
+        shapes: Batch = jax.eval_shape(
+            lambda: Batch(
+                jnp.zeros((rows * devices, c, length), jnp.int32),
+                jnp.zeros((rows * devices, c, slots), jnp.int32),
+                jnp.zeros(n, bool),
+                jnp.zeros((n, c), jnp.int32) if self.packing else None,
+            )
+        )
+        placed: Batch = with_sharding(shapes, jax.tree.map(lambda _: batch_sharding(self.mesh), shapes))
+        return placed
+
+
+def create_state(spec: StepSpec, params: Params | Callable[[], Params]) -> TrainState:
+    """The state before the first step, placed on the mesh.
+
+    Args:
+      spec: the step.
+      params: host arrays, the same on every process, or a function to be jitted that draws them.
+    """
+    if callable(params):
+        params = jax.jit(params, out_shardings=state_sharding(spec.mesh, jax.eval_shape(params)))()
+    else:
+        params = put(params, state_sharding(spec.mesh, params))
+    shardings = state_sharding(spec.mesh, jax.eval_shape(spec.state_of, params))
+    # Donated, so that the parameters are not there twice.
+    state: TrainState = jax.jit(spec.state_of, out_shardings=shardings, donate_argnums=0)(params)
+    return state
