@@ -9,11 +9,9 @@ import numpy as np
 
 from benchmarks.timing import peak_bytes, seconds
 from simcse_jax.config import ENCODE_ROW
-from simcse_jax.inference.encoder import BatchEncoder
 from simcse_jax.inference.loading import load_model
+from simcse_jax.inference.vectors import unit
 from simcse_jax.objectives import dense, info_nce, tiled
-from simcse_jax.pretrained.tokenizers import load_tokenizer
-from simcse_jax.runtime.mesh import make_mesh
 from simcse_jax.training.loss import BLOCK_SIZES
 
 
@@ -41,22 +39,13 @@ class Encode(OnJax):
         self, model: str, sentences: list[str], batch_size: int, dtype: str, packed_length: int = ENCODE_ROW
     ) -> None:
         self._loaded = load_model(model, dtype=dtype)
-        checkpoint = self._loaded.checkpoint
-        self._encoder = BatchEncoder(
-            self._loaded.model,
-            load_tokenizer(checkpoint.folder),
-            make_mesh(),
-            checkpoint.max_length,
-            batch_size,
-            packed_length,
-        )
+        self._encoder = self._loaded.encoder(self._loaded.checkpoint.max_length, batch_size, packed_length)
         self._sentences = sentences
 
     def run(self) -> np.ndarray:
         """All sentences."""
         vectors = self._encoder(self._loaded.params, self._sentences)
-        unit: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        return unit
+        return unit(vectors)
 
     def check(self) -> dict[str, np.ndarray]:
         """The vectors."""

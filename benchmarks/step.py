@@ -53,12 +53,12 @@ class Step:
         """A rehearsal."""
         return replace(self, size=QUICK, batch_size=16, dtypes=self.dtypes[:1], product=512, rounds=2)
 
-    def work(self, folder: Path) -> "Work":
+    def work(self, folder: Path) -> "Material":
         """Model, text and batches."""
         model = bert_folder(self.size, folder)
         text = training_text(self.lengths, BATCHES * self.batch_size, self.length, folder)
         batches = peer_batches(token_table(model, text, self.length, folder / "cache"), self.batch_size)
-        return Work(self, model, text, folder / "cache", batches)
+        return Material(self, model, text, folder / "cache", batches)
 
     def run(self, folder: Path) -> list[Table]:
         """Measures.
@@ -89,7 +89,7 @@ class Step:
             tables.append(Table(f"{self.title(work)}, {dtype}", rows, notes=[note], ceilings=ceilings))
         return tables
 
-    def title(self, work: "Work") -> str:
+    def title(self, work: "Material") -> str:
         """What is done."""
         kind = "all padded" if self.lengths == "padded" else f"{self.lengths}, {work.tokens:.1f} tokens on average"
         return (
@@ -99,7 +99,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Work:
+class Material:
     """What the contenders of a step are given."""
 
     settings: Step

@@ -20,11 +20,11 @@ from simcse_jax.errors import InputError
 COMMANDS = {
     "train": ("train:Train", "Train a model, or continue the run in the output folder."),
     "plan": (
-        "plan:Plan",
+        "plan:PlanCommand",
         "Compile a run's train step for devices that are not here: memory, collectives, FLOPs, and what they allow.",
     ),
     "study": (
-        "study:Study",
+        "study:StudyCommand",
         "Train over a grid of batch × learning-rate rule × seed, or continue; write table, figures and report.",
     ),
     "ablate": (
@@ -55,7 +55,7 @@ COMMANDS = {
         "Fit whitening, all-but-the-top or a flow to sentences without labels, and write the model that applies it.",
     ),
     "vocabulary": (
-        "vocabulary:Vocabulary",
+        "vocabulary:VocabularyCommand",
         "Learn a WordPiece vocabulary from text and write a BERT without weights, to be pretrained (pretrain_mlm).",
     ),
     "replace-words": (

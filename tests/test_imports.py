@@ -98,7 +98,7 @@ def test_importing_loads_no_other_framework(module: str) -> None:
 
 
 # Their settings stand beside the code that uses them.
-HEAVY = ("ablate", "postprocess")
+HEAVY = ("postprocess",)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from simcse_jax.runs.figures import draw_run
 from simcse_jax.runs.folder import open_run
 from simcse_jax.runs.metrics_log import TIMES, MetricsLog, read_log
 from simcse_jax.runs.monitor import progress_bar
-from simcse_jax.runs.speed import StepClock, Work
+from simcse_jax.runs.speed import StepClock, StepWork
 from simcse_jax.runs.tracking import Follower, TensorBoard, WandB, check_tracking
 from simcse_jax.training.trainer import train
 from simcse_jax.xla.topology import CHIPS, chip_of
@@ -240,7 +240,7 @@ def test_progress_in_a_log_is_few_whole_lines(monkeypatch: pytest.MonkeyPatch) -
 def test_speed_counts_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    clock = StepClock(Work(flops=3e9, least_seconds=0.5), window=2)
+    clock = StepClock(StepWork(flops=3e9, least_seconds=0.5), window=2)
     assert clock.describe() == ""
     for seconds in (50.0, 2.0, 2.0):
         now[0] += seconds
@@ -250,7 +250,7 @@ def test_speed_counts_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.speeds() == {"sentences_per_second": 32.0, "utilisation": 0.25}
     assert clock.describe() == "32 sentences/s, 25% of peak"
     assert clock.seconds == 54
-    clock = StepClock(Work(flops=3e9, least_seconds=None), window=2)
+    clock = StepClock(StepWork(flops=3e9, least_seconds=None), window=2)
     now[0] += 1
     clock.step(64)
     assert clock.describe() == "64 sentences/s, 3 GFLOP/s"

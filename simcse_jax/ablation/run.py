@@ -1,6 +1,5 @@
 """An ablation's runs trained, and their table."""
 
-import json
 from collections.abc import Mapping
 
 import jax
@@ -12,6 +11,7 @@ from simcse_jax.errors import InputError
 from simcse_jax.objectives import check_objective
 from simcse_jax.reports.tables import Row, markdown_table, write_csv
 from simcse_jax.runs.folder import Run, changes, is_run, open_run
+from simcse_jax.runs.metrics_log import read_log
 from simcse_jax.runtime.processes import join_processes
 from simcse_jax.storage.files import local_only, write_text, writing
 from simcse_jax.training.trainer import TrainingDiverged, train
@@ -83,7 +83,7 @@ def _rows(ablation: Ablation, name: str, diverged: Mapping[tuple[str, int], Row]
 
 def _measures(run: Run) -> Row:
     """The dev scores of a run, its last alignment and uniformity on the dev task, and its test average."""
-    lines = [json.loads(line) for line in run.metrics_file.read_text("utf-8").splitlines()]
+    lines = read_log(run.metrics_file)
     dev = [line for line in lines if "dev" in line]
     results = run.results()
     measures: Row = {"start": dev[0]["dev"], "best": results["dev"], "last": dev[-1]["dev"]} if dev else {}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from simcse_jax.analysis.measure import Measured, Pairs
+from simcse_jax.analysis.measure import GradedPairs, Measured
 from simcse_jax.reports import plots
 from simcse_jax.reports.tables import Row
 
@@ -21,7 +21,7 @@ _COLUMNS = 4  # panels in a row
 _GRID = np.linspace(-1, 1, 401)
 
 
-def write_figures(folder: Path, measured: list[Measured], paths: dict[str, list[Row]], pairs: Pairs) -> None:
+def write_figures(folder: Path, measured: list[Measured], paths: dict[str, list[Row]], pairs: GradedPairs) -> None:
     """Writes plane, spectrum and cosines, each as .png and .svg.
 
     Args:
@@ -36,7 +36,7 @@ def write_figures(folder: Path, measured: list[Measured], paths: dict[str, list[
         _cosines(folder, measured, pairs)
 
 
-def _plane(folder: Path, measured: list[Measured], paths: dict[str, list[Row]], pairs: Pairs) -> None:
+def _plane(folder: Path, measured: list[Measured], paths: dict[str, list[Row]], pairs: GradedPairs) -> None:
     """Alignment against uniformity (SimCSE, figures 2 and 3): models large, paths of training in small."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -71,7 +71,7 @@ def _plane(folder: Path, measured: list[Measured], paths: dict[str, list[Row]], 
     plots.save(figure, folder / "plane")
 
 
-def _spectrum(folder: Path, measured: list[Measured], pairs: Pairs) -> None:
+def _spectrum(folder: Path, measured: list[Measured], pairs: GradedPairs) -> None:
     """Singular values over the largest (SimCSE, appendix on the distribution of singular values)."""
     from matplotlib.figure import Figure
 
@@ -98,7 +98,7 @@ def _spectrum(folder: Path, measured: list[Measured], pairs: Pairs) -> None:
     plots.save(figure, folder / "spectrum")
 
 
-def _cosines(folder: Path, measured: list[Measured], pairs: Pairs) -> None:
+def _cosines(folder: Path, measured: list[Measured], pairs: GradedPairs) -> None:
     """Densities of the cosine in groups of the gold score, a panel a model, the groups above one another."""
     from matplotlib.figure import Figure
 
@@ -147,7 +147,7 @@ def _note(axes: "Axes", text: str, place: tuple[float, float]) -> None:
     axes.annotate(text, place, (0, 9), textcoords="offset points", ha="center", fontsize=8, color="#333333", zorder=4)
 
 
-def _title(pairs: Pairs) -> str:
+def _title(pairs: GradedPairs) -> str:
     split = "" if pairs.task.reported == "all" else f" {pairs.task.reported}"
     return Path(pairs.task.name).stem + split
 

@@ -62,7 +62,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class GradedPairs:
     """The pairs that are analysed, in five groups of their gold scores.
 
     Attributes:
@@ -78,18 +78,18 @@ class Pairs:
     labels: list[str]
 
 
-def pairs_of(task: Task) -> Pairs:
+def pairs_of(task: Task) -> GradedPairs:
     """The pairs of a task."""
     gold = np.concatenate([subset.gold for subset in task.subsets])
     group, (low, high) = gold_groups(gold), gold_range(gold)
     edges = low + (high - low) * np.arange(6) / 5
     counts = np.bincount(group, minlength=5)
     labels = [f"{a:g} to {b:g} (n = {n:,})" for a, b, n in zip(edges, edges[1:], counts, strict=False)]
-    return Pairs(task, gold, group, labels)
+    return GradedPairs(task, gold, group, labels)
 
 
 def measure(
-    pairs: Pairs, tasks: list[Task], vectors: Mapping[str, Float[np.ndarray, " H"]]
+    pairs: GradedPairs, tasks: list[Task], vectors: Mapping[str, Float[np.ndarray, " H"]]
 ) -> tuple[dict[str, float], dict[str, float], Float[np.ndarray, " R"], Float[np.ndarray, " P"]]:
     """The `figures`, `scores`, `spectrum` and `cosines` of `Measured`.
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from simcse_jax.analysis.measure import MEASURES, Measured, Pairs
-from simcse_jax.analysis.sources import Source
+from simcse_jax.analysis.measure import MEASURES, GradedPairs, Measured
+from simcse_jax.analysis.sources import AnalysedModel
 from simcse_jax.evaluation.geometry import positive_pairs
 from simcse_jax.evaluation.sts import Mode, distinct_sentences
 from simcse_jax.reports.tables import Row, markdown_table
@@ -30,7 +30,12 @@ _FIGURES = {
 
 
 def write_report(
-    folder: Path, sources: list[Source], measured: list[Measured], paths: dict[str, list[Row]], pairs: Pairs, mode: Mode
+    folder: Path,
+    sources: list[AnalysedModel],
+    measured: list[Measured],
+    paths: dict[str, list[Row]],
+    pairs: GradedPairs,
+    mode: Mode,
 ) -> None:
     """Writes report.md.
 
@@ -135,7 +140,7 @@ def _table(measured: list[Measured]) -> str:
     return markdown_table(["model", *(label for _, (label, _) in shown)], rows)
 
 
-def _model(source: Source, measured: list[Measured], paths: dict[str, list[Row]], task: str, mode: Mode) -> str:
+def _model(source: AnalysedModel, measured: list[Measured], paths: dict[str, list[Row]], task: str, mode: Mode) -> str:
     about = next(m for m in measured if m.name == source.name)
     pooler = f"pooler {about.about['pooler']}, width {about.about['width']}"
     post = f"; {about.about['post-processor']}" if about.about["post-processor"] else ""

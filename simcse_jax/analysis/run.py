@@ -8,17 +8,14 @@ from tqdm import tqdm
 
 from simcse_jax import postprocess
 from simcse_jax.analysis.figures import write_figures
-from simcse_jax.analysis.measure import Measured, Pairs, measure, pairs_of
+from simcse_jax.analysis.measure import GradedPairs, Measured, measure, pairs_of
 from simcse_jax.analysis.report import write_report
-from simcse_jax.analysis.sources import Source, find_sources, training_path
+from simcse_jax.analysis.sources import AnalysedModel, find_sources, training_path
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import Mode, Task, distinct_sentences, load_task
 from simcse_jax.evaluation.suite import expand_tasks
-from simcse_jax.inference.encoder import BatchEncoder
 from simcse_jax.inference.loading import load_model
-from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.reports.tables import Row, write_csv
-from simcse_jax.runtime.mesh import make_mesh
 from simcse_jax.storage.files import check_new_folder, new_folder
 
 
@@ -31,7 +28,7 @@ class AnalysisSettings:
     checkpoints: bool = False
     """Analyse every kept checkpoint of the models that are runs, not their best alone."""
     task: str = "STSBenchmark"
-    """Pairs to analyse: one of the STS tasks, or a .tsv file."""
+    """GradedPairs to analyse: one of the STS tasks, or a .tsv file."""
     mode: Mode = "dev"
     """Its split; STS12 ... STS16 have `test` alone."""
     tasks: tuple[str, ...] = ()
@@ -76,15 +73,16 @@ def analyze(models: tuple[str, ...], output: Path, settings: AnalysisSettings) -
     return folder / "report.md"
 
 
-def _measure(source: Source, pairs: Pairs, tasks: list[Task], settings: AnalysisSettings) -> list[Measured]:
+def _measure(
+    source: AnalysedModel, pairs: GradedPairs, tasks: list[Task], settings: AnalysisSettings
+) -> list[Measured]:
     sentences, results = distinct_sentences([pairs.task, *tasks]), []
     steps: list[int | None] = [*source.steps] if source.steps else [None]
     for step in steps:
         loaded = load_model(source.model, settings.pooler, step=step)
         label = source.name if step is None else f"{source.name}, step {step:,}"
         tqdm.write(f"{label}: pooler {loaded.pooler}, {len(sentences):,} sentences")
-        tokenizer = load_tokenizer(loaded.checkpoint.folder)
-        encoder = BatchEncoder(loaded.model, tokenizer, make_mesh(), batch_size=settings.batch_size)
+        encoder = loaded.encoder(batch_size=settings.batch_size)
         vectors = encoder(loaded.params, sentences, progress=True)
         if not np.isfinite(vectors).all():
             raise InputError(f"{label} gives vectors that are not finite: there is nothing to analyse")
@@ -123,7 +121,7 @@ def _spectra(measured: list[Measured]) -> list[Row]:
     ]
 
 
-def _cosines(measured: list[Measured], pairs: Pairs) -> list[Row]:
+def _cosines(measured: list[Measured], pairs: GradedPairs) -> list[Row]:
     return [
         {"model": m.name, "step": _step(m), "gold": float(gold), "group": int(group) + 1, "cosine": float(value)}
         for m in measured

@@ -1,6 +1,5 @@
 """What is analysed: models, or the kept checkpoints of runs; and the path that a run's log holds."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,12 @@ from simcse_jax.inference.loading import kept_steps
 from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.reports.tables import Row
 from simcse_jax.runs.folder import Run, is_run, open_run
+from simcse_jax.runs.metrics_log import read_log
 from simcse_jax.storage.objects import local_path
 
 
 @dataclass(frozen=True)
-class Source:
+class AnalysedModel:
     """A model as it was given.
 
     Attributes:
@@ -32,7 +32,9 @@ class Source:
     run: Run | None
 
 
-def find_sources(models: tuple[str, ...], names: tuple[str, ...] = (), checkpoints: bool = False) -> list[Source]:
+def find_sources(
+    models: tuple[str, ...], names: tuple[str, ...] = (), checkpoints: bool = False
+) -> list[AnalysedModel]:
     """The models, each looked at before the first is loaded.
 
     Args:
@@ -57,7 +59,7 @@ def find_sources(models: tuple[str, ...], names: tuple[str, ...] = (), checkpoin
         if run is None:
             read_checkpoint(model)
         kept = kept_steps(folder) if run else None
-        sources.append(Source(model, name, kept if checkpoints else None, run))
+        sources.append(AnalysedModel(model, name, kept if checkpoints else None, run))
     if checkpoints and all(source.run is None for source in sources):
         raise InputError(f"checkpoints are asked for and none of {', '.join(models)} is a run: give run folders")
     return sources
@@ -72,7 +74,7 @@ def _short_names(models: tuple[str, ...]) -> list[str]:
     raise InputError(f"a model is given twice among {', '.join(models)}: leave one out")
 
 
-def training_path(source: Source, task: Task, mode: Mode) -> list[Row]:
+def training_path(source: AnalysedModel, task: Task, mode: Mode) -> list[Row]:
     """The evaluations in a run's metrics.jsonl: step, alignment, uniformity and score, NaN where not a number.
 
     Returns:
@@ -84,12 +86,7 @@ def training_path(source: Source, task: Task, mode: Mode) -> list[Row]:
     if evaluated != task.name and not _same_file(evaluated, task.name):
         return []
     path: dict[int, Row] = {}
-    file = source.run.metrics_file
-    for line in file.read_text("utf-8").splitlines() if file.is_file() else []:
-        try:
-            values = json.loads(line)
-        except ValueError:  # the line that a kill cut short
-            continue
+    for values in read_log(source.run.metrics_file):
         if "dev_alignment" in values:
             figures = {n: values.get(key) for n, key in _LOGGED.items()}
             path[values["step"]] = {"step": values["step"], **{n: _number(v) for n, v in figures.items()}}

@@ -48,21 +48,16 @@ class Evaluate(Command):
         """Prints the tables."""
         from simcse_jax.evaluation.suite import evaluate_models, load_suite
         from simcse_jax.evaluation.tables import format_text, write_csv, write_markdown
-        from simcse_jax.inference.encoder import BatchEncoder
         from simcse_jax.inference.loading import LoadedModel, load_model
         from simcse_jax.pretrained.pooling import Pooling
-        from simcse_jax.pretrained.tokenizers import load_tokenizer
-        from simcse_jax.runtime.mesh import make_mesh
         from simcse_jax.storage.files import finite, write_json
 
         self._check()
         suite = load_suite(self.tasks, self.data, self.mode, self.all_splits)
         loaded = [load_model(model, self.pooler, self.dtype) for model in self.models]
-        mesh = make_mesh()
 
         def encoder(model: LoadedModel) -> Any:
-            tokenizer = load_tokenizer(model.checkpoint.folder)
-            encode = BatchEncoder(model.model, tokenizer, mesh, batch_size=self.batch_size)
+            encode = model.encoder(batch_size=self.batch_size)
             return lambda sentences: encode(model.params, sentences, progress=True)
 
         found = evaluate_models(suite, [encoder(model) for model in loaded], self.bootstrap)

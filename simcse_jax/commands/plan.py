@@ -35,7 +35,7 @@ class PlanConfig(Config):
 
 
 @dataclass(frozen=True)
-class Plan(Configured):
+class PlanCommand(Configured):
     """Compile a run's train step for devices that are not here: memory, collectives, FLOPs, and what they allow."""
 
     config_file: tyro.conf.Positional[str]
@@ -51,7 +51,7 @@ class Plan(Configured):
     keeps_programs = False  # for the plan says how long compiling takes
 
     @classmethod
-    def from_file(cls, file: str) -> "Plan":
+    def from_file(cls, file: str) -> "PlanCommand":
         """The command with the settings of a config file."""
         return cls(file, config=PlanConfig.of(load_config_file(file)))
 

@@ -35,12 +35,9 @@ class Postprocess(Command):
     def run(self) -> None:
         """Fits and exports."""
         from simcse_jax.evaluation.sentences import unlabelled_sentences
-        from simcse_jax.inference.encoder import BatchEncoder
         from simcse_jax.inference.export import export
         from simcse_jax.inference.loading import load_model
         from simcse_jax.postprocess import describe, fit
-        from simcse_jax.pretrained.tokenizers import load_tokenizer
-        from simcse_jax.runtime.mesh import make_mesh
         from simcse_jax.storage.objects import check_new_output
 
         if self.batch_size < 1:
@@ -50,8 +47,7 @@ class Postprocess(Command):
         sentences = unlabelled_sentences(self.sentences, self.data, self.limit)
         loaded = load_model(self.model, self.pooler)
         loaded.check_no_postprocessor()
-        tokenizer = load_tokenizer(loaded.checkpoint.folder)
-        encoder = BatchEncoder(loaded.model, tokenizer, make_mesh(), batch_size=self.batch_size)
+        encoder = loaded.encoder(batch_size=self.batch_size)
         post, about = fit(encoder(loaded.params, sentences, progress=True), self.fit)
         about["source"] = ", ".join(Path(name).name for name in self.sentences.split(","))
         folder = export(loaded.with_postprocessor(post, about), self.output)

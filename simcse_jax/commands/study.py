@@ -12,7 +12,7 @@ from simcse_jax.study import Study as StudySettings
 
 
 @dataclass(frozen=True)
-class Study(Configured):
+class StudyCommand(Configured):
     """Train over a grid of batch × learning-rate rule × seed, or continue; write table, figures and report."""
 
     config_file: tyro.conf.Positional[str]
@@ -20,7 +20,7 @@ class Study(Configured):
     study: Annotated[StudySettings, tyro.conf.arg(name="")] = field(default_factory=StudySettings)
 
     @classmethod
-    def from_file(cls, file: str) -> "Study":
+    def from_file(cls, file: str) -> "StudyCommand":
         """The command with the settings of a config file."""
         return cls(file, load_variable(file, "study", StudySettings))
 

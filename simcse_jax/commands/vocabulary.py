@@ -10,7 +10,7 @@ from simcse_jax.commands.options import Command
 
 
 @dataclass(frozen=True)
-class Vocabulary(Command):
+class VocabularyCommand(Command):
     """Learn a WordPiece vocabulary from text and write a BERT without weights, to be pretrained (pretrain_mlm)."""
 
     text: tyro.conf.Positional[str]

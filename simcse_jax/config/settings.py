@@ -1,11 +1,10 @@
 """One typed, frozen description of a run. Configs are built in Python files, overridden on the command line, and saved
 as JSON beside the checkpoints."""
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from simcse_jax.config.values import check_types
+from simcse_jax.config.values import BELOW_ONE, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, check_bounds, check_types
 from simcse_jax.errors import InputError
 from simcse_jax.poolers import PoolerName
 from simcse_jax.storage.files import CACHE
@@ -41,7 +40,7 @@ class ModelConfig:
     encoders: Literal[1, 2] = 1
     """Encoders that are trained: with 2, which start from the same weights, positives and hard negatives pass through
     the second, and sentences are encoded with the first afterwards (an ablation of SimCSE)."""
-    dropout: float | None = None
+    dropout: Annotated[float | None, BELOW_ONE] = None
     """Dropout probability in all four places; the checkpoint's own where not given."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Compute type. Weights stay float32 (float64 needs JAX_ENABLE_X64=1 and is for verification)."""
@@ -72,17 +71,17 @@ class DataConfig:
     """Branch, tag or commit of a hub data set; its newest commit where not given."""
     max_length: int = 32
     """Tokens per sentence, specials included; longer ones are cut."""
-    packed_length: int = 0
+    packed_length: Annotated[int, NOT_NEGATIVE] = 0
     """Pack several sentences into a row of so many tokens, e.g. 128, so that less padding is computed: the same
     figures, in less time where most sentences are much shorter than `max_length`. 0: a sentence a row."""
-    neighbours: int = 0
+    neighbours: Annotated[int, NOT_NEGATIVE] = 0
     """Text of one sentence a line: the positive of a sentence is one of the so many that follow it, drawn once. A blank
     line ends a document. 0: the positive is the sentence itself."""
     augment: Literal["none", "crop", "delete_words", "delete_word", "synonyms"] = "none"
     """How the positive of a single sentence is changed, anew in each step: `crop` keeps a span of its words and drops
     `augment_share` of them, `delete_words` drops that share at random, `delete_word` drops one, `synonyms` replaces one
     word by a synonym."""
-    augment_share: float = 0.1
+    augment_share: Annotated[float, BELOW_ONE] = 0.1
     """Share of words that `crop` and `delete_words` drop."""
     synonyms: str = ""
     """Table for `synonyms`: lines of a word and its synonyms, separated by tabs."""
@@ -94,23 +93,23 @@ class DataConfig:
 class SmoothingConfig:
     """Instance smoothing (IS-CSE, section 3): a second contrast, with averaged positives."""
 
-    weight: float = 0.0
+    weight: Annotated[float, NOT_NEGATIVE] = 0.0
     """α; 0 leaves smoothing out."""
     schedule: Literal["constant", "cosine"] = "constant"
     """α over the run: `cosine` rises from `start_weight` to `weight` at half of the steps and stays there."""
-    start_weight: float = 0.005
+    start_weight: Annotated[float, NOT_NEGATIVE] = 0.005
     """α at the first step, with `cosine`."""
-    buffer_size: int = 1024
+    buffer_size: Annotated[int, POSITIVE] = 1024
     """Q: positives that are kept. Like the weights, the buffer is split over the devices of mesh axis `fsdp`."""
     grouping: Literal["nearest", "kmeans"] = "nearest"
     """Neighbours of a positive: the `neighbours` nearest of the buffer, or those of its k-means cluster."""
-    neighbours: int = 16
+    neighbours: Annotated[int, POSITIVE] = 16
     """k, for `nearest`."""
-    clusters: int = 64
+    clusters: Annotated[int, POSITIVE] = 64
     """Clusters of the buffer, for `kmeans`."""
     aggregation: Literal["attention", "mean"] = "attention"
     """How a group becomes one vector."""
-    temperature: float = 2.0
+    temperature: Annotated[float, POSITIVE] = 2.0
     """β of the attention."""
 
 
@@ -118,9 +117,9 @@ class SmoothingConfig:
 class MLMConfig:
     """Masked language modelling of every sentence (SimCSE, section 5 and appendix)."""
 
-    weight: float = 0.0
+    weight: Annotated[float, NOT_NEGATIVE, FINITE] = 0.0
     """Weight of the cross-entropy of the hidden tokens; 0 leaves it out. Published for transfer tasks: 0.1."""
-    probability: float = 0.15
+    probability: Annotated[float, SHARE] = 0.15
     """Share of the tokens that are chosen; of these 80 % become [MASK], 10 % a random token, 10 % stay."""
 
 
@@ -139,17 +138,17 @@ class ObjectiveConfig:
     noise: Literal["independent", "shared"] = "independent"
     """Dropout noise of a sentence and its positive: each its own, or the same (an ablation, which collapses)."""
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
-    contrastive_weight: float = 1.0
+    contrastive_weight: Annotated[float, NOT_NEGATIVE, FINITE] = 1.0
     """Weight of the contrast and its smoothing. With 0, sentences are encoded for `mlm` alone: plain pretraining."""
     mlm: MLMConfig = field(default_factory=MLMConfig)
-    temperature: float = 0.05
+    temperature: Annotated[float, POSITIVE, FINITE] = 0.05
     """τ: similarities are divided by it."""
-    hard_negative_log_weight: float = 0.0
+    hard_negative_log_weight: Annotated[float, FINITE] = 0.0
     """log α, added to the logit of a sentence's own hard negative (SimCSE, section 4 and appendix)."""
     implementation: Literal["auto", "dense", "tiled"] = "auto"
     """`dense` holds the matrix of logits, `tiled` never does (over several devices, a ring); the same figures to
     rounding. `auto` takes `tiled` where the logits of one device would take more than 64 MiB."""
-    block_size: int = 0
+    block_size: Annotated[int, NOT_NEGATIVE] = 0
     """Largest side of a tile, where pairs are gone through in tiles; 0 chooses by the kind of device."""
     product_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of what is multiplied in tiles; sums are float32. `bfloat16` is faster on accelerators and not exact: a
@@ -160,19 +159,19 @@ class ObjectiveConfig:
 class OptimizerConfig:
     """AdamW with linear decay to zero."""
 
-    learning_rate: float = 3e-5
+    learning_rate: Annotated[float, NOT_NEGATIVE] = 3e-5
     """Peak learning rate."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, NOT_NEGATIVE] = 0
     """Steps of linear warm-up from zero."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
     """Decoupled weight decay, on matrices only (not on biases and LayerNorm)."""
-    b1: float = 0.9
+    b1: Annotated[float, BELOW_ONE] = 0.9
     """Decay of the first moment."""
-    b2: float = 0.999
+    b2: Annotated[float, BELOW_ONE] = 0.999
     """Decay of the second moment."""
-    eps: float = 1e-8
+    eps: Annotated[float, POSITIVE] = 1e-8
     """Added to the root of the second moment."""
-    clip_norm: float = 1.0
+    clip_norm: Annotated[float, NOT_NEGATIVE] = 1.0
     """Largest global gradient norm; 0 does not clip."""
 
 
@@ -182,7 +181,7 @@ class MeshConfig:
 
     data: int = -1
     """Devices along the data axis; -1 takes all that remain."""
-    fsdp: int = 1
+    fsdp: Annotated[int, POSITIVE] = 1
     """Devices that share one copy of the parameters and the optimizer state."""
 
 
@@ -195,12 +194,12 @@ class EvaluationConfig:
     dev: str = ""
     """Task whose dev split selects the best checkpoint (`STSBenchmark`), or graded pairs: a file with the columns
     sentence1, sentence2, score, tfds:glue/stsb, a data set of the hub (docs/data.md). Empty evaluates nothing."""
-    every: int = 125
+    every: Annotated[int, POSITIVE] = 125
     """Steps between evaluations on `dev`."""
-    geometry_every: int = 0
+    geometry_every: Annotated[int, NOT_NEGATIVE] = 0
     """Also write the dev score, alignment and uniformity to metrics.jsonl every so many steps, without a part in the
     selection: the path that `simcse-jax analyze` draws. 0: at the evaluations alone."""
-    patience: int = 0
+    patience: Annotated[int, NOT_NEGATIVE] = 0
     """Stop after this many evaluations without a better score; 0 never stops early."""
     test: tuple[str, ...] = ()
     """Tasks scored with their test split before the first step and again with the best checkpoint at the end."""
@@ -210,9 +209,9 @@ class EvaluationConfig:
 class CheckpointConfig:
     """What is kept of a run."""
 
-    every: int = 500
+    every: Annotated[int, POSITIVE] = 500
     """Steps between checkpoints; an evaluation that improves on the best score writes one too."""
-    keep: int = 1
+    keep: Annotated[int, POSITIVE] = 1
     """Latest checkpoints to keep, besides the best one."""
 
 
@@ -222,18 +221,18 @@ class Config:
 
     output: str = "runs/default"
     """Run folder. A run that exists there with the same settings is resumed."""
-    seed: int = 42
+    seed: Annotated[int, NOT_NEGATIVE] = 42
     """Decides the data order, the dropout noise and fresh weights."""
-    batch_size: int = 64
+    batch_size: Annotated[int, POSITIVE] = 64
     """Sentences (or pairs, or triplets) per step over all devices: the global batch."""
-    micro_batch: int | Literal["auto"] = 0
+    micro_batch: Annotated[int | Literal["auto"], NOT_NEGATIVE] = 0
     """Examples that each device encodes at a time; 0 encodes all at once, `auto` as many as fit its memory. The
     gradient is that of the whole batch (GradCache); a second forward pass pays for the memory."""
-    epochs: int = 1
+    epochs: Annotated[int, POSITIVE] = 1
     """Passes over the data; the last, smaller batch of each pass is used."""
-    max_steps: int = 0
+    max_steps: Annotated[int, NOT_NEGATIVE] = 0
     """Train for this many steps, learning rate decay included, whatever `epochs` says; 0 follows `epochs`."""
-    log_every: int = 10
+    log_every: Annotated[int, POSITIVE] = 10
     """Steps between lines in metrics.jsonl."""
     tracking: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Also write what metrics.jsonl holds for TensorBoard, into `tensorboard/` of the run folder, or to Weights &
@@ -251,58 +250,7 @@ class Config:
     def validate(self) -> None:
         """Raises `InputError` for a value that no run can use."""
         check_types(self)
-        positive = {
-            "batch_size": self.batch_size,
-            "epochs": self.epochs,
-            "log_every": self.log_every,
-            "objective.temperature": self.objective.temperature,
-            "objective.smoothing.buffer_size": self.objective.smoothing.buffer_size,
-            "objective.smoothing.neighbours": self.objective.smoothing.neighbours,
-            "objective.smoothing.clusters": self.objective.smoothing.clusters,
-            "objective.smoothing.temperature": self.objective.smoothing.temperature,
-            "mesh.fsdp": self.mesh.fsdp,
-            "evaluation.every": self.evaluation.every,
-            "checkpoint.every": self.checkpoint.every,
-            "checkpoint.keep": self.checkpoint.keep,
-        }
-        not_negative = {
-            "seed": self.seed,
-            "micro_batch": 0 if self.micro_batch == "auto" else self.micro_batch,
-            "objective.block_size": self.objective.block_size,
-            "objective.smoothing.weight": self.objective.smoothing.weight,
-            "objective.smoothing.start_weight": self.objective.smoothing.start_weight,
-            "objective.contrastive_weight": self.objective.contrastive_weight,
-            "objective.mlm.weight": self.objective.mlm.weight,
-            "max_steps": self.max_steps,
-            "data.neighbours": self.data.neighbours,
-            "data.packed_length": self.data.packed_length,
-            "optimizer.learning_rate": self.optimizer.learning_rate,
-            "optimizer.warmup_steps": self.optimizer.warmup_steps,
-            "optimizer.weight_decay": self.optimizer.weight_decay,
-            "optimizer.clip_norm": self.optimizer.clip_norm,
-            "evaluation.patience": self.evaluation.patience,
-            "evaluation.geometry_every": self.evaluation.geometry_every,
-        }
-        for name, value in positive.items():
-            if not value > 0:
-                raise InputError(f"{name} is {value}; it must be greater than 0")
-        for name, value in not_negative.items():
-            if not value >= 0:
-                raise InputError(f"{name} is {value}; it must be 0 or more")
-        for name, value in (("optimizer.b1", self.optimizer.b1), ("optimizer.b2", self.optimizer.b2)):
-            if not 0 <= value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 0 and below 1")
-        finite = {
-            "objective.temperature": self.objective.temperature,
-            "objective.hard_negative_log_weight": self.objective.hard_negative_log_weight,
-            "objective.contrastive_weight": self.objective.contrastive_weight,
-            "objective.mlm.weight": self.objective.mlm.weight,
-        }
-        for name, value in finite.items():
-            if not math.isfinite(value):
-                raise InputError(f"{name} is {value}; it must be a finite number")
-        if not self.optimizer.eps > 0:
-            raise InputError(f"optimizer.eps is {self.optimizer.eps}; it must be greater than 0")
+        check_bounds(self)
         if self.seed >= 2**32:
             raise InputError(f"seed is {self.seed}; it must be below 2**32 = {2**32}")
         if self.data.max_length < MIN_LENGTH:
@@ -315,8 +263,6 @@ class Config:
                 f"data.packed_length is {self.data.packed_length} and data.max_length {self.data.max_length}: a row "
                 "must hold the longest sentence, so set packed_length to at least that, or to 0 not to pack"
             )
-        if self.model.dropout is not None and not 0 <= self.model.dropout < 1:
-            raise InputError(f"model.dropout is {self.model.dropout}; it must be at least 0 and below 1")
         if self.model.mlp_only_train and self.model.pooler != "cls":
             raise InputError(
                 f"model.mlp_only_train drops the head of pooler 'cls' after training, but model.pooler is "
@@ -342,16 +288,10 @@ class Config:
                     f"objective.smoothing.buffer_size is {smoothing.buffer_size} but batch_size is {self.batch_size}: "
                     "the buffer must hold the whole batch, so use a larger one"
                 )
-        if not 0 < self.objective.mlm.probability <= 1:
-            raise InputError(
-                f"objective.mlm.probability is {self.objective.mlm.probability}; it must be above 0 and at most 1"
-            )
         if not self.objective.contrastive_weight:
             self._validate_without_contrast()
         if self.objective.product_dtype == "bfloat16" and self.model.dtype == "float64":
             raise InputError("objective.product_dtype is 'bfloat16' but model.dtype is 'float64': leave one out")
-        if not 0 <= self.data.augment_share < 1:
-            raise InputError(f"data.augment_share is {self.data.augment_share}; it must be at least 0 and below 1")
         if self.data.augment != "none" and self.data.neighbours:
             raise InputError(
                 f"data.augment is '{self.data.augment}' and data.neighbours {self.data.neighbours}: both say what the "

@@ -2,11 +2,42 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from simcse_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a number must be, as a part of its field's annotation: `Annotated[int, POSITIVE]`."""
+
+    holds: Callable[[float], bool]
+    words: str
+    """Ends the sentence "it must be …"."""
+
+
+POSITIVE = Bound(lambda x: x > 0, "greater than 0")
+NOT_NEGATIVE = Bound(lambda x: x >= 0, "0 or more")
+BELOW_ONE = Bound(lambda x: 0 <= x < 1, "at least 0 and below 1")
+SHARE = Bound(lambda x: 0 < x <= 1, "above 0 and at most 1")
+FINITE = Bound(math.isfinite, "a finite number")
+
+
+def check_bounds(config: Any, prefix: str = "") -> None:
+    """Raises `InputError` for a number outside the bounds in its field's annotation."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for f in dataclasses.fields(config):
+        name, value = prefix + f.name, getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            check_bounds(value, f"{name}.")
+        for bound in getattr(hints[f.name], "__metadata__", ()):
+            if isinstance(bound, Bound) and isinstance(value, int | float) and not bound.holds(value):
+                raise InputError(f"{name} is {value}; it must be {bound.words}")
 
 
 def check_types(config: Any, prefix: str = "") -> None:

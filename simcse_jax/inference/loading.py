@@ -8,14 +8,16 @@ import jax
 import numpy as np
 
 from simcse_jax import postprocess, rng
-from simcse_jax.config import ModelConfig
+from simcse_jax.config import ENCODE_ROW, LongText, ModelConfig
 from simcse_jax.errors import InputError
+from simcse_jax.inference.encoder import BatchEncoder
 from simcse_jax.model import SentenceEncoder, init_mlm_head
 from simcse_jax.model.build import build_model, with_fresh_head
 from simcse_jax.model.params import Params
 from simcse_jax.poolers import check_pooler
 from simcse_jax.pretrained.folders import Checkpoint, read_checkpoint
 from simcse_jax.pretrained.pooling import Pooling
+from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.pretrained.weights import load_params, param_shapes
 from simcse_jax.runs.checkpoints import open_checkpoints
 from simcse_jax.runs.folder import Run, is_run, open_run
@@ -50,6 +52,24 @@ class LoadedModel:
     def pooler(self) -> str:
         """The pooler whose vectors it gives, or hands to the post-processor."""
         return Pooling(self.model.pooler, self.model.mlp_only_train).at_evaluation
+
+    def encoder(
+        self,
+        max_length: int | None = None,
+        batch_size: int = 64,
+        packed_length: int = ENCODE_ROW,
+        long_text: LongText = "cut",
+    ) -> BatchEncoder:
+        """The encoder of its sentences on all devices, to be called with `params`.
+
+        Args:
+          max_length, batch_size, packed_length, long_text: see `BatchEncoder`.
+
+        Raises:
+          InputError: see `BatchEncoder`; or a tokenizer that cannot be read.
+        """
+        tokenizer = load_tokenizer(self.checkpoint.folder)
+        return BatchEncoder(self.model, tokenizer, make_mesh(), max_length, batch_size, packed_length, long_text)
 
     def check_no_postprocessor(self) -> None:
         """Raises `InputError` if the model has a post-processor: another would be fitted to what that one gives."""

@@ -12,12 +12,9 @@ from jaxtyping import Array, Float
 from simcse_jax.config import ENCODE_ROW, Backend, LongText
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.errors import InputError
-from simcse_jax.inference.encoder import BatchEncoder
 from simcse_jax.inference.index import Hit, Index
 from simcse_jax.inference.loading import load_model
 from simcse_jax.inference.vectors import unit
-from simcse_jax.pretrained.tokenizers import load_tokenizer
-from simcse_jax.runtime.mesh import make_mesh
 
 
 class SimCSE:
@@ -57,11 +54,8 @@ class SimCSE:
         """
         self._name = str(model)
         self._loaded = load_model(model, pooler)
-        tokenizer = load_tokenizer(self._loaded.checkpoint.folder)
         limit = self._loaded.checkpoint.max_length if max_length is None else max_length
-        self._encoder = BatchEncoder(
-            self._loaded.model, tokenizer, make_mesh(), limit, packed_length=packed_length, long_text=long_text
-        )
+        self._encoder = self._loaded.encoder(limit, packed_length=packed_length, long_text=long_text)
         self.index: Index | None = None
 
     @property

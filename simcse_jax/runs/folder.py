@@ -25,7 +25,7 @@ from simcse_jax.pretrained.tokenizers import save_tokenizer
 from simcse_jax.storage.files import check_writable_folder, new_folder, write_json
 
 # What may change between the parts of one run: nothing here moves the parameters by more than rounding.
-_FREE = (
+_FREE_SETTINGS = (
     *("output", "log_every", "tracking", "multi_host", "mesh.", "checkpoint.", "model.remat", "model.scan"),
     *("evaluation.data", "evaluation.geometry_every"),
     *("micro_batch", "objective.implementation", "objective.block_size", "data.packed_length"),
@@ -118,7 +118,7 @@ def check_output(folder: Path) -> None:
 
 def changes(before: Config, now: Config) -> list[str]:
     """Names of the fields that differ and make `now` another run than `before`."""
-    return [name for name in differences(before, now) if not name.startswith(_FREE)]
+    return [name for name in differences(before, now) if not name.startswith(_FREE_SETTINGS)]
 
 
 def check_resume(run: Run, config: Config, data_fingerprint: str) -> None:

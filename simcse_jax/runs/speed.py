@@ -10,7 +10,7 @@ from simcse_jax.xla.topology import chip_of
 
 
 @dataclass(frozen=True)
-class Work:
+class StepWork:
     """What a step of a run computes."""
 
     flops: float | None
@@ -20,21 +20,21 @@ class Work:
     """What these would take at the peak rates of the devices; None where no peak is known, as of CPUs."""
 
 
-def work_of(flops: Counter[str] | None, mesh: Mesh) -> Work:
+def work_of(flops: Counter[str] | None, mesh: Mesh) -> StepWork:
     """The work of a step on the devices of a mesh, by its FLOPs as `matrix_flops` counts them; None: they cannot be."""
     if flops is None:
-        return Work(None, None)
+        return StepWork(None, None)
     chip = chip_of(mesh.devices.flat[0].device_kind)
     if chip is None or not flops.keys() <= chip.flops.keys():
-        return Work(float(flops.total()), None)
+        return StepWork(float(flops.total()), None)
     seconds = sum(count / chip.flops[kind] for kind, count in flops.items()) / mesh.size
-    return Work(float(flops.total()), seconds)
+    return StepWork(float(flops.total()), seconds)
 
 
 class StepClock:
     """The time of steps without that of evaluations and checkpoints between them."""
 
-    def __init__(self, work: Work, window: int) -> None:
+    def __init__(self, work: StepWork, window: int) -> None:
         """Starts the clock.
 
         Args:

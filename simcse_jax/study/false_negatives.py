@@ -10,12 +10,9 @@ from tqdm import tqdm
 from simcse_jax.config import Config
 from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.tokens import is_complete
-from simcse_jax.inference.encoder import BatchEncoder
 from simcse_jax.inference.loading import load_model
 from simcse_jax.inference.vectors import unit
 from simcse_jax.pretrained.pooling import Pooling
-from simcse_jax.pretrained.tokenizers import load_tokenizer
-from simcse_jax.runtime.mesh import make_mesh
 
 _BLOCK = 1024  # anchors whose similarities are there at a time
 
@@ -64,8 +61,7 @@ def load_reference(
     missing = np.setdiff1d(wanted, examples)
     if len(missing) or vectors is None:
         loaded = load_model(model, pooler)
-        tokenizer = load_tokenizer(loaded.checkpoint.folder)
-        encoder = BatchEncoder(loaded.model, tokenizer, make_mesh(), config.data.max_length)
+        encoder = loaded.encoder(config.data.max_length)
         tqdm.write(f"encoding {len(missing):,} training sentences with the frozen model {model}")
         new = encoder(loaded.params, first_sentences(corpus, missing), progress=True)
         examples = np.concatenate([examples, missing])

@@ -162,12 +162,12 @@ _SET_BY_STUDY = (
     *("evaluation.every", "evaluation.patience", "checkpoint.every"),
 )
 # Fields of a study that may change while its cells stay what they are.
-_FREE = ("base.", "output", "batch_sizes", "rules", "seeds", "keep_checkpoints")
+_EXTENDABLE = ("base.", "output", "batch_sizes", "rules", "seeds", "keep_checkpoints")
 
 
 def changes(before: Study, now: Study) -> list[str]:
     """Names of the fields that differ and make a cell of `now` another than that of `before`."""
     from simcse_jax.runs import folder as run
 
-    own = [name for name in differences(before, now) if not name.startswith(_FREE)]
+    own = [name for name in differences(before, now) if not name.startswith(_EXTENDABLE)]
     return own + [f"base.{n}" for n in run.changes(before.base, now.base) if n not in _SET_BY_STUDY]

@@ -1,6 +1,5 @@
 """What is measured of a trained cell."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from simcse_jax.model.build import build_model
 from simcse_jax.model.params import Params
 from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.runs.metrics_log import read_log
 from simcse_jax.runtime.mesh import check_batch_size, make_mesh, put, state_sharding
 from simcse_jax.study.false_negatives import Reference, false_negatives, load_reference, reference_pooler
 from simcse_jax.study.grid import Cell, Study
@@ -147,7 +147,7 @@ class Meter:
 
 def from_log(file: Path, steps: int, best_step: int | None) -> Measures:
     """What metrics.jsonl of a run says: means over the last quarter of its steps, and the dev figures."""
-    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    lines = read_log(file)
     late = [line for line in lines if "loss" in line and line["step"] > 0.75 * steps]
     names = ("loss", "effective_negatives", "positive_similarity", "negative_similarity")
     dev = {line["step"]: line for line in lines if "dev" in line}

@@ -9,7 +9,6 @@ study.csv, report.md, *.png, *.svg
 """
 
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from simcse_jax.config.values import field_value, from_dict, to_dict
 from simcse_jax.errors import InputError, reason
 from simcse_jax.runtime.processes import join_processes
-from simcse_jax.storage.files import write_json, writing
+from simcse_jax.storage.files import finite, write_json, writing
 from simcse_jax.study.grid import Cell, Study, changes
 from simcse_jax.study.measure import Measures, Meter
 from simcse_jax.study.report import write_report
@@ -79,7 +78,7 @@ def _run(study: Study, cell: Cell, meter: Meter) -> Measures | None:
     else:
         if "stopped" in results:
             return None
-        measures = _finite(meter(cell, results))
+        measures = finite(meter(cell, results))
     _save(study.cell_folder(cell) / "cell.json", measures)
     if not study.keep_checkpoints:
         _drop_checkpoints(study, cell)
@@ -116,15 +115,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"output {folder} cannot be made ({reason(error)}): choose another --output") from error
-
-
-def _finite(value: Any) -> Any:
-    """Without figures that are not finite, for which JSON has no word."""
-    if isinstance(value, dict):
-        return {name: _finite(v) for name, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(study: Study, cell: Cell) -> Measures | None:

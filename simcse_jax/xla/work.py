@@ -8,7 +8,7 @@ import numpy as np
 
 from simcse_jax.xla.hlo import Instruction, Program
 
-_FREE = (
+_FREE_OPCODES = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "optimization-barrier"),
     *("partition-id", "replica-id", "while", "conditional", "call", "async-start", "async-update"),
 )
@@ -74,7 +74,7 @@ def _work(program: Program, name: str) -> Work:
 
 def _is_free(i: Instruction) -> bool:
     return (
-        i.opcode in _FREE
+        i.opcode in _FREE_OPCODES
         or i.opcode.endswith("-done")
         or any(f'custom_call_target="{name}"' in i.rest for name in _NO_KERNELS)
     )
