@@ -88,6 +88,7 @@ def test_what_goes_wrong_in_a_process_is_said() -> None:
             worker.call("run")
 
 
+@pytest.mark.full
 def test_loss_agrees_and_another_temperature_does_not() -> None:
     settings = replace(Loss().quick(), rows=(64,))
     (table,) = settings.run(Path())
@@ -101,6 +102,7 @@ def test_loss_agrees_and_another_temperature_does_not() -> None:
         compare({"ours dense": contenders["ours dense"], "torch dense": other}, 1, tolerance=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("minilm")
 def test_a_step_with_another_temperature_is_refused(tmp_path: Path) -> None:
     work = replace(Step(), size=replace(QUICK, layers=1), batch_size=8, length=16).work(tmp_path)

@@ -102,6 +102,7 @@ def compiled(batch_size: int, micro_batch: Any) -> CompiledStep:
     return compile_step(StepSpec(config, model, make_mesh(devices=jax.devices()[:1]), 1, 10))
 
 
+@pytest.mark.full
 @pytest.mark.program
 def test_memory_grows_with_the_embeddings_alone() -> None:
     small, large, whole = (compiled(*sizes).needed for sizes in ((2048, 64), (8192, 64), (8192, 0)))

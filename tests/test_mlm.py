@@ -337,6 +337,7 @@ def test_heads_of_checkpoints(tmp_path: Path, tiny_bert: Path) -> None:
     load_params(read_checkpoint(tmp_path))
 
 
+@pytest.mark.full
 def test_pretrain_export_and_go_on(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From text alone to a BERT that transformers and the next run load with its head."""
     base, run, exported = (str(tmp_path / name) for name in ("base", "run", "exported"))

@@ -139,9 +139,9 @@ def test_views_under_dropout(columns: int, second: bool, clean: bool, micro_batc
     np.testing.assert_allclose(found, expected, atol=3e-6)
 
 
-@pytest.mark.parametrize(("devices", "micro_batch", "columns"), [full(1, 0, 1), (1, 5, 3), full(8, 0, 1), (8, 1, 2)])
-def test_loss_and_gradient(devices: int, micro_batch: int, columns: int) -> None:
-    """Contrast, smoothing and masked language model together, on one device and eight."""
+@cache
+def gradients(devices: int, micro_batch: int, columns: int, packed: bool) -> tuple[dict[str, float], Any]:
+    """Metrics and gradients of contrast, smoothing and masked language model together."""
     objective = ObjectiveConfig(mlm=MLMConfig(weight=0.3), smoothing=SmoothingConfig(weight=0.1, buffer_size=32))
     run = Config(batch_size=N, objective=objective, micro_batch=micro_batch)
     model, params = model_of("bert", "cls")
@@ -149,28 +149,32 @@ def test_loss_and_gradient(devices: int, micro_batch: int, columns: int) -> None
     params = {**params, "mlm": init_mlm_head(jax.random.key(1), table, 0.2)}
     buffer = jax.random.normal(jax.random.key(2), (32, 32))
     buffer /= jnp.linalg.norm(buffer, axis=1, keepdims=True)
-    results = []
-    for mesh, given in (
-        (make_mesh(devices=jax.devices()[:1]), batch(columns)[0]),
-        (make_mesh(devices=jax.devices()[:devices]), batch(columns, devices=devices)[1]),
-    ):
-        placed = put(params, state_sharding(mesh, params))
-        rows = given.input_ids.shape[0] // mesh.size
+    mesh, given = make_mesh(devices=jax.devices()[:devices]), batch(columns, devices=devices)[packed]
+    placed = put(params, state_sharding(mesh, params))
+    rows = given.input_ids.shape[0] // mesh.size
 
-        def share(part: slice, given: Batch = given, rows: int = rows) -> Batch:
-            """What one device has of a batch."""
-            device = (part.start or 0) // (N // mesh.size)  # noqa: B023  used at once
-            mine = slice(device * rows, (device + 1) * rows)
-            places = None if given.places is None else given.places[part]
-            return Batch(given.input_ids[mine], given.lengths[mine], given.valid[part], places)
+    def share(part: slice) -> Batch:
+        """What one device has of a batch."""
+        device = (part.start or 0) // (N // mesh.size)
+        mine = slice(device * rows, (device + 1) * rows)
+        places = None if given.places is None else given.places[part]
+        return Batch(given.input_ids[mine], given.lengths[mine], given.valid[part], places)
 
-        loss = make_loss(StepSpec(run, model, mesh, 1, 1, VOCABULARY), placed)
-        function = jax.jit(jax.grad(loss, has_aux=True))
-        grads, (metrics, _) = function(placed, buffer, np.int32(1), put_batch(mesh, N, share))
-        results.append((metrics, jax.tree.map(np.asarray, grads)))
-    (expected, expected_grads), (metrics, grads) = results
-    for name, value in expected.items():
-        assert float(metrics[name]) == pytest.approx(float(value), rel=5e-6), name
+    loss = make_loss(StepSpec(run, model, mesh, 1, 1, VOCABULARY), placed)
+    function = jax.jit(jax.grad(loss, has_aux=True))
+    grads, (metrics, _) = function(placed, buffer, np.int32(1), put_batch(mesh, N, share))
+    return {name: float(x) for name, x in metrics.items()}, jax.tree.map(np.asarray, grads)
+
+
+@pytest.mark.parametrize(
+    ("devices", "micro_batch", "columns"),
+    [(1, 5, 1), (8, 0, 1), full(1, 0, 1), full(1, 5, 3), full(8, 1, 2)],
+)
+def test_loss_and_gradient(devices: int, micro_batch: int, columns: int) -> None:
+    """Packed on any devices and in any chunk, they are those of the padded batch on one device."""
+    expected, expected_grads = gradients(1, 0, columns, False)
+    metrics, grads = gradients(devices, micro_batch, columns, True)
+    assert metrics == pytest.approx(expected, rel=5e-6)
     assert tree_error(without_key_biases(grads), without_key_biases(expected_grads)) < 2e-5
 
 
@@ -194,6 +198,7 @@ def test_every_batch_of_a_run_fits() -> None:
     assert packing.rows == fullest < 8
 
 
+@pytest.mark.usefixtures("two_devices")
 @pytest.mark.parametrize("augment", [full("none"), full("delete_words"), "synonyms"])
 def test_a_packed_run_is_the_padded_one(tiny_bert: Path, tmp_path: Path, augment: str) -> None:
     """Metrics of every step, also of the short last batch."""
@@ -228,6 +233,7 @@ def test_a_packed_run_is_the_padded_one(tiny_bert: Path, tmp_path: Path, augment
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=2e-4)
 
 
+@pytest.mark.usefixtures("two_devices")
 def test_a_run_goes_on_packed(tiny_bert: Path, tmp_path: Path) -> None:
     """Packing moves no parameter by more than rounding, so a padded run may go on with it."""
     sentences = [" ".join(["man", "runs", "red", "dog", "river", "cat"][: 1 + i % 6]) for i in range(96)]

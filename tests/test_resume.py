@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,21 @@ from simcse_jax.runtime.mesh import make_mesh, state_sharding
 from simcse_jax.training.spec import StepSpec
 from simcse_jax.training.state import TrainState, from_items, to_items
 from simcse_jax.training.trainer import train
-from tests.conftest import full, release, tree_error, without_key_biases
+from tests.conftest import TINY_BERT, first_devices, full, release, tree_error, without_key_biases, write_model
+
+
+@pytest.fixture(autouse=True)
+def _few_devices(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Two devices where a test asks for no other `devices`: a step for eight takes longer to compile and to load."""
+    callspec = getattr(request.node, "callspec", None)
+    with first_devices(callspec.params.get("devices", 2) if callspec else 2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of the other tests, with two layers."""
+    return write_model(tmp_path_factory.mktemp("tiny") / "bert", TINY_BERT | {"num_hidden_layers": 2})
 
 
 @pytest.fixture(scope="module")
@@ -202,16 +217,28 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize(
-    ("objective", "encoders"), [full("contrast", 1), full("smoothing", 1), ("mlm", 1), ("smoothing", 2)]
+    ("objective", "encoders", "stops"),
+    [
+        ("smoothing", 1, (7,)),
+        full("contrast", 1, (2, 7)),
+        full("smoothing", 1, (2, 7)),
+        full("mlm", 1, (2, 7)),
+        full("smoothing", 2, (2, 7)),
+    ],
 )
 def test_resumed_in_parts_equals_whole(
-    config: Config, objective: str, encoders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config,
+    objective: str,
+    encoders: Any,
+    stops: tuple[int, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Stopped twice by request; a finished run is not trained again."""
+    """Stopped by request, once or twice; a finished run is not trained again."""
     config = replace(config, objective=OBJECTIVES[objective], model=replace(config.model, encoders=encoders))
     whole = replace(config, output=str(tmp_path / "whole"))
     expected = lasting(train(whole))
-    for stop_at in (2, 7):
+    for stop_at in stops:
         monkeypatch.setattr("simcse_jax.training.trainer.StopRequest.__call__", lambda self, step, n=stop_at: step == n)
         assert train(config) == {"stopped": stop_at}
     monkeypatch.undo()
@@ -239,14 +266,17 @@ def test_measuring_geometry_changes_nothing(config: Config, tmp_path: Path, monk
     assert [line for line in found if line["step"] in (0, 4, 8, 12) or "loss" in line] == without
 
 
-def test_resumes_on_other_devices(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From data 8 to data 2 × fsdp 4; settings that move no parameter may change too."""
+@pytest.mark.parametrize(("devices", "fsdp"), [(2, 2), full(8, 4)])
+def test_resumes_on_other_devices(
+    config: Config, devices: int, fsdp: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From data 8 to data 2 × fsdp 4, from data 2 to fsdp 2; settings that move no parameter may change too."""
     whole = replace(config, output=str(tmp_path / "whole"))
     train(whole)
     monkeypatch.setattr("simcse_jax.training.trainer.StopRequest.__call__", lambda self, step: step == 6)
     train(config)
     monkeypatch.undo()
-    train(replace(config, mesh=MeshConfig(fsdp=4), log_every=2, checkpoint=CheckpointConfig(every=100)))
+    train(replace(config, mesh=MeshConfig(fsdp=fsdp), log_every=2, checkpoint=CheckpointConfig(every=100)))
     a, b = final_state(Path(config.output)).params, final_state(Path(whole.output)).params
     assert tree_error(without_key_biases(a), without_key_biases(b)) < 1e-5
 

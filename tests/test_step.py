@@ -291,6 +291,7 @@ def test_a_second_encoder_encodes_positives(tiny: tuple[SentenceEncoder, Any], c
         np.testing.assert_allclose(z[:, 3], first[:, 3], atol=2e-6)
 
 
+@pytest.mark.full
 def test_two_encoders_train_apart_on_any_mesh() -> None:
     figures, params = train((1, 1), batches(1, 4), encoders=2)
     assert tree_error(params["second"], {n: params[n] for n in ("encoder", "head")}) > 1e-4

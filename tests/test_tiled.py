@@ -100,6 +100,7 @@ def test_tiled_is_dense_in_float32(problem: Any) -> None:
     check(problem, "float32")
 
 
+@pytest.mark.full
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(problem=problems)
 def test_tiled_is_dense_in_float64(problem: Any) -> None:
