@@ -29,7 +29,7 @@ class StepSpec:
     model: SentenceEncoder
     mesh: Mesh
     columns: int
-    """C, sentences of each example: 1, 2 (with its positive) or 3 (with its hard negative too)."""
+    """C, the number of sentences in each example, 1, 2 (with its positive) or 3 (with its hard negative too)."""
     total_steps: int
     """Steps of the run, for the learning rate and for weights that change over it."""
     vocabulary: Vocabulary | None = None
@@ -62,14 +62,14 @@ class StepSpec:
         return state_of(self.config, params, self.optimizer, self.model.config.initializer_range)
 
     def state_shapes(self) -> TrainState:
-        """The train state as `ShapeDtypeStruct`s with their shardings, without tracing the model."""
+        """Shapes, dtypes and shardings of the train state, found without tracing the model."""
         params = param_shapes(self.model.config, self.model.param_dtype)
         shapes: TrainState = jax.eval_shape(self.state_of, params)
         placed: TrainState = with_sharding(shapes, state_sharding(self.mesh, shapes))
         return placed
 
     def batch_shapes(self) -> Batch:
-        """A global batch as `ShapeDtypeStruct`s with their shardings."""
+        """Shapes, dtypes and shardings of a global batch."""
         n, c, devices = self.config.batch_size, self.columns, self.mesh.size
         length, slots, rows = self.packing or (self.config.data.max_length, 1, n // devices)
         shapes: Batch = jax.eval_shape(
