@@ -26,7 +26,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 MUTANTS = ROOT / "tests" / "mutants.json"
-NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs", "*.egg-info", "shared")
+COPIED = ("simcse_jax", "configs", "tests", "benchmarks", "docs", "examples", "launch", ".ci", "[!.]*.*")
+COPIED += ("Makefile", "LICENSE")
 LOCK = Lock()
 
 OPERATORS: dict[type, tuple[str, str]] = {
@@ -236,6 +237,17 @@ def judge(mutant: dict[str, Any], folder: Path, options: argparse.Namespace, pas
     return {"state": state, "by": by, "passed": passed, "seconds": round(time.monotonic() - begin)}
 
 
+def copied(folder: Path) -> Path:
+    """A copy of what the tests need of the repository."""
+    folder.mkdir()
+    for path in (path for pattern in COPIED for path in ROOT.glob(pattern)):
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+        else:
+            shutil.copy(path, folder)
+    return folder
+
+
 def forget(path: Path) -> None:
     """Removes what Python compiled of a file: it tells versions apart by size and whole seconds."""
     for kept in path.parent.glob(f"__pycache__/{path.stem}.*"):
@@ -295,7 +307,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(options.jobs) as pool:
         folders: SimpleQueue[Path] = SimpleQueue()
         for job in range(options.jobs):
-            folders.put(Path(shutil.copytree(ROOT, Path(scratch) / str(job), ignore=NOT_COPIED)))
+            folders.put(copied(Path(scratch) / str(job)))
 
         def run(mutant: dict[str, Any]) -> None:
             folder = folders.get()
