@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __version__ = version("simcse-jax")
 
-# None has the name of a module of the package, which would take its place once that is imported.
+# No public name may be that of a module in the root: once imported, the module would take its place.
 _HOME = {
     "Config": "config",
     "InputError": "errors",
@@ -34,7 +34,7 @@ __all__ = ["Config", "InputError", "SimCSE", "__version__", "export", "info_nce"
 
 
 def __getattr__(name: str) -> Any:
-    # Public names are imported when first used, so that `import simcse_jax` costs nothing.
+    # Public names are imported at their first use, so that `import simcse_jax` costs nothing.
     if name in _HOME:
         return getattr(import_module(f"simcse_jax.{_HOME[name]}"), name)
     raise AttributeError(f"module 'simcse_jax' has no attribute '{name}'")

@@ -1,4 +1,4 @@
-"""`python -m simcse_jax` is `simcse-jax`."""
+"""`python -m simcse_jax` runs `simcse-jax`."""
 
 from simcse_jax.cli import main
 

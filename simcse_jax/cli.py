@@ -33,14 +33,14 @@ COMMANDS = {
     ),
     "data inspect": (
         "data:Inspect",
-        "Say what a model will see of its training text: counts, lengths, what is cut, repetitions, three examples.",
+        "Report what a model will see of its training text: counts, lengths, cuts, repetitions, three examples.",
     ),
     "data nli": (
         "data:Nli",
         "Write triplets (premise, entailment, contradiction) from the labelled pairs of SNLI, MultiNLI and the like.",
     ),
     "evaluate": ("evaluate:Evaluate", "Score models on STS and transfer tasks; several models in one table."),
-    "encode": ("encode:Encode", "Write the vectors of the sentences of a file, one row a line, as float32 .npy."),
+    "encode": ("encode:Encode", "Write the vectors of a file's sentences, one row per line, as float32 .npy."),
     "search": ("search:Search", "Find the sentences of a file that are most similar to a query."),
     "export": (
         "export:Export",
@@ -60,27 +60,30 @@ COMMANDS = {
     ),
     "replace-words": (
         "replace_words:ReplaceWords",
-        "Write pairs of sentences and the same with words replaced by a masked language model's, to train on.",
+        "Write training pairs: each sentence, and the same with words that a masked language model predicts instead.",
     ),
-    "serve": ("serve:Serve", "Search sentences from the browser and through an HTTP API; compare and plot any."),
+    "serve": (
+        "serve:Serve",
+        "Serve search over sentences to browsers and through an HTTP API; it also compares and plots any sentences.",
+    ),
 }
-"""For each command, its class in `simcse_jax.commands` and the class's docstring, so that help need not import it."""
+"""For each command, its class in `simcse_jax.commands` and that class's docstring, so that help imports no command."""
 
-GROUPS = {"data": "Look at training text, and make some."}
+GROUPS = {"data": "Inspect training text, and make triplets from labelled pairs."}
 """First words that several commands share."""
 
 _DEBUG = "--debug"
 
 
 def command_class(name: str) -> type[Command]:
-    """The class of a command of `COMMANDS`, whose module this imports."""
+    """The class of a command of `COMMANDS`; imports its module."""
     module, _, kind = COMMANDS[name][0].partition(":")
     found: type[Command] = getattr(import_module(f"simcse_jax.commands.{module}"), kind)
     return found
 
 
 def _chosen(argv: list[str]) -> str | None:
-    """The command that arguments begin with; None where they begin with an option, or end before the command does.
+    """The command that the arguments begin with; None where an option stands there, or half of a command's name.
 
     Raises:
       InputError: an unknown command.
@@ -106,7 +109,7 @@ def _known(word: str, words: Sequence[str], group: str = "") -> str:
 
 
 def _subcommands(chosen: str | None, preset: Configured | None) -> Any:
-    """All commands as one type, for tyro. Only the chosen one has its options; the others have their line of help."""
+    """One type of all commands, for tyro. Only the chosen command has its options; the others have a line of help."""
     members: dict[str, list[Any]] = {}
     for name, (_, about) in COMMANDS.items():
         first, _, last = name.partition(" ")
@@ -126,11 +129,11 @@ def _union(kinds: list[Any]) -> Any:
 
 
 def parse(argv: list[str]) -> Command:
-    """The command that arguments name, with its settings, ready to `run`.
+    """The command that the arguments name, with its settings, ready to `run`.
 
     Raises:
-      InputError: a command that there is not, or a config that cannot be used. (What tyro refuses ends the program,
-        with its own message.)
+      InputError: an unknown command, or a config that cannot be used. (Where tyro refuses the arguments, it ends the
+        program with a message of its own.)
     """
     words = [word for word in argv if word != _DEBUG]
     chosen = _chosen(words)
@@ -150,7 +153,7 @@ def parse(argv: list[str]) -> Command:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command; bad input is one line on stderr and exit status 2, with --debug a traceback."""
+    """Runs a command. Bad input gives one line on stderr and exit status 2; with --debug, a traceback."""
     argv = sys.argv[1:] if argv is None else argv
     debug = _DEBUG in argv
     try:
@@ -165,8 +168,8 @@ def main(argv: list[str] | None = None) -> None:
             raise
         print(f"simcse-jax: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except BrokenPipeError:  # whoever reads, `head` say, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes
+    except BrokenPipeError:  # the reader, `head` say, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python still flushes stdout at exit
         raise SystemExit(128 + signal.SIGPIPE) from None
     except KeyboardInterrupt:
         if debug:

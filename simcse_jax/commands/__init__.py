@@ -1,1 +1,1 @@
-"""The commands of the package, one a file: their options, and a `run` that hands over to what does the work."""
+"""The commands of the package, one per file: each has its options and a `run` that calls the wing for the work."""

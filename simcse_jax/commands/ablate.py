@@ -24,7 +24,7 @@ class Ablate(Configured):
         return cls(file, load_variable(file, "ablation", Ablation))
 
     def run(self) -> None:
-        """Runs what is not done."""
+        """Trains the runs that are not done yet."""
         from simcse_jax.ablation.run import run_ablation
 
         quiet_orbax()

@@ -16,17 +16,18 @@ class Analyze(Command):
     """Measure where models' vectors lie (alignment, uniformity, isotropy, spectrum); write tables, figures, report."""
 
     models: tyro.conf.Positional[tuple[str, ...]]
-    """Runs, exported folders, Hugging Face folders or names on the hub; of a run, its path in training is drawn."""
+    """Runs, exported folders, Hugging Face folders or names on the hub. The figures also show a run's path in
+    training."""
     output: Path
     """Folder to make."""
     names: tuple[str, ...] = ()
-    """What to call the models in figures and tables; the ends of their paths where not given."""
+    """Names of the models in figures and tables; by default the ends of their paths."""
     checkpoints: bool = False
-    """Analyse every kept checkpoint of the models that are runs, not their best alone."""
+    """Analyse every checkpoint that a run has kept, not the best alone."""
     task: str = "STSBenchmark"
     """Pairs to analyse: one of the STS tasks, or a .tsv file."""
     mode: Literal["test", "dev"] = "dev"
-    """Its split; STS12 ... STS16 have `test` alone."""
+    """Split of `task`; STS12 ... STS16 have `test` alone."""
     tasks: tuple[str, ...] = ()
     """Score these STS tasks as well, test split: names, `sts` for all seven, .tsv files."""
     data: str = field(default_factory=senteval_folder)
@@ -34,7 +35,7 @@ class Analyze(Command):
     pooler: PoolerName | None = None
     """Overrides the pooler saved with each model."""
     batch_size: int = 64
-    """Sentences a forward pass over all devices."""
+    """Sentences per forward pass, over all devices."""
 
     def run(self) -> None:
         """Writes the folder."""

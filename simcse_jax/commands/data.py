@@ -16,7 +16,7 @@ from simcse_jax.storage.files import check_writable_file, writing
 
 @dataclass(frozen=True)
 class Inspect(Configured):
-    """Say what a model will see of its training text: counts, lengths, what is cut, repetitions, three examples."""
+    """Report what a model will see of its training text: counts, lengths, cuts, repetitions, three examples."""
 
     config_file: tyro.conf.Positional[str]
     """Python file that defines `config`, or the name of a config that comes with the package; as for train."""
@@ -39,7 +39,7 @@ class Inspect(Configured):
 
         self.config.validate()
         if self.json:
-            if self.json.suffix != ".json":  # which no text has: none is replaced
+            if self.json.suffix != ".json":  # no training text ends so: none can be overwritten
                 raise InputError(f"json {self.json} must end in .json")
             check_writable_file(self.json)
         tokenizer = load_tokenizer(locate(self.config.model.path))
@@ -57,13 +57,13 @@ class Nli(Command):
 
     paths: tyro.conf.Positional[tuple[str, ...]]
     """Sources, then the .csv file to write. A source is anything that data.train may be, with the columns premise,
-    hypothesis and label, or sentence1, sentence2 and gold_label; the file must not exist."""
+    hypothesis and label, or sentence1, sentence2 and gold_label. The .csv file must not exist yet."""
     split: str = "train"
-    """Split of data sets of the hub or of TFDS."""
+    """Split of a data set of the hub or of TFDS."""
     subset: str | None = None
-    """Configuration name of hub data sets."""
+    """Configuration name of a data set of the hub."""
     seed: int = 42
-    """Of the draw where a premise has several hypotheses of a kind."""
+    """Random seed; it decides which hypothesis is taken where a premise has several of one kind."""
 
     def run(self) -> None:
         """Writes the file."""
@@ -79,7 +79,7 @@ class Nli(Command):
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; it must be 0 or more")
         check_writable_file(output)
-        if output.expanduser().exists():  # it may well be a source, where the output was forgotten
+        if output.expanduser().exists():  # where the output was forgotten, this is a source
             raise InputError(f"{output} exists: choose another .csv file to write, or remove it")
         sources = [open_source(DataConfig(train=name, split=self.split, subset=self.subset)) for name in names]
         found = build_triplets((pair for source in sources for pair in read_pairs(source)), self.seed)

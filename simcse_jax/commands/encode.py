@@ -14,20 +14,20 @@ from simcse_jax.storage.files import check_writable_file, writing
 
 @dataclass(frozen=True)
 class Encode(Command):
-    """Write the vectors of the sentences of a file, one row a line, as float32 .npy."""
+    """Write the vectors of a file's sentences, one row per line, as float32 .npy."""
 
     model: tyro.conf.Positional[str]
     """A run, an exported folder, a Hugging Face folder or a name on the hub."""
     input: tyro.conf.Positional[Path]
-    """Text file, one sentence a line (also .gz); a blank line gets the vector of the empty sentence."""
+    """Text file, one sentence per line (also .gz); a blank line gets the vector of the empty sentence."""
     output: tyro.conf.Positional[Path]
     """The .npy file to write."""
     pooler: PoolerName | None = None
     """Overrides the pooler saved with the model."""
     max_length: int | None = None
-    """Tokens a sentence; the model's own limit where not given."""
+    """Most tokens per sentence; by default the model's own limit."""
     packed_length: int = ENCODE_ROW
-    """Tokens a row, which shorter sentences share; 0: a sentence a row. The vectors are the same, to rounding."""
+    """Tokens per row; shorter sentences share a row. 0: one sentence per row. The vectors agree up to rounding."""
     normalize: bool = True
     """Scale each vector to length 1."""
 

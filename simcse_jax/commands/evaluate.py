@@ -26,13 +26,13 @@ class Evaluate(Command):
     (`transfer`: all seven; `full`: both sets), SICKEntailment, or graded pairs: files with the columns
     sentence1, sentence2, score, tfds:glue/stsb, data sets of the hub."""
     mode: Literal["test", "dev", "fasttest"] = "test"
-    """Split that is reported; fasttest cross-validates the classifiers of transfer tasks with 5 folds instead of 10."""
+    """Split to report; fasttest cross-validates the classifiers of transfer tasks with 5 folds instead of 10."""
     pooler: PoolerName | None = None
     """Overrides the pooler saved with the models."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Compute type."""
     batch_size: int = 64
-    """Sentences a forward pass over all devices."""
+    """Sentences per forward pass, over all devices."""
     all_splits: bool = False
     """Also score the splits of STS-B and SICK-R that are not reported, as SentEval does."""
     bootstrap: int = 0
@@ -40,7 +40,7 @@ class Evaluate(Command):
     json: Path | None = None
     """Write all figures, Pearson and Spearman of every subset, to this file."""
     csv: Path | None = None
-    """Write the reported figures to this file, one a line."""
+    """Write the reported figures to this file, one per line."""
     markdown: Path | None = None
     """Write the tables to this file."""
 
@@ -77,7 +77,7 @@ class Evaluate(Command):
                     write(file)
 
     def _check(self) -> None:
-        """Raises `InputError` for settings that cannot be."""
+        """Raises `InputError` for settings that cannot be used."""
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}; it must be greater than 0")
         if self.bootstrap < 0:

@@ -21,7 +21,7 @@ class Export(Command):
     """Overrides the pooler saved with the model."""
 
     def run(self) -> None:
-        """Exports."""
+        """Writes the folder."""
         from simcse_jax.inference.export import export
         from simcse_jax.inference.loading import load_model
 

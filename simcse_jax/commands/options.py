@@ -1,4 +1,4 @@
-"""What several commands take."""
+"""The options and checks that several commands share."""
 
 import logging
 import os
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command of the package. Importing one imports no JAX: `run` does, where it needs it."""
+    """A command of the package. Importing its module imports no JAX; `run` imports it where needed."""
 
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show the traceback of an error."""
 
     keeps_programs: ClassVar[bool] = True
-    """Whether compiled programs are kept for the next run."""
+    """Whether the command keeps its compiled programs for the next run."""
 
     def run(self) -> None:
-        """Does what the command is for."""
+        """Carries out the command."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configured(Command):
-    """A command whose first argument is a config file, whose settings the options override."""
+    """A command whose first argument is a config file; its options override the settings of that file."""
 
     config_file: str
 
@@ -45,7 +45,7 @@ class Configured(Command):
 
 
 def quiet_orbax() -> None:
-    """Where a checkpoint cannot be written, orbax logs a traceback of each of its threads, and then raises, too."""
+    """Silences orbax's log: where it cannot write a checkpoint, it logs a traceback per thread and raises as well."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
@@ -56,7 +56,7 @@ def senteval_folder() -> str:
 
 
 def check_searchable(sentences: Path) -> None:
-    """Raises `InputError` for a folder that holds no saved index: what can be told before the model is loaded."""
+    """Raises `InputError` for a folder that holds no saved index, before the model is loaded."""
     from simcse_jax.inference.index import is_index
 
     path = sentences.expanduser()
@@ -73,9 +73,9 @@ def make_searchable(model: "SimCSE", sentences: Path, backend: "Backend" = "jax"
 
 
 def pairs_of_values() -> ConstructorRegistry:
-    """How tyro reads an option that is a dict: `--data.where NAME VALUE NAME VALUE`, whatever the config file sets.
+    """Makes tyro read a dict as `--data.where NAME VALUE NAME VALUE`, whatever the config file sets.
 
-    By itself it would, of a dict that is not empty, make an option of each key and refuse others.
+    By itself, tyro would turn each key of a dict that is not empty into an option, and refuse other keys.
     """
     registry = ConstructorRegistry()
 

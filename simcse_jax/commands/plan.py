@@ -16,10 +16,10 @@ from simcse_jax.storage.files import check_writable_file, writing
 
 @dataclass(frozen=True)
 class PlanConfig(Config):
-    """The run to plan, of one global batch or several."""
+    """The run to plan, with one global batch or several."""
 
     batch_size: tuple[int, ...] = (64,)  # type: ignore[assignment]
-    """Sentences (or pairs, or triplets) per step over all devices; each size given is planned."""
+    """Sentences (or pairs, or triplets) per step over all devices; one plan per size given."""
 
     @classmethod
     def of(cls, config: Config) -> "PlanConfig":
@@ -27,7 +27,7 @@ class PlanConfig(Config):
         return cls(**{**vars(config), "batch_size": (config.batch_size,)})
 
     def each(self) -> list[Config]:
-        """One run a global batch."""
+        """One run per global batch."""
         return [
             Config(**{**{f.name: getattr(self, f.name) for f in fields(self)}, "batch_size": n})
             for n in self.batch_size
@@ -43,12 +43,12 @@ class PlanCommand(Configured):
     topology: tuple[str, ...] = ()
     """TPU slices (v5e:16x16, v4:4x4x4), GPUs (h200:8 is one node, h200:4x8 four nodes of 8) or cpu:8."""
     columns: Literal[1, 2, 3] | None = None
-    """Sentences an example; by default as many as data.columns, or 1 for .txt files."""
+    """Sentences per example; by default the number of data.columns, or 1 for .txt files."""
     json: Path | None = None
     """Write all figures to this file."""
     config: Annotated[PlanConfig, tyro.conf.arg(name="")] = field(default_factory=PlanConfig)
 
-    keeps_programs = False  # for the plan says how long compiling takes
+    keeps_programs = False  # because the plan says how long compiling takes
 
     @classmethod
     def from_file(cls, file: str) -> "PlanCommand":

@@ -19,18 +19,18 @@ class Postprocess(Command):
     model: tyro.conf.Positional[str]
     """A run, an exported folder, a Hugging Face folder or a name on the hub."""
     sentences: tyro.conf.Positional[str]
-    """Text file, one sentence a line (.txt, .txt.gz); or STS tasks, joined by commas: STSBenchmark, sts, pairs.tsv."""
+    """Text file, one sentence per line (.txt, .txt.gz); or STS tasks joined by commas: STSBenchmark, sts, pairs.tsv."""
     output: tyro.conf.Positional[Path]
-    """Folder to make, as `export` does."""
+    """Folder to make, with the files that `export` writes."""
     fit: Annotated[FitSettings, tyro.conf.arg(name="")] = field(default_factory=FitSettings)
     data: str = field(default_factory=senteval_folder)
     """Folder in SentEval's layout, for tasks; $SIMCSE_DATA/senteval where that is set."""
     limit: int | None = None
-    """Use the first so many lines, or sentences of the tasks; all where not given."""
+    """Use only this many of the lines, or of the tasks' sentences, from the first; by default all."""
     pooler: PoolerName | None = None
     """Overrides the pooler saved with the model."""
     batch_size: int = 64
-    """Sentences a forward pass over all devices."""
+    """Sentences per forward pass, over all devices."""
 
     def run(self) -> None:
         """Fits and exports."""

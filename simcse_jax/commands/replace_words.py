@@ -12,23 +12,23 @@ from simcse_jax.storage.files import check_writable_file, writing
 
 @dataclass(frozen=True)
 class ReplaceWords(Command):
-    """Write pairs of sentences and the same with words replaced by a masked language model's, to train on."""
+    """Write training pairs: each sentence, and the same with words that a masked language model predicts instead."""
 
     model: tyro.conf.Positional[str]
     """A run that trained a masked language model (pretrain_mlm), its export, a Hugging Face folder or a name on the
     hub."""
     input: tyro.conf.Positional[Path]
-    """Text file, one sentence a line (also .gz); blank lines are left out."""
+    """Text file, one sentence per line (also .gz); blank lines are left out."""
     output: tyro.conf.Positional[Path]
     """The .csv file to write, columns sentence and positive."""
     share: float = 0.15
-    """Share of the words that is replaced, one at least."""
+    """Share of the words to replace; at least one word per sentence."""
     seed: int = 42
-    """Of the choice of words."""
+    """Random seed of the choice of words."""
     max_length: int = 32
-    """Words beyond so many tokens stay as they are."""
+    """Words beyond this number of tokens stay as they are."""
     batch_size: int = 64
-    """Sentences a forward pass."""
+    """Sentences per forward pass."""
 
     def run(self) -> None:
         """Writes the file."""

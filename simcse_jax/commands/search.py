@@ -18,23 +18,23 @@ class Search(Command):
     model: tyro.conf.Positional[str]
     """A run, an exported folder, a Hugging Face or sentence-transformers folder, or a name on the hub."""
     sentences: tyro.conf.Positional[Path]
-    """Text file, one sentence a line (also .gz), or the folder of an index saved before with the same model."""
+    """Text file, one sentence per line (also .gz), or the folder of an index saved before with the same model."""
     queries: tyro.conf.Positional[tuple[str, ...]] = ()
-    """What to look for; several, each in quotes."""
+    """Sentences to look for, each in quotes."""
     top_k: int = 5
-    """At most so many sentences a query."""
+    """Most sentences to find per query."""
     threshold: float = -1.0
-    """Least cosine similarity; any where not given."""
+    """Least cosine similarity of a hit; by default any."""
     json: bool = False
-    """Print a JSON object a query, each on a line."""
+    """Print one JSON object per query, each on a line."""
     save_index: Path | None = None
-    """Folder to write the index to, so that the sentences need not be encoded again."""
+    """Folder to write the index to, so that the next search need not encode the sentences again."""
     backend: Backend = "jax"
     """`jax` and `faiss-flat` are exact, `faiss-ivf` is approximate; an index saved before keeps its own."""
     pooler: PoolerName | None = None
     """Overrides the pooler saved with the model."""
     max_length: int | None = None
-    """Tokens that are encoded of a sentence; the model's own limit where not given."""
+    """Most tokens per sentence; by default the model's own limit."""
     long_text: LongText = "cut"
     """Longer texts are cut, encoded in windows whose vectors are averaged, or refused."""
 

@@ -16,23 +16,23 @@ from simcse_jax.serve.limits import Limits
 
 @dataclass(frozen=True)
 class Serve(Command):
-    """Search sentences from the browser and through an HTTP API; compare and plot any."""
+    """Serve search over sentences to browsers and through an HTTP API; it also compares and plots any sentences."""
 
     model: tyro.conf.Positional[str]
     """A run, an exported folder, a Hugging Face or sentence-transformers folder, or a name on the hub."""
     sentences: tyro.conf.Positional[Path | None] = None
-    """What is searched: a text file, one sentence a line (also .gz), or the folder of an index saved before with the
-    same model, which need not be encoded again. Without it the service encodes, compares and plots."""
+    """Sentences to search: a text file, one sentence per line (also .gz), or the folder of an index saved before with
+    the same model, which loads without encoding. Without it, the service encodes, compares and plots."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for other machines too, which may then all use it."""
+    """Address to listen on; 0.0.0.0 lets every other machine that reaches this one use the service, too."""
     port: int = 8000
-    """0 for any that is free."""
+    """Port to listen on; 0 takes any that is free."""
     name: str | None = None
-    """What the page calls the model; as it was given, or the name of its folder, where not given."""
+    """Name of the model on the page; by default the name of its folder, or its name on the hub."""
     pooler: PoolerName | None = None
     """Overrides the pooler saved with the model."""
     max_length: int | None = None
-    """Tokens a sentence; the model's own limit where not given."""
+    """Most tokens per sentence; by default the model's own limit."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=Limits)
 
     def run(self) -> None:

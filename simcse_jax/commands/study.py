@@ -25,7 +25,7 @@ class StudyCommand(Configured):
         return cls(file, load_variable(file, "study", StudySettings))
 
     def run(self) -> None:
-        """Runs the cells that are not done."""
+        """Runs the cells that are not done yet."""
         import jax
 
         from simcse_jax.study.run import run_study

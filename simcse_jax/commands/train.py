@@ -23,7 +23,7 @@ class Train(Configured):
     """Python file that defines `config`, or the name of a config that comes with the package."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     stopped_status: int = 0
-    """Exit status where a signal ended the run early, saved: e.g. 75, for a scheduler that is to start it again."""
+    """Exit status when a signal stops the run early, after it has saved: e.g. 75, for a scheduler to start it again."""
 
     @classmethod
     def from_file(cls, file: str) -> "Train":
@@ -63,7 +63,7 @@ class Train(Configured):
 
 
 def _draw(run: "Run") -> list[str]:
-    """Draws the figures of a run; a run is not lost for one that cannot be drawn."""
+    """Draws the figures of a run; where that fails, the run is kept and a line says why."""
     from simcse_jax.errors import reason
     from simcse_jax.runs.figures import draw_run
 
@@ -75,12 +75,12 @@ def _draw(run: "Run") -> list[str]:
 
 
 def summary(run: "Run", results: dict[str, Any], figures: list[str]) -> str:
-    """Where everything of a finished run is, and what to do with it.
+    """The lines that say where a finished run keeps its files, and which commands take it further.
 
     Args:
       run: the run.
       results: from `train`.
-      figures: names of those that were drawn.
+      figures: names of the figures that were drawn.
     """
     from simcse_jax.evaluation.sts import STS_TASKS
 
