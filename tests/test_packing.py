@@ -322,5 +322,5 @@ def test_encoding_packed_takes_few_rows_of_one_shape(tiny_bert: Path, monkeypatc
 @pytest.mark.parametrize("row", [-1, 7, 513])
 def test_a_row_of_no_use_is_refused(tiny_bert: Path, row: int) -> None:
     loaded, tokenizer = load_model(tiny_bert, "cls"), load_tokenizer(tiny_bert)
-    with pytest.raises(InputError, match=f"packed_length is {row}; it must be 0 .* or 8 to 512 tokens a row"):
+    with pytest.raises(InputError, match=f"packed_length is {row}; it must be 0 .* or 8 to 512 tokens per row"):
         BatchEncoder(loaded.model, tokenizer, make_mesh(), packed_length=row)

@@ -1,4 +1,4 @@
-"""Sentences to vectors, several a row, on every device."""
+"""Sentences to vectors, several sentences per row, on every device."""
 
 import copy
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ from simcse_jax.model.params import Params
 from simcse_jax.postprocess import KEY
 from simcse_jax.runtime.mesh import put_batch, replicated
 
-_CHUNK = 8192  # sentences tokenised at a time, and packed
+_CHUNK = 8192  # sentences tokenised and packed at a time
 
 _Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Sentences of a batch, the place of each among its rows × slots, the rows' token ids, and lengths by slot."""
+"""Sentences of a batch, the place of each among the batch's rows × slots, the rows' token ids, and lengths by slot."""
 
-# STS sentences average so many tokens; packed, a batch has the tokens of that many sentences of them.
+# Mean length of STS sentences, in tokens; a packed batch of n sentences has n times as many tokens.
 _MEAN_LENGTH = 16
-# A row has a slot for so many tokens: some sentences are all specials and a word.
+# Tokens per slot of a row: the shortest sentences are the special tokens and one word.
 _TOKENS_A_SLOT = 8
 
 
@@ -43,7 +43,7 @@ def check_vocabulary(tokenizer: Any, size: int) -> None:
 
 
 class BatchEncoder:
-    """Encodes any number of sentences with whatever parameters it is given; compiled once a shape of rows."""
+    """Encodes any number of sentences with the parameters of each call; compiles once per shape of rows."""
 
     def __init__(
         self,
@@ -61,20 +61,21 @@ class BatchEncoder:
           model: the module.
           tokenizer: its fast tokenizer.
           mesh: devices; the batch is split over all of them.
-          max_length: tokens that are encoded of a sentence; the model's own limit where None.
-          batch_size: sentences a forward pass over all devices; packed, as many tokens as so many of 16.
-          packed_length: tokens of a row, which sentences of up to so many share, one after the other. Longer ones have
-            rows of their own, all where it is 0. The vectors are the same, to rounding.
-          long_text: what becomes of longer texts, see `LongText`.
+          max_length: most tokens per sentence; the model's own limit where None.
+          batch_size: sentences per forward pass, over all devices; packed, as many tokens as that number of sentences
+            with 16 tokens each.
+          packed_length: tokens per row. Sentences of at most that length share rows, one after the other; longer ones
+            have rows of their own, and all have where it is 0. The vectors agree up to rounding.
+          long_text: treatment of longer texts, see `LongText`.
 
         Raises:
-          InputError: `max_length` leaves no room for a token, `packed_length`, `batch_size` or `long_text` is none that
-            can be used, or the tokenizer has tokens that the model lacks.
+          InputError: `max_length` leaves no room for a token, `packed_length`, `batch_size` or `long_text` cannot
+            be used, or the tokenizer has tokens that the model lacks.
         """
         if packed_length and not _TOKENS_A_SLOT <= packed_length <= _LENGTHS[-1]:
             raise InputError(
-                f"packed_length is {packed_length}; it must be 0 (a sentence a row) or {_TOKENS_A_SLOT} to "
-                f"{_LENGTHS[-1]} tokens a row"
+                f"packed_length is {packed_length}; it must be 0 (one sentence per row) or {_TOKENS_A_SLOT} to "
+                f"{_LENGTHS[-1]} tokens per row"
             )
         check_vocabulary(tokenizer, model.config.vocab_size)
         self.mesh = mesh
@@ -93,7 +94,7 @@ class BatchEncoder:
         self._forward = jax.jit(forward, out_shardings=replicated(mesh))
 
     def with_limits(self, batch_size: int, max_length: int | None, long_text: LongText) -> "BatchEncoder":
-        """The same with other settings, see the constructor; what is compiled is shared."""
+        """The same encoder with other settings, see the constructor; both share their compiled programs."""
         other = copy.copy(self)
         other._set(batch_size, max_length, long_text)
         return other
@@ -101,7 +102,7 @@ class BatchEncoder:
     def _set(self, batch_size: int, max_length: int | None, long_text: LongText) -> None:
         if max_length is not None and (not isinstance(max_length, int | np.integer) or max_length < MIN_LENGTH):
             raise InputError(
-                f"max_length is {max_length}; it must be at least {MIN_LENGTH}, and whole: "
+                f"max_length is {max_length}; it must be a whole number, at least {MIN_LENGTH}: "
                 "two special tokens and one of the sentence"
             )
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
@@ -113,22 +114,22 @@ class BatchEncoder:
         self.long_text = long_text
 
     def with_few_programs(self) -> "BatchEncoder":
-        """The same with rows of few lengths, which sentences of all lengths share: nine programs or so instead of
-        dozens, at the price of some padding. What is compiled is shared."""
+        """The same encoder with rows of few lengths, shared by sentences of all lengths: about nine programs instead of
+        dozens, at the price of some padding. Both encoders share their compiled programs."""
         other = copy.copy(self)
         other.packed_length = min(self.max_length, _LENGTHS[-1])
         other._lengths = _FEW_LENGTHS
         return other
 
     def compile(self, params: Params) -> None:
-        """Compiles every program that calls may need, so that none waits for one."""
+        """Compiles every program that a call may need, so that no call waits for a compilation."""
         for rows, width, slots in self._shapes():
             ids = np.full((rows, width), self.tokenizer.pad_token_id, np.int32)
             batch = put_batch(self.mesh, rows, partial(_share, ids, np.zeros((rows, slots), np.int32)))
             jax.block_until_ready(self._forward(params, batch))
 
     def _shapes(self) -> set[tuple[int, int, int]]:
-        """Rows, tokens and slots of every batch that there can be."""
+        """Rows, tokens and slots of every possible batch."""
         shapes, specials = set(), max(self.tokenizer.num_special_tokens_to_add(), 1)
         for longest in range(1, self.max_length + 1):
             if longest > self.packed_length:
@@ -136,7 +137,7 @@ class BatchEncoder:
             else:
                 width = padded_length(longest, self.packed_length, self._lengths)
                 slots, most = self._slots(width), self._most_rows(width)
-            # What is packed into shorter rows has the tokens of one, and needs more for its number alone.
+            # Sentences packed into shorter rows have one row's tokens; their number alone may need more rows.
             needed = -(-(width // specials) // slots) if width < self.packed_length else most
             shapes |= {(self._rows(number, most), width, slots) for number in range(1, min(needed, most) + 1)}
         return shapes
@@ -144,7 +145,7 @@ class BatchEncoder:
     def __call__(self, params: Params, sentences: list[str], progress: bool = False) -> Float[np.ndarray, "S D"]:
         """Vectors of the sentences, in their order, not normalised, float32 (float64 for a float64 model).
 
-        A post-processor among the parameters is applied.
+        The encoder applies a post-processor that is among the parameters.
 
         Each process of a multi-host job must call this with the same sentences; each gets all vectors.
 
@@ -160,7 +161,7 @@ class BatchEncoder:
             else:
                 ids, places = encode_windows(self.tokenizer, chunk, self.max_length)
                 owners += [start + place for place in places]
-            # A Python list of ints takes eight times the room of an array.
+            # A Python list of ints takes eight times the memory of an array.
             tokens += [np.asarray(x, np.uint32) for x in ids]
         if len(tokens) == len(sentences):
             return self._encode(params, tokens, progress)
@@ -205,7 +206,7 @@ class BatchEncoder:
             yield from self._packed(tokens, lengths, np.flatnonzero(packed))
 
     def _alone(self, tokens: list[np.ndarray], lengths: np.ndarray, group: np.ndarray) -> Iterator[_Batch]:
-        """A sentence a row, in batches of like length, the longest first."""
+        """Batches of one sentence per row, of similar length, the longest first."""
         group = group[np.argsort(-lengths[group], kind="stable")]
         for start in range(0, len(group), self.batch_size):
             chosen = group[start : start + self.batch_size]
@@ -214,8 +215,8 @@ class BatchEncoder:
             yield self._batch(tokens, lengths, chosen, np.arange(len(chosen)), np.zeros_like(chosen), (rows, width, 1))
 
     def _packed(self, tokens: list[np.ndarray], lengths: np.ndarray, group: np.ndarray) -> Iterator[_Batch]:
-        """Several sentences a row."""
-        # Fewer than a row (a query) have a shorter one of their own.
+        """Batches of several sentences per row."""
+        # Sentences that fill less than a row (a query) get a shorter one.
         width = padded_length(int(lengths[group].sum()), self.packed_length, self._lengths)
         slots, most = self._slots(width), self._most_rows(width)
         for start in range(0, len(group), _CHUNK):
@@ -241,15 +242,15 @@ class BatchEncoder:
         return chosen, rows * shape[2] + slots, *laid
 
     def _slots(self, width: int) -> int:
-        """Sentences that a packed row of so many tokens has room for."""
+        """Sentences that a packed row of `width` tokens has room for."""
         return -(-width // _TOKENS_A_SLOT)
 
     def _most_rows(self, width: int) -> int:
-        """Packed rows of so many tokens that a batch may have."""
+        """Most packed rows of `width` tokens in a batch."""
         return -(-self.batch_size * _MEAN_LENGTH // (width * self.mesh.size)) * self.mesh.size
 
     def _rows(self, needed: int, most: int) -> int:
-        """Rows of a batch. Few (a query, the last batch) take the next power of two, not a whole batch."""
+        """Rows of a batch; few (a query, the last batch) are padded to the next power of two, not to a whole batch."""
         return min(self.mesh.size * power_of_two(-(-needed // self.mesh.size)), most)
 
 

@@ -15,8 +15,8 @@ from simcse_jax.pretrained.weights import to_tensors
 from simcse_jax.storage.files import write_json, write_tensors
 from simcse_jax.storage.objects import check_new_output, written_folder
 
-# What a flow is called in modules.json: there is no such class, so that sentence-transformers refuses the folder with
-# this name in its message, and does not give the vectors from before the flow.
+# The name of a flow in modules.json. No such class exists, so that sentence-transformers refuses the folder, with this
+# name in its message, instead of giving the vectors from before the flow.
 _NO_MODULE = "simcse_jax.only_simcse_jax_applies_this_flow"
 
 # The hidden states hs[0..n] that sentence-transformers averages before it pools, where that is not hs[n] alone.
@@ -28,10 +28,10 @@ def export(loaded: LoadedModel, output: str | Path) -> str | Path:
 
     The folder holds config.json (with our pooler settings), model.safetensors under Hugging Face's names (the head as
     `pooler.dense`), the tokenizer, the sentence-transformers modules that pool as the model does at evaluation, and a
-    model card. It is written beside the target and renamed, so it is there complete or not at all; on an object store
-    config.json, without which it is no model, is written last.
+    model card. `export` writes it beside the target and renames it, so that it exists complete or not at all; on an
+    object store it writes config.json last, without which the folder is no model.
 
-    A run that trained a masked language model and nothing else is written with its head, under the names of
+    A run that trained a masked language model and nothing else keeps its prediction head, under the names of
     `BertForMaskedLM` or `RobertaForMaskedLM`; `AutoModel` ignores it.
 
     Args:
@@ -79,7 +79,11 @@ def _config(loaded: LoadedModel, postprocessor: str | None) -> dict[str, Any]:
 
 
 def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndarray]) -> str | None:
-    """The sentence-transformers side, modules.json and one folder a module; and where a post-processor was put."""
+    """Writes the sentence-transformers side, modules.json and one folder per module.
+
+    Returns:
+      The place of a post-processor among the modules; None without one.
+    """
     size, layers = loaded.model.config.hidden_size, loaded.model.config.num_hidden_layers
     pooler = loaded.pooler
     modules = [("", "sentence_transformers.models.Transformer")]
@@ -129,7 +133,7 @@ def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndar
     place = None if post is None else modules[-1][0]
     if loaded.normalizes:
         add("Normalize", {})
-    # The names that every release of sentence-transformers since 2 loads.
+    # Every release of sentence-transformers since 2 loads these names.
     write_json(
         folder / "modules.json",
         [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)],
@@ -148,7 +152,7 @@ def _dense(size: int, width: int, activation: str) -> dict[str, Any]:
 
 
 def model_card(loaded: LoadedModel) -> str:
-    """The README.md of an exported model: how to use it, what it was trained on and how, and its scores."""
+    """The README.md of an exported model: its use, its training and its scores."""
     pooling = Pooling(loaded.model.pooler, loaded.model.mlp_only_train)
     only_ours = isinstance(loaded.params.get(KEY), Flow)
     library, name = ("simcse_jax", "SimCSE") if only_ours else ("sentence_transformers", "SentenceTransformer")

@@ -23,7 +23,7 @@ class Hit:
     """A sentence that was found. Unpacks as (sentence, score)."""
 
     index: int
-    """Its number in the index."""
+    """Number of the sentence in the index."""
     score: float
     """Inner product with the query: the cosine, of vectors of length 1."""
     sentence: str
@@ -38,8 +38,8 @@ class Index:
     Attributes:
       sentences: in the order in which they were added.
       width: D, of the vectors.
-      backend: how it is searched.
-      about: what its maker wants to remember of it, as JSON values; saved with it.
+      backend: the method of search, see `Backend`.
+      about: notes of its maker, as JSON values; saved with it.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class Index:
 
         Args:
           sentences: N of them; 0 is possible.
-          vectors: theirs, of length 1 where scores are to be cosines.
+          vectors: one per sentence, of length 1 if scores are to be cosines.
           backend: see `Backend`.
           about: see the attribute.
-          cells: those of a saved index of backend `faiss-ivf`; learnt from the vectors where None.
+          cells: the cells of a saved index of backend `faiss-ivf`; learnt from the vectors where None.
 
         Raises:
           InputError: unknown backend, faiss not installed, vectors that do not fit the sentences or are not finite.
@@ -79,7 +79,7 @@ class Index:
         self.add(sentences, vectors)
 
     def __len__(self) -> int:
-        """Sentences."""
+        """Number of sentences."""
         return len(self.sentences)
 
     @property
@@ -106,12 +106,12 @@ class Index:
         """The sentences whose vectors have the largest inner products with each query.
 
         Args:
-          queries: vectors, of length 1 where scores are to be cosines.
-          top_k: at most so many a query.
-          threshold: least score.
+          queries: vectors, of length 1 if scores are to be cosines.
+          top_k: most hits per query.
+          threshold: least score of a hit.
 
         Returns:
-          For each query its hits, the best first; of equal scores the one that was added first (with faiss, any).
+          For each query its hits, the best first; among equal scores, the one added first (with faiss, any).
 
         Raises:
           InputError: `top_k` below 1, a threshold that is not a number, or queries of another width or not finite.
@@ -132,9 +132,9 @@ class Index:
         ]
 
     def save(self, folder: str | Path) -> Path:
-        """Writes a folder: vectors.npy (float32 [N, D]), sentences.jsonl (a JSON string a line), index.json.
+        """Writes a folder: vectors.npy (float32 [N, D]), sentences.jsonl (one JSON string per line), index.json.
 
-        It is there complete or not at all.
+        The folder exists complete or not at all.
 
         Raises:
           InputError: the folder exists and is not empty, or cannot be written.
@@ -179,7 +179,7 @@ class Index:
 
 
 def is_index(folder: Path) -> bool:
-    """Whether the folder is one that `Index.save` wrote."""
+    """Whether `Index.save` wrote the folder."""
     return (folder / _ABOUT).is_file() and (folder / _VECTORS).is_file()
 
 
@@ -199,7 +199,5 @@ def _float32(vectors: np.ndarray, what: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         cast = np.asarray(vectors, np.float32)
     if not np.isfinite(cast).all():
-        raise InputError(
-            f"{what} are not all finite as float32: a model that gives such vectors cannot be searched with"
-        )
+        raise InputError(f"{what} are not all finite as float32: search with a model whose vectors are finite")
     return cast

@@ -36,21 +36,21 @@ class LoadedModel:
     step: int | None
     """Step of the run whose parameters these are."""
     mlm: Params | None = None
-    """Head of the masked language model, of a run that trained nothing else."""
+    """Head of the masked language model, where the run trained nothing else."""
     postprocessor: dict[str, Any] | None = None
-    """What there is to say of the post-processor among the parameters, see `postprocess.fit`; None without one."""
+    """Metadata of the post-processor among the parameters, see `postprocess.fit`; None without one."""
     normalizes: bool = False
-    """Whether sentence-transformers is to scale its vectors to length 1, as it did those of the model it was read
-    from. Here the callers of `encode` say."""
+    """Whether an export tells sentence-transformers to scale vectors to length 1, as the folder that was read does.
+    In this package the callers of `encode` decide."""
 
     @property
     def width(self) -> int:
-        """Width of its sentence vectors."""
+        """Width of the sentence vectors."""
         return int(self.postprocessor["width"]) if self.postprocessor else self.model.config.hidden_size
 
     @property
     def pooler(self) -> str:
-        """The pooler whose vectors it gives, or hands to the post-processor."""
+        """The pooler that gives the sentence vectors, or the input of the post-processor."""
         return Pooling(self.model.pooler, self.model.mlp_only_train).at_evaluation
 
     def encoder(
@@ -72,7 +72,7 @@ class LoadedModel:
         return BatchEncoder(self.model, tokenizer, make_mesh(), max_length, batch_size, packed_length, long_text)
 
     def check_no_postprocessor(self) -> None:
-        """Raises `InputError` if the model has a post-processor: another would be fitted to what that one gives."""
+        """Raises `InputError` if the model has a post-processor: another would be fitted to the output of that one."""
         if self.postprocessor:
             raise InputError(
                 f"the model has a post-processor already ({postprocess.describe(self.postprocessor)}): "
@@ -80,11 +80,11 @@ class LoadedModel:
             )
 
     def with_postprocessor(self, post: postprocess.PostProcessor, about: dict[str, Any]) -> "LoadedModel":
-        """The same model with a post-processor, which everything that encodes with `params` applies.
+        """The same model with a post-processor, applied wherever `params` encode sentences.
 
         Args:
           post: from `postprocess.fit`.
-          about: what there is to say of it.
+          about: its metadata.
 
         Raises:
           InputError: the model has one already.
@@ -104,10 +104,10 @@ def load_model(
 
     Args:
       name_or_path: the model.
-      pooler: overrides the pooler saved with the model, and with it what a sentence-transformers folder has after
-        pooling; needed for a model that names none.
+      pooler: overrides the pooler saved with the model, and drops the modules that a sentence-transformers folder has
+        after pooling; needed for a model that names no pooler.
       dtype: compute type.
-      step: of a run, the kept checkpoint to load instead, see `kept_steps`.
+      step: the kept checkpoint of a run to load instead, see `kept_steps`.
 
     Raises:
       InputError: no such model, damaged weights, no checkpoint (yet, or of that step), no pooler known, or one given
@@ -142,7 +142,7 @@ def load_model(
         host = with_fresh_head(host, model, seed=0)
     mesh = make_mesh()
     placed = put(host, state_sharding(mesh, host))
-    # A pooler that is given replaces all that follows the encoder.
+    # A given pooler replaces everything after the encoder.
     normalizes = pooler is None and checkpoint.normalizes
     loaded = LoadedModel(model, placed, checkpoint, None, None, normalizes=normalizes)
     post, about = postprocess.read_saved(checkpoint, model.param_dtype, modules=pooler is None)

@@ -1,4 +1,4 @@
-"""Vectors and those among them with the largest inner products: exactly in JAX, or with faiss."""
+"""Search for the vectors with the largest inner products: exactly in JAX, or with faiss."""
 
 from typing import Any, Protocol
 
@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Int
 from simcse_jax.errors import InputError, reason
 from simcse_jax.inference.shapes import power_of_two
 
-# Vectors scored at a time, and queries: no larger matrix of scores exists up to 32,768 hits a query. Both are filled up
-# to powers of two, so that what is compiled serves every number of vectors and queries.
+# Vectors and queries scored at a time: no larger matrix of scores exists up to 32,768 hits per query. Both are padded
+# to powers of two, so that a few compiled programs serve every number of vectors and queries.
 _BLOCK = 65536
 _LEAST = 256
 _QUERIES = 64
-_GROUP = 64  # vectors of a block whose best score is looked at first
+_GROUP = 64  # vectors per group of a block; the groups' best scores are compared first
 
 Found = tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]
 """Scores, the largest first, and the vectors' numbers; -inf and -1 where fewer than K were found."""
@@ -35,17 +35,17 @@ class Nearest(Protocol):
 
 
 class Exact:
-    """All inner products, in JAX, on its first device; of equal ones the first added is the first found."""
+    """All inner products, in JAX, on its first device; among equal ones, the vector added first comes first."""
 
     def __init__(self, width: int) -> None:
-        """Without vectors yet."""
+        """Starts without vectors."""
         self._width = width
         self._count = 0
         self._blocks: list[Float[Array, "B D"]] = []  # all but the last are full
 
     def add(self, vectors: Float[np.ndarray, "N D"]) -> None:
         """Appends vectors, copied."""
-        # Only the last block, which may have room, is made anew.
+        # Only the last block may have room; only it is made anew.
         full, held = divmod(self._count, _BLOCK)
         last = self.vectors(full * _BLOCK, self._count)
         del self._blocks[full:]
@@ -94,12 +94,12 @@ def _better(
     first: Int[Array, ""] | int,
     total: Int[Array, ""] | int,
 ) -> tuple[Float[Array, "Q K"], Int[Array, "Q K"]]:
-    """The best K of those so far and of one block, whose vectors have the numbers from `first`, below `total`."""
+    """The best K so far, merged with one block; its vectors are numbered from `first`, below `total`."""
     size = block.shape[0]
     products = jnp.matmul(queries, block.T, precision=jax.lax.Precision.HIGHEST)
     products = jnp.where(jnp.arange(size)[None] < total - first, products, -jnp.inf)
     found, places = _top_k(products, min(size, scores.shape[1]))
-    # top_k takes the first of equals, and what was found before has the lower numbers.
+    # top_k takes the first of equals, and the vectors found before have the lower numbers.
     scores, chosen = jax.lax.top_k(jnp.concatenate([scores, found], axis=1), scores.shape[1])
     numbers = jnp.take_along_axis(jnp.concatenate([numbers, places + first], axis=1), chosen, axis=1)
     return scores, jnp.where(jnp.isneginf(scores), -1, numbers)
@@ -122,19 +122,19 @@ def _top_k(scores: Float[Array, "Q B"], count: int) -> tuple[Float[Array, "Q K"]
 
 
 class Faiss:
-    """The same with faiss, on the CPU: all inner products, or (`cells`) those with the vectors of the nearest cells.
+    """Search with faiss, on the CPU: all inner products, or those with the vectors of the nearest cells.
 
-    Cells are learnt by k-means from the vectors that the index begins with: about √N of them, N/39 below N = 1,521, of
-    which a query looks at an eighth, the nearest (IndexIVFFlat).
+    Cells are learnt by k-means from the vectors that the index begins with: about √N of them, N/39 below N = 1,521. A
+    query searches the nearest eighth of them (IndexIVFFlat).
     """
 
     def __init__(self, width: int, sample: Float[np.ndarray, "N D"] | None = None, cells: Any = None) -> None:
-        """Without vectors yet.
+        """Starts without vectors.
 
         Args:
           width: D.
           sample: vectors to learn cells from; exact where None.
-          cells: what `cells` of another gave, in place of a sample.
+          cells: the `cells` of another, in place of a sample.
 
         Raises:
           InputError: faiss is not installed, or there is no vector to learn from.
@@ -160,7 +160,7 @@ class Faiss:
         elif not len(sample):
             raise InputError("the backend faiss-ivf learns its cells from sentences: give some, or use another backend")
         else:
-            # faiss warns below 39 vectors a cell.
+            # faiss warns below 39 vectors per cell.
             number = max(1, min(round(len(sample) ** 0.5), len(sample) // 39))
             self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, number, faiss.METRIC_INNER_PRODUCT)
             self._index.nprobe = -(-number // 8)
@@ -172,7 +172,7 @@ class Faiss:
         self._index.add(np.ascontiguousarray(vectors, np.float32))
 
     def find(self, queries: Float[np.ndarray, "Q D"], count: int) -> Found:
-        """The `count` largest inner products with each query, of those looked at."""
+        """The `count` largest inner products with each query, among the cells searched."""
         scores, numbers = self._index.search(np.ascontiguousarray(queries, np.float32), count)
         return np.where(numbers < 0, -np.inf, scores).astype(np.float32), numbers
 

@@ -1,4 +1,4 @@
-"""Words replaced by what a masked language model expects there: the augmentation "MLM" of SimCSE's table 1."""
+"""Words replaced by the predictions of a masked language model: the augmentation "MLM" of SimCSE's table 1."""
 
 import json
 from collections.abc import Iterator
@@ -26,17 +26,17 @@ class Hidden(NamedTuple):
     """A tokenised sentence with words hidden."""
 
     tokens: list[int]
-    """[MASK] in their places."""
+    """Token ids, with [MASK] in the places of the hidden words."""
     places: list[int]
-    """Where."""
+    """Places of the hidden words."""
     words: list[int]
     """The tokens that stood there."""
     spans: list[tuple[int, int]]
-    """Their characters in the sentence."""
+    """The characters of the sentence that they span."""
 
 
 def check_settings(share: float, seed: int, max_length: int | None, batch_size: int) -> None:
-    """Raises `InputError` for settings that no `WordReplacer` can have."""
+    """Raises `InputError` for settings that a `WordReplacer` cannot use."""
     if not 0 < share <= 1:
         raise InputError(f"share is {share}; it must be above 0 and at most 1")
     if seed < 0:
@@ -48,7 +48,7 @@ def check_settings(share: float, seed: int, max_length: int | None, batch_size: 
 
 
 class WordReplacer:
-    """Hides a share of the words of sentences and puts others in their place."""
+    """Hides a share of the words of each sentence and puts others in their place."""
 
     def __init__(self, model: str | Path, max_length: int | None = None, batch_size: int = 64) -> None:
         """Loads a masked language model.
@@ -56,8 +56,8 @@ class WordReplacer:
         Args:
           model: a run that trained one (pretrain_mlm), its export, a Hugging Face folder or a name on the hub, of
             BERT or RoBERTa with its prediction head.
-          max_length: words beyond so many tokens stay as they are; the model's own limit where None.
-          batch_size: sentences a forward pass.
+          max_length: words beyond this number of tokens stay as they are; the model's own limit where None.
+          batch_size: sentences per forward pass.
 
         Raises:
           InputError: no such model, one without a prediction head or a mask token, or sizes out of range.
@@ -69,7 +69,7 @@ class WordReplacer:
             head = load_params(loaded.checkpoint, mlm=True).get("mlm")
         if head is None:
             raise InputError(
-                f"{model} has no head of a masked language model: give one that predicts words, such as "
+                f"{model} has no head of a masked language model: give a model that predicts words, such as "
                 "bert-base-uncased or the export of a run of pretrain_mlm"
             )
         self._params = {"encoder": loaded.params["encoder"], "mlm": head}
@@ -85,11 +85,11 @@ class WordReplacer:
         self._predict = jax.jit(lambda *given: _predict(loaded.model, jnp.asarray(self._words), *given))
 
     def _whole_words(self, size: int) -> tuple[list[str], Bool[np.ndarray, " V"]]:
-        """The text of each token, and whether it is a word by itself: begins one, of letters and digits alone."""
+        """The text of each token, and whether it is a whole word: it begins one and has letters and digits alone."""
         names = self._tokenizer.convert_ids_to_tokens(range(len(self._tokenizer)))
         if json.loads(self._tokenizer.backend_tokenizer.to_str())["model"]["type"] == "WordPiece":
             texts, begins = names, [not name.startswith("##") for name in names]
-        else:  # byte-level BPE writes bytes as characters of its own, a blank as Ġ
+        else:  # byte-level BPE writes bytes as characters of its own, a space as Ġ
             texts = [self._tokenizer.convert_tokens_to_string([name]).strip() for name in names]
             begins = [name.startswith("Ġ") for name in names]
         whole = np.zeros(size, bool)
@@ -98,16 +98,17 @@ class WordReplacer:
         return texts, whole
 
     def __call__(self, sentences: list[str], share: float, seed: int = 42) -> Iterator[str]:
-        """The sentences with words replaced, one after the other.
+        """Yields the sentences with words replaced, in their order.
 
-        Of the words that are a single token, the share (of all words, rounded, one at least) is drawn and hidden at
-        once; each is replaced by the likeliest other word. What is not replaced stays as it is written, and so does
-        what RoBERTa's tokens tell not to begin a word: the first of a sentence, and one after a bracket or quote.
+        The number of words to replace is the share of all words of a sentence, rounded, at least one. They are drawn
+        from the single-token words and hidden at once; the likeliest other word replaces each. All else stays as it is
+        written. With RoBERTa so do the first word of a sentence and a word after a bracket or quote, whose tokens do
+        not mark the start of a word.
 
         Args:
           sentences: text.
-          share: of the words, above 0 and at most 1.
-          seed: of the draws; a sentence's depend on it, the share and the sentence's place alone.
+          share: share of the words to replace, above 0 and at most 1.
+          seed: seed of the draws; those of a sentence depend on it, the share and the sentence's place alone.
 
         Raises:
           InputError: a share or seed out of range.
@@ -128,7 +129,7 @@ class WordReplacer:
     def _hide(self, sentence: str, tokens: Any, row: int, share: float, generator: np.random.Generator) -> Hidden:
         ids, numbers = list(tokens["input_ids"][row]), tokens.word_ids(row)
         sizes = np.bincount([n for n in numbers if n is not None], minlength=1)
-        # Cut here, and not by the tokenizer, to which the beginning of a longer word would be a word.
+        # Cut here, not by the tokenizer: it would take the beginning of a longer word for a word.
         ids = ids if len(ids) <= self._max_length else [*ids[: self._max_length - 1], ids[-1]]
         inside = list(enumerate(numbers))[1 : len(ids) - 1]
         single = [i for i, n in inside if n is not None and sizes[n] == 1 and self._words[ids[i]]]
@@ -153,7 +154,7 @@ class WordReplacer:
         words, _ = pad([h.words for h in filled], most, 0)
         found = np.asarray(self._predict(self._params, ids, lengths, places, words))
         for sentence, h, tokens in zip(sentences, hidden, found, strict=False):
-            # From the end, so that the spans before stay where they are.
+            # From the end, so that the earlier spans stay in place.
             for (start, end), token in reversed(list(zip(h.spans, tokens.tolist(), strict=False))):
                 sentence = sentence[:start] + self._texts[token] + sentence[end:]
             yield sentence

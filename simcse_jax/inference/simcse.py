@@ -1,4 +1,4 @@
-"""The Python tool: sentences encoded, compared and searched with a trained model."""
+"""The Python tool: it encodes, compares and searches sentences with a trained model."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,7 +28,7 @@ class SimCSE:
     [Hit(index=0, score=0.97, sentence='A man is asleep.')]
 
     Attributes:
-      index: what `search` searches; None before `build_index` or `load_index`.
+      index: the index that `search` searches; None before `build_index` or `load_index`.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class SimCSE:
         Args:
           model: a run folder, an exported folder, a Hugging Face folder or a name on the hub.
           pooler: overrides the pooler saved with the model.
-          max_length: tokens that are encoded of a sentence; the model's own limit where None.
-          packed_length: tokens a row, which shorter sentences share; 0: a sentence a row. The vectors are the same, to
+          max_length: most tokens per sentence; the model's own limit where None.
+          packed_length: tokens per row; shorter sentences share a row. 0: one sentence per row. The vectors agree up to
             rounding.
-          long_text: what becomes of longer texts, see `LongText`.
+          long_text: treatment of longer texts, see `LongText`.
 
         Raises:
           InputError: see `load_model` and `BatchEncoder`.
@@ -65,7 +65,7 @@ class SimCSE:
 
     @property
     def max_length(self) -> int:
-        """Tokens that are encoded of a sentence, unless a call says otherwise."""
+        """Most tokens per sentence, unless a call says otherwise."""
         return self._encoder.max_length
 
     def encode(
@@ -83,12 +83,12 @@ class SimCSE:
 
         Args:
           sentences: one sentence, or several.
-          batch_size: sentences a forward pass over all devices.
-          max_length: tokens that are encoded of a sentence; that of the constructor where None.
+          batch_size: sentences per forward pass, over all devices.
+          max_length: most tokens per sentence; that of the constructor where None.
           normalize: scale each vector to length 1.
           progress: show a progress bar.
           output: the kind of array: NumPy's, or JAX's on its first device.
-          long_text: what becomes of longer texts, see `LongText`; that of the constructor where None.
+          long_text: treatment of longer texts, see `LongText`; that of the constructor where None.
 
         Returns:
           float32 [H] for one sentence, [S, H] for several.
@@ -112,8 +112,8 @@ class SimCSE:
     def warm_up(self) -> None:
         """Compiles every program that `encode` may need with its defaults, so that no later call waits for one.
 
-        From then on rows have one of a few lengths, see `BatchEncoder.with_few_programs`: for services, which encode a
-        few sentences at a time.
+        This is for services, which encode a few sentences at a time: from then on, rows have one of a few lengths, see
+        `BatchEncoder.with_few_programs`.
         """
         self._encoder = self._encoder.with_few_programs()
         self._encoder.compile(self._loaded.params)
@@ -130,7 +130,7 @@ class SimCSE:
           b: the same.
 
         Raises:
-          InputError: see `encode`; or arrays that are not vectors, or of two widths.
+          InputError: see `encode`; or arrays that are not vectors, or vectors of two widths.
         """
         first, second = (unit(_rows(x)) if isinstance(x, np.ndarray | jax.Array) else self._vectors(x) for x in (a, b))
         if first.shape[1] != second.shape[1]:
@@ -141,12 +141,12 @@ class SimCSE:
     def build_index(
         self, sentences: Iterable[str] | Path, backend: Backend = "jax", *, batch_size: int = 64, progress: bool = False
     ) -> None:
-        """Encodes sentences for `search`, in place of an index that there may be.
+        """Encodes sentences for `search`; the new index replaces an earlier one.
 
         Args:
-          sentences: a list, which is copied, or the `pathlib.Path` of a text file, one sentence a line (also .gz).
+          sentences: a list, which is copied, or the `pathlib.Path` of a text file, one sentence per line (also .gz).
           backend: see `Index`.
-          batch_size: sentences a forward pass over all devices.
+          batch_size: sentences per forward pass, over all devices.
           progress: show a progress bar.
 
         Raises:
@@ -178,9 +178,9 @@ class SimCSE:
 
         Args:
           queries: one sentence, or several.
-          top_k: at most so many a query.
-          threshold: least cosine similarity.
-          batch_size: sentences a forward pass over all devices.
+          top_k: most hits per query.
+          threshold: least cosine similarity of a hit.
+          batch_size: sentences per forward pass, over all devices.
 
         Returns:
           The hits of one query, the best first; for several queries a list of such lists.
@@ -199,15 +199,15 @@ class SimCSE:
         """Reads an index that `save_index` wrote with this model.
 
         Raises:
-          InputError: see `Index.load`; or it was built with another model: its width, or the vector of one of its
-            sentences, is not what this model gives.
+          InputError: see `Index.load`; or another model built it: its width, or the vector of one of its sentences, is
+            not what this model gives.
         """
         index = Index.load(folder)
         about = f"the index {folder}, built with {index.about.get('model', 'an unnamed model')},"
         if index.width != self.width:
             raise InputError(f"{about} has vectors of width {index.width}, those of {self._name} have {self.width}")
         if index.sentences:
-            # The shortest, which no limit cuts.
+            # The shortest sentence: no limit cuts it.
             number = min(range(len(index)), key=lambda i: len(index.sentences[i]))
             cosine = float(self._vectors(index.sentences[number])[0] @ index.vector(number))
             if cosine < _SAME:
@@ -228,7 +228,7 @@ class SimCSE:
         return np.asarray(self.encode(_texts(sentences), batch_size=batch_size, progress=progress))
 
 
-_SAME = 0.999  # cosine of a model's vectors of one sentence, whatever computed them
+_SAME = 0.999  # least cosine between two vectors of one sentence by one model, whatever the machine
 
 
 def _rows(given: Any) -> Float[np.ndarray, "S H"]:
@@ -245,7 +245,7 @@ def _rows(given: Any) -> Float[np.ndarray, "S H"]:
 
 
 def _texts(sentences: Any) -> list[str]:
-    """One string or several, as a list of its own; `InputError` for anything else, also text that is not Unicode."""
+    """One string or several, as a new list; `InputError` for anything else, also for text that is not Unicode."""
     texts = [sentences] if isinstance(sentences, str) else list(sentences)
     for number, text in enumerate(texts):
         if not isinstance(text, str):

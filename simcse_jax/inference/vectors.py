@@ -5,6 +5,6 @@ from jaxtyping import Float
 
 
 def unit(vectors: Float[np.ndarray, "S H"]) -> Float[np.ndarray, "S H"]:
-    """Each row x as x / ‖x‖, in its dtype; a row of zeros stays one."""
+    """Scales each row x to x / ‖x‖, in its dtype; a row of zeros stays zero."""
     scaled: Float[np.ndarray, "S H"] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return scaled
