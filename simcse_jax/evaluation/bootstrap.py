@@ -1,7 +1,7 @@
 """Bootstrap intervals of Spearman's correlation over sentence pairs (Efron 1979), and of differences between models.
 
-A resample draws as many pairs as a task has, with replacement, and ranks them anew. An interval is that of the
-percentiles: it says how far a figure, or a difference, rests on the choice of the task's pairs. It says nothing of
+A resample draws as many pairs as a task has, with replacement, and ranks them anew. An interval spans the 2.5 to 97.5
+percentiles: it says how far a figure, or a difference, depends on the choice of the task's pairs. It says nothing about
 training: another seed of the same recipe moves a score, too.
 """
 
@@ -13,14 +13,14 @@ from jaxtyping import Float
 
 _CHUNK = 2**20  # counts held at a time: 8 MB
 SEED = 1111
-"""Of the resamples."""
+"""Random seed of the resamples."""
 
 Pairs = tuple[Float[np.ndarray, "M _"], Float[np.ndarray, " _"]]
 """Scores of a task's pairs by each of M models, and their gold scores."""
 
 
 class _Ranked:
-    """Values of which weighted copies are ranked; what does not depend on the weights is done once."""
+    """Values whose weighted copies are ranked; the work that does not depend on the weights is done once."""
 
     def __init__(self, values: Float[np.ndarray, " P"]) -> None:
         self._order = np.argsort(values, kind="stable")
@@ -58,9 +58,9 @@ def spearman_resamples(
     half that of equal ones plus ½, and Spearman is Pearson of the ranks weighted by c: no resample is sorted.
 
     Args:
-      systems: scores of the pairs, one row a system.
+      systems: scores of the pairs, one row per system.
       gold: gold scores of the pairs.
-      resamples: how many, B.
+      resamples: their number, B.
       stream: names the stream of random numbers, so that tasks are resampled independently of each other.
 
     Returns:
@@ -82,7 +82,7 @@ def spearman_resamples(
 
 
 def interval(resamples: Float[np.ndarray, " B"]) -> list[float]:
-    """The 2.5 and 97.5 percentiles of a figure's resamples, of those that have a correlation; NaN where none has."""
+    """The 2.5 and 97.5 percentiles of the resamples of a figure that have a correlation; NaN if no resample has one."""
     finite = resamples[np.isfinite(resamples)]
     return [float(x) for x in np.percentile(finite, [2.5, 97.5])] if len(finite) else [math.nan] * 2
 
@@ -90,16 +90,16 @@ def interval(resamples: Float[np.ndarray, " B"]) -> list[float]:
 def bootstrap(tasks: dict[str, Pairs], reported: list[dict[str, float]], resamples: int) -> list[dict[str, Any]]:
     """Intervals of each model's figures, and of their differences to those of the first model.
 
-    All models are scored on the same resamples, so a difference is a paired one: what the models share, easy and hard
-    pairs, cancels. The average is that of the tasks' figures, each of its own resample.
+    All models are scored on the same resamples, so the differences are paired: easy and hard pairs, which the models
+    share, cancel. The average is that of the tasks' figures, each from its own resample.
 
     Args:
-      tasks: by name.
-      reported: of each model the figures of the tasks, and "Avg.".
-      resamples: how many, B.
+      tasks: scores of the pairs, by name of the task.
+      reported: for each model, the figures of the tasks, and "Avg.".
+      resamples: their number, B.
 
     Returns:
-      Of each model `{"intervals": {task: [low, high]}, "differences": {task: [difference, low, high]}}`, "Avg." among
+      For each model, `{"intervals": {task: [low, high]}, "differences": {task: [difference, low, high]}}`, "Avg." among
       the tasks; the first model has no differences.
     """
     drawn = {name: spearman_resamples(systems, gold, resamples, name) for name, (systems, gold) in tasks.items()}

@@ -1,7 +1,7 @@
 """The geometry of sentence vectors: alignment and uniformity, isotropy, spectrum.
 
 Alignment and uniformity are those of Wang & Isola (arXiv 2005.10242; SimCSE, section 5). Each function of vectors takes
-them at any scale; which work on unit vectors, as a cosine does, is said of each.
+them at any scale; its docstring says whether it normalises them first, as a cosine does.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from simcse_jax.evaluation.sts import EncodeFunction, Task, distinct_sentences
 from simcse_jax.inference.vectors import unit
 
-_BLOCK = 1024  # rows of the matrix of distances that are there at a time
+_BLOCK = 1024  # rows of the matrix of distances in memory at a time
 
 
 def _unit(x: Float[np.ndarray, "S H"]) -> Float[np.ndarray, "S H"]:
@@ -102,7 +102,7 @@ def gold_range(gold: Float[np.ndarray, " P"]) -> tuple[float, float]:
 
 
 def positive_pairs(gold: Float[np.ndarray, " P"]) -> Bool[np.ndarray, " P"]:
-    """Which pairs are positives: a gold score above 4 on the scale 0 to 5, or in the top fifth of another scale."""
+    """Marks the positive pairs: a gold score above 4 on the scale 0 to 5, or in the top fifth of another scale."""
     low, high = gold_range(gold)
     return gold > low + 0.8 * (high - low)
 
@@ -132,7 +132,7 @@ def geometry(task: Task, encode: EncodeFunction) -> dict[str, float]:
 
 
 def indexed_pairs(task: Task) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"], Float[np.ndarray, " P"]]:
-    """A task's pairs, its subsets taken together: both sentences, as they number in `distinct_sentences`, and gold."""
+    """A task's pairs, its subsets taken together: the numbers of both sentences in `distinct_sentences`, and gold."""
     index = {sentence: i for i, sentence in enumerate(distinct_sentences([task]))}
     first, second = (
         np.array([index[s] for subset in task.subsets for s in getattr(subset, side)]) for side in ("first", "second")

@@ -21,8 +21,8 @@ from simcse_jax.inference.vectors import unit
 class MTEBEncoder:
     """A model behind mteb's `EncoderProtocol` (mteb 2): `encode`, `similarity`, `similarity_pairwise`, metadata.
 
-    Vectors are of length 1 and the similarity is the cosine. A SimCSE model takes no prompts: the arguments of
-    `encode` that choose one are accepted and not used.
+    Vectors are of length 1 and the similarity is the cosine. A SimCSE model takes no prompts: `encode`
+    accepts the arguments that choose one and ignores them.
     """
 
     def __init__(
@@ -32,8 +32,8 @@ class MTEBEncoder:
 
         Args:
           model: a run folder, an exported folder, a Hugging Face folder or a name on the hub.
-          revision: what mteb files the results under, next to the name.
-          device: not used; JAX's devices are.
+          revision: mteb files the results under the name and this revision.
+          device: ignored; the model runs on JAX's devices.
           pooler: overrides the pooler saved with the model.
 
         Raises:
@@ -67,14 +67,14 @@ class MTEBEncoder:
         """Vectors of length 1.
 
         Args:
-          inputs: batches, mteb's DataLoader: of each the sentences are under "text".
-          task_metadata, hf_split, hf_subset, prompt_type, kwargs: mteb's; not used, but for `show_progress_bar`.
+          inputs: mteb's DataLoader of batches; each has its sentences under "text".
+          task_metadata, hf_split, hf_subset, prompt_type, kwargs: mteb's; ignored, except for `show_progress_bar`.
         """
         sentences = [sentence for batch in inputs for sentence in batch["text"]]
         return np.asarray(self._model.encode(sentences, progress=bool(kwargs.get("show_progress_bar", False))))
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, "A B"]:
-        """Cosine of every vector of the one with every vector of the other."""
+        """Cosine of every vector of the first with every vector of the second."""
         product: Float[np.ndarray, "A B"] = _unit(embeddings1) @ _unit(embeddings2).T
         return product
 

@@ -1,4 +1,4 @@
-"""Graded sentence pairs of one's own, as tasks: files, and data sets of TFDS or of the hub."""
+"""Graded sentence pairs of the user's own, as tasks: files, and data sets of TFDS or of the hub."""
 
 from pathlib import Path
 
@@ -14,17 +14,17 @@ _SPLITS = {"test": "test", "dev": "validation"}
 
 
 def is_pairs_file(name: str) -> bool:
-    """Whether a task is named by a file; it has no splits."""
+    """Whether the name of a task is a file; such a task has no splits."""
     return not name.startswith(tfds.PREFIX) and format_of(Path(name)) in FORMATS
 
 
 def is_pairs(name: str) -> bool:
-    """Whether a task is graded pairs of the user's own."""
+    """Whether a task consists of graded pairs of the user's own."""
     return is_pairs_file(name) or name.startswith(tfds.PREFIX) or "/" in name
 
 
 def title(name: str) -> str:
-    """A task's name in a table: of a file, without folders and ending."""
+    """A task's name in a table; a file's, without folders and ending."""
     return Path(name).name.split(".")[0] if is_pairs_file(name) else name
 
 
@@ -33,11 +33,11 @@ def read_graded_pairs(name: str, mode: str) -> list[tuple[str, str, str]]:
 
     Args:
       name: a file, tfds:NAME/CONFIG, or a data set of the hub.
-      mode: of data sets, `dev` takes the split validation, `test` test.
+      mode: in data sets, `dev` takes the split validation, `test` the split test.
 
     Raises:
       InputError: no such file or data set, other columns, a sentence that is no text, or scores that are all the same,
-        as where a test split keeps them back.
+        as in a test split whose scores are secret.
     """
     source = open_source(DataConfig(train=name, split=_SPLITS[mode]))
     header = source.header() or ()

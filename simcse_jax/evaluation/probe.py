@@ -24,7 +24,7 @@ Features = Float[np.ndarray, "_ F"]
 Labels = Int[np.ndarray, " _"]
 Examples = tuple[Features, Labels]
 _Split = tuple[Labels, Labels]
-"""Rows to train on, and held out."""
+"""The rows to train on, and the rows held out."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Probed:
 
     Attributes:
       dev: best mean accuracy over the grid on held-out data (of nested folds: its mean over the outer folds).
-      test: accuracy on the test split (of nested folds: the mean over them); None where only `dev` was asked for.
-      c: the C chosen (of nested folds: one each).
+      test: accuracy on the test split (of nested folds: the mean over them); None if only `dev` was asked for.
+      c: the C chosen (of nested folds: one per outer fold).
       predicted: labels of the test split; None for nested folds.
     """
 
@@ -45,7 +45,7 @@ class Probed:
 
 
 def held_out(train: Examples, dev: Examples, test: Examples | None) -> Probed:
-    """C chosen on the dev split; the classifier of the train split scored on the test split (SST2, SICKEntailment).
+    """Chooses C on the dev split and scores the classifier of the train split on the test split (SST2, SICKEntailment).
 
     Args:
       train: features [N, F] and labels [N] from 0 upwards.
@@ -57,7 +57,7 @@ def held_out(train: Examples, dev: Examples, test: Examples | None) -> Probed:
 
 
 def k_fold(train: Examples, test: Examples | None, folds: int) -> Probed:
-    """C chosen by stratified k-fold cross-validation of the train split, then a classifier of all of it (TREC, MRPC).
+    """Chooses C by stratified k-fold cross-validation of the train split, and trains on all of it (TREC, MRPC).
 
     Args:
       train: features [N, F] and labels [N] from 0 upwards, each label at least `folds` times.
@@ -70,12 +70,12 @@ def k_fold(train: Examples, test: Examples | None, folds: int) -> Probed:
 
 
 def nested_k_fold(examples: Examples, folds: int, test: bool = True) -> Probed:
-    """Stratified k-fold cross-validation, C chosen in each fold by k folds of its training part (MR, CR, SUBJ, MPQA).
+    """Cross-validates with k stratified folds, choosing C by k folds of each training part (MR, CR, SUBJ, MPQA).
 
     Args:
-      examples: features [N, F] and labels [N] from 0 upwards; each label must last for the inner folds.
+      examples: features [N, F] and labels [N] from 0 upwards; the inner folds need enough of each label.
       folds: k, outer and inner.
-      test: whether to train and score the outer classifiers; without, the inner folds are scored only.
+      test: whether to train and score the outer classifiers; False scores the inner folds only.
     """
     labels = examples[1]
     outer = _splits(labels, folds)
@@ -98,7 +98,7 @@ def _splits(labels: Labels, folds: int) -> list[_Split]:
 
 
 def _cut(examples: Examples, split: _Split) -> tuple[Examples, Examples]:
-    """The examples of both sides; cut where they are used, because all folds at once would fill the memory."""
+    """The examples of both sides; cut only when used, because all folds at once would fill the memory."""
     (x, y), (train, test) = examples, split
     return (x[train], y[train]), (x[test], y[test])
 
@@ -111,13 +111,13 @@ def _tested(dev: float, c: float, train: Examples, test: Examples | None) -> Pro
 
 
 def _best(accuracies: Float[np.ndarray, " _"]) -> tuple[float, float]:
-    """The best accuracy and its C; the least of those that tie to two decimals, as in SentEval."""
+    """The best accuracy and its C; among accuracies that tie to two decimals, the least C, as in SentEval."""
     rounded = np.round(accuracies, 2)
     return float(rounded.max()), C[int(np.argmax(rounded))]
 
 
 def _path(train: Examples, held: Examples, grid: Sequence[float] = C) -> list[float]:
-    """Accuracy on the held-out examples for each C; each optimum starts from that of the C before it."""
+    """Accuracy on the held-out examples for each C; the search for each optimum starts from that of the C before it."""
     model = _classifier(grid[0])
     return [100 * float(model.set_params(C=c).fit(*train).score(*held)) for c in grid]
 
@@ -134,7 +134,7 @@ def _classifier(c: float) -> Any:
 
 
 def _parallel(function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
-    """Results for the values, one core each: products of this size gain little from several."""
+    """Results for the values, computed on one core each: products of this size gain little from several."""
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
 

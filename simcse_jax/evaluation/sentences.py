@@ -1,4 +1,4 @@
-"""Sentences without labels, for what is fitted to them: lines of a text file, or the sentences of STS tasks."""
+"""Sentences without labels, to fit post-processors to: lines of a text file, or the sentences of STS tasks."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ def unlabelled_sentences(source: str, data: str | Path = "", limit: int | None =
     """Distinct sentences, in order of appearance; blank ones are left out.
 
     Args:
-      source: a text file, one sentence a line (.txt, .txt.gz); or STS tasks with commas between them: names, `sts` for
-        all seven, .tsv files. Of a task all splits are taken (train, dev, test), and no gold score is.
+      source: a text file, one sentence per line (.txt, .txt.gz); or STS tasks with commas between them: names, `sts`
+        for all seven, .tsv files. A task gives the sentences of all its splits (train, dev, test), without gold scores.
       data: folder in SentEval's layout, for tasks.
-      limit: lines of a text file, or sentences of tasks, that are used; all where None.
+      limit: use only this many lines of a text file, or sentences of tasks; all where None.
 
     Raises:
       InputError: no such file or task, or no sentence in it; `limit` below 1.
@@ -32,5 +32,5 @@ def unlabelled_sentences(source: str, data: str | Path = "", limit: int | None =
             raise InputError(f"sentences '{source}' (a .txt or .txt.gz file, or tasks): {error}") from error
     distinct = list(dict.fromkeys(s for s in found if s.strip()))
     if not distinct:
-        raise InputError(f"'{source}' holds no sentence: give a text file, one sentence a line, or STS tasks")
+        raise InputError(f"'{source}' holds no sentence: give a text file, one sentence per line, or STS tasks")
     return distinct

@@ -41,7 +41,7 @@ _SPLITS = {
 STS_TASKS = (*_SUBSETS, *_SPLITS)
 """The seven tasks of the usual table, in its order."""
 STS_DEV_TASKS = tuple(_SPLITS)
-"""Those with a dev split."""
+"""The tasks with a dev split."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Task:
 
     Attributes:
       name: one of `STS_TASKS`, or graded pairs of the user's own: a file, tfds:NAME/CONFIG, a data set of the hub.
-      subsets: what is encoded.
+      subsets: its sentence pairs.
       reported: the split whose Spearman is the task's figure, or "all" for all subsets concatenated.
     """
 
@@ -76,7 +76,7 @@ def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool
       name: one of `STS_TASKS`; or columns sentence1, sentence2 and score in a file, tfds:NAME/CONFIG or a data set of
         the hub.
       data: folder in SentEval's layout, with STS/ and SICK/ inside; for `STS_TASKS` alone.
-      mode: the split that is reported; STS12-16 have a test split only, files have no splits.
+      mode: the split to report; STS12-16 have a test split only, files have no splits.
       all_splits: also read the splits of STS-B and SICK-R that are not reported, as SentEval does.
 
     Raises:
@@ -149,7 +149,7 @@ def _read_tsv(path: Path) -> Subset:
 
 
 def cosine(a: Float[np.ndarray, "P H"], b: Float[np.ndarray, "P H"]) -> Float[np.ndarray, " P"]:
-    """Cosine of each pair of vectors, to six decimals; 0 where one is zero or not a number, as SentEval has it.
+    """Cosine of each pair of vectors, to six decimals; 0 where a vector is zero or not a number, as in SentEval.
 
     Pairs of the same sentence then tie at 1. SentEval leaves their order to float32 rounding, which moves the Spearman
     of a subset with many of them (65 of 459 in SMTeuroparl) by up to 0.1 from one machine or batch size to another.
@@ -167,7 +167,7 @@ def distinct_sentences(tasks: list[Task]) -> list[str]:
 
 
 def encode_once(sentences: list[str], encode: EncodeFunction) -> EncodeFunction:
-    """Encodes the sentences, which are distinct, and returns the function that looks their vectors up."""
+    """Encodes distinct sentences, and returns a function that looks up their vectors."""
     vectors = encode(sentences)
     index = {sentence: i for i, sentence in enumerate(sentences)}
     return lambda asked: vectors[[index[sentence] for sentence in asked]]
@@ -179,7 +179,7 @@ def similarities(task: Task, encode: EncodeFunction) -> list[Float[np.ndarray, "
 
 
 def reported_pairs(task: Task, encode: EncodeFunction) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]:
-    """The model's and the gold scores of the pairs that the task's figure is computed from."""
+    """The model's scores and the gold scores of the pairs behind the task's figure."""
     chosen = [u for u in task.subsets if task.reported in ("all", u.name)]
     system = similarities(Task(task.name, chosen, task.reported), encode)
     return np.concatenate(system), np.concatenate([u.gold for u in chosen])
@@ -234,7 +234,7 @@ def evaluate(tasks: list[Task], encode: EncodeFunction) -> dict[str, Any]:
 
 
 def format_table(rows: dict[str, dict[str, float]]) -> str:
-    """Reported figures as a text table: one row a model or moment, one column a task."""
+    """Reported figures as a text table: one row per model or moment, one column per task."""
     columns = list(next(iter(rows.values())))
     headers = [title(c) for c in columns]
     return text_table(headers, {name: [f"{row[c]:.2f}" for c in columns] for name, row in rows.items()})

@@ -1,4 +1,4 @@
-"""Tasks of both kinds for one model or several: read first, each sentence encoded once a model, then compared."""
+"""Tasks of both kinds for one model or several: all are read first, and each model encodes each sentence once."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -35,7 +35,7 @@ from simcse_jax.evaluation.transfer_tasks import (
 
 @dataclass(frozen=True)
 class Suite:
-    """What is scored, and how."""
+    """The tasks to score, and the split to report."""
 
     sts: list[Task]
     transfer: list[TransferTask]
@@ -91,11 +91,11 @@ def evaluate_models(suite: Suite, models: Sequence[EncodeFunction], resamples: i
     Args:
       suite: from `load_suite`.
       models: sentences to vectors; each is called once, with each distinct sentence once.
-      resamples: of the bootstrap of the STS tasks; 0 for none.
+      resamples: number of resamples in the bootstrap of the STS tasks; 0 for no bootstrap.
 
     Returns:
-      Of each model `{"sts": {"tasks", "reported"[, "intervals"][, "differences"]}, "transfer": {"tasks", "reported"}}`,
-      without the kind of which there is no task; see `sts.evaluate`, `bootstrap.bootstrap` and `evaluate_transfer`.
+      Per model, `{"sts": {"tasks", "reported"[, "intervals"][, "differences"]}, "transfer": {"tasks", "reported"}}`,
+      without a kind that has no task; see `sts.evaluate`, `bootstrap.bootstrap` and `evaluate_transfer`.
     """
     results: list[dict[str, Any]] = []
     scored: dict[str, list[Any]] = {task.name: [] for task in suite.sts}

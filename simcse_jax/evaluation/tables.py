@@ -1,4 +1,4 @@
-"""Scores of models as tables: text for a terminal, Markdown, and CSV of one figure a line."""
+"""Scores of models as tables: text for a terminal, Markdown, and CSV with one figure per line."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from simcse_jax.reports.tables import markdown_table
 from simcse_jax.storage.files import write_text
 
 Rows = dict[str, list[str]]
-"""Cells of each row, by its label."""
+"""The cells of each row, by the row's label."""
 
 
 def text_table(columns: Sequence[str], rows: Rows) -> str:
@@ -25,12 +25,12 @@ def text_table(columns: Sequence[str], rows: Rows) -> str:
 
 
 def tables(models: list[dict[str, Any]], mode: str, resamples: int) -> list[tuple[str, list[str], Rows]]:
-    """Title, columns and rows of what was found.
+    """Title, columns and rows of each table.
 
     Args:
       models: results of `suite.evaluate_models`, each with "model" and "pooler".
       mode: the split reported.
-      resamples: of the bootstrap, for the title.
+      resamples: number of resamples in the bootstrap, for the title.
     """
     found = []
     for kind, title in (("sts", "Spearman × 100"), ("transfer", "accuracy, %")):
@@ -73,7 +73,7 @@ def write_markdown(file: Path, models: list[dict[str, Any]], mode: str, resample
 
 
 def write_csv(file: Path, models: list[dict[str, Any]], mode: str) -> None:
-    """One reported figure a line, with its interval and difference where there are any."""
+    """One reported figure per line, with its interval and difference if there are any."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = ["model", "pooler", "mode", "task", "metric", "value", "low", "high"]

@@ -9,7 +9,7 @@ def read_lines(path: Path, encoding: str = "utf-8-sig") -> list[str]:
     """Lines of a file, blank ones too.
 
     Raises:
-      InputError: no such file, another encoding, or it cannot be read.
+      InputError: the file does not exist, has another encoding, or cannot be read.
     """
     try:
         return path.read_text(encoding).removesuffix("\n").split("\n")
@@ -23,10 +23,10 @@ def read_lines(path: Path, encoding: str = "utf-8-sig") -> list[str]:
 
 
 def fields(path: Path, number: int, line: str, columns: int) -> list[str]:
-    """The fields of a line, at least `columns` of them; quotes are characters.
+    """The fields of a line, at least `columns` of them; quotes are ordinary characters.
 
     Raises:
-      InputError: there are fewer.
+      InputError: the line has fewer.
     """
     row = line.split("\t")
     if len(row) < columns:
@@ -35,5 +35,5 @@ def fields(path: Path, number: int, line: str, columns: int) -> list[str]:
 
 
 def normal(sentence: str) -> str:
-    """Words joined with one blank, as SentEval hands them to a model."""
+    """A sentence's words joined with single spaces, as SentEval hands them to a model."""
     return " ".join(sentence.split())

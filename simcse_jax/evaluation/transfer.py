@@ -1,4 +1,4 @@
-"""Transfer: how well a linear classifier of frozen vectors does (SentEval, Conneau & Kiela 2018)."""
+"""Transfer: the accuracy of linear classifiers on frozen vectors (SentEval, Conneau & Kiela 2018)."""
 
 import time
 from typing import Any
@@ -21,7 +21,7 @@ def evaluate_transfer(tasks: list[TransferTask], encode: EncodeFunction, mode: T
 
     Returns:
       `{"tasks": {task: {"dev_accuracy", "C", "seconds"[, "accuracy"][, "f1"]}}, "reported": {task: accuracy, "Avg.":
-      their mean}}`; accuracies and F1 (of MRPC) × 100, seconds of the classifiers.
+      their mean}}`; accuracies and F1 (of MRPC) × 100, seconds spent on the classifiers.
     """
     vectors_of = encode_once(sentences_of(tasks), encode)
     scores: dict[str, Any] = {}
@@ -43,11 +43,11 @@ def evaluate_transfer(tasks: list[TransferTask], encode: EncodeFunction, mode: T
 
 
 def probe_splits(splits: dict[str, Examples], folds: int, test: bool = True) -> Probed:
-    """The protocol that the splits ask for: see `TransferTask`.
+    """Probes with the protocol for the given splits, see `TransferTask`.
 
     Args:
-      splits: features and labels of each.
-      folds: of cross-validation, where there is no dev split.
+      splits: features and labels of each split.
+      folds: folds of cross-validation, used without a dev split.
       test: whether to score the test data.
     """
     train, scored = splits["train"], splits.get("test") if test else None

@@ -44,7 +44,7 @@ _LABELS = {
 TRANSFER_TASKS = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
 """The seven tasks of the usual table, in its order."""
 ALL_TRANSFER_TASKS = (*TRANSFER_TASKS, "SICKEntailment")
-"""All that can be evaluated."""
+"""All tasks that can be evaluated."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Split:
     labels: Int[np.ndarray, " N"]
 
     def features(self, vectors_of: Callable[[list[str]], Float[np.ndarray, "N H"]]) -> Float[np.ndarray, "N F"]:
-        """What the classifier sees, float64: the vector u of a sentence, or [|u − v|, u · v] of a pair."""
+        """The features of the classifier, float64: the vector u of a sentence, or [|u − v|, u · v] of a pair."""
         u = vectors_of(self.first).astype(np.float64)
         if self.second is None:
             return u
@@ -83,7 +83,7 @@ def load_transfer_task(name: str, data: str | Path, mode: TransferMode = "test")
     Args:
       name: one of `ALL_TRANSFER_TASKS`.
       data: folder in SentEval's layout, with MR/, CR/ ... inside.
-      mode: says how many folds the labels must suffice for.
+      mode: sets the number of folds that each label must suffice for.
 
     Raises:
       InputError: missing or malformed file, unknown label, or a label with too few sentences.
@@ -110,7 +110,7 @@ def sentences_of(tasks: list[TransferTask]) -> list[str]:
 
 
 def _split(rows: list[_Row]) -> Split:
-    # SentEval orders by length in words, then label, to save padding; its folds are drawn over that order.
+    # SentEval orders by length in words, then by label, to save padding, and draws its folds over that order.
     rows = sorted(rows, key=lambda row: (*(len(s.split()) for s in row[:2] if s is not None), row[2]))
     second = [b for _, b, _ in rows if b is not None]
     return Split([a for a, _, _ in rows], second or None, np.array([label for *_, label in rows]))
@@ -119,7 +119,7 @@ def _split(rows: list[_Row]) -> Split:
 def _check_labels(name: str, rows: list[_Row], folds: int, nested: bool) -> None:
     """Raises `InputError` if the training examples have too few of a label."""
     names = _LABELS.get(name, ("0", "1"))
-    # What an outer fold leaves of a label has to suffice for the inner ones.
+    # The examples of a label that an outer fold leaves must suffice for the inner folds.
     least = folds + -(-folds // (folds - 1)) if nested else max(1, folds)
     counts = np.bincount([label for *_, label in rows], minlength=len(names))
     if counts.min() < least:
@@ -136,7 +136,7 @@ def _label(name: str, path: Path, number: int, label: str) -> int:
 
 
 def _read_binary(positive: Path, negative: Path) -> list[_Row]:
-    # Blank lines are sentences to SentEval, too: CR and MPQA have some.
+    # SentEval takes blank lines as sentences, too: CR and MPQA have some.
     return [
         (normal(line), None, n) for n, path in ((1, positive), (0, negative)) for line in read_lines(path, "latin-1")
     ]

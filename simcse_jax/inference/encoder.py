@@ -102,7 +102,7 @@ class BatchEncoder:
     def _set(self, batch_size: int, max_length: int | None, long_text: LongText) -> None:
         if max_length is not None and (not isinstance(max_length, int | np.integer) or max_length < MIN_LENGTH):
             raise InputError(
-                f"max_length is {max_length}; it must be a whole number, at least {MIN_LENGTH}: "
+                f"max_length is {max_length}; it must be at least {MIN_LENGTH}, a whole number: "
                 "two special tokens and one of the sentence"
             )
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
