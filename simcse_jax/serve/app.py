@@ -1,4 +1,4 @@
-"""The application: its API, its page, and what goes wrong said in JSON."""
+"""The application: its API, its page, and its errors as JSON."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -21,13 +21,13 @@ from simcse_jax.serve.guard import HEADERS, Guard
 from simcse_jax.serve.limits import Limits
 from simcse_jax.serve.plane import principal_plane
 
-_MAX_ERRORS = 5  # that are said of a request
-_MAX_NAME = 50  # characters of a field's name that are said
+_MAX_ERRORS = 5  # most errors reported of a request
+_MAX_NAME = 50  # most characters of a field's name in a report
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     413: {"model": schema.Problem, "description": "The body is too large"},
-    422: {"model": schema.Problem, "description": "Not what is expected, or beyond a limit"},
-    503: {"model": schema.Problem, "description": "Not ready yet, or too many requests wait"},
+    422: {"model": schema.Problem, "description": "The request is malformed or beyond a limit"},
+    503: {"model": schema.Problem, "description": "The service is not ready yet, or too many requests wait"},
     504: {"model": schema.Problem, "description": "No answer in time"},
 }
 
@@ -43,11 +43,11 @@ def create_app(
 
     Args:
       engine: the model and its index.
-      name: what the model is called.
-      limits: see there.
-      hosts: names under which it may be asked. Where it listens on loopback alone, a page of another site could else
-        reach it under a name of its own that it points here.
-      on_ready: called once when requests are answered, or with what went wrong before.
+      name: name of the model.
+      limits: bounds of requests.
+      hosts: host names that requests may use. A service on loopback alone must list them: otherwise a page of another
+        site could reach it under a name of its own that resolves to this machine.
+      on_ready: called once, when the service answers requests, or with the error that kept it from that.
     """
     batcher: Batcher[Job, Answer] = Batcher(
         engine, lambda job: len(job.sentences), limits.batch, limits.max_queue, limits.gather, limits.max_seconds
@@ -63,7 +63,7 @@ def create_app(
         title="simcse_jax",
         summary="Sentence vectors, similarities and search.",
         version=version("simcse-jax"),
-        docs_url=None,  # its scripts would come from elsewhere
+        docs_url=None,  # FastAPI's page would load scripts from another site
         redoc_url=None,
         openapi_url="/api/openapi.json",
         lifespan=lifespan,
@@ -88,7 +88,7 @@ def create_app(
 
     @app.get("/api/health", tags=["service"])
     async def health() -> schema.Health:
-        """Whether requests are answered, with which model and index, within which limits."""
+        """Whether the service answers requests, with which model and index, within which limits."""
         return schema.Health(
             ready=batcher.ready,
             model=name,
@@ -141,7 +141,7 @@ def create_app(
 
 
 def _is_text(sentence: str) -> bool:
-    """Whether it can be written: JSON's escapes can spell half a character, on which a tokenizer fails."""
+    """Whether the sentence can be encoded: JSON's escapes can spell half a character, on which a tokenizer fails."""
     try:
         sentence.encode()
     except UnicodeEncodeError:
@@ -150,7 +150,7 @@ def _is_text(sentence: str) -> bool:
 
 
 def _say_what_is_wrong(app: FastAPI, limits: Limits) -> None:
-    """Every error is {"error": a sentence}."""
+    """Makes every error {"error": a sentence}."""
 
     def problem(status: int, text: str, **headers: str) -> JSONResponse:
         return JSONResponse({"error": text}, status, headers)
@@ -163,7 +163,7 @@ def _say_what_is_wrong(app: FastAPI, limits: Limits) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         if "json" not in request.headers.get("content-type", ""):
             return problem(422, "the body must be JSON: send it with the header Content-Type: application/json")
-        # A value that may be of several types has an error for each: all are said, under one name.
+        # A value that may be of several types has one error per type: the answer lists all under one name.
         found: dict[str, list[str]] = {}
         for one in error.errors()[:_MAX_ERRORS]:
             if one["type"] == "json_invalid":

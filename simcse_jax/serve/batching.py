@@ -1,4 +1,4 @@
-"""Concurrent requests gathered into one call of the model."""
+"""Batching: concurrent requests share one call of the model."""
 
 import asyncio
 from collections import deque
@@ -11,19 +11,19 @@ Answer = TypeVar("Answer")
 
 
 class NotReady(Exception):
-    """Programs are still being compiled, or the service is going down."""
+    """The service is still compiling programs, or is shutting down."""
 
 
 class Overloaded(Exception):
-    """Too much is waiting already."""
+    """The queue is full."""
 
 
 class TooSlow(Exception):
-    """No answer in time."""
+    """The answer did not come in time."""
 
 
 class Batcher(Generic[Job, Answer]):
-    """Hands jobs to one worker thread, those that arrive together at once.
+    """Hands jobs to one worker thread; jobs that arrive together share a call.
 
     While the worker is busy, jobs wait in a bounded queue, first come first served, and the next call takes as many as
     it may. All of its methods belong to one event loop; only `work` and `prepare` run in the thread.
@@ -38,15 +38,15 @@ class Batcher(Generic[Job, Answer]):
         gather: float,
         max_seconds: float,
     ) -> None:
-        """Nothing runs before `start`.
+        """Prepares; nothing runs before `start`.
 
         Args:
           work: answers several jobs, in their order.
-          size: what a job counts in a batch and in the queue.
-          batch: the most that a call of `work` is given; a single job may exceed it.
-          max_queue: the most that may wait.
-          gather: seconds that an idle worker waits for more.
-          max_seconds: the most that a job waits for its answer.
+          size: size of a job, counted in a batch and in the queue.
+          batch: most jobs, by size, in a call of `work`; a single job may exceed it.
+          max_queue: most jobs, by size, that may wait.
+          gather: seconds that an idle worker waits for more jobs.
+          max_seconds: most seconds that a job waits for its answer.
         """
         self._work, self._size = work, size
         self._batch, self._max_queue = batch, max_queue
@@ -61,11 +61,11 @@ class Batcher(Generic[Job, Answer]):
         self.calls = 0
 
     def start(self, prepare: Callable[[], None], on_ready: Callable[[Exception | None], None]) -> None:
-        """Begins to work, after `prepare`; then `on_ready` is called, with what went wrong if something did."""
+        """Begins to work after `prepare`, then calls `on_ready`: with None, or with the error that `prepare` raised."""
         self._task = asyncio.create_task(self._run(prepare, on_ready))
 
     async def stop(self) -> None:
-        """Ends after the call that is going on, which is answered; what waits raises `NotReady`."""
+        """Ends after the running call, whose jobs are answered; waiting jobs raise `NotReady`."""
         self.ready, self._stopping = False, True
         self._arrived.set()
         if self._task:
@@ -80,10 +80,10 @@ class Batcher(Generic[Job, Answer]):
         """The answer to a job.
 
         Raises:
-          NotReady: before `prepare` is through, or after `stop`.
-          Overloaded: more would wait than may.
+          NotReady: before `prepare` has ended, or after `stop`.
+          Overloaded: the queue would exceed `max_queue`.
           TooSlow: no answer within `max_seconds`; a job that still waits is dropped.
-          Exception: what `work` raised.
+          Exception: the error that `work` raised.
         """
         if not self.ready:
             raise NotReady
@@ -124,7 +124,7 @@ class Batcher(Generic[Job, Answer]):
             self.calls += 1
             try:
                 answers = await loop.run_in_executor(self._thread, self._work, jobs)
-            except Exception as error:  # whatever it is: those who asked raise it
+            except Exception as error:  # whatever it is: the callers of `submit` raise it
                 for _, future in taken:
                     if not future.done():
                         future.set_exception(error)
@@ -134,7 +134,7 @@ class Batcher(Generic[Job, Answer]):
                         future.set_result(answer)
 
     def _take(self) -> list[tuple[Job, asyncio.Future[Answer]]]:
-        """The next jobs of at most a batch together, or a single larger one; given up ones are dropped."""
+        """The next jobs, at most a batch together, or a single larger one; drops jobs that were given up."""
         taken: list[tuple[Job, asyncio.Future[Answer]]] = []
         room = self._batch
         while self._queue:

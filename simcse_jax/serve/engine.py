@@ -1,4 +1,4 @@
-"""What the worker thread does: the vectors of all jobs in one pass, and their hits in one search."""
+"""The work of the worker thread: the vectors of all jobs in one pass, and their hits in one search."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from simcse_jax.inference.index import Hit, Index
 from simcse_jax.inference.simcse import SimCSE
 from simcse_jax.inference.vectors import unit
 
-_FEW_HITS = 16  # most requests ask for no more
+_FEW_HITS = 16  # enough for most requests
 
 
 @dataclass(frozen=True)
 class Job:
-    """A request: sentences to encode, and perhaps to look for."""
+    """A request: sentences to encode, and perhaps to search for."""
 
     sentences: list[str]
     normalize: bool = True
     top_k: int = 0
-    """Hits to find for each; 0: the vectors are the answer."""
+    """Hits to find per sentence; 0: the vectors are the answer."""
     threshold: float = -1.0
     """Least score of a hit."""
 
@@ -37,19 +37,19 @@ class Engine:
     """A model and, perhaps, an index, called with jobs."""
 
     def __init__(self, model: SimCSE, index: Index | None, max_hits: int, batch: int) -> None:
-        """Compiles nothing yet.
+        """Keeps model and index; compiles nothing yet.
 
         Args:
-          model: whose vectors the index holds.
-          index: what is searched; None: jobs without a search only.
-          max_hits: the most that a job asks for.
-          batch: sentences that a call is commonly given, at most.
+          model: the model; the index holds its vectors.
+          index: the index to search; None: jobs without a search only.
+          max_hits: most hits per query.
+          batch: most sentences in a usual call.
         """
         self.model, self.index = model, index
         self._max_hits, self._batch = max_hits, batch
 
     def warm_up(self) -> None:
-        """Compiles what jobs will need."""
+        """Compiles the programs that jobs will need."""
         self.model.warm_up()
         if self.index is not None:
             for hits in {_FEW_HITS, self._max_hits}:
@@ -59,7 +59,7 @@ class Engine:
                     count *= 2
 
     def __call__(self, jobs: Sequence[Job]) -> list[Answer]:
-        """The answers, in the jobs' order; a sentence that stands in several is encoded once."""
+        """The answers, in the jobs' order; a sentence of several jobs is encoded once."""
         places = {sentence: place for place, sentence in enumerate(dict.fromkeys(s for j in jobs for s in j.sentences))}
         raw = np.asarray(self.model.encode(list(places), normalize=False))
         scaled = unit(raw)
@@ -75,7 +75,7 @@ class Engine:
         return answers
 
     def _search(self, queries: Float[np.ndarray, "Q D"], hits: int) -> list[list[Hit]]:
-        # Two numbers of hits, and no more queries than were warmed up for: nothing is left to compile.
+        # Two numbers of hits, and no more queries than `warm_up` had: nothing is left to compile.
         assert self.index is not None
         count = _FEW_HITS if hits <= _FEW_HITS else self._max_hits
         starts = range(0, len(queries), self._batch)

@@ -1,4 +1,4 @@
-"""Around every request: the name asked for, a body of bounded size and time, and headers for browsers."""
+"""The guard around every request: its host name, the size of its body, its time to arrive, headers for browsers."""
 
 import asyncio
 import re
@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADERS = {
-    # The page runs its own scripts and asks its own server, nothing else; nor may another site frame it.
+    # The page runs its own scripts and asks its own server, nothing else; no other site may frame it.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -21,16 +21,16 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI middleware."""
+    """ASGI middleware that checks requests and adds headers to answers."""
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str], max_body: int, max_seconds: float) -> None:
         """Wraps an application.
 
         Args:
-          app: what is guarded.
-          hosts: names that a request's Host may have, apart from a port; "*" for any.
-          max_body: bytes of a request's body.
-          max_seconds: for it to arrive.
+          app: the application to guard.
+          hosts: names that a request's Host may have, port aside; "*" for any.
+          max_body: most bytes of a request's body.
+          max_seconds: most seconds for the body to arrive.
         """
         self.app, self.hosts, self.max_body, self.max_seconds = app, hosts, max_body, max_seconds
 
@@ -52,7 +52,7 @@ class Guard:
 
         async def bounded() -> Message:
             nonlocal size, complete
-            if complete:  # what comes now is that the client has gone
+            if complete:  # the next message says that the client has gone
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):

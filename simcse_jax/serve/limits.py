@@ -1,4 +1,4 @@
-"""What a request may ask for, and how requests share a forward pass."""
+"""The limits of a request, and how requests share a forward pass."""
 
 import math
 from dataclasses import dataclass, fields
@@ -8,31 +8,31 @@ from simcse_jax.errors import InputError
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the service; a request beyond one is answered at once with what the bound is."""
+    """Bounds of the service; a request beyond one gets an error that names the bound."""
 
     max_body: int = 2**20
-    """Bytes of a request's body."""
+    """Most bytes of a request's body."""
     max_sentences: int = 256
-    """Sentences, or queries, of a request."""
+    """Most sentences, or queries, per request."""
     max_characters: int = 5_000
-    """Characters of a sentence."""
+    """Most characters per sentence."""
     max_hits: int = 100
-    """Hits of a query."""
+    """Most hits per query."""
     max_request_hits: int = 2_560
-    """Hits of a request: of a query, times its queries."""
+    """Most hits per request: hits per query, times queries."""
     max_plot: int = 200
-    """Sentences of a plot."""
+    """Most sentences per plot."""
     max_queue: int = 4_096
-    """Sentences that wait for the model; a request beyond is refused (503) rather than kept waiting."""
+    """Most sentences that wait for the model; the service refuses a request beyond it (503)."""
     max_seconds: float = 30.0
-    """From a request's arrival to its answer; then it is given up (504)."""
+    """Most seconds from a request's arrival to its answer; then the service gives it up (504)."""
     batch: int = 64
-    """Sentences that requests which arrive together put into a forward pass."""
+    """Most sentences per forward pass, from requests that arrive together."""
     gather: float = 0.003
-    """Seconds that a request waits for others to share its pass, where the model is idle."""
+    """Seconds that an idle model waits for more requests to share a forward pass."""
 
     def validate(self) -> None:
-        """Raises `InputError` for a bound of nothing or without end, or one that keeps another from being reached."""
+        """Raises `InputError` for a bound that is zero or infinite, or that makes another unreachable."""
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name == "gather" else 1 if isinstance(field.default, int) else 1e-3
@@ -43,7 +43,7 @@ class Limits:
         if self.max_queue < self.max_sentences:
             raise InputError(
                 f"max_queue is {self.max_queue}, less than the {self.max_sentences} sentences of a request: "
-                "no such request would ever be taken"
+                "the service would refuse every such request"
             )
         if self.max_request_hits < self.max_hits:
             raise InputError(

@@ -1,34 +1,34 @@
-"""Requests and answers of the API, as they stand in its OpenAPI schema."""
+"""The API's requests and answers, as in its OpenAPI schema."""
 
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# Requests are read where all connections are served: of many errors the first is enough, and no more are looked for.
+# The thread that serves all connections reads requests, so reading stops at the first of many errors.
 Sentences = Annotated[list[str], Field(fail_fast=True)]
 OneOrMore = str | Sentences
 _MAX_FIELDS = 10
 
 
 class Request(BaseModel):
-    """What all requests share: a misspelt field is an error, not a default."""
+    """The rule of all requests: a misspelt field is an error, not a default."""
 
     model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
     def _few(cls, given: Any) -> Any:
-        # Each unknown one would be an error of its own.
+        # Each unknown field would be an error of its own.
         if isinstance(given, dict) and len(given) > _MAX_FIELDS:
             raise ValueError(f"{len(given):,} fields are more than any request has")
         return given
 
 
 class SearchRequest(Request):
-    """Sentences to look for."""
+    """Sentences to search for."""
 
     query: Annotated[OneOrMore, Field(description="A sentence, or several", examples=["a man plays music"])]
-    top_k: Annotated[int, Field(ge=1, description="Hits a query, at most")] = 10
+    top_k: Annotated[int, Field(ge=1, description="Most hits per query")] = 10
     threshold: Annotated[float, Field(ge=-1, le=1, description="Least cosine of a hit")] = -1.0
 
 
@@ -102,7 +102,7 @@ class PlotAnswer(BaseModel):
 
 
 class Bounds(BaseModel):
-    """What a request may ask for."""
+    """The limits of a request."""
 
     max_body: int
     max_sentences: int
@@ -114,17 +114,17 @@ class Bounds(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether requests are answered, and with what."""
+    """Whether the service answers requests, and with which model."""
 
-    ready: Annotated[bool, Field(description="False while programs are compiled: what needs the model gets 503")]
+    ready: Annotated[bool, Field(description="False during compilation: requests that need the model get 503")]
     model: str
     width: Annotated[int, Field(description="Of a sentence vector")]
-    index_size: Annotated[int, Field(description="Sentences that are searched; 0 without an index")]
+    index_size: Annotated[int, Field(description="Sentences in the index; 0 without an index")]
     version: str
     limits: Bounds
 
 
 class Problem(BaseModel):
-    """Why a request was not answered."""
+    """The reason why a request was not answered."""
 
     error: str

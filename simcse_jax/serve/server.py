@@ -12,11 +12,11 @@ import uvicorn
 
 from simcse_jax.errors import InputError, reason
 
-_BACKLOG = 2048  # connections that wait to be accepted
+_BACKLOG = 2048  # most connections that wait to be accepted
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether only this machine can reach an address."""
     if host == "localhost":
         return True
     try:
@@ -26,7 +26,7 @@ def is_loopback(host: str) -> bool:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that no other process can take any more: connections to it wait until it is served.
+    """Takes a port: returns a listening socket, whose connections wait until it is served.
 
     Args:
       host: name or address.
@@ -56,20 +56,20 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url(bound: socket.socket) -> str:
-    """Where a browser finds it."""
+    """The address for a browser."""
     host, port = bound.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class Server:
-    """uvicorn, ended cleanly by SIGTERM and Ctrl-C, or from another thread."""
+    """A uvicorn server that SIGTERM, Ctrl-C or another thread ends cleanly."""
 
     def __init__(self, app: Any, max_seconds: float) -> None:
-        """Starts nothing.
+        """Prepares; starts nothing yet.
 
         Args:
           app: ASGI application.
-          max_seconds: for requests under way to end.
+          max_seconds: most seconds that running requests have to end.
         """
         config = uvicorn.Config(
             app,
@@ -84,7 +84,7 @@ class Server:
         self._server = uvicorn.Server(config)
 
     def run(self, bound: socket.socket) -> None:
-        """Answers until it is told to stop."""
+        """Answers requests until it is told to stop."""
         allow_open_files()
         with _signals_end_quietly():
             self._server.run([bound])
@@ -96,7 +96,7 @@ class Server:
 
 @contextlib.contextmanager
 def _signals_end_quietly() -> Any:
-    # uvicorn, once it has stopped, raises the signal again for whoever had it before: here nobody needs it any more.
+    # Once it has stopped, uvicorn raises the signal again for the earlier handler: nothing here needs it any more.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -110,7 +110,7 @@ def _signals_end_quietly() -> Any:
 
 
 def allow_open_files() -> None:
-    """Each connection is an open file, of which many systems allow 1,024 unless asked for more."""
+    """Raises the limit of open files: each connection is one, and many systems allow 1,024 unless asked for more."""
     try:
         import resource
     except ImportError:  # not on Windows

@@ -1,4 +1,4 @@
-// Questions to the service, of which only the latest counts.
+// Requests to the service; only the latest counts.
 
 /** Why there is no answer: the service's own words, or ours where it does not answer at all. */
 export class Problem extends Error {
@@ -54,7 +54,7 @@ export function latest(run, pause = 120) {
 
 /** Shows a problem in its box, or nothing. */
 export function show(box, problem) {
-  // That the service is gone is said once, at the top.
+  // The top of the page already says that the service is gone.
   box.hidden = !problem || problem.gone;
   box.textContent = box.hidden ? "" : sentence(problem.message);
 }

@@ -53,7 +53,7 @@ theme.addEventListener("click", () => {
 system.addEventListener("change", showTheme);
 showTheme();
 
-// While the service is away or not ready it is asked every second; then what stands in the fields is asked again.
+// While the service is away or not ready, the page asks every second; then it asks again for what stands in the fields.
 const [service, about, gone] = ["service", "about", "gone"].map(byId);
 let timer = null;
 let waiting = true;
@@ -87,7 +87,7 @@ document.addEventListener("gone", () => {
   service.dataset.state = "gone";
   about.textContent = "no connection";
   gone.hidden = false;
-  gone.textContent = "The service does not answer: it may have been stopped. This page goes on by itself once it is back.";
+  gone.textContent = "The service does not answer: it may have been stopped. This page goes on once the service is back.";
   lookAgain();
 });
 document.addEventListener("busy", lookAgain);

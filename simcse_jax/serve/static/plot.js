@@ -62,7 +62,7 @@ function blank(text) {
 function list() {
   const share = (part) => `${Math.round(100 * part)} %`;
   caption.textContent = `First two principal components: ${answer.explained.map(share).join(" and ")} of the variance. `
-    + "Near is alike.";
+    + "Near means alike.";
   points.replaceChildren(
     ...answer.points.map(({ sentence, x, y }, number) => {
       const at = element("span", "at", `${signed(x)}, ${signed(y)}`);

@@ -5,12 +5,12 @@ const [topK, threshold, plotHits] = ["top-k", "threshold", "plot-hits"].map(byId
 let service = null;
 let found = null; // the answer on show
 
-/** What the service said of itself. */
+/** Takes the service's answer about its health. */
 export function searchReady(health) {
   service = health;
   if (!health.index_size) {
     query.disabled = true;
-    blank("No sentences to search: start the service with a file of them. Compare and Plot work without.");
+    blank("No sentences to search: start the service with a file of them. Compare and Plot work without it.");
   } else if (!found) run.now();
 }
 
