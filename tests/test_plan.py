@@ -123,7 +123,7 @@ def test_command(encoder: Path, tmp_path: Path) -> None:
     assert [(p["topology"], p["batch_size"], p["columns"]) for p in plans] == [("cpu:1", 8, 3), ("cpu:4", 8, 3)]
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("cpu:") and "collectives" not in line]
     assert [row[:3] for row in rows] == [["cpu:1", "1", "8"], ["cpu:4", "4", "8"]]
-    assert "cpu:1, batch 8, mesh data 1 × fsdp 1: collectives a step\n  none" in done.stdout
+    assert "cpu:1, batch 8, mesh data 1 × fsdp 1: collectives per step\n  none" in done.stdout
     assert "all-gather         over    4:" in done.stdout
     assert {"kind", "bytes", "sent", "count", "group"} <= set(plans[1]["collectives"][0])
     assert plans[0]["memory"]["arguments"] > 0
@@ -354,7 +354,7 @@ def test_unknown_topology(name: str) -> None:
         ("cpu:8", {"model": ModelConfig(path="some/model")}, "model.path 'some/model' is not a folder: give one that"),
         ("cpu:8", {"data": DataConfig(train="a.csv")}, "data.columns is empty and a.csv is not read here: say with"),
         ("cpu:8", {"data": DataConfig(train="a.txt", max_length=41)}, "max_length is 41 but .* positions for 40"),
-        ("v5e:2x2", {"model": ModelConfig(dtype="float64")}, "float64, of which v5e:2x2 has no peak"),
+        ("v5e:2x2", {"model": ModelConfig(dtype="float64")}, "float64, for which v5e:2x2 has no peak"),
     ],
 )
 def test_bad_input(encoder: Path, topology: str, changes: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Ablations: the variants of a config by seeds."""
+"""Ablations: the variants of a config, each trained with several seeds."""
 
 from simcse_jax.ablation.settings import Ablation
 

@@ -1,4 +1,4 @@
-"""An ablation's runs trained, and their table."""
+"""Training of an ablation's runs, and their table."""
 
 from collections.abc import Mapping
 
@@ -18,14 +18,14 @@ from simcse_jax.training.trainer import TrainingDiverged, train
 
 
 def run_ablation(ablation: Ablation) -> str | None:
-    """Trains the runs that are not done, and writes table.md and ablation.csv.
+    """Trains the runs that are not done yet, and writes table.md and ablation.csv.
 
     Returns:
-      The table of all runs in the folder that are done, named or not ("" on other processes than the first); None
-      where a signal stopped a run: the same call continues.
+      The table of all runs in the folder that are done, also of variants not named here ("" on processes other than
+      the first); None if a signal stopped a run: the same call continues.
 
     Raises:
-      InputError: see `prepare`; all configs are looked at before the first is trained.
+      InputError: see `prepare`; all configs are checked before the first is trained.
     """
     cells = [(name, seed) for name in ablation.chosen() for seed in ablation.seeds]
     for name, seed in cells:
@@ -40,12 +40,12 @@ def run_ablation(ablation: Ablation) -> str | None:
         if first:
             tqdm.write(f"run       {number} of {len(cells)}: {name}, seed {seed}")
         try:
-            # A run that is done is compared with the settings and the text as they are now, and not trained again.
+            # A run that is done is compared with the current settings and text, and not trained again.
             if "stopped" in train(config):
                 return None
         except TrainingDiverged as error:
             diverged[name, seed] = {"variant": name, "seed": seed, "diverged": str(error)}
-    if not first:  # the first process writes what is read here
+    if not first:  # the first process writes what the rest of this function reads
         return ""
     rows = [row for name in ablation.variants for row in _rows(ablation, name, diverged)]
     table = format_rows(rows, ablation.paper)
@@ -58,7 +58,7 @@ def run_ablation(ablation: Ablation) -> str | None:
 
 
 def _rows(ablation: Ablation, name: str, diverged: Mapping[tuple[str, int], Row]) -> list[Row]:
-    """What became of a variant's runs by seed: those that diverged just now, and all in the folder that have ended."""
+    """The rows of a variant's runs, by seed: those that diverged in this call, and the folder's that have ended."""
     rows = {seed: row for (variant, seed), row in diverged.items() if variant == name}
     for folder in (local_only(ablation.output) / name).glob("seed*"):
         if not is_run(folder):
@@ -72,7 +72,7 @@ def _rows(ablation: Ablation, name: str, diverged: Mapping[tuple[str, int], Row]
         if seed in rows or folder.name != f"seed{seed}" or not run.has_ended():
             continue
         config = ablation.config(name, seed)
-        # The text may move between calls of one run, but runs side by side are of one text.
+        # The text may move between calls of one run, but all runs of a table have the same text.
         others = ["data.train"] if run.config.data.train != config.data.train else []
         if changed := changes(run.config, config) + others:
             tqdm.write(f"left out  {folder}, a run with other {', '.join(changed)}")
@@ -88,7 +88,7 @@ def _measures(run: Run) -> Row:
     results = run.results()
     measures: Row = {"start": dev[0]["dev"], "best": results["dev"], "last": dev[-1]["dev"]} if dev else {}
     measures |= {n: dev[-1][f"dev_{n}"] for n in ("alignment", "uniformity") if dev}
-    # A run that stops early may end before the first line is due.
+    # A run that stops early may end before the first line of its log.
     if losses := [line["loss"] for line in lines if "loss" in line]:
         measures["loss"] = losses[-1]
     return measures | ({"test": results["after"]["Avg."]} if "after" in results else {})
@@ -106,7 +106,7 @@ COLUMNS = {
 
 
 def format_rows(rows: list[Row], paper: Mapping[str, float]) -> str:
-    """A Markdown table: a line a variant, mean ± standard deviation over seeds."""
+    """A Markdown table: one line per variant, mean ± standard deviation over seeds."""
     shown = [c for c in COLUMNS if any(c in row for row in rows)]
     head = ["variant", "seeds", *(COLUMNS[c] for c in shown), *(["paper"] if paper else [])]
     lines = []

@@ -16,17 +16,17 @@ class Ablation:
     """Runs that differ from one config in a few named settings."""
 
     base: Config = field(default_factory=Config)
-    """What all runs share; its output and seed are the ablation's to set."""
+    """Config of all runs; the ablation sets its output and seed."""
     variants: Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress] = field(default_factory=dict)
     """For each variant by name, the settings that it changes, e.g. {"model.dropout": 0.0}."""
     paper: Annotated[dict[str, float], tyro.conf.Suppress] = field(default_factory=dict)
-    """What the paper reports for some of them."""
+    """Scores that the paper reports, by variant."""
     output: str = "runs/ablation"
-    """Folder of the runs, <variant>/seed<seed>, and of the table of all that are done. Those are not done again."""
+    """Folder of the runs, <variant>/seed<seed>, and of the table of all that are done. These are not done again."""
     only: tuple[str, ...] = ()
     """Variants to run; all where empty."""
     seeds: tuple[int, ...] = (42,)
-    """A run of each variant with each."""
+    """Seeds; each variant is trained once with each."""
 
     def chosen(self) -> dict[str, dict[str, Any]]:
         """The variants to run.
@@ -37,7 +37,9 @@ class Ablation:
         if unknown := [name for name in self.only if name not in self.variants]:
             raise InputError(f"no variant {', '.join(unknown)}; there are {', '.join(self.variants)}")
         if not self.seeds or not self.variants or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"seeds is {list(self.seeds)}, variants are {len(self.variants)}: one or more, each once")
+            raise InputError(
+                f"seeds is {list(self.seeds)}, variants are {len(self.variants)}: give one or more, each once"
+            )
         return {name: self.variants[name] for name in self.only or self.variants}
 
     def config(self, name: str, seed: int) -> Config:
@@ -47,10 +49,10 @@ class Ablation:
 
 
 def with_settings(config: Any, settings: Mapping[str, Any]) -> Any:
-    """A dataclass with dotted fields set.
+    """A copy of a dataclass with dotted fields set.
 
     Raises:
-      InputError: a field that it does not have.
+      InputError: a field that the dataclass does not have.
     """
     for name, value in settings.items():
         head, _, rest = name.partition(".")

@@ -1,1 +1,1 @@
-"""Models side by side: where their sentence vectors lie, how they came there in training, and how they score."""
+"""Models side by side: the geometry of their sentence vectors, its path in training, and their scores."""

@@ -1,4 +1,4 @@
-"""The figures of an analysis. Models differ by marker and line style as well as by colour, to be told apart in grey."""
+"""The figures of an analysis. Models differ by marker, line style and colour, also in grey print."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _MARKERS = "os^DvPX*<>ph"
 _LINES: list[Any] = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#444444")  # Okabe & Ito, without the palest
-_MAP = "viridis"  # its luminance rises throughout
+_MAP = "viridis"  # its luminance rises from end to end
 _COLUMNS = 4  # panels in a row
 _GRID = np.linspace(-1, 1, 401)
 
@@ -25,10 +25,10 @@ def write_figures(folder: Path, measured: list[Measured], paths: dict[str, list[
     """Writes plane, spectrum and cosines, each as .png and .svg.
 
     Args:
-      folder: where to.
+      folder: folder of the figures.
       measured: models and checkpoints.
       paths: evaluations in training by model, see `training_path`.
-      pairs: what was analysed.
+      pairs: the pairs that were analysed.
     """
     with plots.style():
         _plane(folder, measured, paths, pairs)
@@ -37,7 +37,7 @@ def write_figures(folder: Path, measured: list[Measured], paths: dict[str, list[
 
 
 def _plane(folder: Path, measured: list[Measured], paths: dict[str, list[Row]], pairs: GradedPairs) -> None:
-    """Alignment against uniformity (SimCSE, figures 2 and 3): models large, paths of training in small."""
+    """Alignment against uniformity (SimCSE, figures 2 and 3): models in large, training paths in small."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ def _spectrum(folder: Path, measured: list[Measured], pairs: GradedPairs) -> Non
     figure = Figure(figsize=(8.2, 4.6), layout="constrained")
     axes = figure.subplots()
     for number, m in enumerate(measured):
-        shown = m.spectrum[m.spectrum > 1e-4]  # below, there is but rounding
+        shown = m.spectrum[m.spectrum > 1e-4]  # smaller values are rounding errors
         every = max(1, len(shown) // 8)
         axes.plot(
             np.arange(1, len(shown) + 1),
@@ -99,7 +99,7 @@ def _spectrum(folder: Path, measured: list[Measured], pairs: GradedPairs) -> Non
 
 
 def _cosines(folder: Path, measured: list[Measured], pairs: GradedPairs) -> None:
-    """Densities of the cosine in groups of the gold score, a panel a model, the groups above one another."""
+    """Densities of the cosine by group of the gold score: one panel per model, the groups above one another."""
     from matplotlib.figure import Figure
 
     rows = -(-len(measured) // _COLUMNS)
@@ -133,7 +133,7 @@ def _cosines(folder: Path, measured: list[Measured], pairs: GradedPairs) -> None
 
 
 def _density(values: Float[np.ndarray, " P"]) -> Float[np.ndarray, " G"] | None:
-    """A Gaussian kernel estimate (Scott's rule) on `_GRID`; None where there are too few values, or one value."""
+    """A Gaussian kernel estimate (Scott's rule) on `_GRID`; None for too few values, or values that are all equal."""
     from scipy.stats import gaussian_kde
 
     if len(values) < 3 or np.ptp(values) < 1e-6:
@@ -143,7 +143,7 @@ def _density(values: Float[np.ndarray, " P"]) -> Float[np.ndarray, " G"] | None:
 
 
 def _note(axes: "Axes", text: str, place: tuple[float, float]) -> None:
-    """A small label, above the place and clear of a marker there."""
+    """Writes a small label above a place, clear of its marker."""
     axes.annotate(text, place, (0, 9), textcoords="offset points", ha="center", fontsize=8, color="#333333", zorder=4)
 
 

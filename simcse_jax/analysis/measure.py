@@ -1,4 +1,4 @@
-"""What is measured of a model's vectors."""
+"""The measures of a model's vectors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,22 +33,22 @@ MEASURES = {
     "effective_rank": ("effective rank", 1),
     "contrast": ("cosine, top − bottom group", 3),
 }
-"""The measures: label and digits shown."""
+"""The measures: label, and number of digits shown."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model, or a checkpoint of one, measured.
+    """The measures of a model, or of a checkpoint.
 
     Attributes:
-      name: of the model.
+      name: name of the model.
       label: the name, with the step of a checkpoint.
-      step: of the checkpoint whose parameters these are; None where the model is no run.
+      step: step of the checkpoint with these parameters; None if the model is no run.
       about: pooler, width and post-processor.
       figures: a figure for each of `MEASURES` that was measured.
-      scores: Spearman × 100 of each task beyond the one that is analysed, and their average as "Avg.".
+      scores: Spearman × 100 of each task besides the analysed one, and their average as "Avg.".
       spectrum: `singular_values` of the distinct sentences.
-      cosines: of the pairs.
+      cosines: cosines of the pairs.
     """
 
     name: str
@@ -63,13 +63,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class GradedPairs:
-    """The pairs that are analysed, in five groups of their gold scores.
+    """The pairs to analyse, in five groups by gold score.
 
     Attributes:
       task: their task.
       gold: the gold scores.
       group: fifth of the scale, 0 to 4, of each pair.
-      labels: of the groups: the range of gold scores, and how many pairs.
+      labels: label of each group: its range of gold scores, and its number of pairs.
     """
 
     task: Task
@@ -94,9 +94,9 @@ def measure(
     """The `figures`, `scores`, `spectrum` and `cosines` of `Measured`.
 
     Args:
-      pairs: what is analysed.
-      tasks: that are scored besides.
-      vectors: of every sentence of both.
+      pairs: the pairs to analyse.
+      tasks: tasks to score besides.
+      vectors: vectors of every sentence of both.
     """
 
     def encode(sentences: list[str]) -> Float[np.ndarray, "S H"]:

@@ -1,4 +1,4 @@
-"""report.md: what an analysis found, in sentences that its figures support and no others."""
+"""report.md: the findings of an analysis, in sentences that its figures support and no others."""
 
 import math
 from pathlib import Path
@@ -40,11 +40,11 @@ def write_report(
     """Writes report.md.
 
     Args:
-      folder: where the tables and figures are.
-      sources: the models as they were given.
-      measured: what was measured of them.
+      folder: folder with the tables and figures.
+      sources: the models as given.
+      measured: their measures.
       paths: their evaluations in training, by name.
-      pairs: what was analysed.
+      pairs: the pairs that were analysed.
       mode: the split.
     """
     name = Path(pairs.task.name).stem
@@ -67,7 +67,7 @@ def write_report(
 
 
 def findings(measured: list[Measured]) -> list[str]:
-    """What the figures say."""
+    """The findings, in sentences."""
     if len(measured) == 1:
         (m,) = measured
         return [
@@ -93,7 +93,7 @@ def findings(measured: list[Measured]) -> list[str]:
 
 
 def _order(measured: list[Measured]) -> list[str]:
-    """Whether the order of models by a measure is that by score."""
+    """The rank correlation of each measure with the score, in words."""
     from scipy.stats import spearmanr
 
     known = [m for m in measured if all(math.isfinite(m.figures[n]) for n in ("score", "alignment", "uniformity"))]

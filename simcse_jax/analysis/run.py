@@ -1,4 +1,4 @@
-"""The analysis: every model encoded and measured, then tables, figures and report in one new folder."""
+"""The analysis: it encodes with and measures every model, and writes tables, figures and report into one new folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +21,16 @@ from simcse_jax.storage.files import check_new_folder, new_folder
 
 @dataclass(frozen=True)
 class AnalysisSettings:
-    """What is analysed, on what."""
+    """The settings of an analysis."""
 
     names: tuple[str, ...] = ()
-    """What to call the models in figures and tables; the ends of their paths where not given."""
+    """Names of the models in figures and tables; by default the ends of their paths."""
     checkpoints: bool = False
-    """Analyse every kept checkpoint of the models that are runs, not their best alone."""
+    """Analyse every checkpoint that a run has kept, not the best alone."""
     task: str = "STSBenchmark"
     """GradedPairs to analyse: one of the STS tasks, or a .tsv file."""
     mode: Mode = "dev"
-    """Its split; STS12 ... STS16 have `test` alone."""
+    """Split of `task`; STS12 ... STS16 have `test` alone."""
     tasks: tuple[str, ...] = ()
     """Score these STS tasks as well, test split: names, `sts` for all seven, .tsv files."""
     data: str = ""
@@ -38,7 +38,7 @@ class AnalysisSettings:
     pooler: str | None = None
     """Overrides the pooler saved with each model."""
     batch_size: int = 64
-    """Sentences a forward pass over all devices."""
+    """Sentences per forward pass, over all devices."""
 
 
 def analyze(models: tuple[str, ...], output: Path, settings: AnalysisSettings) -> Path:
@@ -46,14 +46,14 @@ def analyze(models: tuple[str, ...], output: Path, settings: AnalysisSettings) -
 
     Args:
       models: runs, exported folders, Hugging Face folders or names on the hub.
-      output: the folder, made whole or not at all.
-      settings: see there.
+      output: the new folder, made complete or not at all.
+      settings: see `AnalysisSettings`.
 
     Returns:
       The report's path.
 
     Raises:
-      InputError: models, tasks or output that cannot be used; all are looked at before the first model is loaded.
+      InputError: models, tasks or an output that cannot be used; all are checked before the first model is loaded.
     """
     if settings.batch_size < 1:
         raise InputError(f"batch_size is {settings.batch_size}; it must be greater than 0")
@@ -85,7 +85,7 @@ def _measure(
         encoder = loaded.encoder(batch_size=settings.batch_size)
         vectors = encoder(loaded.params, sentences, progress=True)
         if not np.isfinite(vectors).all():
-            raise InputError(f"{label} gives vectors that are not finite: there is nothing to analyse")
+            raise InputError(f"{label} gives vectors that are not finite: leave this model out")
         about = {
             "pooler": loaded.pooler,
             "width": loaded.width,

@@ -1,4 +1,4 @@
-"""What is analysed: models, or the kept checkpoints of runs; and the path that a run's log holds."""
+"""The sources of an analysis: models, or the kept checkpoints of runs, and the path in a run's log."""
 
 import math
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from simcse_jax.storage.objects import local_path
 
 @dataclass(frozen=True)
 class AnalysedModel:
-    """A model as it was given.
+    """A model as given.
 
     Attributes:
       model: a run, a folder or a name on the hub.
-      name: what it is called in figures and tables.
-      steps: the checkpoints to analyse; None for the model itself, of a run its best checkpoint.
-      run: the run, where it is one.
+      name: name in figures and tables.
+      steps: the checkpoints to analyse; None for the model itself, which for a run is its best checkpoint.
+      run: the run; None if the model is no run.
     """
 
     model: str
@@ -32,18 +32,16 @@ class AnalysedModel:
     run: Run | None
 
 
-def find_sources(
-    models: tuple[str, ...], names: tuple[str, ...] = (), checkpoints: bool = False
-) -> list[AnalysedModel]:
-    """The models, each looked at before the first is loaded.
+def find_sources(models: tuple[str, ...], names: tuple[str, ...] = (), checkpoints: bool = False) -> list[AnalysedModel]:
+    """Checks each model, before the first is loaded.
 
     Args:
       models: runs, exported folders, Hugging Face folders or names on the hub.
-      names: what to call them; where empty, the shortest ends of their paths that differ.
-      checkpoints: take all kept checkpoints of those that are runs.
+      names: names for them; if empty, the shortest ends of their paths that differ.
+      checkpoints: take all kept checkpoints of each run.
 
     Raises:
-      InputError: no model, one that does not exist, too few or equal names, or no run for `checkpoints`.
+      InputError: no model, a model that does not exist, too few or equal names, or no run for `checkpoints`.
     """
     if not models:
         raise InputError("no model given: name runs, model folders or names on the hub")
@@ -78,7 +76,7 @@ def training_path(source: AnalysedModel, task: Task, mode: Mode) -> list[Row]:
     """The evaluations in a run's metrics.jsonl: step, alignment, uniformity and score, NaN where not a number.
 
     Returns:
-      Empty where the model is no run, or one that evaluated on other pairs than the analysis, which lie elsewhere.
+      The rows; empty if the model is no run, or if the run evaluated on other pairs than the analysis.
     """
     if source.run is None or (mode != "dev" and not is_pairs_file(task.name)):
         return []

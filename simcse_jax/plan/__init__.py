@@ -1,4 +1,4 @@
-"""A run's step compiled for devices that are not here."""
+"""Plans: a run's step compiled for devices that are not here."""
 
 from simcse_jax.plan.plan import Plan, plan
 

@@ -44,20 +44,21 @@ PUBLISHED = {
     "roberta-base": _ROBERTA | _BASE,
     "roberta-large": _ROBERTA | _LARGE,
 }
-"""Sizes of the encoders of the published runs, from the config.json of each: no hub is asked."""
+"""Sizes of the encoders of the published runs, from their config.json files: a plan asks no hub."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one step of a run costs on one topology.
+    """The cost of one step of a run on one topology.
 
-    The times are a roofline: what the step takes at the least if the hardware works at its peak all the time and each
-    of three things overlaps the others completely. No step is faster, and this one has not been measured.
+    The times are a roofline: the least that the step takes if the hardware works at its peak all the time and the three
+    below overlap completely. No step is faster. The times are computed, not measured.
 
     - compute: FLOPs of matrix products over the peak for their arithmetic; all else counts as free.
     - memory: state and batch read once and written once; activations are left out.
-    - communication: what a device sends in each collective, by a ring over all its links (a permute: over one). Where
-      a group of GPUs spans nodes: within its node, or between nodes over one adapter a GPU, whichever takes longer.
+    - communication: the bytes that a device sends in each collective, by a ring over all its links (a permute: over
+      one). If a group of GPUs spans nodes: within its node, or between nodes over one adapter per GPU, whichever takes
+      longer.
       Latency counts as nothing.
     """
 
@@ -67,30 +68,30 @@ class Plan:
     fsdp: int
     batch_size: int
     columns: int
-    """Sentences an example, as in the training text."""
+    """Sentences per example, as in the training text."""
     micro_batch: int
     """Examples that each device encodes at a time."""
     tiled: bool
-    """Whether InfoNCE goes round in tiles, or has its logits whole."""
+    """Whether InfoNCE is tiled, or holds all its logits at once."""
     compile_seconds: float
     memory: Memory | None
-    """None where the compiler gave up because the step does not fit."""
+    """None if the compiler gave up because the step does not fit."""
     memory_needed: int | None
-    """Bytes on one device; None where the compiler gave up without saying."""
+    """Bytes on one device; None if the compiler gave up without a figure."""
     memory_limit: int | None
-    """Bytes that one device has for a program; None on CPUs, which share theirs."""
+    """Bytes that one device has for a program; None on CPUs, which share their memory."""
     flops: dict[str, float]
     """Matrix-product FLOPs of one device, by arithmetic."""
     work: Work | None
-    """What one device launches, moves and multiplies, as compiled; None where the step does not fit, or a loop's length
-    is not known."""
+    """The kernels that one device launches, the bytes that it moves and its FLOPs, as compiled; None if the step does
+    not fit, or if the length of a loop is not known."""
     collectives: tuple[Collective, ...]
     seconds: dict[str, float]
-    """`compute`, `memory` and `communication`; empty where no peak is known or the step does not fit."""
+    """`compute`, `memory` and `communication`; empty if no peak is known or the step does not fit."""
 
     @property
     def fits(self) -> bool | None:
-        """Whether the step fits into the memory of a device; None where its size is not known."""
+        """Whether the step fits into the memory of a device; None if the size of that memory is not known."""
         if self.memory is None:
             return False
         return None if self.memory_limit is None else self.memory.total <= self.memory_limit
@@ -102,7 +103,7 @@ class Plan:
 
     @property
     def pairs_per_second(self) -> float | None:
-        """Examples a second at that bound, over all devices."""
+        """Examples per second at that bound, over all devices."""
         return self.batch_size / self.step_seconds if self.step_seconds else None
 
     @property
@@ -122,10 +123,10 @@ class Plan:
 
 
 def check_plan(config: Config, topology: str, columns: int | None = None) -> tuple[Topology, int, Mesh, EncoderConfig]:
-    """What can be said against a plan before anything is compiled. For arguments and errors see `plan`.
+    """Checks a plan before anything is compiled. For arguments and errors see `plan`.
 
     Returns:
-      The topology, sentences an example, the mesh, and the encoder's sizes.
+      The topology, sentences per example, the mesh, and the encoder's sizes.
     """
     config.validate()
     target = parse_topology(topology)
@@ -133,7 +134,7 @@ def check_plan(config: Config, topology: str, columns: int | None = None) -> tup
     if columns not in (1, 2, 3):
         raise InputError(f"columns is {columns}; an example has 1 (a sentence), 2 (a pair) or 3 (a triplet)")
     if config.model.dtype == "float64" and target.chip:
-        raise InputError(f"model.dtype is float64, of which {target.name} has no peak to plan with: use another")
+        raise InputError(f"model.dtype is float64, for which {target.name} has no peak: use float32 or bfloat16")
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices_of(target))
     check_batch_size(mesh, config.batch_size)
     encoder = _encoder_config(config.model.path)
@@ -147,12 +148,12 @@ def check_plan(config: Config, topology: str, columns: int | None = None) -> tup
 
 
 def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
-    """Compiles the train step of a run for a topology and reads off what it costs. Nothing runs.
+    """Compiles the train step of a run for a topology and reads its cost off the program. Nothing runs.
 
     Args:
       config: the run. Neither its training text nor its weights are read, and no hub is asked.
       topology: see `parse_topology`.
-      columns: sentences an example, 1 to 3; from `data.columns` where not given, or 1 for plain text.
+      columns: sentences per example, 1 to 3; by default the number of `data.columns`, or 1 for plain text.
 
     Raises:
       InputError: an unknown topology, a compiler that is not installed, or a run that does not fit the mesh or model.
@@ -161,10 +162,10 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
     limit = target.chip.memory if target.chip else None
     packing = None
     if length := config.data.packed_length:
-        # The text is not read: as if every sentence had the most tokens.
+        # The plan does not read the text: it takes every sentence to have the most tokens.
         slots = length // config.data.max_length
         packing = Packing(length, slots, -(-config.batch_size // (mesh.size * slots)))
-    # What a step costs does not depend on ids.
+    # The cost of a step does not depend on ids.
     vocabulary = Vocabulary(mask=0, special=(0,), size=encoder.vocab_size)
     model = build_model(encoder, config.model)
     spec = StepSpec(config, model, mesh, columns, max(config.max_steps, 1), vocabulary, packing)
@@ -174,7 +175,7 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
             spec,
             limit,
             compiler_options=target.compiler_options or None,
-            # A program for a device that is not here can be written to JAX's cache, not read.
+            # JAX's cache can store a program for a device that is not here, but not load it.
             context=without_cache if target.chip else contextlib.nullcontext,
         )
     except jax.errors.JaxRuntimeError as error:
@@ -240,7 +241,7 @@ def roofline(
         inside *= chip.links if permute else 1
         if len(nodes) == 1:
             return inside / chip.interconnect
-        # Each member of a node sends its share of what the node sends; of a permute, one sends all.
+        # Each member of a node sends its share of the node's bytes; in a permute, one member sends all.
         crossing = ring_bytes(c.kind, c.bytes, len(nodes)) / (1 if permute else min(nodes.values()))
         return max(inside / chip.interconnect, crossing / chip.network)
 

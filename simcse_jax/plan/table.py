@@ -17,9 +17,13 @@ def format_plans(plans: list[Plan]) -> str:
     rows = [_HEAD, *map(_row, plans)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in rows]
-    lines.append("All of one device and one step. Times in ms at the hardware's limit: a lower bound, not measured.")
+    lines.append(
+        "Figures of one device and one step. Times in ms at the hardware's limit: a lower bound, not measured."
+    )
     for p in plans:
-        lines.append(f"\n{p.topology}, batch {p.batch_size:,}, mesh data {p.data} × fsdp {p.fsdp}: collectives a step")
+        lines.append(
+            f"\n{p.topology}, batch {p.batch_size:,}, mesh data {p.data} × fsdp {p.fsdp}: collectives per step"
+        )
         lines += _collective_lines(p) or ["  none" if p.memory else "  not known: the step does not fit"]
     return "\n".join(lines)
 
@@ -43,7 +47,7 @@ def _row(p: Plan) -> tuple[str, ...]:
 
 
 def _collective_lines(p: Plan) -> list[str]:
-    """The collectives of one kind, group size and number of runs on one line, the largest first."""
+    """The collectives, largest first: one line per kind, group size and number of runs."""
     together: dict[tuple[Any, ...], list[Collective]] = {}
     for c in p.collectives:
         together.setdefault((c.kind, len(c.group), c.count, c.overlapped), []).append(c)

@@ -14,7 +14,7 @@ from simcse_jax.inference.loading import load_model
 from simcse_jax.inference.vectors import unit
 from simcse_jax.pretrained.pooling import Pooling
 
-_BLOCK = 1024  # anchors whose similarities are there at a time
+_BLOCK = 1024  # anchors whose similarities are in memory at a time
 
 
 class Reference:
@@ -22,7 +22,7 @@ class Reference:
 
     def __init__(self, examples: Int[np.ndarray, " E"], vectors: Float[np.ndarray, "E H"]) -> None:
         """Args:
-        examples: their numbers in the token table, ascending.
+        examples: numbers of the examples in the token table, ascending.
         vectors: their vectors, of any scale.
         """
         self.examples = examples
@@ -41,10 +41,10 @@ def reference_pooler(config: Config) -> str:
 def load_reference(
     file: Path, model: str, pooler: str | None, config: Config, corpus: Corpus, wanted: Int[np.ndarray, " E"]
 ) -> Reference:
-    """Vectors of the wanted examples: those kept in `file`, and the others encoded and added to it.
+    """Vectors of the wanted examples; those that `file` lacks are encoded and added to it.
 
     Args:
-      file: an .npz file, made where absent.
+      file: an .npz file, made if absent.
       model: the frozen model.
       pooler: its pooler; the one saved with it where None.
       config: a run; sentences are cut to its data.max_length, as training does.
@@ -88,7 +88,7 @@ def first_sentences(corpus: Corpus, wanted: Int[np.ndarray, " E"]) -> list[str]:
 
 
 def false_negatives(batches: Iterable[Float[np.ndarray, "_ H"]], threshold: float) -> dict[str, float]:
-    """How often two sentences of a batch are alike.
+    """Counts the pairs of sentences in a batch that are alike.
 
     Args:
       batches: unit vectors of the anchors of each step.
@@ -96,7 +96,7 @@ def false_negatives(batches: Iterable[Float[np.ndarray, "_ H"]], threshold: floa
 
     Returns:
       `false_negative_pairs`: share of all (anchor, other) pairs; `false_negative_anchors`: share of anchors with at
-      least one; `false_negatives`: their mean number an anchor. NaN where there is no pair.
+      least one; `false_negatives`: mean number of false negatives per anchor. NaN without a pair.
     """
     pairs = anchors = found = affected = 0
     for vectors in batches:

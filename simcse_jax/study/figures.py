@@ -18,20 +18,20 @@ _COLOURS = {"constant": "#0072B2", "sqrt": "#D55E00", "linear": "#009E73"}
 _MARKERS = {"constant": "o", "sqrt": "s", "linear": "^"}
 Draw = Callable[[list["Axes"]], None]
 Panel = tuple[str, str, str, bool]
-"""Measure, title, label of the axis, logarithmic or not."""
+"""Measure, title, label of the axis, and whether the axis is logarithmic."""
 
 
 def write_figures(study: Study, rows: list[Row], measures: dict[Cell, Any], before: dict[str, float]) -> list[str]:
     """Writes each figure as .png and .svg.
 
     Args:
-      study: the study, whose folder takes them.
+      study: the study; the figures go to its folder.
       rows: from `rows_of`.
-      measures: of each cell, for the paths.
+      measures: measures of each cell, for the paths.
       before: test scores before training.
 
     Returns:
-      Their names, without ending; a figure of which nothing was measured is left out.
+      The names of the figures, without ending; figures without measures are left out.
     """
     seeds = len(study.seeds)
     spread = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
@@ -84,7 +84,7 @@ def _write(file: Path, draw: Draw, title: str, panels: int, share: bool = False)
 
 
 def _lines(study: Study, rows: list[Row], panels: list[Panel], baseline: dict[str, float]) -> Draw:
-    """A panel a measure: one line a rule, its bars the standard deviation over seeds."""
+    """One panel per measure, with one line per rule; bars are the standard deviation over seeds."""
     batches = sorted(study.batch_sizes)
 
     def draw(axes: "list[Axes]") -> None:
@@ -94,11 +94,11 @@ def _lines(study: Study, rows: list[Row], panels: list[Panel], baseline: dict[st
             if logarithmic:
                 _logarithmic(a)
             for number, rule in enumerate(study.rules):
-                # A little apart, so that equal figures do not hide each other.
+                # The rules stand a little apart, so that equal figures do not hide each other.
                 x = np.array(batches) * 2.0 ** (0.1 * (number - (len(study.rules) - 1) / 2))
                 found = [values(rows, name, batch_size=b, rule=rule) for b in batches]
                 mean, sd = np.array([mean_sd(y / 1e9 if unit == "GB" else y) for y in found]).T
-                # On a logarithmic axis a bar that reaches below zero would have no end.
+                # On a logarithmic axis, a bar that reaches below zero would have no end.
                 low = np.minimum(sd, 0.9 * np.abs(mean)) if logarithmic else sd
                 style: dict[str, Any] = {"marker": _MARKERS[rule], "markersize": 5, "linewidth": 1.4, "capsize": 2.5}
                 bars = np.nan_to_num(np.stack([low, sd]))
@@ -115,7 +115,7 @@ def _lines(study: Study, rows: list[Row], panels: list[Panel], baseline: dict[st
 
 
 def _logarithmic(axes: "Axes") -> None:
-    """A logarithmic y axis whose labels are plain numbers, a few to each power of ten."""
+    """Makes the y axis logarithmic, with plain numbers as labels, a few per power of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     axes.set_yscale("log")
@@ -124,7 +124,7 @@ def _logarithmic(axes: "Axes") -> None:
 
 
 def _paths(study: Study, measures: dict[Cell, Any]) -> Draw:
-    """A panel a rule: the mean path of each batch over seeds, the seeds' own paths thin."""
+    """One panel per rule: the mean path of each batch over seeds, with each seed's path as a thin line."""
     from matplotlib import colormaps
 
     batches = sorted(study.batch_sizes)

@@ -1,4 +1,4 @@
-"""What a study is: its settings, its cells, and the training run of each cell."""
+"""The grid of a study: its settings, its cells, and the training run of each cell."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ Rule = Literal["constant", "sqrt", "linear"]
 EXPONENTS: dict[str, float] = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0, "reference": 0.0}
 """lr(B) = lr_ref · (B / B_ref)^exponent."""
 
-_LOGGED = 64  # lines of training metrics a cell, of which the last quarter is averaged
+_LOGGED = 64  # lines of training metrics per cell; the last quarter is averaged
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Cell:
 
     batch_size: int
     rule: Literal["constant", "sqrt", "linear", "reference"]
-    """`reference` at the reference batch, where all rules are one run."""
+    """`reference` at the reference batch, where all rules give the same run."""
     seed: int
 
     @property
     def name(self) -> str:
-        """Name of its folder."""
+        """Name of the cell's folder."""
         return f"batch{self.batch_size}-{self.rule}-seed{self.seed}"
 
 
@@ -37,41 +37,40 @@ class Study:
     """A grid of training runs that differ in global batch, learning-rate rule and seed."""
 
     base: Config = field(default_factory=Config)
-    """What all runs share. Its output, seed, batch_size, epochs, max_steps, log_every, evaluation.every and .patience
-    and checkpoint.every are the study's to set; its learning rate is that of the reference batch."""
+    """Config of all runs. The study sets its output, seed, batch_size, epochs, max_steps, log_every, evaluation.every,
+    .patience and checkpoint.every; its learning rate is that of the reference batch."""
     output: str = "runs/study"
-    """Study folder. A study that exists there with the same settings is continued; batch sizes, rules and seeds may be
-    added."""
+    """Study folder. A study there with the same settings continues; you may add batch sizes, rules and seeds."""
     batch_sizes: tuple[int, ...] = (16, 64, 256, 1024)
     """Global batches."""
     rules: tuple[Rule, ...] = ("constant", "sqrt", "linear")
     """Learning rate by batch: lr · (B / reference_batch_size) to the power 0, 1/2 or 1."""
     seeds: tuple[int, ...] = (42, 43, 44)
-    """A run of each cell with each."""
+    """Seeds; each batch size and rule is trained once with each."""
     reference_batch_size: int = 64
     """The batch that base.optimizer.learning_rate is meant for."""
     sentences: int = 0
-    """Budget of each run in examples: it takes as many steps as see at least these. 0: `steps` counts."""
+    """Budget of each run in examples: it takes the fewest steps that see at least this number. 0: `steps` counts."""
     steps: int = 0
     """Budget of each run in steps. 0: `sentences` counts."""
     evaluations: int = 8
     """Evaluations on base.evaluation.dev during each run, besides the one before the first step."""
     reference_model: str = ""
-    """Frozen model that says which negatives are false; base.model.path where empty."""
+    """Frozen model that says which negatives are false; base.model.path if empty."""
     reference_pooler: PoolerName | None = None
-    """Its pooler; where not given, the one saved with reference_model, or that of base.model."""
+    """Pooler of the frozen model; by default the one saved with reference_model, or that of base.model."""
     false_negative_threshold: float = 0.7
-    """Two training sentences whose cosine under the frozen model is above this are a false negative of each other."""
+    """Two training sentences with a cosine above this under the frozen model are false negatives of each other."""
     noise_scale_batches: int = 4
-    """Batches whose gradients estimate the gradient noise scale, two or more, fewer where the text has not as many; 0
-    leaves it out."""
+    """Batches whose gradients estimate the gradient noise scale: two or more, or as many as the text has; 0 leaves it
+    out."""
     noise_scale_sentences: int = 0
-    """For small batches: take as many more batches as fit in this many sentences."""
+    """For small batches: take more batches, as many as fit in this number of sentences."""
     keep_checkpoints: bool = False
-    """Keep the checkpoints of cells that are measured."""
+    """Keep the checkpoints of a cell once it is measured."""
 
     def validate(self) -> None:
-        """Raises `InputError` for a value that no study can use."""
+        """Raises `InputError` for a value that a study cannot use."""
         from simcse_jax.objectives import check_objective  # JAX, which the settings do without
 
         check_types(self)
@@ -114,7 +113,7 @@ class Study:
         return local_only(self.output)
 
     def cell(self, batch_size: int, rule: Rule, seed: int) -> Cell:
-        """The run that stands for a point of the grid."""
+        """The cell of a point of the grid."""
         return Cell(batch_size, "reference" if batch_size == self.reference_batch_size else rule, seed)
 
     def cells(self) -> list[Cell]:
@@ -133,13 +132,13 @@ class Study:
         return self.base.optimizer.learning_rate * scale
 
     def steps_of(self, cell: Cell) -> int:
-        """Steps of a cell: the budget's, or as many as see its sentences."""
+        """Steps of a cell: the budget in steps, or the steps that see the budget in sentences."""
         return self.steps or -(-self.sentences // cell.batch_size)
 
     def config(self, cell: Cell) -> Config:
         """The training run of a cell."""
         base, steps = self.base, self.steps_of(cell)
-        # Never more evaluations than asked for: the best of more candidates would be higher for that alone.
+        # Never more evaluations than asked for: the best of more candidates would score higher for that alone.
         every = -(-steps // self.evaluations)
         return replace(
             base,
@@ -150,7 +149,7 @@ class Study:
             max_steps=steps,
             log_every=max(1, steps // _LOGGED),
             optimizer=replace(base.optimizer, learning_rate=self.learning_rate(cell)),
-            # The study scores the test tasks itself, once a cell.
+            # The study scores the test tasks itself, once per cell.
             evaluation=replace(base.evaluation, every=every, patience=0, test=()),
             checkpoint=replace(base.checkpoint, every=every),
         )
@@ -161,12 +160,12 @@ _SET_BY_STUDY = (
     *("output", "seed", "batch_size", "epochs", "max_steps", "log_every"),
     *("evaluation.every", "evaluation.patience", "checkpoint.every"),
 )
-# Fields of a study that may change while its cells stay what they are.
+# Fields of a study that may change without a change to its cells.
 _EXTENDABLE = ("base.", "output", "batch_sizes", "rules", "seeds", "keep_checkpoints")
 
 
 def changes(before: Study, now: Study) -> list[str]:
-    """Names of the fields that differ and make a cell of `now` another than that of `before`."""
+    """Names of the fields whose difference makes the cells of `now` other than those of `before`."""
     from simcse_jax.runs import folder as run
 
     own = [name for name in differences(before, now) if not name.startswith(_EXTENDABLE)]

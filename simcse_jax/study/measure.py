@@ -1,4 +1,4 @@
-"""What is measured of a trained cell."""
+"""The measures of a trained cell."""
 
 import math
 from dataclasses import replace
@@ -31,13 +31,13 @@ Measures = dict[str, Any]
 
 
 class Meter:
-    """Measures cells; what they share is loaded once."""
+    """Measures cells; loads once whatever they share."""
 
     def __init__(self, study: Study) -> None:
         """Loads model, text and tasks, and checks the study against them.
 
         Raises:
-          InputError: see `prepare`; also a batch that the text does not fill or that the devices do not divide.
+          InputError: see `prepare`; also a batch that exceeds the text or that the devices do not divide.
         """
         config = study.base
         self._study = study
@@ -71,11 +71,11 @@ class Meter:
 
         Args:
           cell: the cell.
-          results: what `train` returned.
+          results: the results of `train`.
 
         Returns:
-          Scores, and the names that the columns of study.csv explain; `path` holds [step, alignment, uniformity] on
-          the dev pairs, evaluation by evaluation.
+          Scores and measures, named as the columns of study.csv; `path` holds [step, alignment, uniformity] on the dev
+          pairs, evaluation by evaluation.
         """
         study, folder = self._study, self._study.cell_folder(cell)
         steps = study.steps_of(cell)
@@ -86,7 +86,7 @@ class Meter:
             config = replace(study.config(cell), micro_batch=results["micro_batch"])
             spec = StepSpec(config, self._model, self._mesh, self.tokens.columns, total_steps=1)
             self._gradients[cell.batch_size] = make_gradient(spec, params)
-        key = cell.batch_size, cell.seed  # before training, all rules are one
+        key = cell.batch_size, cell.seed  # before training, all rules are the same
         if key not in self._noise_before:
             self._noise_before[key] = self._noise(cell, self._initial(cell))
         return {
@@ -98,7 +98,7 @@ class Meter:
             **self._false_negatives(cell),
             "noise_scale_before": self._noise_before[key],
             "noise_scale": self._noise(cell, params),
-            # Of the whole cell, also where this process trained a part of it only.
+            # Of the whole cell, even if this process trained only a part of it.
             "seconds": steps * seconds / results["steps"] if results["steps"] else math.nan,
             "steps_per_second": results["steps"] / seconds,
             "memory_bytes": results["memory"],
@@ -146,7 +146,7 @@ class Meter:
 
 
 def from_log(file: Path, steps: int, best_step: int | None) -> Measures:
-    """What metrics.jsonl of a run says: means over the last quarter of its steps, and the dev figures."""
+    """The figures of a run's metrics.jsonl: means over the last quarter of its steps, and the dev figures."""
     lines = read_log(file)
     late = [line for line in lines if "loss" in line and line["step"] > 0.75 * steps]
     names = ("loss", "effective_negatives", "positive_similarity", "negative_similarity")

@@ -75,9 +75,9 @@ def make_gradient(spec: StepSpec, params: Any) -> Gradient:
 def batch_gradients(
     gradient: Gradient, params: Params, tokens: TokenTable, mesh: Mesh, batch_size: int, seed: int, count: int
 ) -> Iterator[Params]:
-    """Gradients of `count` whole batches, in an order of examples and with dropout noise that no training run has.
+    """Gradients of `count` whole batches, with an order of examples and dropout noise that no training run has.
 
-    They are independent where no two share an example: `count` · `batch_size` must not exceed the examples.
+    They are independent if no two share an example: `count` · `batch_size` must not exceed the number of examples.
     """
     feed = Feed(tokens, EpochOrder(len(tokens), batch_size, 2**32 + seed), mesh)  # the seeds of runs are below 2**32
     for i in range(count):

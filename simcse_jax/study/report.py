@@ -1,4 +1,4 @@
-"""report.md: what a study found, in sentences that its figures support and no others."""
+"""report.md: the findings of a study, in sentences that its figures support and no others."""
 
 import math
 from collections.abc import Callable
@@ -43,7 +43,7 @@ _SLOPES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
 
 
 Condition = tuple[np.ndarray, int, str]
-"""Dev scores of a batch and rule, one a seed."""
+"""Dev scores of a batch and rule, one per seed."""
 
 
 def write_report(study: Study, measures: dict[Cell, dict[str, Any]], before: dict[str, float]) -> None:
@@ -51,7 +51,7 @@ def write_report(study: Study, measures: dict[Cell, dict[str, Any]], before: dic
 
     Args:
       study: the study.
-      measures: what was measured of each of its cells.
+      measures: the measures of each cell.
       before: test scores before training.
     """
     rows = rows_of(study, measures)
@@ -104,7 +104,7 @@ def _setting(study: Study, rows: list[Row]) -> str:
 
 
 def findings(study: Study, rows: list[Row], before: dict[str, float]) -> list[str]:
-    """What the figures say of scores, spread and selection."""
+    """The findings about scores, spread and selection, in sentences."""
     runs = {r["cell"]: r for r in rows}
     diverged = [name for name, r in runs.items() if "diverged" in r]
     sentences = [f"{len(diverged)} of {len(runs)} runs diverged: {', '.join(diverged)}."] if diverged else []
@@ -164,7 +164,7 @@ def _differences(study: Study, conditions: list[Condition], best: np.ndarray) ->
 
 
 def _trade(study: Study, rows: list[Row]) -> list[str]:
-    """First and last batch of what moves with it, in words."""
+    """The figures that move with the batch, at its first and last size, in words."""
     small, large = min(study.batch_sizes), max(study.batch_sizes)
     if small == large:
         return []
@@ -182,7 +182,7 @@ def _trade(study: Study, rows: list[Row]) -> list[str]:
 
 
 def _trend(rows: list[Row], name: str) -> str:
-    """How a figure moves with the batch, over the runs of all rules, in words."""
+    """The trend of a figure with the batch, over the runs of all rules, in words."""
     _, transform, kind = _SLOPES[name]
     fit = slope(rows, name, transform)
     if fit is None:

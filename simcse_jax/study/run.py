@@ -1,10 +1,10 @@
-"""Running a study: cell by cell, each measured once.
+"""The run of a study: cell by cell, each trained and measured once.
 
 study.json                the settings and the fingerprint of the training text
 initial.json              test scores before training
 reference.npz             the frozen model's vectors of the sentences that cells train on
 cells/<name>/             the run folder of a cell
-cells/<name>/cell.json    what was measured of it: there once the cell is done
+cells/<name>/cell.json    its measures: there once the cell is done
 study.csv, report.md, *.png, *.svg
 """
 
@@ -86,7 +86,7 @@ def _run(study: Study, cell: Cell, meter: Meter) -> Measures | None:
 
 
 def _check_folder(study: Study) -> str | None:
-    """The text's fingerprint of the study that is in the folder, None where there is none.
+    """The text's fingerprint in the study that the folder holds; None without a study.
 
     Raises:
       InputError: the folder holds a study with other settings, or something else.

@@ -11,9 +11,9 @@ from simcse_jax.study.grid import Cell, Study
 
 
 def rows_of(study: Study, measures: dict[Cell, dict[str, Any]]) -> list[Row]:
-    """One row a point of the grid: its settings, then all that was measured; NaN where something was not.
+    """One row per point of the grid: its settings, then all measures; NaN for a measure that is missing.
 
-    The run at the reference batch stands in a row for each rule; `cell` names the run.
+    The run at the reference batch has one row per rule; `cell` names the run.
     """
     rows = []
     for batch_size in sorted(study.batch_sizes):
@@ -41,7 +41,7 @@ def values(rows: list[Row], name: str, **where: Any) -> np.ndarray:
 
 
 def mean_sd(x: np.ndarray) -> tuple[float, float]:
-    """Mean and sample standard deviation; NaN where there are too few figures."""
+    """Mean and sample standard deviation; NaN for too few figures."""
     mean = float(np.mean(x)) if len(x) else math.nan
     return mean, float(np.std(x, ddof=1)) if len(x) > 1 else math.nan
 
@@ -49,10 +49,12 @@ def mean_sd(x: np.ndarray) -> tuple[float, float]:
 def slope(rows: list[Row], name: str, transform: Callable[[Any], Any] = np.log2) -> tuple[float, float] | None:
     """Least-squares slope of `transform(name)` against log2 of the batch, and its standard error.
 
-    One point a run. With `np.log2` it is the exponent p of name ∝ B^p, with the identity the change at each doubling.
+    Each run is one point. With `np.log2` the slope is the exponent p of name ∝ B^p, with the identity the change at
+    each doubling.
 
     Returns:
-      None for fewer than three runs or fewer than two batches with a figure that can be transformed.
+      Slope and standard error; None for fewer than three runs or fewer than two batches with a figure that can be
+      transformed.
     """
     from scipy.stats import linregress
 
