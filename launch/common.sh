@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the scripts beside this file share; they source it.
+# Functions of the scripts beside this file, which source it.
 
 dry_run=false
 
@@ -14,7 +14,7 @@ usage() {
     exit 0
 }
 
-# need COMMAND WHAT: fails unless the command is there; a dry run only says what it would have failed for.
+# need COMMAND ADVICE: fails with the advice unless the command exists; a dry run only prints a note.
 need() {
     if ! command -v "$1" >/dev/null; then
         "$dry_run" || fail "no command '$1' on the PATH: $2"

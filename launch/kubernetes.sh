@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Trains on Kubernetes: a JobSet of one pod a host, on GPUs or on a TPU slice of GKE.
+# Trains on Kubernetes: a JobSet with one pod per host, on GPUs or on a TPU slice of GKE.
 #
 #     launch/kubernetes.sh --name RUN --image IMAGE --hosts N --gpus N [options] CONFIG [options of simcse-jax train]
 #     launch/kubernetes.sh --name RUN --image IMAGE --hosts N --tpu ACCELERATOR --topology T --chips N [options] CONFIG ...
 #
-# --gpus, --chips: of each host. ACCELERATOR and T as on the nodes' labels, e.g. tpu-v5-lite-podslice and 4x4.
+# --gpus, --chips: number per host. ACCELERATOR and T as on the nodes' labels, e.g. tpu-v5-lite-podslice and 4x4.
 # Options: --claim NAME            a ReadWriteMany volume claim, mounted at /shared
-#          --service-account NAME  whose rights the pods have, e.g. to a bucket
-#          --namespace NAME        of kubectl's context where not given
+#          --service-account NAME  gives the pods its rights, e.g. to a bucket
+#          --namespace NAME        by default that of kubectl's context
 #          --dry-run               print the manifest, with the command as a comment, instead of applying it
-# A pod that is evicted saves, and the JobSet starts anew and continues; other failures it starts again 3 times.
+# An evicted pod saves, and the JobSet starts anew and continues; after other failures it starts again, at most 3 times.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -40,7 +40,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ $# -gt 0 ] || fail "give a config, e.g. sup_bert_base; --help says more"
+[ $# -gt 0 ] || fail "give a config, e.g. sup_bert_base; see --help"
 [[ $name =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || fail "--name takes up to 40 of a-z, 0-9 and -; got '$name'"
 [ -n "$image" ] || fail "give the --image of a container with this package (launch/Dockerfile makes one)"
 [[ $hosts =~ ^[1-9][0-9]*$ ]] || fail "--hosts takes a number; got '$hosts'"
@@ -55,10 +55,10 @@ else
 fi
 output=$(output_of "$@")
 [[ -n $claim && $output == /shared/* ]] || [[ $hosts -eq 1 && $output == *://* ]] ||
-    fail "--output $output is lost with its pod, or not shared by the hosts: give --claim and one in /shared, or for one" \
-        "host one on an object store (gs://)"
+    fail "--output $output is lost with its pod, or not shared by the hosts: give --claim and a folder in /shared, or for" \
+        "one host a folder on an object store (gs://)"
 
-# quoted TEXT ...: each as a string of YAML, with commas between. Kubernetes takes $(NAME) for a variable, $$( for itself.
+# quoted TEXT ...: each as a YAML string, with commas between. Kubernetes takes $(NAME) for a variable, and $$( for $(.
 quoted() {
     local text separator=''
     for text in "$@"; do

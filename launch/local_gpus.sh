@@ -3,7 +3,7 @@
 #
 #     launch/local_gpus.sh [--dry-run] [--gpus 0,1] CONFIG [options of simcse-jax train]
 #
-# --gpus 0 is one GPU, the first. --dry-run prints the command instead of running it.
+# --gpus 0 takes the first GPU alone. --dry-run prints the command instead of running it.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -35,5 +35,5 @@ if need nvidia-smi "install NVIDIA's driver, or train on CPUs with simcse-jax tr
     done
 fi
 
-# Without a GPU that works JAX would go on with CPUs; named, it is an error.
+# Without a working GPU, JAX would go on with CPUs; with the platform named, it fails.
 run env JAX_PLATFORMS=cuda,cpu ${gpus:+CUDA_VISIBLE_DEVICES="$gpus"} simcse-jax train "$@"

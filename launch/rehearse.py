@@ -3,8 +3,8 @@
 
     launch/rehearse.py 2 4 simcse-jax train quickstart --output runs/rehearsal
 
-starts 2 processes of 4 devices each. Process 0 prints to the terminal, process K to rehearsal-K.log in --logs. When one
-process fails the others are ended and its status is returned; SIGTERM and Ctrl-C are handed on to every process.
+starts 2 processes of 4 devices each. Process 0 prints to the terminal, process K to rehearsal-K.log in --logs. When a
+process fails, the script ends the others and returns its status; it hands SIGTERM and Ctrl-C on to every process.
 """
 
 import argparse
@@ -24,18 +24,18 @@ from types import FrameType
 def main() -> int:
     """Runs the processes to their end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry-run", action="store_true", help="print what would be started")
+    parser.add_argument("--dry-run", action="store_true", help="print the processes instead of starting them")
     parser.add_argument("--logs", type=Path, default=Path(tempfile.gettempdir()), help="folder of the log files")
     parser.add_argument("processes", type=int, help="processes to start, each as one host of the job")
     parser.add_argument("devices", type=int, help="CPU devices of each process")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="what each process runs")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="command that each process runs")
     options = parser.parse_args()
     if options.processes < 1 or options.devices < 1 or not options.command:
         parser.error("give at least one process, one device and a command")
     if shutil.which(options.command[0]) is None:
         parser.error(f"no command '{options.command[0]}' on the PATH: install the package first")
 
-    with socket.socket() as free:  # a port that is free now; the processes meet there a moment later
+    with socket.socket() as free:  # takes a port that is free now; the processes meet there a moment later
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     settings = [
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def run(command: list[str], settings: list[dict[str, str]], logs: Path) -> int:
-    """Starts one process a dictionary of variables and waits for all; returns the first status that is not 0."""
+    """Starts one process per dictionary of variables and waits for all; returns the first status that is not 0."""
     processes = []
     for process, variables in enumerate(settings):
         log = None if process == 0 else (logs / f"rehearsal-{process}.log").open("w")

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Submits a training run to SLURM, one process a GPU on one node or many; slurm.sbatch beside it is what the job runs.
+# Submits a training run to SLURM, one process per GPU on one node or many; the job runs slurm.sbatch beside this file.
 #
 #     launch/slurm.sh [--dry-run] [--shared] [--nodes=N] [--gpus-per-node=N] [--OPTION=VALUE of sbatch ...]
 #                     CONFIG [options of simcse-jax train]
 #
 # The job saves before its time limit and when it is preempted, goes back to the queue and continues from there.
-# --gpus-per-node=0 trains on CPUs, one process a node. --shared says that --output is on shared storage where the type
-# of its file system does not tell. --dry-run prints the command instead of running it.
+# --gpus-per-node=0 trains on CPUs, one process per node. --shared says that --output is on shared storage, if the type
+# of its file system does not show it. --dry-run prints the command instead of running it.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -46,7 +46,7 @@ elif [ "$nodes" -gt 1 ] && ! "$shared"; then
     case $type in
         ext2/ext3 | xfs | btrfs | zfs | tmpfs | ramfs | overlayfs)
             fail "--output $output is on $type, which other nodes do not see: give a folder on shared storage, or" \
-                "--shared where it is (exported by this host, say)"
+                "--shared if it is shared (exported by this host, say)"
             ;;
     esac
 fi

@@ -4,21 +4,21 @@
 #     launch/tpu_pod.sh [options] create                     ask for the slice and wait until it is there
 #     launch/tpu_pod.sh [options] setup                      install this checkout on every worker, copy --file there
 #     launch/tpu_pod.sh [options] start CONFIG [options of simcse-jax train]
-#     launch/tpu_pod.sh [options] logs [WORKER]              follow the log of a worker, 0 where none is named
+#     launch/tpu_pod.sh [options] logs [WORKER]              follow the log of a worker, by default worker 0
 #     launch/tpu_pod.sh [options] status                     state of the slice, and of the run on every worker
 #     launch/tpu_pod.sh [options] stop                       save and stop
-#     launch/tpu_pod.sh [options] resume CONFIG [options]    start again what was preempted or stopped, on a new slice
-#                                                            if need be; nothing to do while it runs or once it is done
-#     launch/tpu_pod.sh [options] delete                     the slice and all on its disks
+#     launch/tpu_pod.sh [options] resume CONFIG [options]    start a preempted or stopped run again, on a new slice if
+#                                                            need be; does nothing while it runs or once it is done
+#     launch/tpu_pod.sh [options] delete                     delete the slice and all on its disks
 #
-# Options: --name NAME       of the slice; or TPU_NAME in the environment
+# Options: --name NAME       name of the slice; or TPU_NAME in the environment
 #          --type TYPE       accelerator type, e.g. v5litepod-16; or TPU_TYPE
-#          --project ID      CLOUDSDK_CORE_PROJECT, or gcloud's own setting, where not given
-#          --zone ZONE       CLOUDSDK_COMPUTE_ZONE, or gcloud's own setting
-#          --runtime VERSION image of the workers, that of the type where not given
-#          --spot            cheaper, and may be preempted
-#          --file FILE       copied to the home folder of every worker, where the run starts; may be repeated
-#          --shared          --output is a folder that all workers mount; without, it is on gs://, for a slice of one host
+#          --project ID      by default CLOUDSDK_CORE_PROJECT, or gcloud's own setting
+#          --zone ZONE       by default CLOUDSDK_COMPUTE_ZONE, or gcloud's own setting
+#          --runtime VERSION image of the workers; by default that of the type
+#          --spot            ask for a spot slice: cheaper, and may be preempted
+#          --file FILE       copy the file to the home folder of every worker, where the run starts; may be repeated
+#          --shared          --output is a folder that all workers mount; without it, one on gs:// (a slice of one host)
 #          --dry-run         print the commands instead of running them
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -64,13 +64,13 @@ where=(--project="$project" --zone="$zone")
 root=$(dirname "$(dirname "$(realpath -- "${BASH_SOURCE[0]}")")")
 wheel=simcse_jax-$(sed -n 's/^version = "\(.*\)"$/\1/p' "$root/pyproject.toml")-py3-none-any.whl
 
-# on WORKER ARGUMENT ...: tpu_worker.sh, with these arguments, on a worker or on all.
+# on WORKER ARGUMENT ...: runs tpu_worker.sh with these arguments on a worker, or on all.
 on() {
     run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker="$1" \
         --command="$(printf '%q ' bash tpu_worker.sh "${@:2}")"
 }
 
-# state: of the queued resource; NONE where there is none.
+# state: the state of the queued resource, or NONE if it does not exist.
 state() {
     local said
     if said=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>&1); then
@@ -132,11 +132,11 @@ start() {
     local output
     output=$(output_of "$@")
     "$shared" || [[ $output == *://* ]] || fail "workers do not share --output $output: give a folder that all" \
-        "of them mount, with --shared, or on a slice of one host one on gs://"
+        "of them mount, with --shared, or on a slice of one host a folder on gs://"
     on all start "$@"
 }
 
-# delete: the queued resource with its slice.
+# delete: deletes the queued resource with its slice.
 delete() {
     run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
 }
@@ -145,20 +145,20 @@ resume() {
     [ $# -gt 0 ] || fail "give the config and options that the run was started with"
     local now=SUSPENDED seen
     if "$dry_run"; then
-        echo "# where the slice was preempted; where it is there, only the last command:"
+        echo "# if the slice was preempted; if it is there, only the last command:"
     else
         now=$(state)
     fi
     case $now in
         ACTIVE)
-            seen=$(on 0 report) || seen="not set up" # or out of reach, which setup will say
+            seen=$(on 0 report) || seen="not set up" # or out of reach: setup will say so
             case $seen in
                 "not set up") setup ;;
                 running) echo "$name is running the run: nothing to do" && return ;;
                 "ended 0") echo "the run is done: nothing to resume" && return ;;
             esac
             ;;
-        # Not lists of &&, in which a command that fails would end nothing.
+        # No lists of &&: in them, a failing command would not end the script.
         NONE)
             create
             setup
@@ -188,5 +188,5 @@ case $command in
         on all report
         ;;
     stop) on all stop ;;
-    *) fail "give one of create, setup, start, logs, status, stop, resume, delete; --help says more" ;;
+    *) fail "give one of create, setup, start, logs, status, stop, resume, delete; see --help" ;;
 esac

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What tpu_pod.sh has every worker of a slice do, in the folder that this file lies in.
+# Carries out the commands of tpu_pod.sh on a worker of a slice, in the folder of this file.
 #
-#     tpu_worker.sh install WHEEL     the package into an environment of its own
-#     tpu_worker.sh start CONFIG ...  simcse-jax train with these arguments, in the background, its output in simcse.log
-#     tpu_worker.sh report            running, ended STATUS, not started, or not set up
+#     tpu_worker.sh install WHEEL     install the package into an environment of its own
+#     tpu_worker.sh start CONFIG ...  run simcse-jax train with these arguments in the background, output in simcse.log
+#     tpu_worker.sh report            print running, ended STATUS, not started, or not set up
 #     tpu_worker.sh stop              ask the run to save and stop
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"

@@ -1,4 +1,5 @@
-"""Weight of the hard negatives, none of them, and nothing but the own one (SimCSE, appendix; STS-B dev).
+"""Hard negatives: their weight, training without them, and training with nothing but a pair's own (SimCSE, appendix;
+STS-B dev).
 
 simcse-jax ablate hard_negatives --base.data.train nli_for_simcse.csv
 """

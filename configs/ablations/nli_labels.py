@@ -1,4 +1,4 @@
-"""Pairs of one label as positives, from labelled pairs as SNLI and MultiNLI have them (after SimCSE, table 4).
+"""Pairs of one label as positives, from labelled pairs like those of SNLI and MultiNLI (after SimCSE, table 4).
 
 The columns are sentence1, sentence2 and gold_label; the files may be .jsonl, as SNLI and MultiNLI are published.
 

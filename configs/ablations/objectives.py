@@ -1,4 +1,4 @@
-"""What the positive is, and one encoder or two (SimCSE, table 2; STS-B dev).
+"""The kind of positive, and one encoder or two (SimCSE, table 2; STS-B dev).
 
 Next sentences need running text: one sentence a line, a blank line between documents.
 
