@@ -31,7 +31,7 @@ Part = Step | Encode | Sts | Input | Start | Devices | Checkpoint | Loss | Serve
 
 @dataclass(frozen=True)
 class All:
-    """Every part that has a peer; what needs data that is not there is left out, and the results say so."""
+    """Every part that has a peer; parts whose data is missing are left out, and the results say so."""
 
     step: Step = field(default_factory=Step)
     step_wiki: Step = field(default_factory=lambda: Step(lengths="wiki"))
@@ -46,15 +46,15 @@ class All:
     profile: Profile = field(default_factory=Profile)
 
     def parts(self, quick: bool) -> dict[str, Part]:
-        """The parts by name; a rehearsal takes the step of one kind alone."""
+        """The parts by name; a rehearsal has one kind of step only."""
         names = [f.name for f in fields(self) if not (quick and f.name in ("step_wiki", "step_sts"))]
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class Command:
-    """This project beside its peers on the same work, in one run, called in turn; nothing is timed before all sides
-    have computed the same."""
+    """Compare this project with its peers on the same work, in one run, called in turn. Nothing is timed before all
+    sides have computed the same."""
 
     part: (
         Annotated[All, subcommand("all")]
@@ -70,28 +70,28 @@ class Command:
         | Annotated[Profile, subcommand("profile")]
     )
     output: Path = Path("runs/benchmarks/results")
-    """The results are OUTPUT.md and OUTPUT.json, written anew after each part."""
+    """Results go to OUTPUT.md and OUTPUT.json, written anew after each part."""
     quick: bool = False
-    """A rehearsal at tiny sizes, whose figures say nothing."""
+    """Rehearse at tiny sizes; the figures say nothing."""
 
     def run(self) -> None:
         """Measures and writes.
 
         Raises:
-          Disagreement: two sides computed different things; of `all`, after the other parts.
+          Disagreement: two sides computed different things; with `all`, raised after the other parts.
         """
         check_peers()
-        jax.config.update("jax_platforms", "cpu")  # accelerators are for the processes that are measured
+        jax.config.update("jax_platforms", "cpu")  # accelerators are for the measured processes
         whole = self.part if isinstance(self.part, All) else None
         parts = whole.parts(self.quick) if whole else {type(self.part).__name__.lower(): self.part}
         about = provenance()
         if about["load"][0] > 0.5 and not self.quick:
-            print(f"other work is going on (load {about['load'][0]}): these figures will be of both", file=sys.stderr)
+            print(f"other work is going on (load {about['load'][0]}): these figures will include it", file=sys.stderr)
         tables: list[Table] = []
         skipped: dict[str, str] = {}
         disagreements: list[str] = []
         with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
-            if self.quick:  # most of a rehearsal's time would be spent on compiling the same small programs
+            if self.quick:  # otherwise a rehearsal spends most of its time compiling the same small programs
                 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/compiled")
                 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
             for name, part in parts.items():
@@ -114,20 +114,20 @@ class Command:
 
 
 def check_peers() -> None:
-    """Raises `InputError` where there is nothing to compare with."""
+    """Raises `InputError` if a peer is not installed."""
     absent = [name for name in ("torch", "sentence_transformers") if importlib.util.find_spec(name) is None]
     if absent:
         raise InputError(f"{' and '.join(absent)} cannot be imported: install the peers with pip install '.[torch]'")
 
 
 def parse(arguments: list[str] | None = None) -> Command:
-    """The command that arguments name, ready to `run`."""
+    """The command that the arguments name, ready to `run`."""
     settings = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
     return tyro.cli(Command, prog="python -m benchmarks", args=arguments, config=settings)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; 1 where the input cannot be used."""
+    """Runs a command; returns 1 if the input cannot be used."""
     command = parse(arguments)
     try:
         command.run()

@@ -1,4 +1,4 @@
-"""How long a training loop is held up by a checkpoint."""
+"""The time that a checkpoint holds up a training loop."""
 
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,16 +12,16 @@ from benchmarks.worker import Contender, Worker
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """So many steps with a checkpoint before them, against as many without: ours, written while the steps go on, and
+    """Steps with a checkpoint before them, against as many without: ours, written while the steps go on, and
     torch.save."""
 
     step: Step = field(default_factory=Step)
     steps: int = 3
-    """Of a call: enough that the checkpoint is written meanwhile."""
+    """Steps per call: enough for the checkpoint to be written meanwhile."""
     rounds: int = 5
 
     def quick(self) -> "Checkpoint":
-        """A rehearsal."""
+        """The same part at the size of a rehearsal."""
         return replace(self, step=self.step.quick(), rounds=2)
 
     def run(self, folder: Path) -> list[Table]:

@@ -1,4 +1,4 @@
-"""Contenders that must agree on what they compute, called in turn."""
+"""Comparison of contenders, called in turn, that must agree on what they compute."""
 
 import os
 from collections.abc import Callable
@@ -17,28 +17,28 @@ Figures = dict[str, Any]
 Distance = Callable[[np.ndarray, np.ndarray], float]
 
 WARM_UP = 2
-"""Calls before the memory is read, the figures are compared and anything is timed."""
+"""Calls of each contender before its memory is read, its figures are compared and anything is timed."""
 CORES = 4
-"""Cores of a contender that starts beside others: it imports and compiles, which nothing times."""
+"""Cores per contender while several start at once: they import and compile, which is not timed."""
 
 
 class Disagreement(AssertionError):
-    """Two contenders do not compute the same, so their times are of different work."""
+    """Two contenders compute different things, so that their times are of different work."""
 
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    """‖a − b‖ / ‖b‖."""
+    """The relative error ‖a − b‖ / ‖b‖."""
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def cosine_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest 1 − cos of a row of one with that row of the other."""
+    """The largest 1 − cos between a row of a and the same row of b."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return float(np.max(1 - np.sum(a * b, axis=1) / norms))
 
 
 def agree(name: str, figures: Figures, expected: Figures, tolerance: float, distance: Distance) -> None:
-    """Raises `Disagreement` unless every figure lies within the tolerance of the one expected."""
+    """Raises `Disagreement` unless every figure lies within the tolerance of the expected one."""
     for key, value in expected.items():
         ours, theirs = (np.atleast_1d(np.asarray(x, np.float64)) for x in (value, figures[key]))
         apart = distance(theirs, ours) if theirs.shape == ours.shape else float("inf")
@@ -61,20 +61,20 @@ def compare(
     """Measures contenders in turn, the first before each of the others, once their figures agree.
 
     Args:
-      contenders: by name.
-      rounds: how often each is timed.
+      contenders: the contenders, by name.
+      rounds: number of timed calls of each.
       tolerance: see `agree`.
       distance: see `agree`.
-      expected: figures that all must agree with; those of the first where None.
-      product: side and type of the matrix products whose rate is the ceiling of this run; the best of each contender
-        that can multiply, once before the rounds and once after.
+      expected: figures that all must agree with; those of the first contender where None.
+      product: side and type of the matrix products whose rate is the ceiling of this run. Each contender that can
+        multiply does so once before the rounds and once after; the best counts.
 
     Returns:
-      A row a contender, without what the caller knows of the work; the figures expected; and the rate of the product,
-      FLOP/s, by contender.
+      One row per contender, without the fields that the caller knows; the expected figures; and the rate of the
+      product, FLOP/s, by contender.
 
     Raises:
-      Disagreement: two compute different things.
+      Disagreement: two contenders compute different things.
       WorkerFailed: a contender raised an exception.
     """
     ceilings: dict[str, float] = {}

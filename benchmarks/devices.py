@@ -1,4 +1,4 @@
-"""Several devices on one CPU against one, at the same work: what dividing it costs."""
+"""Several devices on one CPU against one, at the same work: the cost of dividing it."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,15 +10,15 @@ from benchmarks.step import TOLERANCE, Step
 
 @dataclass(frozen=True)
 class Devices:
-    """The step on so many fake CPU devices, with a copy of the parameters each and with one among them, and on one
-    device: the same global batch, the same cores."""
+    """The step on several fake CPU devices, with a copy of the parameters on each and with one copy among them, against
+    the step on one device: the same global batch, the same cores."""
 
     step: Step = field(default_factory=Step)
     devices: int = 8
     rounds: int = 5
 
     def quick(self) -> "Devices":
-        """A rehearsal."""
+        """The same part at the size of a rehearsal."""
         return replace(self, step=self.step.quick(), rounds=2)
 
     def run(self, folder: Path) -> list[Table]:

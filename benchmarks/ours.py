@@ -1,4 +1,4 @@
-"""What is measured of this project: encoding and the loss; and what all that runs on JAX can say."""
+"""This project's contenders for encoding and the loss, and their common base on JAX."""
 
 from functools import partial
 from typing import Any
@@ -16,24 +16,24 @@ from simcse_jax.training.loss import BLOCK_SIZES
 
 
 class OnJax:
-    """What all contenders on JAX can say."""
+    """The base of all contenders on JAX: memory and ceiling."""
 
     def peak(self) -> int:
-        """Bytes at most: of an accelerator's memory where there is one, else of the process."""
+        """Most bytes held: of an accelerator's memory if there is one, else of the process."""
         stats = None if jax.default_backend() == "cpu" else jax.devices()[0].memory_stats()
         return int(stats["peak_bytes_in_use"]) if stats else peak_bytes()
 
     def ceiling(self, size: int, dtype: str) -> float:
         """FLOP/s of the best of five products of two square matrices."""
         a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
-        # Some CPUs multiply bfloat16 at its own speed for such sums alone.
+        # Some CPUs multiply bfloat16 at full speed only with float32 sums.
         product = jax.jit(partial(jnp.dot, preferred_element_type=jnp.float32))
         jax.block_until_ready(product(a, a))
         return 2 * size**3 / min(seconds(lambda: product(a, a)) for _ in range(5))
 
 
 class Encode(OnJax):
-    """Sentences to vectors of length 1, as `SimCSE.encode` has it, in any type."""
+    """Sentences to vectors of length 1, as in `SimCSE.encode`, in any type."""
 
     def __init__(
         self, model: str, sentences: list[str], batch_size: int, dtype: str, packed_length: int = ENCODE_ROW
@@ -43,7 +43,7 @@ class Encode(OnJax):
         self._sentences = sentences
 
     def run(self) -> np.ndarray:
-        """All sentences."""
+        """Encodes all sentences."""
         vectors = self._encoder(self._loaded.params, self._sentences)
         return unit(vectors)
 
@@ -65,11 +65,11 @@ class Loss(OnJax):
         self._compiled = jax.jit(self._function)
 
     def run(self) -> None:
-        """The loss and both gradients."""
+        """Computes the loss and both gradients."""
         jax.block_until_ready(self._compiled(self._views))
 
     def check(self) -> dict[str, Any]:
-        """The same."""
+        """The loss and both gradients."""
         with jax.default_matmul_precision("highest"):
             (loss, _), gradients = jax.jit(self._function)(self._views)
         return {"loss": float(loss), "gradient 1": np.asarray(gradients[0]), "gradient 2": np.asarray(gradients[1])}

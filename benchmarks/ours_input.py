@@ -1,4 +1,4 @@
-"""What is measured of this project's input pipeline: the token cache, written and read."""
+"""This project's contenders for the input pipeline: the token cache, written and read."""
 
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class Tokens(OnHost):
         self._text, self._length = text, length
 
     def run(self) -> dict[str, int]:
-        """Reads the text, tokenises it and writes the cache; gives the number and the sum of its tokens."""
+        """Reads the text, tokenises it and writes the cache; returns the number and the sum of its tokens."""
         with tempfile.TemporaryDirectory(prefix="benchmark-") as cache:
             corpus = open_corpus(DataConfig(train=self._text))
             table = tokenize_corpus(corpus, self._tokenizer, self._length, cache, progress=False)
@@ -47,7 +47,7 @@ class Batches(OnHost):
             yield Feed(self._table, self._order, make_mesh()).rows(step, slice(None))
 
     def run(self) -> None:
-        """All batches, in the order of a run."""
+        """Loads all batches, in the order of a run."""
         for _ in self._epoch():
             pass
 

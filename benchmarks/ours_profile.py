@@ -1,4 +1,4 @@
-"""Where the time of this project's train step goes, by a trace of the program as it runs."""
+"""Profile of this project's train step: a trace of the program as it runs."""
 
 import re
 import tempfile
@@ -26,7 +26,8 @@ PARTS = {
     "loss": r"jvp\(",
     "clipping and AdamW": r"train_step",
 }
-"""Names of scopes in the program, the first that is found in an operation's; what XLA adds of its own has none."""
+"""Patterns of scope names in the program; the first that matches an operation's name counts. XLA's own operations have
+none."""
 OTHER = "copies and loops"
 
 
@@ -36,7 +37,7 @@ def part_of(name: str) -> str:
 
 
 def parts_of(program: Program) -> dict[str, str]:
-    """The part of each instruction; that of a fusion is what it ends with."""
+    """The part of each instruction; a fusion has the part of its last operation."""
     found: dict[str, str] = {}
     for instructions in program.computations.values():
         for i in instructions:
@@ -50,10 +51,10 @@ class Profile(Step):
     """The train step, traced."""
 
     def trace(self, steps: int) -> dict[str, tuple[float, int]]:
-        """Seconds and calls of each part, of a step.
+        """Seconds and calls of each part, per step.
 
         Args:
-          steps: how many are traced.
+          steps: number of steps to trace.
         """
         parts = parts_of(self._program())
         seconds: dict[str, float] = defaultdict(float)
@@ -66,14 +67,14 @@ class Profile(Step):
             data = jax.profiler.ProfileData.from_file(str(file))
             for event in (event for plane in data.planes for line in plane.lines for event in line.events):
                 operation = str(dict(event.stats).get("hlo_op", ""))
-                # A loop's time is that of what it runs.
+                # A loop's time is that of the operations in it.
                 if operation in parts and not re.match(r"(while|call|conditional)\b", operation):
                     seconds[parts[operation]] += event.duration_ns / 1e9 / steps
                     calls[parts[operation]] += 1
         return {part: (taken, calls[part] // steps) for part, taken in seconds.items()}
 
     def account(self) -> dict[str, int]:
-        """What the compiled step launches, moves and multiplies: `simcse_jax.xla.work.Work`."""
+        """The launches, bytes and FLOPs of the compiled step: `simcse_jax.xla.work.Work`."""
         found = work(self._program())
         assert found is not None
         return asdict(found)

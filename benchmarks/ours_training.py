@@ -1,4 +1,4 @@
-"""What is measured of this project's training: the step, its input, its checkpoints."""
+"""This project's contenders for training: the step, its input, its checkpoints."""
 
 import os
 import tempfile
@@ -59,7 +59,7 @@ class Step(OnJax):
         return prepared, create_state(prepared.spec, prepared.start.params())
 
     def run(self) -> None:
-        """A step; the first makes everything, from the token cache to the compiled step."""
+        """Takes a step; the first makes everything, from the token cache to the compiled step."""
         if self._running is None:
             prepared, self.state = self._start(0.1, "run")
             steps = min(prepared.feed.order.steps_per_epoch, prepared.spec.total_steps)
@@ -72,7 +72,7 @@ class Step(OnJax):
 
     def check(self) -> dict[str, float]:
         """Loss and gradient norm of the first batch under the first weights, without dropout."""
-        # On GPUs the products of a float32 model are otherwise of about three digits.
+        # On GPUs, the products of a float32 model otherwise have about three digits.
         with jax.default_matmul_precision("highest"):
             prepared, state = self._start(0.0, "check")
             assert prepared.step is not None
@@ -81,9 +81,9 @@ class Step(OnJax):
         return {"loss": float(metrics["loss"]), "gradient norm": float(metrics["grad_norm"])}
 
     def waits(self, steps: int) -> tuple[float, float]:
-        """Seconds that a loop of so many steps waits for its input, and seconds that it takes, the first step left out.
+        """Seconds that a loop of `steps` steps waits for its input, and seconds that it takes, without the first step.
 
-        Loaded and tokenised as in training: a thread loads batches from the token cache ahead of time.
+        As in training, a thread loads batches from the token cache ahead of time.
         """
         assert self._running is not None
         prepared, waited, started = self._running[0], 0.0, 0.0
@@ -101,7 +101,7 @@ class Step(OnJax):
 
 
 class Checkpointing(Step):
-    """So many steps, with a checkpoint before them or without."""
+    """The steps of a loop, with a checkpoint before them or without."""
 
     def __init__(self, loop: int, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -110,7 +110,7 @@ class Checkpointing(Step):
         self._checkpoints: Checkpoints | None = None
 
     def steps(self) -> None:
-        """The steps alone."""
+        """Takes the steps alone."""
         for _ in range(self.loop):
             self.run()
 

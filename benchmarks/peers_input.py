@@ -9,11 +9,11 @@ from tokenizers import Tokenizer
 
 from benchmarks.worker import OnHost
 
-_CHUNK = 8192  # sentences at a time, as ours
+_CHUNK = 8192  # sentences at a time, as in our pipeline
 
 
 class Tokens(OnHost):
-    """The package tokenizers, in its fastest form, without keeping what it gives."""
+    """The package tokenizers, in its fastest form; its results are dropped."""
 
     def __init__(self, model: str, text: str, length: int) -> None:
         self._tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
@@ -54,7 +54,7 @@ class Batches(OnHost):
         )
 
     def run(self) -> None:
-        """All batches."""
+        """Loads all batches."""
         for _ in self._loader:
             pass
 

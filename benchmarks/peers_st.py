@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 
 try:
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-except ImportError:  # where the losses were in earlier releases
+except ImportError:  # earlier releases have the losses here
     from sentence_transformers.losses import MultipleNegativesRankingLoss  # type: ignore[no-redef]
 
 from benchmarks.peers_torch import DEVICE, OnTorch, TrainingStep, exact, fast, wait
@@ -27,11 +27,11 @@ class _Ranking(torch.nn.Module):
 
 
 class Step(TrainingStep):
-    """MultipleNegativesRankingLoss over (sentence, sentence), as its documentation has unsupervised SimCSE.
+    """MultipleNegativesRankingLoss over (sentence, sentence), as its documentation recommends for unsupervised SimCSE.
 
-    This is what its trainer does with a batch: the loss of both columns under autocast, backward, clip, AdamW. The loop
-    of the trainer around it (collator, logging, callbacks) is left out, as ours is, and would only add to its time; it
-    also needs the package accelerate.
+    The step does what the trainer does with a batch: the loss of both columns under autocast, backward, clip, AdamW.
+    It leaves out the trainer's loop (collator, logging, callbacks), as our step leaves out ours: the loop would only
+    add to the time, and it needs the package accelerate.
     """
 
     def build(self) -> torch.nn.Module:
@@ -40,7 +40,7 @@ class Step(TrainingStep):
 
 
 class Encode(OnTorch):
-    """`SentenceTransformer.encode`, vectors of length 1; bfloat16 weights and arithmetic where asked."""
+    """`SentenceTransformer.encode`, vectors of length 1; with bfloat16 weights and arithmetic on request."""
 
     def __init__(self, model: str, sentences: list[str], batch_size: int, dtype: str) -> None:
         settings: dict[str, Any] = {"dtype": getattr(torch, dtype)}
@@ -49,7 +49,7 @@ class Encode(OnTorch):
         fast()
 
     def run(self) -> np.ndarray:
-        """All sentences."""
+        """Encodes all sentences."""
         tensors = self._model.encode(
             self._sentences,
             batch_size=self._batch_size,

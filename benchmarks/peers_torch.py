@@ -19,18 +19,18 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def wait() -> None:
-    """Returns once everything asked of the device is done."""
+    """Waits until the device has done all its work."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
 
 def exact() -> None:
-    """float32 products in full precision, for comparisons."""
+    """Sets float32 products to full precision, for comparisons."""
     torch.set_float32_matmul_precision("highest")
 
 
 def fast() -> None:
-    """float32 products as JAX takes them by default: TF32 on GPUs; on CPUs the same as exact."""
+    """Sets float32 products to JAX's default: TF32 on GPUs; on CPUs the same as exact."""
     torch.set_float32_matmul_precision("high" if DEVICE.type == "cuda" else "highest")
 
 
@@ -47,10 +47,10 @@ def info_nce(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Te
 
 
 class OnTorch:
-    """What all contenders on PyTorch can say."""
+    """The base of all contenders on PyTorch: memory and ceiling."""
 
     def peak(self) -> int:
-        """Bytes at most: of an accelerator's memory where there is one, else of the process."""
+        """Most bytes held: of an accelerator's memory if there is one, else of the process."""
         return torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else peak_bytes()
 
     def ceiling(self, size: int, dtype: str) -> float:
@@ -69,7 +69,7 @@ class OnTorch:
 
 
 class TrainingStep(OnTorch, ABC):
-    """Forward, backward, clip and AdamW; what is trained is left to `build`."""
+    """Forward, backward, clip and AdamW on the module that `build` makes."""
 
     def __init__(
         self, model: str, batches: list[tuple[np.ndarray, np.ndarray]], dtype: str, temperature: float, compiled: bool
@@ -86,7 +86,7 @@ class TrainingStep(OnTorch, ABC):
 
     @abstractmethod
     def build(self) -> torch.nn.Module:
-        """The module from a batch, as a dictionary of tensors, to the loss."""
+        """A module that maps a batch, a dictionary of tensors, to the loss."""
 
     def loss(self, module: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss of a batch."""
@@ -95,12 +95,12 @@ class TrainingStep(OnTorch, ABC):
         return loss
 
     def run(self) -> None:
-        """A step; the first makes everything."""
+        """Takes a step; the first makes everything."""
         if self.module is None:
             fast()
             torch.manual_seed(0)
             self.module = self.build().to(DEVICE).train()
-            # Fused, as the trainers of transformers and sentence-transformers have it by default.
+            # Fused, the default of the trainers of transformers and sentence-transformers.
             self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=3e-5, weight_decay=0.0, fused=True)
             if self.compiled:
                 self.module.compile()
@@ -151,7 +151,7 @@ class Step(TrainingStep):
 
 
 class Checkpointing(Step):
-    """So many steps, with torch.save of model and optimizer before them or without."""
+    """The steps of a loop, with torch.save of model and optimizer before them or without."""
 
     def __init__(self, loop: int, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -159,7 +159,7 @@ class Checkpointing(Step):
         self._folder = tempfile.TemporaryDirectory(prefix="benchmark-")
 
     def steps(self) -> None:
-        """The steps alone."""
+        """Takes the steps alone."""
         for _ in range(self.loop):
             self.run()
 
@@ -170,7 +170,7 @@ class Checkpointing(Step):
         self.steps()
 
     def written(self) -> None:
-        """It is on disk already."""
+        """Does nothing: the checkpoint is on disk already."""
 
 
 class Loss(OnTorch):
@@ -181,7 +181,7 @@ class Loss(OnTorch):
         self._temperature = temperature
 
     def run(self) -> tuple[Any, ...]:
-        """The loss and both gradients."""
+        """Computes the loss and both gradients."""
         fast()
         return self._loss()
 
@@ -193,6 +193,6 @@ class Loss(OnTorch):
         return loss.item(), *(x.cpu().numpy() for x in gradients)
 
     def check(self) -> dict[str, Any]:
-        """The same."""
+        """The loss and both gradients."""
         exact()
         return dict(zip(("loss", "gradient 1", "gradient 2"), self._loss(), strict=True))

@@ -42,7 +42,7 @@ METHODS = {
 
 
 class Poolers:
-    """A model whose vectors are those of several encoders, one after the other; layers that none needs are not run."""
+    """A model that gives the vectors of several encoders, one after the other, and skips layers that none needs."""
 
     def __init__(self, config: EncoderConfig, names: list[str]) -> None:
         self.config, self.names = config, names
@@ -54,7 +54,7 @@ class Poolers:
 
 
 def vectors_of(sentences: list[str], names: list[str], cache: Path, stem: str, model: str) -> dict[str, np.ndarray]:
-    """Vectors by encoder, kept in the cache; of Wikipedia's sentences the first 64 tokens are read."""
+    """Vectors by encoder, kept in the cache; Wikipedia's sentences are cut to 64 tokens."""
     files = {name: cache / f"{stem}-{name}.npy" for name in names}
     if missing := [name for name in names if not files[name].is_file()]:
         loaded = load_model(model, "avg")
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
     parser.add_argument("--fit-to", nargs="+", choices=("target", "wiki"), default=("target", "wiki"))
     parser.add_argument("--methods", nargs="+", default=tuple(METHODS))
-    parser.add_argument("--epochs", type=int, help="of the flow; its default where not given")
+    parser.add_argument("--epochs", type=int, help="epochs of the flow; by default the flow's own")
     parser.add_argument("--dev", action="store_true", help="score the dev split of STS-B alone, to choose settings")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

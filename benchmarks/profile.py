@@ -1,4 +1,4 @@
-"""Where the time of a train step goes, and how far it is from the machine's limits."""
+"""Profile of a train step: the time of each part, and its distance from the machine's limits."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,13 +16,13 @@ class Profile:
 
     step: Step = field(default_factory=Step)
     packed: bool = False
-    """Several sentences a row."""
+    """Pack several sentences per row."""
     steps: int = 2
-    """Of a trace."""
+    """Steps per trace."""
     rounds: int = 3
 
     def quick(self) -> "Profile":
-        """A rehearsal."""
+        """The same part at the size of a rehearsal."""
         return replace(self, step=self.step.quick(), rounds=1)
 
     def run(self, folder: Path) -> list[Table]:
@@ -31,7 +31,7 @@ class Profile:
         return [self._table(work, dtype) for dtype in self.step.dtypes]
 
     def _table(self, work: Any, dtype: str) -> Table:
-        # Without the flag a CPU's trace has no operations in it.
+        # Without the flag, a CPU's trace has no operations in it.
         environment = {"XLA_FLAGS": "--xla_cpu_enable_xprof_traceme=true"}
         contender = work.ours(dtype, environment=environment, packed_length=128 if self.packed else 0)
         contender = replace(contender, make="ours_profile:Profile")

@@ -1,4 +1,4 @@
-"""Results as a Markdown table and as JSON, with the machine, the date and the versions that they are of."""
+"""Results as a Markdown table and as JSON, with their machine, date and versions."""
 
 import datetime
 import os
@@ -27,26 +27,26 @@ class Row:
 
     name: str
     seconds: list[float]
-    """Of each call."""
+    """Seconds of each call."""
     ratios: list[float] = field(default_factory=list)
-    """Of its time to that of the first row, in neighbouring calls; none for the first row itself."""
+    """Ratios of its time to that of the first row, in neighbouring calls; empty for the first row itself."""
     peak: int | None = None
-    """Bytes at most, of the process on a CPU, else of the accelerator."""
+    """Most bytes held, by the process on a CPU, else on the accelerator."""
     items: float | None = None
-    """What a call gets through, in the table's unit."""
+    """Items per call, in the table's unit."""
     flops: float | None = None
-    """Multiplications and additions of the model in a call."""
+    """Multiplications and additions of the model per call."""
     ceiling: float | None = None
     """FLOP/s of a large matrix product in the same run."""
 
     @property
     def rate(self) -> float | None:
-        """Items a second."""
+        """Items per second."""
         return None if self.items is None else self.items / statistics.median(self.seconds)
 
     @property
     def utilisation(self) -> float | None:
-        """Model FLOPs a second over the ceiling."""
+        """Model FLOPs per second over the ceiling."""
         if self.flops is None or self.ceiling is None:
             return None
         return self.flops / statistics.median(self.seconds) / self.ceiling
@@ -54,14 +54,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Contenders at one piece of work."""
+    """The figures of contenders at one piece of work."""
 
     title: str
     rows: list[Row]
     unit: str = "sentences"
     notes: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
-    """What the notes say, for the JSON file."""
+    """The figures in the notes, for the JSON file."""
     ceilings: dict[str, float] = field(default_factory=dict)
     """FLOP/s of a large matrix product, by contender; the best is the ceiling."""
 
@@ -94,7 +94,7 @@ class Table:
 
 
 class Devices:
-    """A contender that only says what JAX and PyTorch compute on."""
+    """A contender that only names the devices of JAX and PyTorch."""
 
     def describe(self) -> dict[str, str]:
         """Kinds of devices, by framework."""

@@ -23,22 +23,22 @@ _QUERIES = 1000  # held out, for recall
 
 @dataclass(frozen=True)
 class Settings:
-    """What is searched."""
+    """The settings of the command."""
 
     vectors: int = 1_000_000
     """Vectors in the index."""
     width: int = 384
-    """Of random vectors."""
+    """Width of random vectors."""
     backends: tuple[Backend, ...] = ("jax",)
-    """Compared one after the other; recall is against exact search."""
+    """Backends to compare, one after the other; recall is against exact search."""
     model: str = ""
     """Encode real sentences with this model instead of drawing random vectors."""
     sentences: Path = Path()
-    """They: a line each, for the index and for the queries."""
+    """Text file of these sentences, one per line, for the index and for the queries."""
 
 
 def main(settings: Settings) -> None:
-    """Prints a line a backend."""
+    """Prints one line per backend."""
     if settings.model:
         lines = read_sentences(settings.sentences, settings.vectors + _QUERIES)
         vectors = np.asarray(SimCSE(settings.model).encode(lines, progress=True))

@@ -23,20 +23,20 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class Serve:
-    """Searches on loopback through HTTP, a connection each; vectors are random, queries are encoded."""
+    """Searches on loopback through HTTP, one connection each; vectors are random, queries are encoded."""
 
     vectors: int = 1_000_000
-    """Of the index, of the model's width."""
+    """Vectors of the index, of the model's width."""
     requests: int = 1000
-    """Searches at once, all of different queries."""
+    """Number of searches at once, all of different queries."""
     alone: int = 100
-    """Searches one after the other."""
+    """Number of searches one after the other."""
     rounds: int = 3
     max_seconds: float = 30.0
-    """Of the service: beyond it a search is refused, and the run ends. More where other work is going on."""
+    """Time limit of the service: a slower search ends the run. Raise it where other work is going on."""
 
     def quick(self) -> "Serve":
-        """A rehearsal."""
+        """The same part at the size of a rehearsal."""
         return replace(self, vectors=2000, requests=40, alone=5, rounds=1)
 
     def run(self, folder: Path) -> list[Table]:
@@ -49,7 +49,7 @@ class Serve:
         from simcse_jax.serve.server import allow_open_files
 
         model, index = minilm_folder(), folder / "index"
-        # In a process of its own, whose memory is free again when the service needs it.
+        # In a process of its own, which frees its memory before the service needs it.
         code = "import sys; from benchmarks.serve import write_index; write_index(*sys.argv[1:])"
         subprocess.run([sys.executable, "-c", code, str(model), str(index), str(self.vectors)], check=True)
         allow_open_files()
@@ -79,7 +79,7 @@ class Serve:
 
 
 def write_index(model: str, folder: str, vectors: str) -> None:
-    """Saves an index of random unit vectors; the first is the model's own, by which the index is known as its."""
+    """Saves an index of random unit vectors. The first is the model's own, so that the service accepts the index."""
     import numpy as np
 
     from simcse_jax import SimCSE
@@ -93,13 +93,13 @@ def write_index(model: str, folder: str, vectors: str) -> None:
 
 
 def query(number: int) -> str:
-    """A made-up sentence of six words, another for each number."""
+    """A made-up sentence of six words, different for each number."""
     return " ".join(_WORDS[number // len(_WORDS) ** place % len(_WORDS)] for place in range(6))
 
 
 @contextmanager
 def _service(model: str, index: str, max_seconds: float) -> Iterator[tuple[subprocess.Popen[str], str, int, float]]:
-    """The command in a process of its own: that process, host, port, and the seconds until it was ready."""
+    """Runs the command in a process of its own: gives the process, host, port, and the seconds until it was ready."""
     start = time.perf_counter()
     options = ["--port", "0", "--max-seconds", str(max_seconds)]
     command = [sys.executable, "-m", "simcse_jax", "serve", model, index, *options]
@@ -139,11 +139,11 @@ async def _search(host: str, port: int, text: str) -> float:
 
 
 def quantile(ordered: list[float], share: float) -> float:
-    """The least value that such a share of all does not exceed."""
+    """The least value that a share of all values does not exceed."""
     return ordered[max(0, -(-len(ordered) * round(share * 100) // 100) - 1)]
 
 
 def _memory(process: subprocess.Popen[str], field: str) -> int:
-    """Bytes, of Linux's account of a process."""
+    """Bytes in a field of Linux's account of a process."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

@@ -18,12 +18,12 @@ from benchmarks.worker import Contender, Worker
 
 @dataclass
 class Beside:
-    """What is measured of a contender's starts beside their time."""
+    """The measures of a contender's starts beside their time."""
 
     peak: int = 0
-    """Bytes that its process held at most in the last."""
+    """Most bytes that its process held in the last start."""
     steps: list[float] = field(default_factory=list)
-    """Seconds of the second step of each."""
+    """Seconds of the second step in each start."""
 
 
 def first_step(name: str, contender: Contender, beside: dict[str, Beside], cache: Path | None = None) -> float:
@@ -31,7 +31,7 @@ def first_step(name: str, contender: Contender, beside: dict[str, Beside], cache
 
     Args:
       name, contender: see `Worker`.
-      beside: takes the rest, under its name.
+      beside: takes the other measures, under the contender's name.
       cache: folder of the compilers' caches; a new and empty one where None.
     """
     with ExitStack() as stack:
@@ -53,16 +53,16 @@ def first_step(name: str, contender: Contender, beside: dict[str, Beside], cache
 
 @dataclass(frozen=True)
 class Start:
-    """Python, imports, model, compilation and a step, of text that is tokenised already."""
+    """Python, imports, model, compilation and a step, on text that is tokenised already."""
 
     step: Step = field(default_factory=Step)
     dtype: DTYPES = "float32"
     compile: bool = True
-    """Beside eager PyTorch, torch.compile."""
+    """Measure torch.compile, too, beside eager PyTorch."""
     rounds: int = 3
 
     def quick(self) -> "Start":
-        """A rehearsal."""
+        """The same part at the size of a rehearsal."""
         return replace(self, step=self.step.quick(), compile=False, rounds=1)
 
     def run(self, folder: Path) -> list[Table]:

@@ -24,8 +24,8 @@ from benchmarks.worker import Contender
 from simcse_jax.pretrained.folders import read_checkpoint
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
-"""Of loss and gradient norm, relative, to those of our step in the first type measured. Autocast takes the logits of
-sentence-transformers in bfloat16, too: they are off by a 256th of 1/τ."""
+"""Relative tolerance of loss and gradient norm, to those of our step in the first type measured. Autocast computes the
+logits of sentence-transformers in bfloat16, too: they are off by a 256th of 1/τ."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,21 @@ class Step:
     batch_size: int = 64
     """Sentences, each encoded twice."""
     length: int = 32
-    """Tokens that sentences are cut to."""
+    """Most tokens per sentence."""
     lengths: Lengths = "padded"
-    """`padded`: every sentence has `length` tokens; `wiki`, `sts`: sentences from SIMCSE_DATA as long as they are."""
+    """`padded`: every sentence has `length` tokens; `wiki`, `sts`: sentences from SIMCSE_DATA at their own lengths."""
     dtypes: tuple[DTYPES, ...] = ("float32", "bfloat16")
-    """Arithmetic; weights are float32. PyTorch's bfloat16 is autocast."""
+    """Types of arithmetic; weights are float32. PyTorch's bfloat16 is autocast."""
     scan: bool | None = None
-    """Ours with its layers compiled as one, or each by itself; as training does where not given."""
+    """Compile our layers as one, or each by itself; by default as training does."""
     compile: bool = False
-    """Beside eager PyTorch, torch.compile of it, which takes minutes to compile."""
+    """Measure torch.compile, too, beside eager PyTorch; it takes minutes to compile."""
     product: int = 4096
-    """Side of the matrix products that are the ceiling."""
+    """Side of the matrix products whose rate is the ceiling."""
     rounds: int = 5
 
     def quick(self) -> "Step":
-        """A rehearsal."""
+        """The same part at the size of a rehearsal."""
         return replace(self, size=QUICK, batch_size=16, dtypes=self.dtypes[:1], product=512, rounds=2)
 
     def work(self, folder: Path) -> "Material":
@@ -64,7 +64,7 @@ class Step:
         """Measures.
 
         Args:
-          folder: for models, text and caches.
+          folder: folder for models, text and caches.
 
         Raises:
           Disagreement: a peer computes another loss or gradient norm.
@@ -89,8 +89,8 @@ class Step:
             tables.append(Table(f"{self.title(work)}, {dtype}", rows, notes=[note], ceilings=ceilings))
         return tables
 
-    def title(self, work: "Material") -> str:
-        """What is done."""
+    def title(self, work: "Work") -> str:
+        """The work in words, for the title of a table."""
         kind = "all padded" if self.lengths == "padded" else f"{self.lengths}, {work.tokens:.1f} tokens on average"
         return (
             f"Training step: BERT {self.size.layers} × {self.size.width}, {self.batch_size} sentences twice, "
@@ -100,7 +100,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Material:
-    """What the contenders of a step are given."""
+    """The inputs that the contenders of a step share."""
 
     settings: Step
     model: Path
@@ -110,34 +110,34 @@ class Material:
 
     @property
     def tokens(self) -> float:
-        """Of a sentence, on average."""
+        """Tokens per sentence, on average."""
         return float(np.mean(np.concatenate([lengths for _, lengths in self.batches])))
 
     @property
     def sentences(self) -> int:
-        """Encoded in a step."""
+        """Sentences encoded per step."""
         return 2 * self.settings.batch_size
 
     @property
     def flops(self) -> float:
-        """Of the encoder in a step, forward and backward, of both views; a batch's average."""
+        """FLOPs of the encoder per step, forward and backward, for both views; the average over batches."""
         config = read_checkpoint(self.model).config
         return 3 * 2 * forward_flops(config, np.concatenate([n for _, n in self.batches])) / len(self.batches)
 
     def ours(self, dtype: str = "float32", kind: str = "Step", environment: Any = None, **more: Any) -> Contender:
-        """This project's."""
+        """This project's contender."""
         paths = {"model": str(self.model), "text": str(self.text), "cache": str(self.cache), "dtype": dtype}
         settings = self.settings
         arguments = {"batch_size": settings.batch_size, "length": settings.length, "scan": settings.scan}
         return Contender(f"ours_training:{kind}", paths | arguments | more, environment or {})
 
     def peer(self, make: str, dtype: str = "float32", compiled: bool = False, **more: Any) -> Contender:
-        """One on PyTorch."""
+        """A contender on PyTorch."""
         arguments = {"model": str(self.model), "batches": self.batches, "dtype": dtype, "temperature": 0.05}
         return Contender(make, arguments | {"compiled": compiled} | more)
 
     def contenders(self, dtype: str) -> dict[str, Contender]:
-        """Ours first."""
+        """The contenders, ours first."""
         found = {f"ours {dtype}": self.ours(dtype)}
         if self.settings.lengths != "padded":
             found[f"ours packed {dtype}"] = self.ours(dtype, packed_length=128)

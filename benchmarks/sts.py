@@ -1,4 +1,4 @@
-"""The seven STS tasks, beside the same through sentence-transformers."""
+"""The seven STS tasks, beside sentence-transformers on the same tasks."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,16 +19,16 @@ class Sts:
     tasks: tuple[str, ...] = STS_TASKS
     """Names of tasks, or .tsv files."""
     model: Model = "minilm"
-    """all-MiniLM-L6-v2, or a random BERT of `size`."""
+    """Model: all-MiniLM-L6-v2, or a random BERT of `size`."""
     size: Size = field(default_factory=Size)
     batch_size: int = 64
     dtypes: tuple[DTYPES, ...] = ("float32",)
     product: int = 4096
-    """Side of the matrix products that are the ceiling."""
+    """Side of the matrix products whose rate is the ceiling."""
     rounds: int = 3
 
     def quick(self) -> "Sts":
-        """A rehearsal, on the package's own pairs."""
+        """The same part at the size of a rehearsal, on the package's own pairs."""
         return replace(self, tasks=(str(demo_similarity("dev")),), product=512, rounds=1)
 
     def run(self, folder: Path) -> list[Table]:

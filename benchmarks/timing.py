@@ -12,16 +12,16 @@ from typing import Any
 
 @dataclass
 class Measured:
-    """Calls of one function."""
+    """The times of one function's calls."""
 
     seconds: list[float] = field(default_factory=list)
-    """Of each call."""
+    """Seconds of each call."""
     ratios: list[float] = field(default_factory=list)
-    """Of each call to the call of the first function just before it; none for the first function itself."""
+    """Ratio of each call to the call of the first function just before it; empty for the first function itself."""
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Time of a call of a JAX function, its results waited for."""
+    """Seconds of a call of a JAX function, until its results are there."""
     import jax
 
     start = time.perf_counter()
@@ -32,11 +32,11 @@ def seconds(function: Callable[[], Any]) -> float:
 def alternate(functions: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, Measured]:
     """Calls the first function and each other in turn: A B A C, A B A C, …
 
-    Whatever slows the machine down for a while then slows down both sides of a ratio.
+    A disturbance of the machine then slows down both sides of a ratio.
 
     Args:
       functions: two or more; each returns the seconds that it took.
-      rounds: how often each other is called; the first, once before each.
+      rounds: number of calls of each other function; the first is called once before each of them.
       warm_up: calls of each beforehand that do not count.
     """
     first, *others = functions
@@ -60,7 +60,7 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def peak_bytes() -> int:
-    """Most memory of the host that this process has held."""
+    """The most memory of the host that this process has held."""
     status = Path("/proc/self/status")
     if status.is_file():
         # Not ru_maxrss, which on Linux begins with what the parent held when it started this process.

@@ -3,7 +3,7 @@
 
     python benchmarks/transfer_protocol.py MODEL --pooler avg --data SentEval/data/downstream
 
-SentEval's scikit-learn classifier: LogisticRegression as it comes, C from 1/4 to 8, each trained on its own.
+SentEval's scikit-learn classifier: LogisticRegression with its defaults, C from 1/4 to 8, each trained on its own.
 
 SentEval's PyTorch classifier: a linear layer trained with Adam (learning rate 1e-3, λ as its weight decay) on batches
 of 64; it looks at held-out accuracy every 4 epochs, stops at the 6th look without a new best, or after 200 epochs, and
@@ -40,7 +40,7 @@ Examples = tuple[np.ndarray, np.ndarray]
 
 def regression(train: Examples, held: Examples, strength: float) -> float:
     """Accuracy × 100 of scikit-learn's classifier."""
-    # It does not always converge within its 100 iterations; SentEval takes it as it is.
+    # It does not always converge within its 100 iterations; SentEval uses it all the same.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return 100 * float(LogisticRegression(C=strength, random_state=SEED).fit(*train).score(*held))
@@ -77,7 +77,7 @@ def senteval_sklearn(splits: dict[str, Examples], folds: int) -> tuple[float, fl
 def fit_many(
     x: torch.Tensor, y: torch.Tensor, train: list[Index], held: list[Index], l2: list[float]
 ) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
-    """Classifiers, each of its own rows, stopped on its own rows: best held-out accuracies, weights and biases."""
+    """Trains classifiers, each on rows of its own: best held-out accuracies, weights and biases."""
     count, classes, width = len(train), int(y.max()) + 1, x.shape[1]
     generator = torch.Generator().manual_seed(SEED)
     bound = width**-0.5
@@ -119,7 +119,7 @@ def fit_many(
 
 
 def choose(scores: np.ndarray) -> tuple[float, float]:
-    """The best of mean accuracies and its λ."""
+    """The best mean accuracy and its λ."""
     rounded = np.round(100 * scores, 2)
     return float(rounded.max()), GRID[int(rounded.argmax())]
 
@@ -134,7 +134,7 @@ def cross_validate(x: torch.Tensor, y: torch.Tensor, part: Index, folds: int) ->
 
 
 def final(x: torch.Tensor, y: torch.Tensor, parts: list[Index], l2: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Classifiers of whole parts, 5 % of each held out for stopping."""
+    """Trains classifiers on whole parts, with 5 % of each held out for stopping."""
     order = [np.random.default_rng(SEED).permutation(part) for part in parts]
     cut = [int(0.05 * len(part)) for part in parts]
     pairs = list(zip(order, cut, strict=True))
@@ -143,7 +143,7 @@ def final(x: torch.Tensor, y: torch.Tensor, parts: list[Index], l2: list[float])
 
 
 def accuracy(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor) -> float:
-    """× 100."""
+    """Accuracy × 100."""
     return 100 * float((x @ weights + bias).argmax(1).eq(y).double().mean())
 
 
@@ -192,14 +192,14 @@ class Compare:
     tasks: tuple[str, ...] = ALL_TRANSFER_TASKS
     """Transfer tasks."""
     folds: int = 10
-    """Outer and inner."""
+    """Number of folds, outer and inner."""
     adam: bool = True
-    """Also SentEval's PyTorch classifier."""
+    """Train SentEval's PyTorch classifier, too."""
     vectors: Path | None = None
-    """File (.npy) to keep the vectors of the sentences in between calls with the same tasks."""
+    """File (.npy) that keeps the sentences' vectors between calls with the same tasks."""
 
     def run(self) -> None:
-        """Prints a line a task."""
+        """Prints one line per task."""
         torch.set_num_threads(1)
         tasks = [load_transfer_task(name, self.data) for name in self.tasks]
         sentences = sentences_of(tasks)

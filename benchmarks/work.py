@@ -27,18 +27,18 @@ Lengths = Literal["padded", "wiki", "sts"]
 DTYPES = Literal["float32", "bfloat16"]
 SEED = 42
 PROGRAMS = "BENCHMARK_PROGRAMS"
-"""Variable of the environment that names the folder where ours keeps compiled programs; unset, it keeps none."""
+"""Environment variable with the folder of our compiled programs; if unset, they are not kept."""
 BATCHES = 8
-"""Different batches that a training loop here goes round."""
+"""Number of different batches that a training loop here repeats."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """A random BERT; BERT-base where nothing is given."""
+    """The size of a random BERT; BERT-base by default."""
 
     layers: int = 12
     width: int = 768
-    """Of the hidden states: a multiple of 64, the width of a head."""
+    """Width of the hidden states: a multiple of 64, the width of a head."""
 
 
 QUICK = Size(layers=2, width=128)
@@ -49,7 +49,7 @@ def bert_folder(size: Size, folder: Path) -> Path:
 
     Args:
       size: its shape.
-      folder: where to make it.
+      folder: folder to make it in.
 
     Raises:
       InputError: MiniLM's tokenizer is not installed.
@@ -71,7 +71,7 @@ def bert_folder(size: Size, folder: Path) -> Path:
         "max_position_embeddings": 512,
         "type_vocab_size": 2,
         "hidden_act": "gelu",
-        # With the usual 0.02 all vectors point one way, and rounding errors are a part of the gradient to be compared.
+        # With the usual 0.02 all vectors point one way, and rounding errors are part of the compared gradients.
         "initializer_range": 0.05,
     }
     (source / "config.json").write_text(json.dumps(config))
@@ -89,7 +89,7 @@ def data_root() -> Path:
       InputError: SIMCSE_DATA is not set.
     """
     if "SIMCSE_DATA" not in os.environ:
-        raise InputError("real text is read from the folder SIMCSE_DATA, which is not set: see README.md")
+        raise InputError("SIMCSE_DATA is not set: set it to the folder with the real text, see README.md")
     return Path(os.environ["SIMCSE_DATA"])
 
 
@@ -102,13 +102,13 @@ def real_sentences(count: int) -> list[str]:
 
 
 def training_text(lengths: Lengths, count: int, length: int, folder: Path) -> Path:
-    """A file of sentences, one a line.
+    """Writes a file of sentences, one per line.
 
     Args:
-      lengths: `padded`: made up, none shorter than `length` tokens; `wiki`, `sts`: real sentences as they are.
-      count: sentences.
-      length: tokens.
-      folder: where to write it.
+      lengths: `padded`: made-up sentences of at least `length` tokens; `wiki`, `sts`: real sentences as they are.
+      count: number of sentences.
+      length: number of tokens.
+      folder: folder to write the file to.
     """
     if lengths == "wiki":
         sentences = read_sentences(data_root() / "wiki" / "wiki_en_1m.txt.gz", count)
@@ -126,7 +126,7 @@ def training_text(lengths: Lengths, count: int, length: int, folder: Path) -> Pa
 
 
 def token_table(model: Path, text: Path, length: int, cache: Path) -> TokenTable:
-    """The text tokenised, in the cache that our run will find it in."""
+    """Tokenises the text into the cache where our run will find it."""
     corpus = open_corpus(DataConfig(train=str(text)))
     return tokenize_corpus(corpus, load_tokenizer(model), length, cache, progress=False)
 
@@ -142,11 +142,10 @@ def peer_batches(table: TokenTable, batch_size: int) -> list[tuple[np.ndarray, n
 
 
 def forward_flops(config: EncoderConfig, lengths: Any) -> float:
-    """Multiplications and additions of all matrix products that encode sentences: 8H² + 4HF a token and layer, and 4H
-    for every pair of a sentence's tokens. Training takes three times as many.
+    """Multiplications and additions of all matrix products that encode sentences: 8H² + 4HF per token and layer, and 4H
+    per pair of a sentence's tokens. Training takes three times as many.
 
-    Only real tokens count, and nothing that is computed again, so that the figure is of the work and not of how it is
-    done.
+    Only real tokens count, and nothing counts twice, so that the figure measures the work and not the way it is done.
 
     Args:
       config: the encoder's shape.

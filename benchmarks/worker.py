@@ -1,7 +1,7 @@
-"""A process of its own for each contender, called through a pipe.
+"""One process per contender, called through a pipe.
 
-The caller loads no framework and its children inherit none: imports, threads and memory of one contender neither slow
-down another nor count as its own.
+The caller loads no framework, so that its children inherit none: imports, threads and memory of one contender neither
+slow down another nor count as its own.
 """
 
 import importlib
@@ -27,14 +27,14 @@ _ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TQDM_DISABLE": "1", "
 
 @dataclass(frozen=True)
 class Contender:
-    """What is measured, and how its process makes it.
+    """A measured class, and how its process makes it.
 
     Attributes:
-      make: "module:Class" of this package. The class has `run()`, what is timed; where it is compared with others,
+      make: "module:Class" of this package. The class has `run()`, the timed call; if it is compared with others,
         `check()`, the figures that all must agree on; `peak()`, bytes; and `ceiling(size, dtype)`, FLOP/s of a matrix
         product.
-      arguments: of the class.
-      environment: variables of its process.
+      arguments: arguments of the class.
+      environment: environment variables of its process.
     """
 
     make: str
@@ -43,10 +43,10 @@ class Contender:
 
 
 class OnHost:
-    """What a contender that needs no accelerator can say."""
+    """The base of contenders that need no accelerator: memory."""
 
     def peak(self) -> int:
-        """Bytes of the process at most."""
+        """Most bytes that the process has held."""
         return peak_bytes()
 
 
@@ -61,8 +61,8 @@ class Worker:
         """Starts the process.
 
         Args:
-          name: for messages.
-          contender: what it makes.
+          name: name in messages.
+          contender: the contender to make in it.
         """
         self.name = name
         self._pipe, theirs = Pipe()
@@ -83,7 +83,7 @@ class Worker:
             raise
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What a method of the contender returns."""
+        """Calls a method of the contender and returns its result."""
         return self._ask(method, arguments)[0]
 
     def timed(self, method: str = "run", *arguments: Any) -> float:
@@ -115,12 +115,12 @@ class Worker:
 
 
 def serve(descriptor: int) -> None:
-    """The other side: makes the contender and answers calls until the pipe is closed."""
+    """Serves the other side: makes the contender and answers calls until the pipe is closed."""
     pipe = Connection(descriptor)
     contender: Any = None
     while True:
         try:
-            message = pipe.recv_bytes()  # unpacked below, where what goes wrong is reported
+            message = pipe.recv_bytes()  # unpacked below, where errors are reported
         except EOFError:
             return
         error, value, start = "", None, time.perf_counter()
@@ -132,6 +132,6 @@ def serve(descriptor: int) -> None:
             else:
                 start = time.perf_counter()
                 value = getattr(contender, name)(*arguments)
-        except Exception:  # whatever it is: its text goes to the process that asked
+        except Exception:  # whatever it is: its text goes to the calling process
             error = traceback.format_exc()
         pipe.send((error, value, time.perf_counter() - start))
