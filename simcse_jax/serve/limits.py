@@ -43,7 +43,7 @@ class Limits:
         if self.max_queue < self.max_sentences:
             raise InputError(
                 f"max_queue is {self.max_queue}, less than the {self.max_sentences} sentences of a request: "
-                "the service would refuse every such request"
+                "raise it, or lower max_sentences"
             )
         if self.max_request_hits < self.max_hits:
             raise InputError(
