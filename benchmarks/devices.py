@@ -22,7 +22,7 @@ class Devices:
         return replace(self, step=self.step.quick(), rounds=2)
 
     def run(self, folder: Path) -> list[Table]:
-        """Measures; for the argument and what is raised see `Step.run`."""
+        """Measures; for the argument and errors see `Step.run`."""
         work = self.step.work(folder)
         kinds = {
             "1 device": (1, 1),

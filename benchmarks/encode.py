@@ -40,7 +40,7 @@ class Encode:
         return replace(self, models=("minilm",), size=QUICK, sentences=64, dtypes=("float32",), product=512, rounds=2)
 
     def run(self, folder: Path) -> list[Table]:
-        """Measures; for the argument and what is raised see `Step.run`."""
+        """Measures; for the argument and errors see `Step.run`."""
         sentences = real_sentences(self.sentences)
         tables: list[Table] = []
         for name in self.models:

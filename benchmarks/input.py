@@ -31,7 +31,7 @@ class Input:
         return replace(self, step=self.step.quick(), sentences=2000, steps=4, rounds=2)
 
     def run(self, folder: Path) -> list[Table]:
-        """Measures; for the argument and what is raised see `Step.run`."""
+        """Measures; for the argument and errors see `Step.run`."""
         kind = "wiki" if "SIMCSE_DATA" in os.environ else "padded"
         model = bert_folder(self.step.size, folder)
         text = training_text(kind, self.sentences, self.step.length, folder)  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ class Loss:
         return replace(self, rows=(256,), width=128, product=512, rounds=2)
 
     def run(self, folder: Path) -> list[Table]:
-        """Measures; for the argument and what is raised see `Step.run`."""
+        """Measures; for the argument and errors see `Step.run`."""
         return [self._table(n) for n in self.rows]
 
     def contenders(self, n: int) -> dict[str, Contender]:

@@ -32,7 +32,7 @@ class Sts:
         return replace(self, tasks=(str(demo_similarity("dev")),), product=512, rounds=1)
 
     def run(self, folder: Path) -> list[Table]:
-        """Measures; for the argument and what is raised see `Step.run`. Vectors that agree score alike."""
+        """Measures; for the argument and errors see `Step.run`. Vectors that agree score alike."""
         files = all(name.endswith(".tsv") for name in self.tasks)
         data = "" if files else data_root() / "senteval"
         tasks = [load_task(name, data) for name in self.tasks]

@@ -1,6 +1,6 @@
 """The kind of positive, and one encoder or two (SimCSE, table 2; STS-B dev).
 
-Next sentences need running text: one sentence a line, a blank line between documents.
+Next sentences need running text: one sentence per line, a blank line between documents.
 
     simcse-jax ablate objectives --base.data.train wiki1m_for_simcse.txt
 """
