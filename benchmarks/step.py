@@ -89,7 +89,7 @@ class Step:
             tables.append(Table(f"{self.title(work)}, {dtype}", rows, notes=[note], ceilings=ceilings))
         return tables
 
-    def title(self, work: "Work") -> str:
+    def title(self, work: "Material") -> str:
         """The work in words, for the title of a table."""
         kind = "all padded" if self.lengths == "padded" else f"{self.lengths}, {work.tokens:.1f} tokens on average"
         return (

@@ -32,7 +32,9 @@ class AnalysedModel:
     run: Run | None
 
 
-def find_sources(models: tuple[str, ...], names: tuple[str, ...] = (), checkpoints: bool = False) -> list[AnalysedModel]:
+def find_sources(
+    models: tuple[str, ...], names: tuple[str, ...] = (), checkpoints: bool = False
+) -> list[AnalysedModel]:
     """Checks each model, before the first is loaded.
 
     Args:
