@@ -1,4 +1,4 @@
-"""The one exception that means: what was given cannot be used; and what its messages say of others."""
+"""The one exception for bad input, and the words in which its messages report the exceptions of others."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ _NUMBER = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)")
 
 
 _NUMPY = re.compile(r"\d+ requested and \d+ written")
-"""What numpy says, without the system's number, where an array was not written to its end."""
+"""numpy's message, which lacks the system's number, for an array that was not written to its end."""
 
 
 class InputError(ValueError):
@@ -17,7 +17,7 @@ class InputError(ValueError):
 
 
 def reason(error: BaseException) -> str:
-    """What another library's exception says, on one line: the system's words, its first line, or its type."""
+    """The message of another library's exception, on one line: the system's words, its first line, or its type."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return str(text).splitlines()[0]
 

@@ -1,4 +1,4 @@
-"""Noise that is a pure function of what it falls on: the sentence, the place in it, the feature.
+"""Noise that is a pure function of the element it falls on: the sentence, the place in it, the feature.
 
 Nothing else enters, so a sentence meets the same noise alone or in a batch, padded or packed among others, on one
 device or many. A draw is a dozen integer operations on the element's number, which XLA computes inside the loop that
@@ -30,7 +30,7 @@ def words_of(key: Key[Array, ""], sentences: Int[Array, "*shape"]) -> Words:
 
 
 def below(probability: float) -> np.uint32:
-    """The word that random words are below with this probability, to 2⁻³²."""
+    """The bound that a random word is below with this probability, to 2⁻³²."""
     return np.uint32(min(round(probability * 2**32), 2**32 - 1))
 
 
@@ -53,7 +53,7 @@ def random_bits(key: Words, counter: UInt32[Array, "..."]) -> UInt32[Array, "...
 
 
 class Drawn(NamedTuple):
-    """What the noise of sentences is drawn by: the key of each, and whether it has none."""
+    """The keys from which the noise of sentences is drawn, and which sentences have no noise."""
 
     key: Words
     quiet: Bool[Array, "..."]
@@ -64,8 +64,8 @@ def drawn(key: Key[Array, ""], sentences: Int[Array, "*shape"]) -> Drawn:
 
     Args:
       key: of the pass and the place in the network.
-      sentences: number of each sentence in the global batch, of a shape that broadcasts to what is dropped from; one of
-        negative number has no noise.
+      sentences: number of each sentence in the global batch, of a shape that broadcasts to that of the array; a
+        sentence with a negative number has no noise.
     """
     return Drawn(words_of(key, sentences), sentences < 0)
 
@@ -76,7 +76,7 @@ def drop(
     """Inverted dropout: each element is 0 with probability `rate`, otherwise x / (1 − rate). Linear in x.
 
     Args:
-      x: what is dropped from.
+      x: the array.
       noise: of the sentences that the elements belong to.
       counter: number of each element in its sentence, of a shape that broadcasts to that of `x`.
       rate: probability.
@@ -89,7 +89,7 @@ def drop(
 def dropout(
     x: Float[Array, "*shape"], noise: Drawn, counter: UInt32[Array, "*any"], rate: float
 ) -> Float[Array, "*shape"]:
-    """`drop`, whose backward pass draws again."""
+    """`drop` with a backward pass that draws the noise again."""
     return drop(x, noise, counter, rate)
 
 

@@ -15,5 +15,5 @@ def check_pooler(name: str) -> None:
 
 
 def needs_first_only(name: str) -> bool:
-    """Whether the pooler looks at nothing of the last layer but the first token of each sentence."""
+    """Whether the pooler reads only the first token of each sentence from the last layer."""
     return name in ("cls", "cls_before_pooler")

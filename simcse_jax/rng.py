@@ -10,7 +10,7 @@ from jaxtyping import Int
 def key(seed: int, name: str, step: int | Int[Array, ""] = 0) -> Array:
     """The random key of stream `name` at `step`.
 
-    Streams are independent of each other, so adding one never moves another, and a resumed run draws what the
+    Streams are independent of each other, so adding one never changes another, and a resumed run draws what the
     uninterrupted one would have drawn.
 
     Args:

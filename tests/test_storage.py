@@ -159,11 +159,11 @@ def test_a_mirror_writes_what_is_complete_and_ends_where_another_took_over(s3: A
     make_run(other, 3)
     Mirror(other, url, fetched).push()
     make_run(here, 4)
-    with pytest.raises(InputError, match="another process trains in s3://"):
+    with pytest.raises(InputError, match="another process now trains in s3://"):
         mirror.push()
-    with pytest.raises(InputError, match="another process trains in s3://"):
+    with pytest.raises(InputError, match="another process now trains in s3://"):
         mirror.check()
-    with pytest.raises(InputError, match="another process trains in s3://"):
+    with pytest.raises(InputError, match="another process now trains in s3://"):
         copy_again(here, url)
     fetch_run(url, here)
     assert sorted(path.name for path in (here / "checkpoints").iterdir()) == ["3"]
@@ -179,7 +179,7 @@ def test_what_was_copied_since_a_run_was_fetched_is_not_removed(s3: Any, tmp_pat
     make_run(here, 2)
     write_text(here / "results.json", "{}")
     mirror.push()
-    with pytest.raises(InputError, match=r"s3://.*/run has changed meanwhile: run the same command again"):
+    with pytest.raises(InputError, match=r"s3://.*/run has changed in the meantime: run the same command again"):
         Mirror(other, url, fetched).push()
     assert s3.exists(f"{url}/results.json")
     assert s3.exists(f"{url}/checkpoints/2/data")
@@ -195,7 +195,7 @@ def test_a_run_that_is_gone_from_the_store_is_kept_here(s3: Any, tmp_path: Path)
     make_run(here, 1)
     Mirror(here, url, None).push()
     s3.rm(url, recursive=True)
-    with pytest.raises(InputError, match=rf"copied to {url} is there no longer, and {here} has it still: remove that"):
+    with pytest.raises(InputError, match=rf"copied to {url} is no longer there, but {here} still has it: remove that"):
         fetch_run(url, here)
     (here / ".owner").unlink()
     Mirror(here, url, fetch_run(url, here)).push()
@@ -256,7 +256,7 @@ def test_errors_of_the_store_and_of_the_disk_are_told_apart(
             raise error
 
         monkeypatch.setattr(storage.open_store(url)[0], "get_file", get_file)
-        with pytest.raises(InputError, match=f"{url} cannot be had .{said}"):
+        with pytest.raises(InputError, match=f"{url} cannot be read or written .{said}"):
             local_path(url, str(tmp_path))
 
 
@@ -304,7 +304,7 @@ def test_an_unreachable_store_does_not_end_a_run(s3: Any, tmp_path: Path, monkey
         mirror.__exit__(None, None, None)
     fetch_run(f"s3://{s3.bucket}/run", tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == "xxx"  # newer than what the store has
-    gone, again = "cannot be written for now (gone)", "is written again"
+    gone, again = "cannot be written for now (gone)", "can be written again"
     assert [line.split("/run ")[1] for line in said] == [gone, again, gone]
 
 
@@ -320,10 +320,10 @@ def test_what_stores_cannot_hold_is_refused(
         with pytest.raises(SystemExit) as ended:
             main(command)
         assert ended.value.code == 2
-        assert "is on an object store, where runs and exports can be written" in capsys.readouterr().err
+        assert "is on an object store, where only runs and exports can be written" in capsys.readouterr().err
     with pytest.raises(InputError, match=f"there is nothing at {url}"):
         local_path(url)
-    with pytest.raises(InputError, match=r"cannot be had|nothing at"):
+    with pytest.raises(InputError, match=r"cannot be read or written|nothing at"):
         local_path("s3://no-such-bucket-at-all/x")
     with pytest.raises(InputError, match=r"nothing at s3://.*jsonl, and patterns are for local folders"):
         local_path(f"s3://{s3.bucket}/*.jsonl")

@@ -1,4 +1,4 @@
-"""Config files: Python files that define a dataclass, given by path or by the name of one that the package ships."""
+"""Config files: Python files that define a dataclass, given by path or, if the package ships them, by name."""
 
 import runpy
 import traceback
@@ -23,11 +23,12 @@ def load_variable(name: str, variable: str, kind: type[T]) -> T:
 
     Args:
       name: path of the file, or the name of one that comes with the package, e.g. "quickstart".
-      variable: what to read.
+      variable: name of the variable.
       kind: its type, a dataclass.
 
     Raises:
-      InputError: no such file or name, a file that cannot be run, or one that does not define the variable as a `kind`.
+      InputError: no such file or name, a file that cannot be run, or a file that does not define the variable as a
+        `kind`.
     """
     path = Path(name)
     if not path.is_file():
@@ -55,8 +56,7 @@ def load_variable(name: str, variable: str, kind: type[T]) -> T:
 
 
 def _shipped_configs(variable: str) -> dict[str, Path]:
-    """The files that come with the package and define the variable: those of studies are named study_*, those of
-    ablations lie in a folder of their own."""
+    """The package's files that define the variable: studies begin with study_, ablations have a folder of their own."""
     folder = Path(str(resources.files("simcse_jax.configs")))
     if variable == "ablation":
         folder /= "ablations"

@@ -10,17 +10,18 @@ from simcse_jax.poolers import PoolerName
 from simcse_jax.storage.files import CACHE
 
 MIN_LENGTH = 3
-"""Fewest tokens a sentence can be cut to: two specials around one token."""
+"""Smallest `max_length`: two special tokens around one token of the sentence."""
 
 ENCODE_ROW = 64
-"""Tokens of a row in encoding, by default."""
+"""Default tokens per row when encoding."""
 
 LongText = Literal["cut", "windows", "error"]
-"""What becomes of a text of more than `max_length` tokens: its beginning is encoded; or all of it, in windows of so
-many tokens each, whose vectors are averaged, weighted by their tokens (specials not counted); or it is refused."""
+"""Treatment of a text of more than `max_length` tokens. `cut` encodes its beginning. `windows` encodes all of it, in
+windows of `max_length` tokens, and averages their vectors, weighted by their tokens (specials not counted). `error`
+refuses it."""
 
 Backend = Literal["jax", "faiss-flat", "faiss-ivf"]
-"""`jax`: exact, on JAX's first device. `faiss-flat`: exact, on the CPU. `faiss-ivf`: approximate, in less time."""
+"""`jax`: exact, on JAX's first device. `faiss-flat`: exact, on the CPU. `faiss-ivf`: approximate and faster."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,17 @@ class ModelConfig:
     random_init: bool = False
     """Draw the encoder's weights from `seed` instead of loading them; only the config and tokenizer are read."""
     encoders: Literal[1, 2] = 1
-    """Encoders that are trained: with 2, which start from the same weights, positives and hard negatives pass through
-    the second, and sentences are encoded with the first afterwards (an ablation of SimCSE)."""
+    """Number of encoders to train. With 2, both start from the same weights, the second encodes positives and hard
+    negatives, and after training the first encodes sentences (an ablation of SimCSE)."""
     dropout: Annotated[float | None, BELOW_ONE] = None
-    """Dropout probability in all four places; the checkpoint's own where not given."""
+    """Dropout probability in all four places; the checkpoint's own if not given."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Compute type. Weights stay float32 (float64 needs JAX_ENABLE_X64=1 and is for verification)."""
     remat: bool = False
     """Recompute each layer's activations in the backward pass: less memory, about a third more time."""
     scan: bool | None = None
-    """Compile one layer for all of them. Without, each is compiled by itself: compiling takes longer, a step moves less
-    memory. Where not given, TPUs scan the layers, and CPUs and GPUs do so only if `remat` is on."""
+    """Compile one layer and run it for all (`jax.lax.scan`). If false, each layer is compiled by itself: compiling
+    takes longer, and a step moves less memory. If not given, TPUs scan the layers, CPUs and GPUs only with `remat`."""
 
 
 @dataclass(frozen=True)
@@ -59,32 +60,32 @@ class DataConfig:
     """A .txt, .csv, .tsv, .jsonl or .parquet file (each also .gz), a folder of such files, a pattern (`wiki/*.txt.gz`),
     the name of a data set on the hub, the folder of a copy of one, or tfds:NAME/CONFIG (docs/data.md)."""
     columns: tuple[str, ...] = ()
-    """Columns that hold the sentence, its positive and its hard negative (1 to 3); all columns where not given."""
+    """Columns that hold the sentence, its positive and its hard negative (1 to 3); all columns if not given."""
     where: dict[str, str] = field(default_factory=dict)
-    """Rows to use: those whose columns have these values, e.g. {"label": "entailment"} (`--data.where label
-    entailment`); numbers and truth values as JSON writes them, classes by name or number."""
+    """Use only the rows whose columns have these values, e.g. {"label": "entailment"} (`--data.where label
+    entailment`). Write numbers and truth values as JSON does, classes by name or number."""
     split: str = "train"
-    """Split of a data set of the hub or of TFDS."""
+    """Split of a data set on the hub or in TFDS."""
     subset: str | None = None
     """Configuration name of a hub data set."""
     revision: str | None = None
-    """Branch, tag or commit of a hub data set; its newest commit where not given."""
+    """Branch, tag or commit of a hub data set; its newest commit if not given."""
     max_length: int = 32
-    """Tokens per sentence, specials included; longer ones are cut."""
+    """Most tokens per sentence, specials included; longer sentences are cut."""
     packed_length: Annotated[int, NOT_NEGATIVE] = 0
-    """Pack several sentences into a row of so many tokens, e.g. 128, so that less padding is computed: the same
-    figures, in less time where most sentences are much shorter than `max_length`. 0: a sentence a row."""
+    """Pack several sentences into each row of this many tokens, e.g. 128, so that less padding is computed. The results
+    are the same, in less time where most sentences are much shorter than `max_length`. 0: one sentence per row."""
     neighbours: Annotated[int, NOT_NEGATIVE] = 0
-    """Text of one sentence a line: the positive of a sentence is one of the so many that follow it, drawn once. A blank
-    line ends a document. 0: the positive is the sentence itself."""
+    """For text with one sentence per line: the positive of a sentence is one of this many sentences after it, drawn
+    once. A blank line ends a document. 0: the positive is the sentence itself."""
     augment: Literal["none", "crop", "delete_words", "delete_word", "synonyms"] = "none"
-    """How the positive of a single sentence is changed, anew in each step: `crop` keeps a span of its words and drops
-    `augment_share` of them, `delete_words` drops that share at random, `delete_word` drops one, `synonyms` replaces one
-    word by a synonym."""
+    """Change that makes the positive of a single sentence, drawn again in each step: `crop` keeps a span of its words
+    and drops `augment_share` of them, `delete_words` drops that share at random, `delete_word` drops one, `synonyms`
+    replaces one word by a synonym."""
     augment_share: Annotated[float, BELOW_ONE] = 0.1
     """Share of words that `crop` and `delete_words` drop."""
     synonyms: str = ""
-    """Table for `synonyms`: lines of a word and its synonyms, separated by tabs."""
+    """File for `synonyms`: each line holds a word and its synonyms, separated by tabs."""
     cache: str = CACHE
     """Folder for tokenised text."""
 
@@ -100,13 +101,13 @@ class SmoothingConfig:
     start_weight: Annotated[float, NOT_NEGATIVE] = 0.005
     """α at the first step, with `cosine`."""
     buffer_size: Annotated[int, POSITIVE] = 1024
-    """Q: positives that are kept. Like the weights, the buffer is split over the devices of mesh axis `fsdp`."""
+    """Q: number of positives to keep. The buffer is split over the devices of mesh axis `fsdp`, like the weights."""
     grouping: Literal["nearest", "kmeans"] = "nearest"
     """Neighbours of a positive: the `neighbours` nearest of the buffer, or those of its k-means cluster."""
     neighbours: Annotated[int, POSITIVE] = 16
-    """k, for `nearest`."""
+    """k: number of neighbours, for `nearest`."""
     clusters: Annotated[int, POSITIVE] = 64
-    """Clusters of the buffer, for `kmeans`."""
+    """Number of clusters of the buffer, for `kmeans`."""
     aggregation: Literal["attention", "mean"] = "attention"
     """How a group becomes one vector."""
     temperature: Annotated[float, POSITIVE] = 2.0
@@ -118,41 +119,41 @@ class MLMConfig:
     """Masked language modelling of every sentence (SimCSE, section 5 and appendix)."""
 
     weight: Annotated[float, NOT_NEGATIVE, FINITE] = 0.0
-    """Weight of the cross-entropy of the hidden tokens; 0 leaves it out. Published for transfer tasks: 0.1."""
+    """Weight of the cross-entropy of the hidden tokens; 0 leaves it out. The paper uses 0.1 for transfer tasks."""
     probability: Annotated[float, SHARE] = 0.15
-    """Share of the tokens that are chosen; of these 80 % become [MASK], 10 % a random token, 10 % stay."""
+    """Share of the tokens to choose; 80 % of these become [MASK], 10 % a random token, 10 % stay."""
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is minimised over the global batch (SimCSE, section 2)."""
+    """The loss over the global batch (SimCSE, section 2)."""
 
     loss: str = "info_nce"
-    """The contrast: info_nce, symmetric, decoupled, sigmoid, focal, off_dropout or own_negative, or a function of your
-    own as module:function (docs/objectives.md)."""
+    """The contrast: info_nce, symmetric, decoupled, sigmoid, focal, off_dropout or own_negative, or your own function
+    as module:function (docs/objectives.md)."""
     options: dict[str, float] = field(default_factory=dict)
     """Settings that only this loss has, e.g. margin of `focal`."""
     widths: tuple[int, ...] = ()
-    """Matryoshka (arXiv 2205.13147): the mean of the loss over the first so many dimensions of the vectors, for each
-    width given; all dimensions alone where empty."""
+    """Matryoshka (arXiv 2205.13147): for each width w, the loss of the first w dimensions of the vectors; training
+    minimises the mean of these losses. If empty, the loss of all dimensions."""
     noise: Literal["independent", "shared"] = "independent"
-    """Dropout noise of a sentence and its positive: each its own, or the same (an ablation, which collapses)."""
+    """Dropout noise of a sentence and its positive: drawn for each, or shared (an ablation, which collapses)."""
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
     contrastive_weight: Annotated[float, NOT_NEGATIVE, FINITE] = 1.0
-    """Weight of the contrast and its smoothing. With 0, sentences are encoded for `mlm` alone: plain pretraining."""
+    """Weight of the contrast and its smoothing. 0 trains `mlm` alone: plain pretraining."""
     mlm: MLMConfig = field(default_factory=MLMConfig)
     temperature: Annotated[float, POSITIVE, FINITE] = 0.05
     """τ: similarities are divided by it."""
     hard_negative_log_weight: Annotated[float, FINITE] = 0.0
     """log α, added to the logit of a sentence's own hard negative (SimCSE, section 4 and appendix)."""
     implementation: Literal["auto", "dense", "tiled"] = "auto"
-    """`dense` holds the matrix of logits, `tiled` never does (over several devices, a ring); the same figures to
-    rounding. `auto` takes `tiled` where the logits of one device would take more than 64 MiB."""
+    """`dense` holds the matrix of logits, `tiled` never does (over several devices, it uses a ring). Both give the same
+    results to rounding. `auto` takes `tiled` where the logits of one device would take more than 64 MiB."""
     block_size: Annotated[int, NOT_NEGATIVE] = 0
-    """Largest side of a tile, where pairs are gone through in tiles; 0 chooses by the kind of device."""
+    """Largest side of a tile, with `tiled`; 0 chooses by the kind of device."""
     product_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of what is multiplied in tiles; sums are float32. `bfloat16` is faster on accelerators and not exact: a
-    cosine is then good to about 1e-3."""
+    """Type of the factors of products in tiles; sums are float32. `bfloat16` is faster on accelerators, but a cosine is
+    then exact only to about 1e-3."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class MeshConfig:
     """Devices. The batch is split over both axes; parameters and optimizer state over `fsdp`."""
 
     data: int = -1
-    """Devices along the data axis; -1 takes all that remain."""
+    """Devices along the data axis; -1 takes all remaining devices."""
     fsdp: Annotated[int, POSITIVE] = 1
     """Devices that share one copy of the parameters and the optimizer state."""
 
@@ -190,29 +191,29 @@ class EvaluationConfig:
     """STS scores during and after training."""
 
     data: str = ""
-    """Folder in SentEval's layout (holds STS/ and SICK/). Empty: only tasks that are files can be scored."""
+    """Folder in SentEval's layout (holds STS/ and SICK/). If empty, only tasks that are files can be scored."""
     dev: str = ""
     """Task whose dev split selects the best checkpoint (`STSBenchmark`), or graded pairs: a file with the columns
-    sentence1, sentence2, score, tfds:glue/stsb, a data set of the hub (docs/data.md). Empty evaluates nothing."""
+    sentence1, sentence2, score, or tfds:glue/stsb, or a hub data set (docs/data.md). If empty, nothing is evaluated."""
     every: Annotated[int, POSITIVE] = 125
     """Steps between evaluations on `dev`."""
     geometry_every: Annotated[int, NOT_NEGATIVE] = 0
-    """Also write the dev score, alignment and uniformity to metrics.jsonl every so many steps, without a part in the
-    selection: the path that `simcse-jax analyze` draws. 0: at the evaluations alone."""
+    """Also write the dev score, alignment and uniformity to metrics.jsonl every this many steps, for the path that
+    `simcse-jax analyze` draws. They do not select the checkpoint. 0: only at the evaluations."""
     patience: Annotated[int, NOT_NEGATIVE] = 0
     """Stop after this many evaluations without a better score; 0 never stops early."""
     test: tuple[str, ...] = ()
-    """Tasks scored with their test split before the first step and again with the best checkpoint at the end."""
+    """Tasks whose test split is scored before the first step and, with the best checkpoint, at the end."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What is kept of a run."""
+    """Checkpoints of a run."""
 
     every: Annotated[int, POSITIVE] = 500
     """Steps between checkpoints; an evaluation that improves on the best score writes one too."""
     keep: Annotated[int, POSITIVE] = 1
-    """Latest checkpoints to keep, besides the best one."""
+    """Number of latest checkpoints to keep, besides the best one."""
 
 
 @dataclass(frozen=True)
@@ -220,23 +221,23 @@ class Config:
     """A training run."""
 
     output: str = "runs/default"
-    """Run folder. A run that exists there with the same settings is resumed."""
+    """Run folder. If it holds a run with the same settings, that run is resumed."""
     seed: Annotated[int, NOT_NEGATIVE] = 42
     """Decides the data order, the dropout noise and fresh weights."""
     batch_size: Annotated[int, POSITIVE] = 64
     """Sentences (or pairs, or triplets) per step over all devices: the global batch."""
     micro_batch: Annotated[int | Literal["auto"], NOT_NEGATIVE] = 0
     """Examples that each device encodes at a time; 0 encodes all at once, `auto` as many as fit its memory. The
-    gradient is that of the whole batch (GradCache); a second forward pass pays for the memory."""
+    gradient is that of the whole batch (GradCache), at the price of a second forward pass."""
     epochs: Annotated[int, POSITIVE] = 1
-    """Passes over the data; the last, smaller batch of each pass is used."""
+    """Passes over the data; the last, smaller batch of each pass is used too."""
     max_steps: Annotated[int, NOT_NEGATIVE] = 0
-    """Train for this many steps, learning rate decay included, whatever `epochs` says; 0 follows `epochs`."""
+    """Train for this many steps, learning rate decay included, and ignore `epochs`; 0 follows `epochs`."""
     log_every: Annotated[int, POSITIVE] = 10
     """Steps between lines in metrics.jsonl."""
     tracking: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Also write what metrics.jsonl holds for TensorBoard, into `tensorboard/` of the run folder, or to Weights &
-    Biases (`pip install "simcse-jax[tracking]"`)."""
+    """Also write the metrics to TensorBoard files, in `tensorboard/` of the run folder, or to Weights & Biases
+    (`pip install "simcse-jax[tracking]"`)."""
     multi_host: bool = False
     """Join the other processes of a TPU pod, SLURM or MPI job (implied by JAX_COORDINATOR_ADDRESS)."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -271,7 +272,7 @@ class Config:
         if self.objective.product_dtype == "bfloat16" and self.objective.implementation != "tiled":
             raise InputError(
                 f"objective.product_dtype is 'bfloat16' but objective.implementation is "
-                f"'{self.objective.implementation}': only 'tiled' has it, so set that"
+                f"'{self.objective.implementation}': only 'tiled' can use it, so set that"
             )
         smoothing = self.objective.smoothing
         if smoothing.weight:
@@ -310,7 +311,8 @@ class Config:
     def _validate_without_contrast(self) -> None:
         if not self.objective.mlm.weight:
             raise InputError(
-                "objective.contrastive_weight and objective.mlm.weight are both 0: nothing is left to minimise"
+                "objective.contrastive_weight and objective.mlm.weight are both 0: nothing is left to minimise, so "
+                "set one above 0"
             )
         if self.objective.smoothing.weight:
             raise InputError(
@@ -323,4 +325,7 @@ class Config:
                 "leave them out"
             )
         if self.model.encoders == 2:
-            raise InputError("model.encoders is 2 but objective.contrastive_weight is 0: only the contrast uses two")
+            raise InputError(
+                "model.encoders is 2 but objective.contrastive_weight is 0: only the contrast uses two "
+                "encoders, so set model.encoders to 1"
+            )

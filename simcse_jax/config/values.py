@@ -1,4 +1,4 @@
-"""Values of dataclasses: checked against their annotations, as JSON and back, compared field by field."""
+"""Values of dataclasses: checked against their annotations, turned into JSON and back, compared field by field."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def check_bounds(config: Any, prefix: str = "") -> None:
 
 
 def check_types(config: Any, prefix: str = "") -> None:
-    """Raises `InputError` for a value that its field's annotation does not allow; Python itself does not look."""
+    """Raises `InputError` for a value that its field's annotation does not allow; Python itself does not check."""
     hints = typing.get_type_hints(type(config))
     for f in dataclasses.fields(config):
         name, value, hint = prefix + f.name, getattr(config, f.name), hints[f.name]
@@ -52,7 +52,7 @@ def check_types(config: Any, prefix: str = "") -> None:
 
 
 def _described(hint: Any) -> str:
-    """A type as people write it."""
+    """A type in words."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(repr, arguments))
@@ -88,7 +88,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """The inverse of `to_dict`; fields that `values` lacks take their defaults.
+    """Inverts `to_dict`; fields that `values` lacks take their defaults.
 
     Raises:
       InputError: `values` has a field that `cls` does not have.
@@ -107,7 +107,7 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
 
 
 def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
-    """Names of the fields, dotted, in which two dataclasses of one type differ."""
+    """Dotted names of the fields in which two dataclasses of one type differ."""
     names: list[str] = []
     for f in dataclasses.fields(a):
         x, y = getattr(a, f.name), getattr(b, f.name)

@@ -1,1 +1,1 @@
-"""What tables and figures of all reports share."""
+"""Helpers that the tables and figures of all reports share."""

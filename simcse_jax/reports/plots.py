@@ -1,4 +1,4 @@
-"""What all figures share: their style, and the files they are written to. Nothing is shown on a screen."""
+"""The style of all figures, and the files they are written to. Nothing is shown on a screen."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,13 +15,13 @@ _STYLE: dict[Any, Any] = {
 
 
 def style() -> AbstractContextManager[None]:
-    """A context in which figures are drawn in the style of all."""
+    """A context in which figures are drawn in the common style."""
     from matplotlib import rc_context
 
     return rc_context(_STYLE)
 
 
 def save(figure: "Figure", file: Path) -> None:
-    """Writes a figure as .png and .svg, the same bytes each time; `file` has no ending."""
+    """Writes a figure as .png and .svg with the same bytes each time; `file` has no ending."""
     figure.savefig(file.with_name(f"{file.name}.png"), dpi=150)
     figure.savefig(file.with_name(f"{file.name}.svg"), metadata={"Date": None})

@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 def write_csv(file: Path, rows: Sequence[Row]) -> None:
-    """Writes rows, whole or not at all, a column for each name that a row has; a field without a figure is empty."""
+    """Writes rows in one step, with one column for each name in any row; a field without a figure is empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, restval="")

@@ -1,1 +1,1 @@
-"""Devices and processes: the mesh, the job, its signals, the cache of compiled programs."""
+"""Devices and processes: the mesh, the job, its signals and the cache of compiled programs."""

@@ -1,4 +1,4 @@
-"""Compiled programs kept between runs: JAX's persistent compilation cache, in a folder of this machine's own."""
+"""Compiled programs kept between runs: JAX's persistent compilation cache, in one folder per machine."""
 
 import hashlib
 import os
@@ -20,11 +20,11 @@ _LEAST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
 def keep_programs() -> None:
-    """Turns the cache on, unless it is on already; to be called before anything is compiled.
+    """Turns the cache on, unless it is on already; call it before anything is compiled.
 
-    `JAX_COMPILATION_CACHE_DIR` in the environment names another folder and `JAX_ENABLE_COMPILATION_CACHE=false` does
-    without, as for any JAX program; a folder that cannot be written is none. The oldest programs go when there are
-    more than 4 GiB or 10,000 files of them.
+    `JAX_COMPILATION_CACHE_DIR` in the environment names another folder and `JAX_ENABLE_COMPILATION_CACHE=false` turns
+    the cache off, as for any JAX program; a folder that cannot be written is not used. The oldest programs are removed
+    beyond 4 GiB or 10,000 files.
     """
     ours = _ours()
     if _setting() or ours is None:
@@ -43,10 +43,10 @@ def keep_programs() -> None:
 
 
 def drop_programs() -> None:
-    """Turns it off again, unless the user named the folder: for jobs of several processes.
+    """Turns the cache off again, unless the user named the folder: for jobs of several processes.
 
-    JAX writes from the first of them. Where they share no home or are of several kinds of CPU, the others would compile
-    while the first has long gone on to wait for them.
+    Only the first process writes to the cache. Where the processes share no home folder or run on several kinds of
+    CPU, the others would still compile while the first already waits for them.
     """
     folder = _setting()
     if folder is not None and Path(folder).parent == _ours():
@@ -55,7 +55,7 @@ def drop_programs() -> None:
 
 @contextmanager
 def without_cache() -> Iterator[None]:
-    """Compiles without JAX's cache, which is otherwise used for all programs of a process or for none."""
+    """Turns JAX's cache off for the block; JAX otherwise uses it for all programs of a process or for none."""
     used = jax.config.values["jax_enable_compilation_cache"]
     try:
         jax.config.update("jax_enable_compilation_cache", False)
@@ -67,10 +67,10 @@ def without_cache() -> Iterator[None]:
 
 
 def machine() -> str:
-    """The architecture and a digest of what the CPU is able to, and of how many of its cores are ours.
+    """The architecture, with a digest of the CPU's features and of the number of cores this process may use.
 
-    XLA compiles for the instructions and the number of the cores it runs on, and runs what another compiled, after no
-    more than a warning: nodes of a cluster that share a home folder must not share these programs.
+    XLA compiles for the instructions and the number of cores of its machine, and runs a program that another machine
+    compiled after no more than a warning: nodes of a cluster that share a home folder must not share these programs.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -86,7 +86,7 @@ def machine() -> str:
 
 
 def _ours() -> Path | None:
-    """Where programs are kept; None without a home."""
+    """The folder of the programs; None without a home folder."""
     try:
         return FOLDER.expanduser()
     except RuntimeError:

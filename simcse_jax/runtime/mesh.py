@@ -19,13 +19,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Iterable[jax.Device] | Non
     """A mesh with axes `data` and `fsdp`.
 
     Args:
-      data: devices along `data`; -1 takes all that remain.
+      data: devices along `data`; -1 takes all remaining devices.
       fsdp: devices along `fsdp`.
-      devices: the devices to use, all of the job where not given.
+      devices: the devices to use; if None, all of the job.
 
     Raises:
       InputError: the axes do not multiply to the number of devices, or the platform that JAX_PLATFORMS asks for is
-        not to be had.
+        not available.
     """
     try:
         chosen = list(jax.devices() if devices is None else devices)
@@ -37,7 +37,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Iterable[jax.Device] | Non
     if fsdp < 1 or len(chosen) % fsdp or (data != -1 and data * fsdp != len(chosen)):
         raise InputError(
             f"mesh data {data} × fsdp {fsdp} does not fit {len(chosen)} devices: "
-            "the two must multiply to that number (data -1 takes what remains)"
+            "the two must multiply to that number (data -1 takes all remaining devices)"
         )
     shape = (len(chosen) // fsdp, fsdp)
     return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=chosen)
@@ -46,8 +46,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Iterable[jax.Device] | Non
 def state_sharding(mesh: Mesh, tree: Any) -> Any:
     """Shardings of parameters and optimizer state, leaf by leaf.
 
-    Matrices are split over `fsdp` along the largest axis it divides; vectors and scalars, which are small, are whole
-    everywhere.
+    Matrices are split over `fsdp` along the largest axis that it divides; vectors and scalars, which are small, are
+    whole on every device.
 
     Args:
       mesh: the mesh.
@@ -70,15 +70,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Sharding of what every device holds whole."""
+    """Sharding of an array that every device holds whole."""
     return NamedSharding(mesh, REPLICATED)
 
 
 def gather(x: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """`x`, split as `sharding` says, whole on every device.
+    """`x`, which is split by `sharding`, whole on every device.
 
-    The gradient is summed over devices and split the same way again; a plain sharding constraint has itself as its
-    transpose and would make the gradient whole on every device, too.
+    The gradient is summed over devices and split the same way again; a plain sharding constraint is its own transpose
+    and would make the gradient whole on every device, too.
     """
 
     @jax.custom_vjp
@@ -127,8 +127,8 @@ def put_batch(mesh: Mesh, n: int, load: Callable[[slice], Any]) -> Any:
     Args:
       mesh: the mesh, whose size divides `n`.
       n: rows of the global batch.
-      load: returns the given rows as a tree of NumPy arrays, whose leading axis is rows, or something else of which
-        every device has as many.
+      load: returns the given rows as a tree of NumPy arrays, whose leading axis is rows, or something else that every
+        device has the same number of.
 
     Returns:
       The tree as global arrays, sharded by `batch_sharding`.

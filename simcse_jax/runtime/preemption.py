@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 _last_step = 0
-"""The one that this process last asked about, in whatever run."""
+"""The step that this process last asked about, in any run."""
 
 
 class StopRequest:
@@ -26,7 +26,7 @@ class StopRequest:
         if jax.process_count() == 1:
             return self.signal is not None
         # The coordination service picks the number after the last that any process asked about, and waits for exactly
-        # that. Where the signal came before the first step of this run, a resumed run would never get there.
+        # that number. If the signal came before the first step of this run, a resumed run would never reach it.
         global _last_step
         before = not self._asked and multihost_utils.reached_preemption_sync_point(_last_step + 1)
         self._asked, _last_step = True, step
@@ -35,7 +35,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """While the block runs, SIGTERM and Ctrl-C ask instead of ending the process; a second time they end it."""
+    """A block in which SIGTERM and Ctrl-C ask the run to stop, the first time; a second signal ends the process."""
     request = StopRequest()
 
     def handle(number: int, frame: Any) -> None:

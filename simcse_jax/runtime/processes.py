@@ -1,4 +1,4 @@
-"""The processes of a job: joined, checked for a shared folder, and ordered."""
+"""The processes of a job: how they connect, check that they share a folder, and act in order."""
 
 import os
 import secrets
@@ -21,7 +21,7 @@ def join_processes(multi_host: bool = False) -> None:
     `multi_host`, JAX finds the job on its own (Cloud TPU, SLURM, Open MPI).
 
     Raises:
-      InputError: JAX_COORDINATOR_ADDRESS without the other two, or no job was found.
+      InputError: JAX_COORDINATOR_ADDRESS without the other two, or no job found.
     """
     if jax.distributed.is_initialized():
         return
@@ -39,16 +39,16 @@ def join_processes(multi_host: bool = False) -> None:
             jax.distributed.initialize()
         except ValueError as error:
             raise InputError(
-                f"multi_host is set but no Cloud TPU, SLURM or MPI job was found ({error}): start one process a host "
+                f"multi_host is set but no Cloud TPU, SLURM or MPI job was found ({error}): start one process per host "
                 "inside such a job, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
             ) from error
 
 
 def check_shared(folder: Path) -> None:
-    """Raises `InputError` on every process of a multi-host run unless all of them see what is written to `folder`.
+    """Raises `InputError` on every process of a multi-host run unless all of them see the files in `folder`.
 
-    Process 0 leaves a file of a random name in the folder, or in the nearest one above it that exists, and takes it
-    away again.
+    Process 0 writes a file with a random name to the folder, or to the nearest existing folder above it, and removes
+    it again.
     """
     if jax.process_count() == 1:
         return

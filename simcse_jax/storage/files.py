@@ -15,10 +15,10 @@ import numpy as np
 from simcse_jax.errors import InputError, is_full, reason, system_error
 
 CACHE = "~/.cache/simcse_jax"
-"""What can be made again: tokenised text, copies from object stores, compiled programs."""
+"""Folder for files that can be made again: tokenised text, copies from object stores, compiled programs."""
 
 REMOTE = re.compile(r"(gs|s3):/+(?=[^/])")
-"""How the URL of an object store begins; pathlib makes one slash of two."""
+"""Matches the beginning of an object store's URL; pathlib turns the two slashes into one."""
 
 
 def is_remote(name: str | Path) -> bool:
@@ -27,14 +27,14 @@ def is_remote(name: str | Path) -> bool:
 
 
 def local_only(name: str | Path) -> Path:
-    """A path to write to; raises `InputError` for a URL of an object store, where only runs and exports go."""
+    """A local path to write to; raises `InputError` for an object store's URL, where only runs and exports can go."""
     if is_remote(name):
-        raise InputError(f"{name} is on an object store, where runs and exports can be written: give a local path")
+        raise InputError(f"{name} is on an object store, where only runs and exports can be written: give a local path")
     return Path(name).expanduser()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, replacing it in one step; `~` is the user's folder, as in `check_writable_file`."""
+    """Writes a text file in one step; `~` is the user's home folder, as in `check_writable_file`."""
     path = path.expanduser()
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -45,12 +45,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, indented, replacing the file in one step."""
+    """Writes indented JSON in one step."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def finite(value: Any) -> Any:
-    """A JSON value with null for each figure that is not finite, as of constant scores: JSON has no word for one."""
+    """A JSON value with null for each number that is not finite, which JSON cannot write (constant scores give NaN)."""
     if isinstance(value, dict):
         return {name: finite(v) for name, v in value.items()}
     if isinstance(value, list | tuple):
@@ -67,10 +67,10 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def check_new_folder(output: str | Path) -> Path:
-    """The absolute path of a folder to make, before the work that fills it.
+    """The absolute path of a new folder, checked before the work that fills it.
 
     Raises:
-      InputError: something is there, or it cannot be made.
+      InputError: something is there already, or the folder cannot be made.
     """
     folder = local_only(output).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -80,7 +80,7 @@ def check_new_folder(output: str | Path) -> Path:
 
 
 def check_writable_folder(output: Path, folder: Path) -> None:
-    """Raises `InputError` unless `folder`, which exists and `output` is to be made in, is one and can be written."""
+    """Raises `InputError` unless `folder`, the existing place for `output`, is a folder and can be written."""
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         problem = f"no permission in {folder}" if folder.is_dir() else f"{folder} is not a folder"
         raise InputError(f"output {output} cannot be written ({problem}): choose another")
@@ -91,8 +91,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which takes the name `folder` once the block has ended without an error.
 
     Raises:
-      InputError: it cannot be written, or another has taken the name. An error that the system reports of other files
-        passes as it is.
+      InputError: the folder cannot be written, or another has taken the name. A system error about other files passes
+        as it is.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _is_about(error: OSError, folder: Path) -> bool:
-    """Whether the system's error is of a file in `folder`, or of an open file, whose name the system does not say."""
+    """Whether the system's error is about a file in `folder`, or about an open file, which the system does not name."""
     if system_error(error) is None:  # that of a network, say
         return False
     names = [name for name in (error.filename, error.filename2) if isinstance(name, str | os.PathLike)]
@@ -120,7 +120,7 @@ def _is_about(error: OSError, folder: Path) -> bool:
 
 @contextmanager
 def writing(file: Path) -> Iterator[None]:
-    """Turns an error of the system into `InputError`, in a block that does nothing but write `file`."""
+    """Turns a system error into `InputError`, in a block that does nothing but write `file`."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
 """A run on an object store: a local folder, which a thread copies there.
 
-A store has no rename, no append and no lock. What counts of the copy is its manifest, an object that names all files of
-a consistent moment and is replaced in one step. Before anything else is put there, it is made and names none.
+A store has no rename, no append and no lock. The manifest decides what the copy holds: it is an object that names all
+files of one consistent moment and is replaced in one step. It is made first, and then names no file.
 """
 
 import hashlib
@@ -30,8 +30,7 @@ Stamp = tuple[int, int]
 
 
 def working_folder(output: str, cache: str) -> Path:
-    """The local folder in which a run is worked on: the run folder itself, or for one on an object store one in the
-    cache."""
+    """The local folder in which a run works: the run folder itself, or a folder in the cache for an object store."""
     if not is_remote(output):
         return Path(output).expanduser()
     url = url_of(output)
@@ -40,16 +39,16 @@ def working_folder(output: str, cache: str) -> Path:
 
 
 def fetch_run(url: str, folder: Path) -> Manifest | None:
-    """Makes the working folder of a run what the store has of it, unless it is the folder that was copied there last.
+    """Brings the working folder of a run to the state of the store, unless the store was last copied from this folder.
 
-    That one is as new as the copy or newer.
+    In that case the folder is as new as the copy or newer.
 
     Returns:
-      The manifest that the store has, None where it has no run: for `mirrored`.
+      The store's manifest, for `mirrored`; None where the store has no run.
 
     Raises:
-      InputError: something else is at the URL; it cannot be reached; or the run that was copied there from the folder
-        has been removed.
+      InputError: something other than a run is at the URL; the URL cannot be reached; or the run that was copied there
+        from the folder has been removed.
     """
     store, path = open_store(url)
     with readable(url):
@@ -62,8 +61,8 @@ def fetch_run(url: str, folder: Path) -> Manifest | None:
         if not manifest or not manifest["files"]:
             if owner:
                 raise InputError(
-                    f"the run that was copied to {url} is there no longer, and {folder} has it still: remove that "
-                    f"folder to begin anew, or {folder / _OWNER} to go on with it"
+                    f"the run that was copied to {url} is no longer there, but {folder} still has it: remove that "
+                    f"folder to start again, or remove {folder / _OWNER} to continue the run"
                 )
             return manifest
         wanted = {file: tuple(stamp) for file, stamp in manifest["files"].items()}
@@ -87,7 +86,7 @@ def fetch_run(url: str, folder: Path) -> Manifest | None:
 def mirrored(
     folder: Path, output: str, fetched: Manifest | None, echo: Callable[[str], None]
 ) -> Iterator["Mirror | None"]:
-    """While the block runs, a `Mirror` of a run whose output is on an object store; None for a local one."""
+    """A `Mirror` of a run whose output is on an object store, while the block runs; None for a local output."""
     if not is_remote(output):
         yield None
         return
@@ -96,7 +95,7 @@ def mirrored(
 
 
 def copy_again(folder: Path, output: str) -> None:
-    """Copies what was added to a run after its `Mirror` ended; nothing where the output is a local folder.
+    """Copies the files that were added to a run after its `Mirror` ended; does nothing for a local output.
 
     Raises:
       InputError: the store cannot be read or written, or another process has taken the run over.
@@ -106,7 +105,7 @@ def copy_again(folder: Path, output: str) -> None:
         with readable(output):
             manifest = read_manifest(store, path)
         if manifest is None or manifest["owner"] != _last_owner(folder):
-            raise InputError(f"another process trains in {output} by now: what was added in {folder} stays there")
+            raise InputError(f"another process now trains in {output}: the new files in {folder} stay there")
         Mirror(folder, output, manifest).push()
 
 
@@ -118,9 +117,9 @@ class Mirror:
 
         Args:
           folder: the working folder, as `fetch_run` left it or with a run that was just made.
-          url: where to.
-          fetched: the manifest that `fetch_run` found there. Of what is there, only what it names is ever removed.
-          echo: says that the store cannot be reached, and that it can be again.
+          url: the URL of the copy.
+          fetched: the manifest that `fetch_run` found there. Only objects that it names are ever removed there.
+          echo: reports that the store cannot be reached, and later that it can be reached again.
         """
         self._folder, self._url, self._echo = folder, url, echo
         self._store, self._path = open_store(url)
@@ -148,10 +147,10 @@ class Mirror:
     def check(self) -> None:
         """Raises `InputError` once another process has taken the run over."""
         if self._taken:
-            raise InputError(f"another process trains in {self._url} by now: this one ends")
+            raise InputError(f"another process now trains in {self._url}: this one ends")
 
     def push(self) -> None:
-        """Makes the store's run what the folder is now.
+        """Brings the store's copy to the present state of the folder.
 
         Raises:
           InputError: the store cannot be written, or another process has taken the run over, or has written there
@@ -164,7 +163,7 @@ class Mirror:
         except Exception as error:  # dozens of types of the store's package, as in `storage.readable`
             raise InputError(
                 f"{self._url} cannot be written ({reason(error)}); the run is in {self._folder} and is copied when "
-                "the same command is run again here"
+                "you run the same command again on this machine"
             ) from error
 
     def _push(self) -> None:
@@ -174,7 +173,7 @@ class Mirror:
         manifest = read_manifest(self._store, self._path)
         if not self._claimed and manifest != self._fetched:
             self._taken = True
-            raise InputError(f"{self._url} has changed meanwhile: run the same command again")
+            raise InputError(f"{self._url} has changed in the meantime: run the same command again")
         if self._claimed and (manifest is None or manifest["owner"] != self._owner):
             self._taken = True
             self.check()
@@ -206,7 +205,7 @@ class Mirror:
             try:
                 self._push()
                 if failed:
-                    self._echo(f"storage   {self._url} is written again")
+                    self._echo(f"storage   {self._url} can be written again")
                 failed = False
             except FileNotFoundError:
                 continue  # an old checkpoint was removed meanwhile

@@ -1,6 +1,6 @@
-"""Object stores, gs:// and s3://, through fsspec: what is read is copied here once, what is written is put there whole.
+"""Object stores, gs:// and s3://, through fsspec: inputs are copied to the cache once, outputs are put there whole.
 
-`mirror.py` is what runs need besides.
+`mirror.py` adds what runs need.
 """
 
 import glob
@@ -17,19 +17,19 @@ from simcse_jax.errors import InputError, is_full, reason
 from simcse_jax.storage.files import CACHE, REMOTE, check_new_folder, is_remote, new_folder
 
 MANIFEST = ".simcse_jax.json"
-"""The object that says what a run on a store is."""
+"""Name of the object that lists the files of a run on a store."""
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 
 
 def local_path(name: str | Path, cache: str = CACHE) -> Path:
-    """The local path of a file or folder: its own, or of an object store's that of a copy.
+    """The local path of a file or folder: its own, or that of a copy where it is on an object store.
 
-    The copy lies in the cache under what the store says of the content (size, checksum or version), so that it is made
-    once, and anew where the content changes. Of a run it is what the run's manifest names.
+    The name of the copy in the cache follows from the size, checksum or version of the content, so that it is made
+    once, and again when the content changes. Of a run, the files that its manifest names are copied.
 
     Raises:
-      InputError: nothing is there, or a run without a checkpoint; it cannot be reached; or the package for the store is
-        not installed.
+      InputError: nothing is there, or a run without a checkpoint; the store cannot be reached; or its package is not
+        installed.
     """
     if not is_remote(name):
         return Path(name).expanduser()
@@ -50,16 +50,16 @@ def local_path(name: str | Path, cache: str = CACHE) -> Path:
 
 
 def find_objects(store: Any, path: str) -> dict[str, Any]:
-    """The objects at a path and below it, without the empty ones named FOLDER/ by which web consoles make a folder."""
+    """The objects at a path and below it, without the empty ones named FOLDER/ that web consoles make for folders."""
     found: dict[str, Any] = store.find(path, detail=True)
     return {file: about for file, about in found.items() if not file.endswith("/")}
 
 
 def read_manifest(store: Any, path: str) -> dict[str, Any] | None:
-    """What a run's manifest says, `owner` and `files`; None where there is none.
+    """A run's manifest, `owner` and `files`; None where no manifest exists.
 
     Raises:
-      InputError: it names a file outside of the run.
+      InputError: the manifest names a file outside of the run.
     """
     try:
         manifest: dict[str, Any] = json.loads(store.cat_file(f"{path}/{MANIFEST}"))
@@ -70,7 +70,7 @@ def read_manifest(store: Any, path: str) -> dict[str, Any] | None:
 
 
 def _find_content(store: Any, path: str, name: str | Path) -> dict[str, Any]:
-    """The objects that make up what is at a path: of a run, those that its manifest names."""
+    """The objects of a file or folder at a path; of a run, those that its manifest names."""
     found = find_objects(store, path)
     if not found:
         if glob.has_magic(path):
@@ -106,12 +106,12 @@ def _copy(store: Any, path: str, files: list[str], folder: Path, name: str | Pat
 
 @contextmanager
 def written_folder(output: str | Path) -> Iterator[Path]:
-    """A folder to fill, of `check_new_output`; of an object store, a local one that is put there at the end.
+    """A folder to fill, from `check_new_output`; for an object store, a local folder that is put there at the end.
 
     The object config.json, without which a folder is no model, is put last.
 
     Raises:
-      InputError: something is there, or it cannot be written.
+      InputError: something is there already, or the folder cannot be written.
     """
     if not is_remote(output):
         with new_folder(Path(output)) as partial:
@@ -127,10 +127,10 @@ def written_folder(output: str | Path) -> Iterator[Path]:
 
 
 def check_new_output(output: str | Path) -> str | Path:
-    """The absolute path, or the URL, of a folder to make, before the work that fills it.
+    """The absolute path or the URL of a new folder, checked before the work that fills it.
 
     Raises:
-      InputError: something is there, or it cannot be made or reached.
+      InputError: something is there already, or the folder cannot be made or reached.
     """
     if not is_remote(output):
         return check_new_folder(output)
@@ -142,7 +142,7 @@ def check_new_output(output: str | Path) -> str | Path:
 
 
 def url_of(name: str | Path) -> str:
-    """A URL as it is written, without a slash at its end."""
+    """The URL in its usual spelling, without a slash at its end."""
     return REMOTE.sub(r"\1://", str(name)).rstrip("/")
 
 
@@ -160,7 +160,7 @@ def open_store(name: str | Path) -> tuple[Any, str]:
 
 @contextmanager
 def readable(name: str | Path) -> Iterator[None]:
-    """Turns what a store's package raises into `InputError`."""
+    """Turns the exceptions of a store's package into `InputError`."""
     try:
         yield
     except InputError:
@@ -169,4 +169,4 @@ def readable(name: str | Path) -> Iterator[None]:
         raise InputError(f"there is nothing at {name}: check the bucket and the path") from error
     except Exception as error:  # dozens of types, from missing credentials to lost connections
         advice = "free space on the local disk" if is_full(error) else "check the name, credentials and network"
-        raise InputError(f"{name} cannot be had ({reason(error)}): {advice}") from error
+        raise InputError(f"{name} cannot be read or written ({reason(error)}): {advice}") from error
