@@ -1,4 +1,4 @@
-"""The encoder, its poolers and the SimCSE head. Flax is imported here only."""
+"""The encoder, its poolers and the SimCSE head. Only this package imports Flax."""
 
 from simcse_jax.model.encoder import Encoder, EncoderConfig, read_encoder_config
 from simcse_jax.model.layout import Layout, lay_out

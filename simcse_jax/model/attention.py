@@ -1,4 +1,4 @@
-"""Softmax attention with dropout, over heads that lie one after the other."""
+"""Softmax attention with dropout, with the heads as an axis of their own."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from simcse_jax.noise import Drawn, drop
 
 
 class Noise(NamedTuple):
-    """What attention weights are dropped by."""
+    """The dropout noise of attention weights."""
 
     drawn: Drawn
     counter: UInt32[Array, "..."]
@@ -29,13 +29,13 @@ def attend(
 ) -> Float[Array, "B h Q d"]:
     """drop(softmax(Q Kᵀ / √d)) V, the softmax in float32 or wider.
 
-    The backward pass keeps queries, keys, values and the weights, in their type, and draws the noise again.
+    For the backward pass, queries, keys, values and weights are kept, in their type, and the noise is drawn again.
 
     Args:
       query, key, value: by head.
-      allowed: whether a query meets a key. A query that meets none (of an empty slot of a packed row) gets the mean of
-        all values, which nothing uses.
-      noise: what weights are dropped by; None drops nothing.
+      allowed: whether a query meets a key. A query that meets no key (in an empty slot of a packed row) gets the mean
+        of all values, which nothing uses.
+      noise: the dropout noise of the weights; None drops nothing.
       rate: probability that a weight is dropped.
     """
     return _forward(query, key, value, allowed, noise, rate)[0]

@@ -46,7 +46,7 @@ def init_params(model: SentenceEncoder, seed: int) -> Params:
 
 
 def with_fresh_head(params: Params, model: SentenceEncoder, seed: int) -> Params:
-    """Host parameters with the head drawn anew: that of `init_params`, without tracing the encoder for it."""
+    """Host parameters with a fresh head, the same as that of `init_params`, without tracing the encoder for it."""
     vectors = jnp.zeros((1, model.config.hidden_size), model.dtype)
     key = rng.key(seed, "init")
     drawn = jax.jit(lambda: model.init(key, vectors, method=lambda model, x: model.head(x))["params"])()

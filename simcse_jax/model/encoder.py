@@ -24,7 +24,8 @@ from simcse_jax.noise import Drawn, drawn, dropout
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x Φ(x), Φ the standard normal distribution (Hendrycks and Gimpel, arXiv 1606.08415), exact, in float32 at least.
 
-    Its derivative Φ(x) + x φ(x) is formed beside it, where Φ is at hand, and is all that the backward pass keeps.
+    The forward pass also computes the derivative Φ(x) + x φ(x), where Φ is at hand; only this is kept for the backward
+    pass.
     """
     return _gelu_forward(x)[0]
 
@@ -55,7 +56,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What of a Hugging Face `config.json` shapes the encoder. Names are Hugging Face's."""
+    """The fields of a Hugging Face `config.json` that shape the encoder, under their names there."""
 
     model_type: Literal["bert", "roberta"]
     vocab_size: int
@@ -79,10 +80,10 @@ class EncoderConfig:
 
 
 def read_encoder_config(config: dict[str, Any]) -> EncoderConfig:
-    """Takes what the encoder needs from a parsed `config.json`.
+    """Reads the encoder's fields from a parsed `config.json`.
 
     Raises:
-      InputError: not a BERT or RoBERTa config, or one with an option this encoder does not have.
+      InputError: not a BERT or RoBERTa config, or one with an option that this encoder does not have.
     """
     model_type = config.get("model_type")
     if model_type not in ("bert", "roberta"):
@@ -122,7 +123,8 @@ class Dropout(nn.Module):
 def _drop_features(
     rate: float, x: Float[Array, "B T H"], owners: Int[Array, "B _"] | None, position: Int[Array, "#B T"]
 ) -> Float[Array, "B T H"]:
-    """Dropout of token vectors, an element's number being place · H + feature; without owners, the identity."""
+    """Dropout of token vectors, where element (place, feature) has the number place · H + feature; the identity without
+    owners."""
     if owners is None or not rate:
         return x
     feature = jnp.arange(x.shape[-1], dtype=jnp.uint32)[None, None, :]
@@ -179,8 +181,8 @@ class Layer(nn.Module):
 
         Args:
           x: token vectors.
-          layout: whose they are.
-          first_only: give the output at the first token of each sentence alone, the same numbers for less work.
+          layout: the sentences that the tokens belong to.
+          first_only: compute the output only at the first token of each sentence: the same numbers for less work.
         """
         c = self.config
         dense = partial(
@@ -218,7 +220,7 @@ class Layer(nn.Module):
         rate = c.hidden_dropout_prob
         attention = _drop_features(rate, dense(c.hidden_size, name="attention_output")(context), owners, position)
         x = norm(name="attention_norm")(x + attention)
-        # Token by token, so that what the activation gives is kept as it is multiplied: reshaped, it is written twice.
+        # Token by token, so that the activation's result is kept as it is multiplied: reshaped, it is written twice.
         hidden = ACTIVATIONS[c.hidden_act](dense(c.intermediate_size, name="intermediate")(x.reshape(-1, x.shape[-1])))
         output = dense(c.hidden_size, name="output")(hidden).reshape(x.shape)
         output = _drop_features(rate, output, owners, position)
@@ -255,9 +257,9 @@ class Encoder(nn.Module):
         Args:
           input_ids: token ids: in each row its sentences, one after the other, then padding.
           lengths: tokens of each sentence; 0 where a row has fewer than S. S is 1 where a row is a sentence.
-          numbers: number of each sentence in the global batch. Given, dropout is on and the stream
-            `rngs={"dropout": key}` is required; not given, dropout is off. A sentence of negative number has none.
-          first_only: of the last layer, compute the first token of each sentence alone.
+          numbers: number of each sentence in the global batch. If given, dropout is on and the stream
+            `rngs={"dropout": key}` is required; if not, dropout is off. A sentence with a negative number has none.
+          first_only: compute only the first token of each sentence in the last layer.
 
         Returns:
           The hidden states hs[0..n], [B, L, H], n the number of layers: embedding output first, last layer last; with
@@ -274,8 +276,8 @@ class Encoder(nn.Module):
                 hidden_states.append(x)
             return tuple(hidden_states)
 
-        # Scanned, a layer is compiled once, not once each: a large model takes a compiler for TPUs minutes
-        # otherwise. The stack is a copy of the weights, small beside activations, which evaluation does not keep.
+        # Scanned, one layer is compiled for all: otherwise compiling a large model for TPUs takes minutes. The stack is
+        # a copy of the weights, small beside activations, which evaluation does not keep.
         layer = Layer(self.config, self.dtype, self.param_dtype, parent=None)
         weights = [self.variables["params"][name] for name in names]
         key = self.make_rng("dropout")
@@ -288,7 +290,7 @@ class Encoder(nn.Module):
         scanned = len(names) - first_only if self.scan else 0
         states: list[Array] = []
         if scanned:
-            # Each step gives what went in: where only the last state is used, the others are then never kept.
+            # Each step returns its input: where only the last state is used, the others are then never kept.
             stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights[:scanned])
             x, entered = jax.lax.scan(lambda x, at: (apply(x, *at, False), x), x, (stack, jnp.arange(scanned)))
             states.extend(entered)

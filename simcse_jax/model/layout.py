@@ -1,4 +1,4 @@
-"""Where the sentences of a batch lie in its rows: one a row, padded, or several, packed."""
+"""The layout of a batch: its rows hold one sentence each, padded, or several, packed."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Int
 
 
 class Layout(NamedTuple):
-    """Where the sentences of a batch lie: one or several a row, one after the other from its first token on."""
+    """The layout of a batch: each row holds one or several sentences, one after the other from its first token on."""
 
     sentence: Int[Array, "B L"]
     """Which sentence of its row a token belongs to, 0 to S−1; S at padding."""

@@ -47,7 +47,7 @@ class MLMHead(nn.Module):
 
 
 def build_mlm_head(config: EncoderConfig, dtype: Any, param_dtype: Any) -> MLMHead:
-    """The head of an encoder; RoBERTa's has the erf GELU whatever `hidden_act` says."""
+    """The head for an encoder; RoBERTa's always has the erf GELU and ignores `hidden_act`."""
     activation = config.hidden_act if config.model_type == "bert" else "gelu"
     return MLMHead(activation, config.layer_norm_eps, config.initializer_range, dtype, param_dtype)
 

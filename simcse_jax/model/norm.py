@@ -15,8 +15,8 @@ def layer_norm(
 ) -> Float[Array, "*B H"]:
     """(x − mean) / √(variance + ε) · scale + bias, computed in float32 at least and rounded to `dtype` once.
 
-    The variance is the mean of (x − mean)², not E[x²] − E[x]², which cancels. The backward pass keeps x and two numbers
-    a token, where autodiff would keep three arrays of float32.
+    The variance is the mean of (x − mean)², not E[x²] − E[x]², which cancels. For the backward pass, x and two numbers
+    per token are kept; autodiff would keep three arrays of float32.
     """
     return _forward(x, scale, bias, epsilon, dtype)[0]
 
@@ -49,7 +49,7 @@ layer_norm.defvjp(_forward, _backward)
 
 
 class LayerNorm(nn.Module):
-    """`layer_norm` with a learned scale, first 1, and bias, first 0."""
+    """`layer_norm` with a learned scale, initially 1, and a learned bias, initially 0."""
 
     epsilon: float
     dtype: Any

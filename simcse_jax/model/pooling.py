@@ -1,4 +1,4 @@
-"""From token vectors to one sentence vector (SimCSE, section 6.3 and table 6)."""
+"""Poolers: from token vectors to one sentence vector (SimCSE, section 6.3 and table 6)."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -12,8 +12,8 @@ def pool(
 ) -> Float[Array, "B S H"]:
     """Pools hidden states hs[0..n] (hs[0] is the embedding output, hs[n] the last layer).
 
-    - `cls`, `cls_before_pooler`: hs[n] at the first token; the tanh head that makes the difference is applied by
-      `SentenceEncoder`.
+    - `cls`, `cls_before_pooler`: hs[n] at the first token; `SentenceEncoder` applies the tanh head that
+      distinguishes the two.
     - `avg`: mean of hs[n] over the tokens of a sentence, specials included.
     - `avg_top2`: the same of (hs[n] + hs[n-1]) / 2.
     - `avg_first_last`: the same of (hs[n] + hs[1]) / 2, as the public code since January 2022.
@@ -22,11 +22,11 @@ def pool(
 
     Args:
       hidden_states: n + 1 arrays, as `Encoder` returns them.
-      lengths: tokens of each sentence of a row; where 0, its vector has no meaning.
+      lengths: tokens of each sentence of a row; where 0, the vector of the sentence has no meaning.
       name: one of `POOLERS`.
 
     Returns:
-      One vector a sentence, in the type of the hidden states (means are taken in at least float32).
+      One vector per sentence, in the type of the hidden states (means are taken in at least float32).
 
     Raises:
       InputError: unknown pooler.

@@ -1,4 +1,4 @@
-"""Dense layers whose matrix products are summed in wider arithmetic than they are taken in."""
+"""Dense layers that sum their matrix products in wider arithmetic than that of the factors."""
 
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 def affine(
     x: Float[Array, "T K"], kernel: Float[Array, "K N"], bias: Float[Array, " N"], dtype: Any
 ) -> Float[Array, "T N"]:
-    """x W + b, of factors rounded to `dtype`; sums are float32 at least.
+    """x W + b, with the factors rounded to `dtype`; sums are float32 at least.
 
     The gradients of kernel and bias keep their types: with bfloat16 they are not rounded.
     """
@@ -25,8 +25,8 @@ def affine(
 def _multiply(form: str, x: Array, kernel: Array, dtype: Any) -> Array:
     """A product of factors in `dtype`, summed in float32 at least, in a type that holds as much as `dtype`.
 
-    CPUs with bfloat16 units use them for products whose sums are asked for in float32 alone: asked for bfloat16, XLA
-    widens the factors first. Accelerators sum in float32 either way and write half as much if asked for bfloat16.
+    CPUs use their bfloat16 units only for products with float32 results: for bfloat16 results, XLA widens the factors
+    first. Accelerators sum in float32 either way and write half as much for bfloat16 results.
     """
     wide = jnp.promote_types(dtype, jnp.float32)
     factors = x, kernel.astype(dtype)
@@ -64,7 +64,7 @@ def _for_kernel(x: Float[Array, "T K"], g: Float[Array, "T N"], wide: Any) -> Fl
     def in_halves(x: Array, g: Array) -> Array:
         # XLA multiplies on a CPU's bfloat16 units where the left factor is summed over its last axis. It folds a plain
         # transposition into the product, and then widens both; into a loop it does not reach. Turned as integers,
-        # because moving bfloat16 about widens it, too; the narrower one, because wide rows turn ten times as slowly.
+        # because moving bfloat16 about widens it, too; the narrower factor, because wide rows turn ten times as slowly.
         narrow, other = (x, g) if x.shape[1] <= g.shape[1] else (g, x)
         bits = jax.lax.bitcast_convert_type(narrow, jnp.uint16).T.reshape(2, -1, len(x))
 

@@ -26,7 +26,7 @@ class Head(nn.Module):
 
 
 class SentenceEncoder(nn.Module):
-    """Token ids to sentence vectors.
+    """The module that turns token ids into sentence vectors.
 
     Attributes:
       config: the encoder's sizes.
@@ -53,12 +53,12 @@ class SentenceEncoder(nn.Module):
     def __call__(
         self, input_ids: Int[Array, "B L"], lengths: Int[Array, "B S"], numbers: Int[Array, "B S"] | None = None
     ) -> Float[Array, "B S H"]:
-        """One vector a sentence, not normalised.
+        """One vector per sentence, not normalised.
 
         Args:
           input_ids: token ids: in each row its sentences, one after the other, then padding.
-          lengths: tokens of each sentence; 0 where a row has fewer than S: its vector then has no meaning.
-          numbers: number of each sentence in the global batch: given while training (dropout on, head on), None after.
+          lengths: tokens of each sentence; 0, whose vector has no meaning, where a row has fewer than S.
+          numbers: number of each sentence in the global batch while training (dropout on, head on), None after.
         """
         training = numbers is not None
         first_only = needs_first_only(self.pooler)

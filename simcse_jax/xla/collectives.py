@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices."""
+"""The collectives of a compiled program: the data that it sends between devices."""
 
 import itertools
 import math
@@ -21,13 +21,13 @@ class Collective:
     arrays: tuple[tuple[str, tuple[int, ...]], ...]
     """Type and shape of each result on one device."""
     bytes: int
-    """Size of the whole: what is gathered, summed, scattered or passed on, of one group."""
+    """Size of the whole array that one group gathers, sums, scatters or passes on."""
     group: tuple[int, ...]
-    """Partitions of the first group that take part together; of a permute, all that send or receive."""
+    """Partitions of the first group; of a permute, all partitions that send or receive."""
     count: int | None
-    """How often it runs; None in a loop whose length the text does not tell."""
+    """How often it runs; None in a loop whose length the text does not state."""
     overlapped: bool
-    """Asynchronous, with work between its start and its end."""
+    """Whether it is asynchronous, with work between its start and its end."""
 
     @property
     def sent(self) -> float:
@@ -44,7 +44,7 @@ def ring_bytes(kind: str, size: int, devices: int) -> float:
 
 
 def collectives(program: Program) -> list[Collective]:
-    """Every collective of a compiled program that has more than one device to its group."""
+    """Every collective of a compiled program whose group has more than one device."""
     found = [collective for name, count in program.reached() for collective in _collectives_of(name, program, count)]
     return [c for c in found if len(c.group) > 1]
 
@@ -58,7 +58,7 @@ def _collectives_of(name: str, program: Program, count: int | None) -> Iterator[
         arrays = instruction.arrays
         started = instruction.opcode.endswith("-start")
         if started and kind != "all-reduce":
-            # Such a start returns its operands, then its results, then what the backend needs.
+            # Such a start returns its operands, then its results, then data for the backend.
             n = len(instruction.operands)
             arrays = arrays[n : 2 * n]
         group = _group(instruction.rest, program.devices)

@@ -12,11 +12,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 def matrix_flops(jaxpr: ClosedJaxpr | Jaxpr) -> Counter[str]:
     """Multiplications and additions of all matrix products, over all devices.
 
-    Loops count as often as they run, the body of a `shard_map` once a device, and what is recomputed counts again. Of
-    the branches of a condition, the one with the most counts. All else, softmax to optimizer, is left out.
+    A loop counts as often as it runs, the body of a `shard_map` once per device, and recomputed products count again.
+    Of the branches of a condition, the one with the most FLOPs counts. All else, softmax to optimizer, is left out.
 
     Returns:
-      FLOPs by the arithmetic they ask for: the type of the operands ("bfloat16", "float32", ...), or "float32 highest"
+      FLOPs by arithmetic: the type of the operands ("bfloat16", "float32", ...), or "float32 highest"
       for float32 products at `jax.lax.Precision.HIGHEST`.
 
     Raises:

@@ -1,7 +1,7 @@
-"""The text of a compiled program: its computations, how often each runs, the size of what its instructions give.
+"""The text of a compiled program: its computations, how often each runs, the size of its instructions' results.
 
-The text is the one source that all of XLA's backends share; XLA's own cost analysis counts the body of a loop once,
-however often it runs, and is not there for GPUs that are not here.
+The text is the one source that all of XLA's backends share. XLA's own cost analysis counts the body of a loop once,
+however often it runs, and does not exist for GPUs that this machine lacks.
 """
 
 import math
@@ -20,17 +20,17 @@ _CALLED = re.compile(
 
 @dataclass(frozen=True)
 class Array:
-    """One array that an instruction gives."""
+    """One array of an instruction's result."""
 
     kind: str
     """Type of its elements, e.g. "bf16"."""
     shape: tuple[int, ...]
     space: int
-    """Where it lies: 0 is the device's main memory."""
+    """Memory space of the array: 0 is the device's main memory."""
 
     @property
     def bytes(self) -> int:
-        """Size, without what a tiled layout adds."""
+        """Size, without the padding of a tiled layout."""
         bits = 8 if self.kind == "pred" else int(re.sub(r"^[a-z]*", "", self.kind).split("e")[0].split("b")[0] or 0)
         return math.prod(self.shape) * bits // 8
 
@@ -48,7 +48,7 @@ class Instruction:
 
     @property
     def arrays(self) -> list[Array]:
-        """What it gives, the arrays of a tuple one by one."""
+        """The arrays of its result; those of a tuple one by one."""
         found = []
         for kind, shape, layout in _ARRAY.findall(self.result):
             space = re.search(r"S\((\d+)\)", layout)
@@ -57,7 +57,7 @@ class Instruction:
 
     @property
     def operands(self) -> list[str]:
-        """Names of what it is given."""
+        """Names of its operands."""
         return re.findall(r"%([\w.\-]+)", self.rest.split("), ")[0])
 
     @property
@@ -77,11 +77,11 @@ class Program:
     devices: int
 
     def reached(self, name: str | None = None, count: int | None = 1) -> Iterator[tuple[str, int | None]]:
-        """Every computation as often as it is called from, with the number of times it runs each time.
+        """Every computation, once per call site, with the number of times it runs from there.
 
         Args:
           name: of the computation to begin with; the entry where None.
-          count: how often that one runs; None where that is not known.
+          count: how often that computation runs; None where this is not known.
         """
         name = self.entry if name is None else name
         yield name, count
@@ -93,8 +93,8 @@ class Program:
                 yield from self.reached(called, count and times and count * times)
 
     def trips(self, loop: Instruction) -> int | None:
-        """How often the body of a loop runs: XLA's own note, or the bound of a count from 0 in steps of 1, as JAX's
-        are; None where neither is there."""
+        """How often the body of a loop runs, by XLA's own note or by the bound of a count from 0 in steps of 1, as JAX
+        writes loops; None where the text has neither."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
             return int(known[1])
         condition = re.search(r"condition=%([\w.\-]+)", loop.rest)

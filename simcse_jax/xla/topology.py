@@ -1,4 +1,4 @@
-"""Devices to compile for without having them: TPU slices, GPU nodes, and the CPU that is here."""
+"""Devices to compile for, present or not: TPU slices, GPU nodes, and this machine's CPU."""
 
 import contextlib
 import importlib.util
@@ -18,10 +18,10 @@ TERA, GIGA, GIB = 1e12, 1e9, 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """What one device has, by its maker. Rates are peaks, per second."""
+    """The capacities of one device, by its maker. Rates are peaks, per second."""
 
     flops: dict[str, float]
-    """By the arithmetic of a matrix product, as `flops.matrix_flops` names it."""
+    """FLOPs by the arithmetic of a matrix product, as `flops.matrix_flops` names it."""
     memory: int
     """Bytes that a program can use."""
     bandwidth: float
@@ -29,11 +29,11 @@ class Chip:
     interconnect: float
     """Bytes that the device sends over all its links to its neighbours."""
     links: int = 1
-    """Links that these are spread over; one permute uses one."""
+    """Number of these links; one permute uses one."""
     network: float = 0.0
-    """Bytes that it sends to other nodes, where a node is less than the whole."""
+    """Bytes that the device sends to other nodes, where there are several."""
     compiler: dict[str, Any] = field(default_factory=dict)
-    """What the compiler is told of the device."""
+    """Description of the device for the compiler."""
 
 
 def _tpu(bfloat16: float, **figures: Any) -> Chip:
@@ -43,7 +43,7 @@ def _tpu(bfloat16: float, **figures: Any) -> Chip:
 
 def _hopper(memory: int, bandwidth: float, name: str) -> Chip:
     # NVIDIA's H100 and H200 datasheets, SXM: dense bfloat16, TF32 (the default for float32) and float32; NVLink
-    # 900 GB/s both ways. Other nodes: one 400 Gb/s adapter a GPU, as in a DGX. JAX takes three quarters of the memory
+    # 900 GB/s both ways. Other nodes: one 400 Gb/s adapter per GPU, as in a DGX. JAX takes three quarters of the memory
     # by default.
     compiler = {"name": name, "device_memory_size": memory, "memory_bandwidth": int(bandwidth)}
     return Chip(
@@ -56,8 +56,8 @@ def _hopper(memory: int, bandwidth: float, name: str) -> Chip:
     )
 
 
-# TPU: cloud.google.com/tpu/docs, a page each (v4, v5e, v5p, v6e); half of the bidirectional interconnect bandwidth a
-# chip. Memory is what XLA's own limit for a program leaves of the 32, 16, 95 and 32 GB.
+# TPU: cloud.google.com/tpu/docs, one page per chip (v4, v5e, v5p, v6e); half of the bidirectional interconnect
+# bandwidth per chip. Memory is XLA's own limit for a program, of the 32, 16, 95 and 32 GB.
 CHIPS = {
     "v4": _tpu(
         275 * TERA,
@@ -82,7 +82,7 @@ _KINDS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """What a device has that JAX calls by this name; None where its peaks are not known, as of a CPU."""
+    """The chip of a device by its name in JAX; None where its peaks are not known, as for a CPU."""
     return CHIPS.get(_KINDS.get(device_kind, ""))
 
 
@@ -112,21 +112,21 @@ class Topology:
     kind: str
     """`cpu`, or a key of `CHIPS`."""
     shape: tuple[int, ...]
-    """Chips along each axis of a TPU slice; nodes and GPUs a node; CPU devices."""
+    """Chips along each axis of a TPU slice; nodes and GPUs per node; or CPU devices."""
 
     @property
     def chip(self) -> Chip | None:
-        """What one device has; None for CPUs, of which no peak is known."""
+        """The chip of each device; None for CPUs, whose peaks are not known."""
         return CHIPS.get(self.kind)
 
     @property
     def node(self) -> int:
-        """Devices that reach each other over the interconnect: those of a node of GPUs, a whole TPU slice."""
+        """Number of devices that reach each other over the interconnect: one GPU node's, or a whole TPU slice's."""
         return math.prod(self.shape[1:] if self.kind.startswith("h") else self.shape)
 
     @property
     def compiler_options(self) -> dict[str, Any]:
-        """What XLA must be told to compile for devices that are not here."""
+        """XLA's options to compile for devices that this machine lacks."""
         # Autotuning runs candidates on the device; untuned, XLA's own matrix products refuse some small shapes, cuBLAS
         # takes them all.
         return {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False} if self.kind.startswith("h") else {}
@@ -136,7 +136,7 @@ def parse_topology(name: str) -> Topology:
     """Reads a name such as v5e:16x16, v4:4x4x4, h200:8 (one node), h200:4x8 (four nodes of 8) or cpu:8.
 
     Raises:
-      InputError: not such a name.
+      InputError: any other name.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     kind, shape = (match[1], tuple(int(n) for n in match[2].split("x"))) if match else ("", ())
@@ -159,15 +159,15 @@ def prepare_process(wanted: list[Topology]) -> None:
     with contextlib.suppress(RuntimeError):  # JAX has started
         if cpus:
             jax.config.update("jax_num_cpu_devices", max(cpus))
-        # Compiling for a TPU or GPU needs none, and one that is here is left to those who train on it.
+        # Compiling for a TPU or GPU needs no such device, and a present one is left to those who train on it.
         jax.config.update("jax_platforms", "cpu")
 
 
 def devices_of(topology: Topology) -> list[jax.Device]:
-    """The devices of a topology: to compile for only, except CPUs, which are here.
+    """The devices of a topology: only to compile for, except CPUs, which are real.
 
     Raises:
-      InputError: the compiler is not installed, it does not know the topology, or too few CPU devices.
+      InputError: the compiler is not installed or does not know the topology, or there are too few CPU devices.
     """
     if topology.kind == "cpu":
         return _cpu_devices(topology)
@@ -196,8 +196,8 @@ def _cpu_devices(topology: Topology) -> list[jax.Device]:
 
 
 def _tpus(topology: Topology) -> list[jax.Device]:
-    # Without these libtpu looks for the machine's TPUs, asks Google's metadata server, and takes a lock that allows one
-    # process a machine.
+    # Without these libtpu looks for the machine's TPUs, asks Google's metadata server, and takes a lock that allows
+    # one process per machine.
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),

@@ -1,4 +1,4 @@
-"""What a compiled program launches, moves through a device's memory and multiplies."""
+"""The work of a compiled program: its kernels, the bytes that it moves through memory, its matrix products."""
 
 import math
 import re
@@ -18,14 +18,14 @@ _NO_KERNELS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", 
 
 @dataclass(frozen=True)
 class Work:
-    """What one run of a program, or of a part of it, takes of a device."""
+    """The work of one run of a program, or of a part of it, on one device."""
 
     kernels: int = 0
-    """Launches: fusions, calls of libraries, copies and what else runs by itself. Copies that a TPU makes beside its
-    work, and single numbers, are none."""
+    """Launches: fusions, calls of libraries, copies and all else that runs by itself. Copies that a TPU makes beside
+    its work, and instructions that give single numbers, do not count."""
     bytes: int = 0
-    """Read and written in the device's main memory by all of them, as if no cache held anything between two. Of an
-    array that is cut or updated in place, the part."""
+    """Bytes that all kernels read and write in the device's main memory, as if no cache held anything between two of
+    them. Of an array that is cut or updated in place, only the part counts."""
     flops: int = 0
     """Multiplications and additions of matrix products, as compiled."""
 
@@ -37,10 +37,10 @@ class Work:
 
 
 def work(program: Program) -> Work | None:
-    """What one run of a compiled program takes; of a condition, the branch that moves most.
+    """The work of one run of a compiled program; of a condition, that of the branch that moves most bytes.
 
     Returns:
-      None where the text does not tell how often a loop runs.
+      The work, or None where the text does not state how often a loop runs.
     """
     try:
         return _work(program, program.entry)
@@ -93,7 +93,7 @@ def _moved(program: Program, i: Instruction, given: dict[str, Instruction]) -> i
         arrays = arrays[:2]  # what is written, and what is read
         return sum(array.bytes for array in arrays if not array.space)
     if i.opcode == "slice-start":
-        # A tuple of the operands, the result, and what the backend needs.
+        # A tuple of the operands, the result, and data for the backend.
         result = arrays[len(i.operands)]
         return result.bytes * sum(not array.space for array in (arrays[0], result))
     if "cublas" in i.rest:
@@ -120,7 +120,7 @@ def _in_memory(i: Instruction) -> int:
 
 
 def _touched(program: Program, name: str, position: int, operand: Instruction) -> int:
-    """Bytes that a fusion reads of an operand: the whole, or what all its uses cut out of it."""
+    """Bytes that a fusion reads of an operand: the whole, or the parts that all its uses cut out."""
     whole = _in_memory(operand)
     if not whole:
         return 0
@@ -129,7 +129,7 @@ def _touched(program: Program, name: str, position: int, operand: Instruction) -
 
 
 def _cut_of(program: Program, name: str, position: int) -> int | None:
-    """Bytes of a parameter of a fused computation that are used; None where it is used as a whole."""
+    """Bytes of a parameter that a fused computation uses; None where it uses the whole."""
     instructions = program.computations[name]
     (parameter,) = (i for i in instructions if i.opcode == "parameter" and i.rest.startswith(f"{position})"))
     names, total = {parameter.name}, 0
@@ -145,7 +145,7 @@ def _cut_of(program: Program, name: str, position: int) -> int | None:
         elif i.opcode in ("dynamic-slice", "slice", "gather") and used == [0]:
             total += size
         elif i.opcode == "dynamic-update-slice" and used == [0]:
-            continue  # in place: what is written is counted as such
+            continue  # in place: only what is written counts, as written
         elif i.opcode == "scatter" and used == [0]:
             updates = next(j for j in instructions if j.name == i.operands[2])
             total += sum(array.bytes for array in updates.arrays)
@@ -196,7 +196,7 @@ def _flops(program: Program, i: Instruction, given: dict[str, Instruction]) -> i
 
 
 def _convolution_flops(i: Instruction, given: dict[str, Instruction]) -> int:
-    """Of a matrix product written as a convolution, as TPUs have it: places outside of the input are not multiplied."""
+    """FLOPs of a matrix product written as a convolution, as on TPUs; places outside of the input do not count."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest)
     assert labels
     left, right = (given[name].arrays[0].shape for name in i.operands[:2])
