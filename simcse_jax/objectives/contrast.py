@@ -1,4 +1,4 @@
-"""What the contrastive losses share: cosines of the pairs, reduced over the negatives of each anchor, and metrics."""
+"""The common part of the contrastive losses: cosines of the pairs, reductions over each anchor's negatives, metrics."""
 
 from typing import NamedTuple, NotRequired, TypedDict
 
@@ -17,15 +17,15 @@ class Settings(TypedDict):
     temperature: float
     """τ: similarities are divided by it."""
     hard_negative_log_weight: NotRequired[float]
-    """log α; 0 where not given."""
+    """log α; 0 if not given."""
     valid: NotRequired[Bool[Array, " N"] | None]
-    """Rows that count, as anchors and as negatives, at least one; all where not given."""
+    """Rows that count, as anchors and as negatives, at least one; all if not given."""
     pairs: NotRequired[Pairs]
-    """How the N × N pairs are gone through: `dense`, `tiled`, or one of them with its arguments bound."""
+    """The way through the N × N pairs: `dense`, `tiled`, or one of them with its arguments bound."""
 
 
 class Contrast(NamedTuple):
-    """The logits of a batch as a loss needs them."""
+    """The logits of a batch, in the form that a loss needs."""
 
     cosine: Float[Array, " N"]
     """s(z1_i, z2_i)."""
@@ -83,8 +83,8 @@ def contrast(
       z3: hard negatives of the same rows, or None.
       temperature: τ.
       hard_negative_log_weight: log α.
-      valid: rows that count, as anchors and as negatives; all where None. At least one must be True.
-      pairs: how the N × N pairs are gone through: `dense`, `tiled`, or one of them with its arguments bound.
+      valid: rows that count, as anchors and as negatives; all if None. At least one must be True.
+      pairs: the way through the N × N pairs: `dense`, `tiled`, or one of them with its arguments bound.
       score: f.
       reduction: over the negatives, `logsumexp` or the sum of `softplus`.
 
@@ -92,14 +92,14 @@ def contrast(
       The logits, and the metrics `positive_similarity` (mean cosine of the pairs), `negative_similarity` (mean cosine
       of z1_i, z2_j, j≠i), `alignment` (mean ‖ẑ1_i − ẑ2_i‖²), `uniformity` (log mean_{j≠i} exp(−2‖ẑ1_i − ẑ2_j‖²); Wang &
       Isola, arXiv 2005.10242, across the two views) and `effective_negatives` (mean of exp H_i, H_i the entropy of the
-      softmax over the negatives of i: their number where all are equally hard, 1 where one outweighs the rest or there
-      is none).
+      softmax over the negatives of i: their number where all are equally hard, 1 where one outweighs the rest or
+      there are no negatives).
     """
     valid = jnp.ones(z1.shape[0], bool) if valid is None else valid
     queries, keys = unit(z1), unit(jnp.stack([z2] if z3 is None else [z2, z3]))
     own = () if z3 is None else (hard_negative_log_weight,)
     statistics = pairs(queries, keys, valid, temperature=temperature, own=own, score=score, reduction=reduction)
-    # Not read off a matrix of logits, so that it is the same number, bit for bit, with every way through the pairs.
+    # Not read off a matrix of logits, so that every way through the pairs gives the same number, bit for bit.
     cosine = jnp.sum(queries * keys[0], axis=-1)
 
     known, (_, entropy, similarity, potential) = jax.lax.stop_gradient((cosine, statistics))

@@ -15,12 +15,12 @@ def decoupled(
     z3: Float[Array, "N H"] | None = None,
     **settings: Unpack[Settings],
 ) -> tuple[Float[Array, ""], Metrics]:
-    """InfoNCE without the positive in the denominator (equation 5 there, from z1 to z2 only).
+    """InfoNCE without the positive in the denominator (equation 5 of the paper, from z1 to z2 only).
 
         loss_i = logsumexp_{j≠i} S_ij − S_ii
 
     The gradient of a pair does not fade when the pair is already close, which matters in small batches. The loss may be
-    negative; an anchor without negatives has none.
+    negative; that of an anchor without negatives is 0.
 
     Args:
       z1, z2, z3, settings: see `contrast`.

@@ -1,4 +1,4 @@
-"""Objectives by name. There is no list of them: a name is a function in the module of that name."""
+"""Objectives by name. There is no list of them: each is a function in the module of the same name."""
 
 import importlib
 import inspect
@@ -18,10 +18,10 @@ _VECTORS = ("z1", "z2", "z3", "clean")
 
 
 def find_loss(name: str) -> Loss:
-    """The objective of a name.
+    """The objective with this name.
 
     Args:
-      name: that of a function in the module of the same name here, e.g. "info_nce", or "module:function" of your own.
+      name: of a function in this package's module of the same name, e.g. "info_nce", or your own "module:function".
 
     Raises:
       InputError: no such module or function.
@@ -33,8 +33,8 @@ def find_loss(name: str) -> Loss:
         loss: Loss = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever a module of the user's own raises
         raise InputError(
-            f"no objective '{name}' ({type(error).__name__}: {reason(error)}): name a file of simcse_jax/objectives "
-            "that holds a function of the same name, e.g. info_nce, or your own as module:function"
+            f"no objective '{name}' ({type(error).__name__}: {reason(error)}): name a file in simcse_jax/objectives "
+            "that holds a function of the same name, e.g. info_nce, or give your own as module:function"
         ) from error
     parameters = inspect.signature(loss).parameters if callable(loss) else {}
     takes = any(p.kind == p.VAR_KEYWORD for p in parameters.values()) or set(_SETTINGS) <= set(parameters)
@@ -52,11 +52,11 @@ def wants_clean(loss: Loss) -> bool:
 
 
 def check_objective(objective: ObjectiveConfig, width: int | None = None) -> None:
-    """Raises `InputError` for an objective that no step can be made of.
+    """Raises `InputError` for an objective that no training step can use.
 
     Args:
       objective: the settings.
-      width: of the vectors, where it is known.
+      width: width of the vectors, where it is known.
     """
     check_options(objective.loss, objective.options)
     widths = objective.widths

@@ -21,7 +21,7 @@ def focal(
     margin: float = 0.3,
     **settings: Unpack[Settings],
 ) -> tuple[Float[Array, ""], Metrics]:
-    """InfoNCE whose logits are scaled by the cosine itself: easy negatives count less, and unsure positives.
+    """InfoNCE whose logits are scaled by the cosine itself: easy negatives and unsure positives count less.
 
         loss_i = softplus( logsumexp_{j≠i} s_ij (s_ij + m)/τ − s_ii²/τ ),   s the cosine
 

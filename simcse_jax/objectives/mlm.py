@@ -1,5 +1,5 @@
 """Masked language modelling (Devlin et al., arXiv 1810.04805, section 3.1), the auxiliary of SimCSE (section 5 and
-appendix): tokens are hidden, and the mean cross-entropy of what they were is minimised.
+appendix): tokens are hidden, and the mean cross-entropy of the original tokens is minimised.
 
 Of the tokens of a sentence that are not special, each is chosen with probability p (0.15). Of the chosen, 80 % become
 [MASK], 10 % a random token of the vocabulary, and 10 % stay as they are.
@@ -20,18 +20,18 @@ MASKED, RANDOM = 0.8, 0.1
 """Shares of the chosen tokens that become [MASK] and a random token; the others stay."""
 
 BLOCK = 1024
-"""Most tokens whose logits over the vocabulary are there at a time."""
+"""Most tokens whose logits over the vocabulary are in memory at a time."""
 
 
 class Vocabulary(NamedTuple):
-    """What masking must know of a tokenizer."""
+    """The properties of a tokenizer that masking needs."""
 
     mask: int
     """Id of [MASK]."""
     special: tuple[int, ...]
     """Ids of tokens that are never chosen."""
     size: int
-    """Random tokens have ids below."""
+    """Upper bound of the ids of random tokens, exclusive."""
 
 
 def mask_tokens(
@@ -45,11 +45,11 @@ def mask_tokens(
 ) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
     """Hides tokens.
 
-    What is drawn for a token depends on `key`, the number of its sentence and its place there, so what is hidden does
-    not depend on how the batch is padded, packed, or cut into devices or chunks.
+    The draw for a token depends on `key`, the number of its sentence and its place there, so the choice of hidden
+    tokens does not depend on how the batch is padded, packed, or cut into devices or chunks.
 
     Args:
-      key: of the stream.
+      key: the key of the stream.
       sentences: number of the sentence in the global batch that each token belongs to; one column where a row is one
         sentence.
       positions: place of each token in its sentence.
@@ -59,7 +59,7 @@ def mask_tokens(
       probability: p.
 
     Returns:
-      The ids with the hidden tokens replaced, and which tokens were chosen, those that stay as they are among them.
+      The ids with the hidden tokens replaced, and which tokens were chosen, those that stay included.
     """
     chance, fate, token = (
         random_bits(words_of(k, sentences), positions.astype(jnp.uint32)) for k in jax.random.split(key, 3)
@@ -74,7 +74,7 @@ def mask_tokens(
 
 
 def block_size(tokens: int, probability: float) -> int:
-    """Tokens of a block: the chosen ones of `tokens` fit the first with near certainty, and at most `BLOCK`."""
+    """Tokens per block: enough that the chosen ones of `tokens` fit one block with near certainty, at most `BLOCK`."""
     expected = probability * tokens
     return max(1, min(tokens, BLOCK, math.ceil(expected + 4 * math.sqrt(expected))))
 
@@ -88,16 +88,16 @@ def cross_entropy(
 ) -> tuple[Float[Array, " T"], Bool[Array, " T"]]:
     """−log softmax(logits)[target] of every chosen token, in float32 at least.
 
-    The chosen tokens are brought to the front and gone through in blocks; a block without any is skipped. So the logits
-    of T tokens are never there at once, the products with the vocabulary are about those of the chosen tokens, and
-    every chosen token counts, however many there are.
+    The chosen tokens move to the front and are processed in blocks; a block without any is skipped. So the logits of T
+    tokens are never in memory at once, the products with the vocabulary are about those of the chosen tokens, and every
+    chosen token counts, however many there are.
 
     Args:
       logits_of: the prediction head.
       hidden: last hidden states.
-      targets: what the tokens were.
+      targets: ids of the original tokens.
       chosen: tokens that count.
-      block: tokens a block.
+      block: tokens per block.
 
     Returns:
       The cross-entropy of each token, and whether its target has the largest logit; 0 and False where not chosen.

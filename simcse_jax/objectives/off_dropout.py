@@ -25,7 +25,8 @@ def off_dropout(
 
         loss_i = softplus( log m + logsumexp_{j≠i} s(h_i, h_j)/τ − s(z1_i, z2_i)/τ )
 
-    Dropout noise makes positives useful, but tells nothing about negatives. A third pass through the encoder pays.
+    Dropout noise makes positives useful, but tells nothing about negatives. The price is a third pass through the
+    encoder.
 
     Args:
       z1, z2, z3, settings: see `contrast`; z3 are negatives of h.

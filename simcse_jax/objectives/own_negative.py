@@ -1,4 +1,4 @@
-"""A contrast with the own hard negative alone, without in-batch negatives (an ablation of SimCSE)."""
+"""A contrast with each sentence's own hard negative, without in-batch negatives (an ablation of SimCSE)."""
 
 from typing import Unpack
 
@@ -15,13 +15,12 @@ def own_negative(
     z3: Float[Array, "N H"] | None = None,
     **settings: Unpack[Settings],
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Is z1_i closer to its positive than to its hard negative?
+    """The loss that asks whether z1_i is closer to its positive than to its hard negative.
 
         loss_i = softplus( s(z1_i, z3_i)/τ + log α − s(z1_i, z2_i)/τ ),   s the cosine
 
     Args:
-      z1, z2, z3, settings: see `contrast`; only the metrics go through all
-        pairs.
+      z1, z2, z3, settings: see `contrast`; only the metrics go through all pairs.
 
     Returns:
       The loss, and the metrics of `contrast`.

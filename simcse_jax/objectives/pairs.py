@@ -1,4 +1,4 @@
-"""What a contrastive loss asks of all pairs of the global batch, computed with the matrix of logits whole."""
+"""Statistics of all pairs of the global batch for contrastive losses, computed from the whole matrix of logits."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -18,15 +18,15 @@ def identity(cosine: Array) -> Array:
 
 
 class PairStatistics(NamedTuple):
-    """A few numbers an anchor, in which a loss over all N × N pairs can be written.
+    """A few numbers per anchor, from which a loss over all N × N pairs can be computed.
 
-    With cosine c_i,kj of anchor i and sentence j of kind k and the loss's score function f (the identity, where it has
-    none), S_i,kj = f(c_i,kj)/τ + [i=j] own_k. The negatives of i are all (k, j) whose row j is valid, but for its
-    positive (0, i).
+    With cosine c_i,kj of anchor i and sentence j of kind k and the loss's score function f (by default the identity),
+    S_i,kj = f(c_i,kj)/τ + [i=j] own_k. The negatives of i are all (k, j) whose row j is valid, except its positive
+    (0, i).
     """
 
     negatives: Float[Array, " N"]
-    """n_i = log Σ exp S_i,kj over the negatives, a large negative number where there is none; or, with the reduction
+    """n_i = log Σ exp S_i,kj over the negatives, a large negative number without any; or, with the reduction
     `softplus`, Σ log(1 + exp S_i,kj)."""
     entropy: Float[Array, " N"]
     """Entropy in nats of the softmax over the negatives, 0 without any; no gradient flows through it."""
@@ -38,7 +38,7 @@ class PairStatistics(NamedTuple):
 
 @runtime_checkable
 class Pairs(Protocol):
-    """A way to compute the statistics. All ways give the same values and gradients, to rounding."""
+    """A function that computes the statistics. All such functions give the same values and gradients, to rounding."""
 
     def __call__(
         self,
@@ -55,18 +55,18 @@ class Pairs(Protocol):
 
         Args:
           queries: anchors of length 1, float32 or float64.
-          keys: K kinds of sentences of length 1, those of one row belonging to the anchor of that row. Kind 0 holds the
+          keys: K kinds of sentences of length 1; those of one row belong to the anchor of that row. Kind 0 holds the
             positives.
           valid: rows that are negatives of others.
           temperature: τ.
-          own: for kinds 1 to K−1, what is added to the logit of an anchor with the sentence of its own row.
+          own: for kinds 1 to K−1, the addend to the logit of an anchor with the sentence of its own row.
           score: f, differentiable; a function of the module or a `partial` of one, so that it can be hashed.
-          reduction: what `negatives` is.
+          reduction: the reduction over the negatives that `negatives` holds.
         """
 
 
 def masked(dtype: jnp.dtype) -> float:
-    """Stands for −∞: finite, so that an anchor without any negative has loss and gradient 0 and not NaN."""
+    """A finite stand-in for −∞, so that an anchor without any negative has loss and gradient 0 and not NaN."""
     return float(jnp.finfo(dtype).min) / 2
 
 
@@ -93,9 +93,9 @@ def block_logits(
     Args:
       cosine: the block.
       same: where anchor and sentence are of one row of the batch.
-      valid: of the sentences.
+      valid: which sentences count.
       temperature: τ.
-      own: what is added where they are of one row; None where that pair is the positive.
+      own: the addend where they are of one row; None where that pair is the positive.
       score: f.
     """
     logits = score(cosine) / temperature
@@ -119,7 +119,7 @@ def dense(
 
     Args:
       queries, keys, valid, temperature, own, score, reduction: see `Pairs`.
-      gather: applied to what every anchor meets, `keys` and `valid`: where rows are split over devices, it makes them
+      gather: applied to `keys` and `valid`, which every anchor meets: where rows are split over devices, it makes them
         whole on each.
     """
     keys, valid = gather(keys), gather(valid)
@@ -132,7 +132,7 @@ def dense(
     ]
     logits = jnp.concatenate([jnp.where(negative, s, masked(s.dtype)) for s, negative in blocks], axis=1)
     logsumexp = jax.nn.logsumexp(logits, axis=1)
-    # softplus of what is masked is 0, and so is its derivative.
+    # softplus of a masked logit is 0, and so is its derivative.
     negatives = logsumexp if reduction == "logsumexp" else jnp.sum(jax.nn.softplus(logits), axis=1)
 
     logits, cosine, top = jax.lax.stop_gradient((logits, cosine[:, :n], logsumexp))

@@ -21,12 +21,12 @@ def sigmoid(
     bias: float = -10.0,
     **settings: Unpack[Settings],
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Each pair on its own: is it a positive?
+    """The loss that asks of each pair on its own whether it is a positive.
 
         loss_i = softplus(−(S_ii + b)) + Σ_{j≠i} softplus(S_ij + b)
 
-    There, 1/τ and b are learned and start at 10 and −10; here both are settings. b should make up for negatives being
-    N − 1 times as many as positives: about −log N.
+    In the paper, 1/τ and b are learned and start at 10 and −10; here both are settings. b should make up for the
+    N − 1 negatives of each positive: about −log N.
 
     Args:
       z1, z2, z3, settings: see `contrast`.

@@ -17,7 +17,7 @@ from simcse_jax.objectives.pairs import similarities
 
 LLOYD_ITERATIONS = 10
 BLOCK = 4096
-"""Positives whose similarities with the buffer are there at a time."""
+"""Positives whose similarities with the buffer are in memory at a time."""
 
 
 def smoothing_weight(config: SmoothingConfig, step: Int[Array, ""], total_steps: int) -> Float[Array, ""]:
@@ -32,7 +32,7 @@ def push(buffer: Float[Array, "Q H"], u: Float[Array, "N H"], valid: Bool[Array,
     """The buffer with a batch behind it and its oldest rows dropped.
 
     Args:
-      buffer: rows, oldest first; zeros where nothing was kept yet.
+      buffer: rows, oldest first; zeros where nothing is stored yet.
       u: the batch, of any size.
       valid: rows that count, which stand before those that do not.
     """
@@ -76,13 +76,13 @@ def smooth(config: SmoothingConfig, u: Float[Array, "N H"], buffer: Float[Array,
         weights = jax.nn.softmax(logits, where=jnp.concatenate([jnp.ones(1, bool), members]))
         return weights[0] * u + similarities(weights[None, 1:], buffer.T)[0]
 
-    # In blocks, so that N × Q similarities are never there at once.
+    # In blocks, so that N × Q similarities are never in memory at once.
     aggregates: Array = jax.lax.map(jax.checkpoint(one), u, batch_size=BLOCK)
     return aggregates
 
 
 def _clusters(buffer: Float[Array, "Q H"], count: int) -> Int[Array, " Q"]:
-    """Spherical k-means: `LLOYD_ITERATIONS` rounds from centres each the farthest from those before it."""
+    """Spherical k-means: `LLOYD_ITERATIONS` rounds; each initial centre is the farthest from those before it."""
 
     def spread(i: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
         centres, nearest = carry

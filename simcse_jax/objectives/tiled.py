@@ -1,9 +1,9 @@
 """The statistics of all pairs without the matrix of logits: in tiles on each device, in a ring over devices.
 
-Forward, every device keeps its own anchors and meets the keys of all devices, a visiting share at a time, in square
-tiles; of a tile's logits only running sums are kept (Milakov & Gimelshein, arXiv 1805.02867, for the log-sum-exp).
-Backward, the logits are computed again tile by tile from the log-sum-exp n_i that was kept. With g_i the gradient of
-the loss with respect to n_i and P_i,kj = g_i exp(S_i,kj − n_i) f'(c_i,kj)/τ,
+In the forward pass, every device keeps its own anchors and meets the keys of all devices, a visiting share at a time,
+in square tiles; of a tile's logits only running sums are kept (Milakov & Gimelshein, arXiv 1805.02867, for the
+log-sum-exp). In the backward pass, the logits are computed again tile by tile, and the saved log-sum-exp n_i normalises
+them. With g_i the gradient of the loss with respect to n_i and P_i,kj = g_i exp(S_i,kj − n_i) f'(c_i,kj)/τ,
 
     dq_i = Σ_kj P_i,kj k_kj,    dk_kj = Σ_i P_i,kj q_i;
 
@@ -25,7 +25,7 @@ from simcse_jax.objectives.pairs import PairStatistics, Reduction, Score, block_
 
 
 class _Settings(NamedTuple):
-    """What is known at compile time."""
+    """The arguments that are known at compile time."""
 
     temperature: float
     own: tuple[float | None, ...]
@@ -53,7 +53,7 @@ class _Running(NamedTuple):
     similarity: Float[Array, "*rows"]
     potential: Float[Array, "*rows"]
     softplus: Float[Array, "*rows"]
-    """Σ log(1 + exp S), where that is asked for."""
+    """Σ log(1 + exp S), where the reduction asks for it."""
 
 
 class _Share(NamedTuple):
@@ -86,10 +86,10 @@ def tiled(
     Args:
       queries, keys, valid, temperature, own, score, reduction: see `Pairs`.
       block: largest side of a tile.
-      mesh: devices over all of which the rows are split; a single device where None.
+      mesh: the rows are split over all its devices; None for a single device.
       axes: the axes of `mesh` in the order in which they split the rows.
-      dtype: type that queries, keys and probabilities are rounded to before they are multiplied ("bfloat16"); sums stay
-        float32. Not rounded where None.
+      dtype: type to which queries, keys and probabilities are rounded before they are multiplied ("bfloat16"); sums
+        stay float32. None does not round.
     """
     settings = _Settings(temperature, (None, *own), block, mesh, axes, dtype, score, reduction)
     return PairStatistics(*_over_negatives(settings, queries, keys, valid))
@@ -126,7 +126,7 @@ _over_negatives.defvjp(_save, _pull_back)
 def _on_devices(
     settings: _Settings, function: Callable[..., Any], inputs: tuple[int, ...], outputs: tuple[int, ...]
 ) -> Callable[..., Any]:
-    """`function` of each device's rows. Rows are axis 0 of what is marked 1 and axis 1 of what is marked 2."""
+    """`function` of each device's rows. Rows are axis 0 of the arrays marked 1 and axis 1 of those marked 2."""
     function = partial(function, settings)
     if settings.mesh is None:
         return function
@@ -174,7 +174,7 @@ def _me(settings: _Settings) -> Int[Array, ""] | int:
 
 
 def _pass_on(settings: _Settings, x: Any) -> Any:
-    """From every device to the next in the ring."""
+    """Sends `x` from every device to the next in the ring."""
     size = settings.devices
     ring = [(i, (i + 1) % size) for i in range(size)]
     return jax.tree.map(lambda leaf: lax.ppermute(leaf, settings.axes, ring), x)
@@ -209,7 +209,7 @@ def _forward(
 
     def turn(t: Int[Array, ""], carry: tuple[_Running, _Share]) -> tuple[_Running, _Share]:
         running, share = carry
-        # Independent of the products of this turn, so that it can be under way meanwhile.
+        # Independent of the products of this turn, so that both can run at the same time.
         following = _pass_on(settings, share)
         return meet(running, share, t), following
 
