@@ -409,7 +409,7 @@ def test_hub_names_without_network(
     environment |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     locate = "folders.HUB_TIMEOUT = 1; print(folders.locate('someone/tiny-bert'))"
     message, seconds = hub(tmp_path, locate, **environment)
-    assert "model 'someone/tiny-bert' is neither a folder here nor to be had from the hub" in message
+    assert "model 'someone/tiny-bert' is neither a local folder nor available from the hub" in message
     assert re.search(reason, message), message
     assert "check the name and the network" in message
     assert seconds < 30

@@ -149,7 +149,7 @@ def test_dense_by_hand(tmp_path: Path, tiny_bert: Path) -> None:
 @pytest.mark.parametrize(
     ("kinds", "dense", "config", "words"),
     [
-        (("LayerNorm",), {}, {}, ["LayerNorm", "read are Transformer", "--pooler"]),
+        (("LayerNorm",), {}, {}, ["LayerNorm", "supported are Transformer", "--pooler"]),
         (("Dense",), {"activation_function": "torch.nn.modules.activation.PReLU"}, {}, ["PReLU", "--pooler"]),
         (("Dense",), {"activation_function": "mine.Tanh"}, {}, ["mine.Tanh", "--pooler"]),
         (("Dense",), {"use_residual": True}, {}, ["residual", "--pooler"]),
@@ -196,10 +196,10 @@ def test_a_trailing_normalize_is_exported(tmp_path: Path, tiny_bert: Path, kinds
 
 
 DAMAGED = {
-    "a number as module": ("modules.json", [1], "is no list of modules"),
-    "no modules": ("modules.json", None, "is no list of modules"),
-    "a string of modules": ("modules.json", "abc", "is no list of modules"),
-    "a module without a path": ("modules.json", [{"type": "a.Transformer"}], "is no list of modules"),
+    "a number as module": ("modules.json", [1], "is not a list of modules"),
+    "no modules": ("modules.json", None, "is not a list of modules"),
+    "a string of modules": ("modules.json", "abc", "is not a list of modules"),
+    "a module without a path": ("modules.json", [{"type": "a.Transformer"}], "is not a list of modules"),
     "pooling": ("1_Pooling/config.json", [], "config.json holds a JSON list"),
     "encoder settings": ("sentence_bert_config.json", [], "sentence_bert_config.json holds a JSON list"),
     "a word as length": ("sentence_bert_config.json", {"max_seq_length": "x"}, "max_seq_length 'x'; expected a number"),

@@ -1,7 +1,7 @@
-"""Maps of sentence vectors: fitted without labels (whitening, all-but-the-top, flow), or a saved model's own.
+"""Maps of sentence vectors: fitted without labels (whitening, all-but-the-top, flow), or read from a saved model.
 
 A post-processor is a pytree of arrays with `__call__(x: [S, H]) -> [S, D]`. It belongs to the weights whose vectors it
-was fitted to, lies among a loaded model's parameters under `KEY`, and is applied wherever sentences are encoded.
+was fitted to, is stored among a loaded model's parameters under `KEY`, and is applied whenever sentences are encoded.
 """
 
 from simcse_jax.postprocess.fit import FitSettings, PostProcessor, fit

@@ -1,4 +1,4 @@
-"""One of the post-processors, by name, fitted to a sample of sentence vectors."""
+"""Fitting a post-processor, chosen by name, to a sample of sentence vectors."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,21 +16,23 @@ PostProcessor = Affine | Flow | Modules
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What is fitted."""
+    """The post-processor to fit, and its settings."""
 
     method: Literal["whitening", "all-but-the-top", "flow"] = "whitening"
     """Whitening (Su et al. 2021), all-but-the-top (Mu & Viswanath 2018) or BERT-flow (Li et al. 2020)."""
     dim: int | None = None
-    """Width of whitened vectors; as many directions as the sentences span where not given."""
+    """Width of whitened vectors; if not given, the number of directions that the sentences span."""
     components: int | None = None
-    """Principal components that all-but-the-top removes; width / 100 where not given."""
+    """Principal components that all-but-the-top removes; width / 100 if not given."""
     flow: FlowSettings = field(default_factory=FlowSettings)
 
     def validate(self) -> None:
-        """Raises `InputError` for settings that do not go together, or a flow that cannot be."""
+        """Raises `InputError` for settings that do not go together, or an impossible flow."""
         for name, method in (("dim", "whitening"), ("components", "all-but-the-top")):
             if getattr(self, name) is not None and self.method != method:
-                raise InputError(f"{name} is given but the method is {self.method}: only {method} has it, leave it out")
+                raise InputError(
+                    f"{name} is given but the method is {self.method}: only {method} uses it, so leave it out"
+                )
         if self.method == "flow":
             self.flow.validate()
 
@@ -40,17 +42,17 @@ def fit(vectors: Float[np.ndarray, "S H"], settings: FitSettings) -> tuple[PostP
 
     Args:
       vectors: the sample: raw vectors as the pooler gives them, not normalised.
-      settings: which, and how.
+      settings: the method and its settings.
 
     Returns:
-      The post-processor, and what there is to say of it, as plain JSON values: `method`, `width`, its own settings.
+      The post-processor, and its description as plain JSON values: `method`, `width`, its own settings.
 
     Raises:
-      InputError: vectors that are not finite, or see `whitening`, `all_but_the_top`, `fit_flow`.
+      InputError: vectors that are not finite; also see `whitening`, `all_but_the_top`, `fit_flow`.
     """
     settings.validate()
     if not np.isfinite(vectors).all():
-        raise InputError("the model gives vectors that are not finite: nothing can be fitted to them")
+        raise InputError("the model gives vectors that are not finite: a post-processor cannot be fitted to them")
     post: PostProcessor
     about: dict[str, Any] = {"method": settings.method, "sentences": len(vectors)}
     if settings.method == "whitening":

@@ -33,9 +33,9 @@ class FlowSettings:
     epochs: int = 5
     """Passes over the sentences."""
     batch_size: int = 128
-    """Sentences a step of Adam."""
+    """Sentences per step of Adam."""
     learning_rate: float = 1e-4
-    """Of Adam; at 1e-3 flows on vectors of width 384 diverged."""
+    """Learning rate of Adam; at 1e-3 flows on vectors of width 384 diverged."""
     seed: int = 0
     """Decides the initial rotations, the couplings' weights and the order of the sentences."""
 
@@ -61,7 +61,7 @@ class Flow:
     - coupling, with x = [u, v] cut in halves: y = [u, (v + t) ⊙ σ], (a, t) = MLP(u), σ = sigmoid(a + 2)
 
     Attributes:
-      params: what is fitted, each array stacked over the steps: bias, scale [K, H]; lower, upper [K, H, H]; diagonal
+      params: the fitted arrays, each stacked over the steps: bias, scale [K, H]; lower, upper [K, H, H]; diagonal
         [K, H]; w0, b0, w1, b1, w2, b2 of the MLP.
       fixed: permutation int32 [K, H], sign [K, H].
     """
@@ -79,7 +79,7 @@ class Flow:
         return self.forward(x)[0]
 
     def forward(self, x: Float[Array, "S H"]) -> tuple[Float[Array, "S H"], Float[Array, " S"]]:
-        """z = f(x) and log |det ∂f/∂x|, a number a row."""
+        """z = f(x) and log |det ∂f/∂x|, one number per row."""
 
         def body(carry: tuple[Array, Array], step: tuple[Tree, Tree]) -> tuple[tuple[Array, Array], None]:
             x, log_det = carry
@@ -98,7 +98,7 @@ class Flow:
         return jax.lax.scan(body, z, (self.params, self.fixed), reverse=True)[0]
 
     def log_likelihood(self, x: Float[Array, "S H"]) -> Float[Array, " S"]:
-        """log p(x), in nats, a number a row."""
+        """log p(x), in nats, one number per row."""
         z, log_det = self.forward(x)
         return -0.5 * jnp.sum(z**2, axis=1) - 0.5 * z.shape[1] * jnp.log(2 * jnp.pi) + log_det
 
@@ -145,7 +145,7 @@ def init_flow(vectors: Float[np.ndarray, "S H"], settings: FlowSettings) -> Flow
     mean 0 and variance 1 in front of each linear map (data-dependent initialisation, Glow, section 3.1).
 
     Args:
-      vectors: the sample, float32 or float64, which decides the type of the flow.
+      vectors: the sample, float32 or float64; the flow has the same type.
       settings: its size.
     """
     from scipy.linalg import lu
@@ -183,11 +183,11 @@ def fit_flow(vectors: Float[np.ndarray, "S H"], settings: FlowSettings | None = 
     """Fits a flow by maximum likelihood with Adam, the gradient clipped to norm 1.
 
     Args:
-      vectors: the sample, float32 or float64; the arithmetic has that type.
+      vectors: the sample, float32 or float64; the arithmetic has the same type.
       settings: size and training.
 
     Returns:
-      The flow, of NumPy arrays; and the mean log-likelihood in nats a dimension, before each pass and at the end,
+      The flow, of NumPy arrays; and the mean log-likelihood in nats per dimension, before each pass and at the end,
       over the sample or its first 8,192.
 
     Raises:
@@ -199,7 +199,7 @@ def fit_flow(vectors: Float[np.ndarray, "S H"], settings: FlowSettings | None = 
     settings.validate()
     if len(vectors) < settings.batch_size:
         raise InputError(
-            f"a flow is fitted in batches of {settings.batch_size} sentences and {len(vectors):,} are there: "
+            f"a flow is fitted in batches of {settings.batch_size} sentences but only {len(vectors):,} are given: "
             "give more distinct sentences, or a smaller flow.batch_size"
         )
     if vectors.shape[1] < 2:
@@ -229,7 +229,7 @@ def fit_flow(vectors: Float[np.ndarray, "S H"], settings: FlowSettings | None = 
     # Also where it is not a number; the first steps may lower it by a few hundredths.
     if not history[-1] > history[0] - 1:
         raise InputError(
-            f"the flow diverged: its log-likelihood went from {history[0]:.3g} to {history[-1]:.3g} nats a dimension: "
-            "lower flow.learning_rate"
+            f"the flow diverged: its log-likelihood went from {history[0]:.3g} to {history[-1]:.3g} nats per "
+            "dimension: lower flow.learning_rate"
         )
     return Flow(jax.tree.map(np.asarray, params), fixed), history

@@ -27,7 +27,7 @@ class Affine:
 
     @property
     def width(self) -> int:
-        """D, the width of what it gives."""
+        """D, the width of the mapped rows."""
         return int(np.shape(self.bias)[0])
 
     def __call__(self, x: Float[Array, "S H"]) -> Float[Array, "S D"]:
@@ -37,15 +37,15 @@ class Affine:
 
 
 def whitening(vectors: Float[np.ndarray, "S H"], dim: int | None = None) -> Affine:
-    """Whitening with a choice of the leading directions (Su et al., arXiv 2103.15316, equations 3 to 7, algorithm 1).
+    """Whitens vectors and keeps the leading directions (Su et al., arXiv 2103.15316, equations 3 to 7, algorithm 1).
 
     With μ the mean and Σ = U Λ Uᵀ the covariance (over S, not S − 1) of the sample, Λ descending: x̃ = (x − μ) W,
     W = U Λ^(−1/2) cut to its first `dim` columns. The mapped sample has mean 0 and covariance I.
 
     Args:
       vectors: the sample, of any scale.
-      dim: width of the result; where None, as many as the sample spans. That is H − 1 for means of one LayerNorm's
-        outputs, which lie in a hyperplane.
+      dim: width of the result; if None, the number of directions that the sample spans. That is H − 1 for means of one
+        LayerNorm's outputs, which lie in a hyperplane.
 
     Returns:
       The map, float64.
@@ -69,15 +69,15 @@ def whitening(vectors: Float[np.ndarray, "S H"], dim: int | None = None) -> Affi
 
 
 def all_but_the_top(vectors: Float[np.ndarray, "S H"], components: int | None = None) -> Affine:
-    """Mean and leading principal components removed (Mu & Viswanath, arXiv 1702.01417, algorithm 1).
+    """Removes the mean and the leading principal components (Mu & Viswanath, arXiv 1702.01417, algorithm 1).
 
     With μ the mean of the sample and u_1 … u_D the leading principal directions of the centred sample:
     x′ = (I − Σ_d u_d u_dᵀ)(x − μ). The paper's algorithm projects x, not x − μ, in the sum; every vector would then
-    keep the constant −Σ_d u_d u_dᵀ μ, which is one of the common parts that the method is there to remove.
+    keep the constant −Σ_d u_d u_dᵀ μ, one of the common parts that the method is meant to remove.
 
     Args:
       vectors: the sample, of any scale.
-      components: D; H / 100, rounded, at least 1, where None (the paper's rule of thumb).
+      components: D; if None, H / 100, rounded, at least 1 (the paper's rule of thumb).
 
     Returns:
       The map, float64.

@@ -1,4 +1,4 @@
-"""What a sentence-transformers model does to vectors after pooling: Dense and Normalize modules."""
+"""The modules of a sentence-transformers model after pooling: Dense and Normalize."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,13 +59,13 @@ class Normalize:
 @partial(jax.tree_util.register_dataclass, data_fields=["layers"], meta_fields=[])
 @dataclass(frozen=True)
 class Modules:
-    """Several, one after the other; the last is a `Dense`."""
+    """Several modules, one after the other; the last is a `Dense`."""
 
     layers: tuple[Dense | Normalize, ...]
 
     @property
     def width(self) -> int:
-        """D, the width of what they give."""
+        """D, the width of the mapped rows."""
         return int(np.shape(self.layers[-1].bias)[0]) if isinstance(self.layers[-1], Dense) else 0
 
     def __call__(self, x: Float[Array, "S H"]) -> Float[Array, "S D"]:
@@ -76,11 +76,11 @@ class Modules:
 
 
 def read_modules(folder: Path, width: int) -> Modules | None:
-    """Reads what follows the pooling of a sentence-transformers folder; None where nothing does.
+    """Reads the modules after the pooling of a sentence-transformers folder; None if there are none.
 
     Args:
       folder: the model folder.
-      width: of the pooled vectors.
+      width: width of the pooled vectors.
 
     Raises:
       InputError: an activation or option that is not among ours, or weights that are missing or do not fit.
@@ -97,14 +97,14 @@ def read_modules(folder: Path, width: int) -> Modules | None:
 
 
 def _read_dense(folder: Path, width: int) -> Dense:
-    config = recognise.read_object(folder / "config.json", f"{folder} is no Dense module")
+    config = recognise.read_object(folder / "config.json", f"{folder} is not a Dense module")
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     name = activation.rsplit(".", 1)[-1]
     places = {str(config.get(key) or "sentence_embedding") for key in ("module_input_name", "module_output_name")}
     if not activation.startswith("torch.nn.") or name not in ACTIVATIONS:
-        problem = f"has the activation {activation}; read are {', '.join(ACTIVATIONS)} of torch.nn"
+        problem = f"has the activation {activation}; supported are {', '.join(ACTIVATIONS)} of torch.nn"
     elif config.get("use_residual") or places != {"sentence_embedding"}:
-        problem = "has a residual connection, or does not map the sentence vector; such modules are not read"
+        problem = "has a residual connection, or does not map the sentence vector; such modules are not supported"
     else:
         tensors = read_tensors(folder)
         weight = tensors.get("linear.weight", np.zeros((0, 0), np.float32))

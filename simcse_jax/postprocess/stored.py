@@ -16,12 +16,12 @@ from simcse_jax.pretrained.pooling import own_settings
 from simcse_jax.pretrained.weights import read_safetensors
 
 KEY = "postprocess"
-"""Where a post-processor stands: among a model's parameters, and among our settings in config.json."""
+"""Key of a post-processor among a model's parameters, and among our settings in config.json."""
 _MODULES = "sentence-transformers modules"
 
 
 def tensors_of(post: Affine | Dense | Flow) -> dict[str, np.ndarray]:
-    """The arrays by name: those of sentence-transformers' Dense for an affine map, which multiplies from the left."""
+    """The arrays by name; an affine map takes the names and shapes of sentence-transformers' Dense: W is transposed."""
     if isinstance(post, Affine | Dense):
         weight = np.ascontiguousarray(np.asarray(post.weight, np.float32).T)
         return {"linear.weight": weight, "linear.bias": np.asarray(post.bias, np.float32)}
@@ -32,9 +32,9 @@ def tensors_of(post: Affine | Dense | Flow) -> dict[str, np.ndarray]:
 def read_saved(
     checkpoint: Checkpoint, dtype: Any, modules: bool = True
 ) -> tuple[PostProcessor | None, dict[str, Any] | None]:
-    """The post-processor of a model folder, and what there is to say of it; None for both where it has none.
+    """The post-processor of a model folder, and its description; None for both if the folder has none.
 
-    That is one of ours, which config.json describes, or, with `modules`, what follows the pooling of a
+    It is one of ours, which config.json describes, or, with `modules`, the modules after the pooling of a
     sentence-transformers model.
 
     Raises:
@@ -48,7 +48,7 @@ def read_saved(
         )
     if about and about.get("method") != _MODULES:
         return read(checkpoint.folder, about, width, dtype), about
-    # Of a folder of ours that does not say so, a Dense is the head.
+    # In a folder of ours that does not name such modules, a Dense is the head.
     post = read_modules(checkpoint.root, width) if modules and (about or not settings) else None
     if post is None:
         return None, None
@@ -62,7 +62,7 @@ def read(folder: Path, about: dict[str, Any], width: int, dtype: Any) -> PostPro
     Args:
       folder: the model folder.
       about: the description: `method`, `folder` (of the arrays) and `width` are used here.
-      width: of the vectors it is applied to.
+      width: width of the vectors to map.
       dtype: type of the returned arrays.
 
     Raises:
@@ -86,11 +86,13 @@ def read(folder: Path, about: dict[str, Any], width: int, dtype: Any) -> PostPro
             post = Affine(np.ascontiguousarray(stored["linear.weight"].T), stored["linear.bias"])
             given = post.weight.shape[0]
     except KeyError as error:
-        raise InputError(f"{file} lacks {error}: it does not hold a post-processor of method {method}") from error
+        raise InputError(
+            f"{file} lacks {error}: it does not hold a post-processor of method {method}, so export it again"
+        ) from error
     if (given, post.width) != (width, about.get("width")):
         raise InputError(
             f"{file} maps vectors of width {given} to {post.width}; config.json asks for {width} to "
-            f"{about.get('width')}: they are not of one model"
+            f"{about.get('width')}: they are not of one model, so export it again"
         )
     return _cast(post, dtype)
 

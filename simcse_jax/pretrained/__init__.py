@@ -1,1 +1,1 @@
-"""Pretrained checkpoints: folders, tokenizers, weights and pooling, of Hugging Face, sentence-transformers and ours."""
+"""Pretrained checkpoints (Hugging Face, sentence-transformers, ours): folders, tokenizers, weights and pooling."""

@@ -1,4 +1,4 @@
-"""Model folders in Hugging Face's layout: found here or on the hub, and their configuration read."""
+"""Model folders in Hugging Face's layout, local or on the hub, and their configuration."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,42 +17,42 @@ from simcse_jax.pretrained.pooling import (
 from simcse_jax.storage.objects import local_path
 
 HUB_TIMEOUT = 10.0
-"""Seconds that the hub has for its first answer."""
+"""Seconds to wait for the hub's first answer."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, read."""
+    """The folder and the configuration of a checkpoint."""
 
     folder: Path
-    """Where config.json, the weights and the tokenizer are."""
+    """Folder of config.json, the weights and the tokenizer."""
     hf_config: dict[str, Any]
     config: EncoderConfig
     max_length: int | None
-    """Length a sentence-transformers folder cuts sentences to; None elsewhere: the encoder's own limit."""
+    """Length to which a sentence-transformers folder cuts sentences; None in other folders: the encoder's own limit."""
     root: Path
-    """The folder of the whole model: `folder`, but for models of early sentence-transformers."""
+    """The folder of the whole model: `folder`, except for models of early sentence-transformers."""
 
     @property
     def pooling(self) -> Pooling | None:
-        """The pooler that the folder names; None where it does not say, as for a plain BERT.
+        """The pooler that the folder names; None if it names none, like a plain BERT.
 
         Raises:
-          InputError: see `read_pooling`. The weights can be used with another all the same.
+          InputError: see `read_pooling`. The weights can still be used with another pooler.
         """
         return read_pooling(self.root, self.hf_config)
 
     @property
     def normalizes(self) -> bool:
-        """Whether the model's own vectors have length 1, see `ends_in_normalize`."""
+        """Whether the model's own vectors have length 1; see `ends_in_normalize`."""
         return ends_in_normalize(self.root, self.hf_config)
 
 
 def locate(name_or_path: str | Path) -> Path:
-    """The local folder of a checkpoint, downloaded from the hub when `name_or_path` is not a folder.
+    """The local folder of a checkpoint, downloaded from the hub if `name_or_path` is not a folder.
 
     Raises:
-      InputError: a path that does not exist, or a name that the hub does not give.
+      InputError: a path that does not exist, or a name that the hub does not know.
     """
     path = local_path(name_or_path)
     if path.is_dir():
@@ -89,7 +89,7 @@ def locate(name_or_path: str | Path) -> Path:
     except Exception as error:  # as above
         cause = unreachable or error
         raise InputError(
-            f"model '{name}' is neither a folder here nor to be had from the hub ({reason(cause)}): "
+            f"model '{name}' is neither a local folder nor available from the hub ({reason(cause)}): "
             "check the name and the network, or download the model elsewhere and give its folder"
         ) from cause
     return folder

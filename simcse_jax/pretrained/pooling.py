@@ -1,5 +1,5 @@
-"""What a model folder says of its sentence vectors: in our settings, in sentence-transformers' modules.json, or as a
-checkpoint of the SimCSE authors."""
+"""The description of a model folder's sentence vectors: from our settings, from sentence-transformers' modules.json, or
+from the name of a checkpoint of the SimCSE authors."""
 
 import json
 import math
@@ -12,12 +12,12 @@ from simcse_jax.errors import InputError
 from simcse_jax.poolers import check_pooler
 
 SETTINGS = "simcse_jax"
-"""Key of config.json that holds the pooler settings of a model we saved."""
+"""Key of config.json for the pooler settings of a model that this package saved."""
 
 TRANSFORMER_FILE = "sentence_bert_config.json"
 """sentence-transformers' settings of the encoder."""
 
-# sentence-transformers' names of poolers, a switch a mode until its release 5, then one word.
+# sentence-transformers' names of poolers: one switch per mode until its release 5, then one word.
 _POOLERS = {"mean": "avg", "pooling_mode_mean_tokens": "avg"}
 _POOLERS |= dict.fromkeys(("cls", "pooling_mode_cls_token"), "cls_before_pooler")
 
@@ -27,14 +27,14 @@ _ORIGINAL = re.compile(r"(?:^|[-_/])(un)?sup-simcse(?:[-_/]|$)")
 
 @dataclass(frozen=True)
 class Pooling:
-    """How a saved model pools at evaluation."""
+    """The pooler of a saved model."""
 
     pooler: str
     mlp_only_train: bool = False
 
     @property
     def at_evaluation(self) -> str:
-        """The pooler whose vectors the model gives once trained."""
+        """The pooler whose vectors the trained model gives."""
         return "cls_before_pooler" if self.pooler == "cls" and self.mlp_only_train else self.pooler
 
 
@@ -47,7 +47,7 @@ class Module:
 
 
 def read_json(path: Path, problem: str) -> Any:
-    """The content of a file; `InputError` if it is absent, which begins with `problem`, or no JSON."""
+    """The JSON value in a file; raises `InputError` if it is no JSON, or absent, where `problem` begins the message."""
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
@@ -57,7 +57,7 @@ def read_json(path: Path, problem: str) -> Any:
 
 
 def read_object(path: Path, problem: str) -> dict[str, Any]:
-    """The same of a file that must hold an object; `InputError` if it holds anything else."""
+    """`read_json` for a file that must hold an object; raises `InputError` if it holds anything else."""
     value = read_json(path, problem)
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a JSON {type(value).__name__}; expected an object: copy the model again")
@@ -65,10 +65,10 @@ def read_object(path: Path, problem: str) -> dict[str, Any]:
 
 
 def modules(folder: Path) -> list[Module]:
-    """The modules of a sentence-transformers folder, in order; none of any other folder.
+    """The modules of a sentence-transformers folder, in order; an empty list for any other folder.
 
     Raises:
-      InputError: modules.json is no list of them.
+      InputError: modules.json is not a list of modules.
     """
     file = folder / "modules.json"
     if not file.is_file():
@@ -79,24 +79,24 @@ def modules(folder: Path) -> list[Module]:
         isinstance(m, dict) and isinstance(m.get("type"), str) and isinstance(m.get("path"), str) for m in entries
     ):
         raise InputError(
-            f'{file} is no list of modules; expected [{{"type": …, "path": …}}, …], as sentence-transformers writes '
+            f'{file} is not a list of modules; expected [{{"type": …, "path": …}}, …], as sentence-transformers writes '
             "it: copy the model again"
         )
     return [Module(module["type"].rsplit(".", 1)[-1], folder / module["path"]) for module in entries]
 
 
 def encoder_folder(folder: Path) -> Path:
-    """Where the encoder and its tokenizer lie: the folder itself, but for models of early sentence-transformers."""
+    """The folder of encoder and tokenizer: `folder` itself, except for models of early sentence-transformers."""
     first = modules(folder)[:1]
     return first[0].folder if first and first[0].kind == "Transformer" else folder
 
 
 def read_max_length(folder: Path, limit: int) -> int | None:
-    """Length that a sentence-transformers folder names, at most `limit`; since its release 6 the tokenizer's config
-    does.
+    """Length that a sentence-transformers folder names, at most `limit`; since its release 6, the tokenizer's config
+    names it.
 
     Raises:
-      InputError: what it names is no length.
+      InputError: the named value is not a length.
     """
     if not modules(folder):
         return None
@@ -114,17 +114,17 @@ def read_max_length(folder: Path, limit: int) -> int | None:
 
 
 def lower_cases(encoder: Path) -> bool:
-    """Whether sentence-transformers puts text in lower case before the tokenizer, whatever that does."""
+    """Whether sentence-transformers puts text in lower case before the tokenizer, whatever the tokenizer does."""
     file = encoder / TRANSFORMER_FILE
     return file.is_file() and bool(read_object(file, "").get("do_lower_case"))
 
 
 def read_pooling(folder: Path, hf_config: dict[str, Any]) -> Pooling | None:
-    """The pooler that a folder names; None where it does not say, as for a plain BERT.
+    """The pooler that a folder names; None if it names none, like a plain BERT.
 
     Raises:
-      InputError: it names one that is not among ours, or is a checkpoint of the SimCSE authors' code that does not tell
-        whether its head is used after training; see `own_settings`.
+      InputError: the folder names a pooler that is not among ours, or is a checkpoint of the SimCSE authors' code that
+        does not tell whether its head is used after training; also see `own_settings`.
     """
     if settings := own_settings(folder, hf_config):
         check_pooler(settings["pooler"])
@@ -138,10 +138,10 @@ def read_pooling(folder: Path, hf_config: dict[str, Any]) -> Pooling | None:
 
 
 def own_settings(folder: Path, hf_config: dict[str, Any]) -> dict[str, Any]:
-    """What config.json of a model that we saved says of its vectors; nothing of any other model.
+    """The settings in config.json of a model that this package saved; an empty dict for any other model.
 
     Raises:
-      InputError: it is not what we write.
+      InputError: the settings are not as this package writes them.
     """
     settings = hf_config.get(SETTINGS) or {}
     kinds = {"pooler": str, "mlp_only_train": bool}
@@ -154,15 +154,15 @@ def own_settings(folder: Path, hf_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def ends_in_normalize(folder: Path, hf_config: dict[str, Any]) -> bool:
-    """Whether a model's own vectors have length 1, as our settings say or a Normalize at the end of its modules."""
+    """Whether a model's own vectors have length 1, by our settings or by a Normalize at the end of its modules."""
     if settings := own_settings(folder, hf_config):
         return settings.get("normalize") is True
     return [module.kind for module in modules(folder)[2:]][-1:] == ["Normalize"]
 
 
 def after_pooling(folder: Path) -> list[Module]:
-    """Dense and Normalize modules that follow the pooling of a sentence-transformers folder, but for any Normalize at
-    the end: whether vectors are scaled to length 1 is said when encoding. None where the pooler must be given."""
+    """Dense and Normalize modules that follow the pooling of a sentence-transformers folder, except a Normalize at the
+    end: the caller of encoding chooses whether to normalise. An empty list where the user must give the pooler."""
     following = modules(folder)[2:]
     while following and following[-1].kind == "Normalize":
         following.pop()
@@ -170,16 +170,16 @@ def after_pooling(folder: Path) -> list[Module]:
 
 
 def _sentence_transformers(folder: Path) -> tuple[str, str]:
-    """What we cannot read of a folder, or nothing; and the pooler."""
+    """The problem that keeps us from reading a folder, or ""; and the pooler."""
     listed = modules(folder)
     kinds = [module.kind for module in listed]
     if kinds[:2] != ["Transformer", "Pooling"] or not {"Dense", "Normalize"}.issuperset(kinds[2:]):
-        return f"is a sentence-transformers model of modules {kinds}; read are {_READ}", ""
+        return f"is a sentence-transformers model of modules {kinds}; supported are {_READ}", ""
     settings = read_object(listed[1].folder / "config.json", f"{folder} names a Pooling module")
     modes = [k for k, on in settings.items() if k.startswith("pooling_mode_") and on is True]
     mode = str(settings.get("pooling_mode", modes[0] if len(modes) == 1 else modes))
     if mode not in _POOLERS:
-        return f"is a sentence-transformers model with pooling {mode}; read are {_READ}", ""
+        return f"is a sentence-transformers model with pooling {mode}; supported are {_READ}", ""
     file = folder / "config_sentence_transformers.json"
     about = read_object(file, "") if file.is_file() else {}
     prompts, default = about.get("prompts") or {}, about.get("default_prompt_name")
@@ -197,7 +197,7 @@ def _original(folder: Path, hf_config: dict[str, Any]) -> Pooling | None:
     """The pooler of a checkpoint of the authors' code, or of one that its `simcse_to_huggingface.py` converted.
 
     Supervised models use the head at test (`cls`), unsupervised ones do not (SimCSE, section 6.3). Only names tell
-    which it is: of the folder, of the repository in the hub's cache, or `_name_or_path`.
+    the two apart: that of the folder, of the repository in the hub's cache, or `_name_or_path`.
     """
     architectures = set(hf_config.get("architectures") or [])
     if not architectures & {"BertModel", "RobertaModel", "BertForCL", "RobertaForCL"}:

@@ -1,4 +1,4 @@
-"""Fast tokenizers: read from model folders and written to them."""
+"""Fast tokenizers: reading them from model folders and writing them there."""
 
 import os
 from pathlib import Path
@@ -16,17 +16,17 @@ def load_tokenizer(folder: str | Path) -> Any:
     """The fast tokenizer of a model folder.
 
     Raises:
-      InputError: the folder holds no tokenizer that can be read, or only a slow one.
+      InputError: the folder holds no readable tokenizer, or only a slow one.
     """
     # Without any of these transformers makes a tokenizer of special tokens only, to which all text is unknown.
     if not any((Path(folder) / name).is_file() for name in _VOCABULARIES):
-        raise InputError(f"{folder} has no tokenizer: expected {', '.join(_VOCABULARIES)} (with merges.txt)")
+        raise InputError(f"{folder} has no tokenizer: expected one of {', '.join(_VOCABULARIES)} (with merges.txt)")
     try:
         tokenizer = _tokenizer_class(Path(folder)).from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises many types, down to bare Exception from the Rust side
-        raise InputError(f"{folder} has no tokenizer that can be read ({reason(error)})") from error
+        raise InputError(f"{folder} has no readable tokenizer ({reason(error)}): copy the model again") from error
     if not tokenizer.is_fast:
-        raise InputError(f"the tokenizer in {folder} has no tokenizer.json (no fast form)")
+        raise InputError(f"the tokenizer in {folder} has no fast form: save it as tokenizer.json")
     if lower_cases(Path(folder)):
         from tokenizers.normalizers import Lowercase, Sequence
 
@@ -37,11 +37,11 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 
 def _tokenizer_class(folder: Path) -> Any:
-    """The class that reads the tokenizer of a folder: its model's own, where the folder names no other.
+    """The class that reads the tokenizer of a folder: that of its model, unless the folder names another.
 
-    AutoTokenizer would come to the same, but loads PyTorch where that is installed and takes three times as long.
+    AutoTokenizer would find the same class, but loads PyTorch where it is installed and takes three times as long.
     """
-    # Said at import where PyTorch is absent; the tokenizer does not need it.
+    # transformers warns at import where PyTorch is absent; the tokenizer does not need it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers
 
@@ -54,15 +54,15 @@ def _tokenizer_class(folder: Path) -> Any:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Writes a tokenizer, and where it puts text in lower case first, sentence-transformers' file that says so.
+    """Writes a tokenizer, and sentence-transformers' file for lower case if the tokenizer lower-cases text first.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the tokenizer cannot be written.
     """
     try:
         tokenizer.save_pretrained(folder)
         if getattr(tokenizer, "lower_cases", False):
-            # transformers makes the normaliser of a BERT anew.
+            # transformers builds a BERT's normaliser again when it reads the tokenizer.
             write_json(folder / TRANSFORMER_FILE, {"do_lower_case": True})
     except Exception as error:  # the Rust side raises a bare Exception, with the system's number in its text
         if isinstance(error, OSError) or (number := system_error(error)) is None:

@@ -38,7 +38,7 @@ _UNUSED = re.compile(r"^(cls\.|lm_head\.|embeddings\.position_ids$|embeddings\.t
 
 
 def _names(config: EncoderConfig, mlm: bool = False) -> Iterator[tuple[tuple[str, ...], str, tuple[int, ...]]]:
-    """The table: our path, Hugging Face's name, and our shape, for every weight of the encoder and the head, and with
+    """The table: our path, Hugging Face's name, and our shape of every weight of the encoder and the head, and with
     `mlm` of the head of a masked language model."""
     h, f = config.hidden_size, config.intermediate_size
     rows = (config.vocab_size, config.max_position_embeddings, config.type_vocab_size)
@@ -81,11 +81,11 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = Fal
     Args:
       checkpoint: from `read_checkpoint`.
       dtype: type of the returned arrays.
-      mlm: read the head of a masked language model, too.
+      mlm: also read the head of a masked language model.
 
     Returns:
       `{"encoder": ..., "head": ...}` of NumPy arrays, most matrices as transposed views; without "head" where the
-      checkpoint has no pooler weights; with "mlm" where it is asked for and there.
+      checkpoint has no pooler weights; with "mlm" if the caller asks for it and the checkpoint has it.
 
     Raises:
       InputError: unreadable file, or a missing, unexpected or misshapen weight, each named; also a head of a masked
@@ -135,9 +135,9 @@ def _check_decoder(checkpoint: Checkpoint, tensors: dict[str, np.ndarray]) -> No
 def _canonical(name: str) -> str:
     """A weight's name without the model prefix and in today's spelling.
 
-    `bert.` and `roberta.` lead the names of checkpoints saved with a pretraining head; gamma and beta are those of the
-    first BERT releases; `mlp.dense` is the head in checkpoints of the original SimCSE code; the decoder's bias is one
-    and the same as that of the head of a masked language model.
+    `bert.` and `roberta.` prefix the names in checkpoints saved with a pretraining head; the first BERT releases use
+    gamma and beta; `mlp.dense` is the head in checkpoints of the original SimCSE code; the decoder's bias is the same
+    as that of the head of a masked language model.
     """
     name = re.sub(r"^(bert|roberta)\.", "", name)
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
@@ -147,10 +147,10 @@ def _canonical(name: str) -> str:
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All weights of a folder, in safetensors, in shards or not, or as a PyTorch pickle.
+    """All weights of a folder, from safetensors, sharded or not, or from a PyTorch pickle.
 
     Raises:
-      InputError: there are none, or they cannot be read.
+      InputError: the folder has no weights, or they cannot be read.
     """
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = folder / f"{stem}.{suffix}.index.json"
@@ -178,9 +178,9 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(file)
     except FileNotFoundError as error:
-        raise InputError(f"{file} is named by the weights' index but does not exist") from error
+        raise InputError(f"{file} is named by the weights' index but does not exist: copy the model again") from error
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} cannot be read ({error}): truncated or damaged, copy it again") from error
+        raise InputError(f"{file} cannot be read ({error}): it is truncated or damaged, so copy it again") from error
 
 
 def _read_torch(file: Path) -> dict[str, np.ndarray]:
@@ -196,13 +196,15 @@ def _read_torch(file: Path) -> dict[str, np.ndarray]:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
         return {name: tensor.to(torch.float32).numpy() for name, tensor in tensors.items()}
     except Exception as error:  # torch raises many types for damaged or refused pickles
-        raise InputError(f"{file} cannot be read as weights ({reason(error)})") from error
+        raise InputError(
+            f"{file} cannot be read as weights ({reason(error)}): copy it again, or save it as safetensors"
+        ) from error
 
 
 def to_tensors(params: Params, config: EncoderConfig) -> dict[str, np.ndarray]:
     """The weights under Hugging Face's names and shapes, the head as `pooler.dense`.
 
-    With the head of a masked language model among them, those of the encoder are named as in `BertForMaskedLM` and
+    If they include the head of a masked language model, those of the encoder are named as in `BertForMaskedLM` and
     `RobertaForMaskedLM`, whose decoder is left out because it is the word embeddings.
     """
     tensors = {}
