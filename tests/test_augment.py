@@ -184,5 +184,5 @@ def test_neighbours_are_of_the_same_document(tmp_path: Path) -> None:
     assert len({open_corpus(replace(config, neighbours=n)).fingerprint for n in (0, 1, 3)}) == 3
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("a,b\nx,y\n")
-    with pytest.raises(InputError, match="one sentence a row"):
+    with pytest.raises(InputError, match="one sentence per row"):
         list(open_corpus(DataConfig(train=str(pairs), neighbours=1)))

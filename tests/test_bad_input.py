@@ -691,7 +691,9 @@ def test_encode(tiny_bert: Path, text_file: Path, fails: Fails, tmp_path: Path) 
     empty.write_bytes(b"")
     table.write_text("a\nb\n")
     pooler = ("--pooler", "avg")
-    assert fails("encode", tiny_bert, empty, out, *pooler) == f"{empty} is empty"
+    assert (
+        fails("encode", tiny_bert, empty, out, *pooler) == f"{empty} is empty: give a file with one sentence per line"
+    )
     assert f"no file {tmp_path / 'none.txt'}" in fails("encode", tiny_bert, tmp_path / "none.txt", out, *pooler)
     assert "ends in '.csv'; expected .txt" in fails("encode", tiny_bert, table, out, *pooler)
     assert f"{tmp_path / 'out.txt'} must end in .npy" in fails("encode", tiny_bert, text_file, tmp_path / "out.txt")

@@ -181,7 +181,7 @@ def test_a_copy_of_a_hub_data_set(datasets: Any, tmp_path: Path) -> None:
     assert fingerprint(folder.rename(tmp_path / "moved")) == before
     (tmp_path / "moved" / "README.md").write_text(CARD + "changed")
     assert fingerprint(tmp_path / "moved") != before
-    with pytest.raises(InputError, match=r"moved' is no file here.*other.*data\.split"):
+    with pytest.raises(InputError, match=r"moved' is not a local file.*other.*data\.split"):
         read(tmp_path / "moved", split="other")
 
 
@@ -280,7 +280,7 @@ def test_without_network(setting: dict[str, str], tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (message, _), (cached, slept) = map(json.loads, done.stdout.splitlines())
-    assert "'no-such/data-set' is no file here" in message
+    assert "'no-such/data-set' is not a local file" in message
     assert "check the path or name" in message
     assert slept == 0  # `datasets` itself: 23 s a name
     assert cached == [["a"], ["c"], ["e"]]
@@ -400,7 +400,7 @@ def test_tfds_takes_the_newest_version(tmp_path: Path) -> None:
         ("tfds:multi_nli", "no network to download it"),
         ("tfds:tiny_nli/other", "in .*tiny_nli are plain, nor known to TFDS"),
         ("tfds:no_such_set", "nor known to TFDS .*check the name"),
-        ("tfds:a/b/c", "no name of TFDS; expected tfds:NAME"),
+        ("tfds:a/b/c", "not a name of TFDS; expected tfds:NAME"),
     ],
 )
 def test_tfds_data_that_cannot_be_had(

@@ -26,10 +26,10 @@ class Augmenter:
     Attributes:
       kind: `crop`, `delete_words`, `delete_word` or `synonyms`; see `DataConfig.augment`.
       share: k as a fraction.
-      seed: of the draws.
+      seed: the seed of the draws.
       starts: for each token of the vocabulary, whether it begins a word.
-      pad_id: token that fills sentences up.
-      synonyms: what may stand for a word, by the word's tokens.
+      pad_id: token that fills up sentences.
+      synonyms: the synonyms of a word, by the word's tokens.
     """
 
     kind: str
@@ -41,14 +41,14 @@ class Augmenter:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the synonyms do; empty without any."""
+        """A digest that changes when the synonyms do; empty without any."""
         if not self.synonyms:
             return ""
         return "-" + hashlib.sha256(repr(sorted(self.synonyms.items())).encode()).hexdigest()[:16]
 
     def draws(self, step: int, batch_size: int, length: int) -> Float[np.ndarray, "B U"]:
-        """Uniform numbers in [0, 1) for every row of a global batch: one a token, and one more."""
-        # Another word of the seed sequence than the order of examples has.
+        """Uniform numbers in [0, 1) for every row of a global batch: one per token, and one more."""
+        # The spawn key keeps this stream apart from the order of examples.
         sequence = np.random.SeedSequence((self.seed, step), spawn_key=(1,))
         return np.random.Generator(np.random.Philox(sequence)).random((batch_size, length + 1))
 
@@ -102,7 +102,7 @@ class Augmenter:
         words: Int[np.ndarray, "B L"],
         draws: Float[np.ndarray, "B U"],
     ) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, " B"]]:
-        """One word that has synonyms, if any, by one of them."""
+        """Replaces one word that has synonyms, if any, by one of them."""
         ids, lengths = ids.copy(), lengths.copy()
         for row, (tokens, length, word, draw) in enumerate(zip(ids.copy(), lengths.copy(), words, draws, strict=True)):
             spans = [np.flatnonzero(word == w) for w in range(word.max() + 1)]
@@ -112,22 +112,22 @@ class Augmenter:
             span = known[int(draw[0] * len(known))]
             choices = self.synonyms[tuple(tokens[span].tolist())]
             new = [*tokens[: span[0]], *choices[int(draw[1] * len(choices))], *tokens[span[-1] + 1 : length]]
-            if len(new) <= len(tokens):  # what grows over the limit stays as it was
+            if len(new) <= len(tokens):  # a sentence that grows over the limit stays as it was
                 ids[row] = self.pad_id
                 ids[row, : len(new)], lengths[row] = new, len(new)
         return ids, lengths
 
 
 def make_augmenter(config: DataConfig, tokenizer: Any, seed: int) -> Augmenter | None:
-    """The augmenter that a config asks for; None where positives are the sentences themselves.
+    """The augmenter that a config asks for; None if it asks for none.
 
     Raises:
-      InputError: synonyms without a readable table of them.
+      InputError: `synonyms` without a readable table of synonyms.
     """
     if config.augment == "none":
         return None
     vocabulary = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    # WordPiece marks what continues a word, byte-level BPE what begins one.
+    # WordPiece marks tokens that continue a word, byte-level BPE those that begin one.
     continues = any(token.startswith("##") for token in vocabulary)
     starts = [not t.startswith("##") if continues else t.startswith("Ġ") for t in vocabulary]
     synonyms = (
@@ -137,7 +137,7 @@ def make_augmenter(config: DataConfig, tokenizer: Any, seed: int) -> Augmenter |
 
 
 def _read_synonyms(path: Path, tokenizer: Any) -> dict[Tokens, list[Tokens]]:
-    """A table of lines `word<tab>synonym<tab>synonym...`, as tokens; words in the middle of a sentence."""
+    """A table of lines `word<tab>synonym<tab>synonym...`, as tokens of words in the middle of a sentence."""
     try:
         lines = [line.split("\t") for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

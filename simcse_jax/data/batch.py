@@ -9,21 +9,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Packing(NamedTuple):
-    """The shape of packed rows, of each device and each column of the text."""
+    """The shape of packed rows, for each device and each column of the text."""
 
     length: int
-    """W, tokens a row."""
+    """W, tokens per row."""
     slots: int
-    """S, most sentences a row."""
+    """S, most sentences per row."""
     rows: int
-    """R."""
+    """R, number of rows."""
 
 
 class Batch(NamedTuple):
     """N examples of C sentences each (1: the sentence; 2: with its positive; 3: with its hard negative too).
 
-    A row holds one sentence, of the example of its number, or several (`data.packed_length`), and `places` says where.
-    With several devices, each has its own examples in its own rows.
+    A row holds one sentence, of the example with the same number; or several (`data.packed_length`), which `places`
+    locates. With several devices, each has its own examples in its own rows.
     """
 
     input_ids: Int[Array, "R C L"] | Int[np.ndarray, "R C L"]
@@ -33,10 +33,10 @@ class Batch(NamedTuple):
     valid: Bool[Array, " N"] | Bool[np.ndarray, " N"]
     """False for rows that only fill up the last batch of an epoch."""
     places: Int[Array, "N C"] | Int[np.ndarray, "N C"] | None = None
-    """Where each sentence is among the R·S places of its device; None where rows are examples."""
+    """Place of each sentence among the R·S places of its device; None where rows are examples."""
 
     def repeated(self, times: int) -> "Batch":
-        """Every example with its sentences `times` times over."""
+        """The batch with the sentences of every example repeated `times` times."""
         if times == 1:
             return self
         places = None if self.places is None else jnp.repeat(jnp.asarray(self.places), times, axis=1)
@@ -57,7 +57,7 @@ class Batch(NamedTuple):
         return jax.vmap(place, in_axes=1, out_axes=1)(numbers, jnp.asarray(self.places))
 
     def by_example(self, x: Float[Array, "R V S *rest"]) -> Float[Array, "N V *rest"]:
-        """What was computed of each sentence, in the order of the examples; sentences past C are again the first."""
+        """The results for each sentence, in the order of the examples; sentences past C are again the first."""
         if self.places is None:
             return x[:, :, 0]
         views = x.shape[1]
@@ -67,5 +67,5 @@ class Batch(NamedTuple):
         return found
 
     def rows_at_a_time(self, micro_batch: int) -> int:
-        """Rows that hold so many examples on average."""
+        """Rows that hold `micro_batch` examples on average."""
         return -(-self.input_ids.shape[0] * micro_batch // self.valid.shape[0])

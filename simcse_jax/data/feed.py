@@ -1,4 +1,4 @@
-"""Batches of a run, loaded and brought to the devices ahead of time."""
+"""The batches of a run, loaded and brought to the devices ahead of time."""
 
 import math
 from collections import deque
@@ -16,19 +16,19 @@ from simcse_jax.data.packing import first_fit, pack
 from simcse_jax.data.tokens import TokenTable
 from simcse_jax.runtime.mesh import put_batch
 
-_FITTED = 2**24  # elements of the table of free room when rows are fitted
+_FITTED = 2**24  # elements of the table of free room while rows are fitted
 
 
 @dataclass(frozen=True)
 class Feed:
-    """The batches of a run: what they are made of, and where they go."""
+    """The batches of a run: their text, order and packing, and the devices that take them."""
 
     table: TokenTable
     """The tokenised text."""
     order: EpochOrder
     mesh: Mesh
     augmenter: Augmenter | None = None
-    """Makes the positive of a sentence from the sentence; None where the text has it, or it is the sentence itself."""
+    """Makes the positive from the sentence; None where the text holds it, or it is the sentence itself."""
     packing: Packing | None = None
     """The shape of packed rows; None where a row is a sentence."""
 
@@ -39,12 +39,12 @@ class Feed:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the text and of how it is augmented: runs of one fingerprint see the same examples."""
+        """A digest of the text and its augmentation: runs with the same fingerprint see the same examples."""
         return self.table.fingerprint + (self.augmenter.fingerprint if self.augmenter else "")
 
     def packed(self, length: int, steps: int) -> "Feed":
-        """The same with sentences packed into rows of `length` tokens, as many rows as the fullest of `steps` batches
-        needs."""
+        """The same feed with sentences packed into rows of `length` tokens, as many rows as the fullest of `steps`
+        batches needs."""
         return replace(self, packing=fit_packing(self.table, self.order, self.mesh.size, steps, length, self.augmenter))
 
     def rows(self, step: int, rows: slice) -> Batch:
@@ -61,7 +61,7 @@ class Feed:
         if self.augmenter is not None:
             draws = self.augmenter.draws(step, order.batch_size, ids.shape[2])[wanted]
             positive, count = self.augmenter(ids[:, 0], lengths[:, 0], draws)
-            # Rows are chosen by what the run was fitted to, whatever augmentation makes of it.
+            # Rows are chosen by the lengths that the run was fitted to, whatever augmentation does to them.
             reserved = np.repeat(lengths, 2, axis=1)
             if self.augmenter.lengthens:
                 reserved[:, 1] = table.max_length
@@ -94,9 +94,9 @@ class Feed:
 def fit_packing(
     table: TokenTable, order: EpochOrder, devices: int, steps: int, length: int, augmenter: Augmenter | None = None
 ) -> Packing:
-    """The shape of rows of `length` tokens that every batch of a run fits, packed on each of `devices` on its own.
+    """The shape of rows of `length` tokens that holds every batch of a run, with each of `devices` packed on its own.
 
-    A device of few sentences has shorter rows: no longer than they could fill.
+    A device with few sentences has shorter rows: no longer than its sentences could fill.
     """
     share = order.batch_size // devices
     mean = float(np.mean(np.diff(table.offsets)))

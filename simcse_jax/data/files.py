@@ -1,4 +1,4 @@
-"""Text in local files: one, a folder of shards, or all that a pattern names."""
+"""Text in local files: one file, a folder of shards, or all files that a pattern names."""
 
 import csv
 import gzip
@@ -19,12 +19,12 @@ FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def format_of(path: Path) -> str:
-    """The ending that says what a file holds, without .gz."""
+    """The ending that names the format of a file, without .gz."""
     return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
 def is_shard(path: Path) -> bool:
-    """Whether a file of a folder is meant: not if hidden, nor if its name starts as those of marks of completion do."""
+    """Whether a path is a shard: a file that is neither hidden nor named `_…`, as marks of completion are."""
     return path.is_file() and not path.name.startswith((".", "_"))
 
 
@@ -33,7 +33,7 @@ class Files:
     """Files of one format, read one after the other.
 
     Attributes:
-      name: what was asked for.
+      name: the name that the user gave.
       paths: the files, sorted.
     """
 
@@ -41,7 +41,7 @@ class Files:
     paths: tuple[Path, ...]
 
     def identity(self) -> list[Any]:
-        """Format and content: not the names, nor where they lie."""
+        """Format and content of the files, without their names and folders."""
         digests = [digest(path) for path in self.paths]
         return [format_of(self.paths[0]), digests[0] if len(digests) == 1 else digests]
 
@@ -52,7 +52,7 @@ class Files:
         return next((names for path in self.paths if (names := _header(path))), ())
 
     def labels(self, column: str) -> tuple[str, ...]:
-        """None: files hold what they mean."""
+        """An empty tuple: files hold the labels themselves."""
         return ()
 
     def rows(self, columns: tuple[str, ...]) -> Iterator[Row]:
@@ -66,11 +66,11 @@ def find_files(name: str, paths: list[Path]) -> Files:
     """Files of one format.
 
     Args:
-      name: what was asked for, for messages.
-      paths: what was found.
+      name: the name that the user gave, for messages.
+      paths: the files found.
 
     Raises:
-      InputError: none, an unknown ending, or several formats.
+      InputError: no file, an unknown ending, or several formats.
     """
     files = tuple(sorted(paths))
     if not files:
@@ -98,7 +98,7 @@ def digest(path: Path) -> str:
 
 @contextmanager
 def _open_text(path: Path) -> Iterator[TextIOWrapper]:
-    """The text of a file; what goes wrong while it is read is an `InputError`."""
+    """The text of a file; errors while it is read become an `InputError`."""
     try:
         # utf-8-sig drops the byte-order mark that Windows editors write.
         if path.suffix == ".gz":
@@ -116,7 +116,7 @@ def _open_text(path: Path) -> Iterator[TextIOWrapper]:
 
 
 def _undecodable(path: Path) -> str:
-    """Where the first bytes are that are not UTF-8; the decoder itself only knows their place in its buffer."""
+    """The place of the first bytes that are not UTF-8; the decoder itself only knows their place in its buffer."""
     start = 0
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -125,7 +125,7 @@ def _undecodable(path: Path) -> str:
             except UnicodeDecodeError as error:
                 return f"line {number}, byte {start + error.start} of the text: {error.reason}"
             start += len(line)
-    return "the file has changed meanwhile"
+    return "the file has changed in the meantime"
 
 
 def _header(path: Path) -> tuple[str, ...]:
@@ -147,7 +147,7 @@ def _read_lines(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _reader(path: Path, file: TextIOWrapper) -> Any:
-    """CSV with standard quoting; TSV without any, as sentence files are written."""
+    """A reader of CSV with standard quoting, or of TSV without quoting, which sentence files do not use."""
     tabs = format_of(path) == ".tsv"
     return csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file, strict=True)
 
@@ -161,7 +161,7 @@ def _csv_errors(path: Path, reader: Any) -> Iterator[None]:
 
 
 def _read_delimited(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
-    """The first row names the columns."""
+    """The rows of a CSV or TSV file, whose first row names the columns."""
     where = f"{path}, line"
     with _open_text(path) as file, _csv_errors(path, reader := _reader(path, file)):
         header = tuple(next(reader, ()))
@@ -179,7 +179,7 @@ def _read_delimited(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file, one a line, with the line's number."""
+    """The JSON objects of a file, one per line, with the line's number."""
     with _open_text(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -202,7 +202,7 @@ def _read_jsonl(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     where = f"{path}, line"
     for number, row in _objects(path):
         if not row:
-            raise InputError(f"{where} {number} is an empty object; expected one of sentences")
+            raise InputError(f"{where} {number} is an empty object; expected an object of sentences")
         if absent := [name for name in columns if name not in row]:
             there = ", ".join(row)
             raise InputError(f"{where} {number} has no text in column {', '.join(absent)}; its columns are {there}")

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, and copies of them: streamed, so that none need be downloaded whole."""
+"""Data sets of the Hugging Face hub, and local copies: streamed, so that no data set is downloaded whole."""
 
 import hashlib
 import re
@@ -23,11 +23,11 @@ class HubData:
 
     Attributes:
       name: its name on the hub, or its folder.
-      version: commit on the hub, or digest of the files; with both, files that may not be all of the commit.
+      version: commit on the hub, or digest of the files; both, if the files may not be all of the commit.
       subset: configuration.
       split: split.
-      places: what to ask `datasets` for, until one has the data: (path, commit or None).
-      unreachable: why the hub cannot be asked, where it cannot.
+      places: arguments for `datasets`, tried in order: (path, commit or None).
+      unreachable: the error, if the hub cannot be reached.
     """
 
     name: str
@@ -38,11 +38,11 @@ class HubData:
     unreachable: Exception | None = field(default=None, compare=False)
 
     def identity(self) -> list[Any]:
-        """The version: of a commit, nothing need be downloaded to know it."""
+        """The version, subset and split; a commit is known without a download."""
         return ["hub", self.version, self.subset, self.split]
 
     def header(self) -> tuple[str, ...]:
-        """Names of the columns; where no description of the data set has them, those of its first row."""
+        """Names of the columns, from the description of the data set or else from its first row."""
         with self._readable():
             return tuple(self._data.column_names or next(iter(self._data), {}))
 
@@ -81,12 +81,12 @@ class HubData:
             raise
         except Exception as error:  # as above: streams read as they go
             raise InputError(
-                f"'{self.name}' could not be read to its end ({reason(error)}): try again; what was read is not kept"
+                f"'{self.name}' could not be read to its end ({reason(error)}): try again, from the beginning"
             ) from error
 
 
 def is_hub_folder(folder: Path) -> bool:
-    """Whether a folder is a copy of a data set's repository: it has a card with metadata, or git's attributes."""
+    """Whether a folder is a copy of a data set's repository: it then has a card with metadata, or .gitattributes."""
     card = folder / "README.md"
     if (folder / ".gitattributes").is_file():
         return True
@@ -111,8 +111,8 @@ def _digest(folder: Path) -> str:
 def open_hub(name: str, subset: str | None, split: str, revision: str | None) -> HubData:
     """A data set of the hub, at its present commit or at that of `revision`.
 
-    Where the hub cannot be reached, what an earlier call or `datasets` itself left in the caches of Hugging Face
-    serves; HF_HUB_OFFLINE=1 asks for that. A download that may have been in part does not pass for the commit.
+    If the hub cannot be reached, or with HF_HUB_OFFLINE=1, the data come from the caches of Hugging Face, where an
+    earlier call or `datasets` itself left them. A download that may be partial does not count as the commit.
 
     Raises:
       InputError: no such data set, or no network and nothing in the caches.
@@ -124,14 +124,14 @@ def open_hub(name: str, subset: str | None, split: str, revision: str | None) ->
         # A request with a limit: `datasets` would try again for half a minute.
         commit = HfApi().dataset_info(name, revision=revision, timeout=HUB_TIMEOUT).sha
         assert commit is not None
-        # The card alone: it notes the commit for times without a network, when a cache of tokens may still serve.
+        # Only the card: it records the commit for times without a network, when a cache of tokens may still serve.
         snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns="README.md")
         return HubData(name, commit, subset, split, ((name, commit),))
     except Exception as error:  # the hub client raises a dozen types, from name errors to connection errors
         unreachable = error
     prepared = (name, None)
     try:
-        # With this pattern a snapshot in part is found too.
+        # This pattern also finds a partial snapshot.
         found = snapshot_download(
             name, repo_type="dataset", revision=revision, allow_patterns="README.md", local_files_only=True
         )
@@ -147,8 +147,8 @@ def open_hub(name: str, subset: str | None, split: str, revision: str | None) ->
     missing = _missing(name, folder)
     if missing:
         unreachable = FileNotFoundError(
-            f"{reason(unreachable)}; the download {folder} lacks {missing[0]}, one of {len(missing)} that are missing: "
-            "to take it as it is, give that folder as data.train"
+            f"{reason(unreachable)}; the download {folder} lacks {missing[0]}, one of {len(missing)} missing files: "
+            "to use it as it is, give that folder as data.train"
         )
         return HubData(name, commit, subset, split, (prepared,), unreachable)
     version = commit if missing is not None else f"{commit}-{_digest(folder)}"
@@ -156,7 +156,7 @@ def open_hub(name: str, subset: str | None, split: str, revision: str | None) ->
 
 
 def _missing(name: str, snapshot: Path) -> list[str] | None:
-    """The files of the commit that a snapshot lacks; None where they are not known: older clients kept no list."""
+    """The files of the commit that a snapshot lacks; None where they are unknown: older clients kept no list."""
     try:
         from huggingface_hub import get_cached_repo_tree
         from huggingface_hub.errors import CachedRepoTreeNotFoundError
@@ -170,7 +170,7 @@ def _missing(name: str, snapshot: Path) -> list[str] | None:
 
 
 def _cached_commit(name: str, subset: str | None) -> str | None:
-    """The commit of what `datasets` has prepared and kept; None where there is nothing."""
+    """The commit of the data that `datasets` has prepared and kept; None where it has none."""
     from datasets import load_dataset_builder
 
     try:
@@ -182,7 +182,7 @@ def _cached_commit(name: str, subset: str | None) -> str | None:
 
 @contextmanager
 def _offline(wanted: bool) -> Iterator[None]:
-    """`datasets` asks its caches alone; it would else try to reach the hub for half a minute."""
+    """A block in which `datasets` only reads its caches; it would otherwise try to reach the hub for half a minute."""
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE
@@ -195,6 +195,6 @@ def _offline(wanted: bool) -> Iterator[None]:
 
 def _unavailable(name: str, error: Exception) -> InputError:
     return InputError(
-        f"'{name}' is no file here, and the hub does not give it as a data set ({reason(error)}): check the path or "
+        f"'{name}' is not a local file, nor a data set that the hub gives ({reason(error)}): check the path or "
         "name, data.subset, data.split and the network"
     )

@@ -1,4 +1,4 @@
-"""What a model will see of its training text: counts, lengths, what is cut and padded, repetitions, examples.
+"""The training text as a model will see it: counts, lengths, cut and padded tokens, repetitions, examples.
 
 The text is streamed; memory is bounded by the longest sentence and by `Repetitions`, whatever the text's size.
 """
@@ -24,16 +24,16 @@ from simcse_jax.data.tokens import TokenTable, chunked, encode_batch, is_complet
 ROLES = ("sentence", "positive", "hard negative")
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _SHOWN = 3  # examples
-_PACKED = 128  # tokens a row, where the config does not pack
-_BATCHES, _MOST = 8, 1024  # batches that a packing is fitted to, and their most sentences
+_PACKED = 128  # tokens per row, where the config does not pack
+_BATCHES, _MOST = 8, 1024  # batches to which a packing is fitted, and the most sentences of each
 _UNCUT = 2**30  # tokens: no sentence is longer
 
 
 @dataclass
 class Repetitions:
-    """How often values occur, exactly for up to `limit` distinct ones, else for a sample of the distinct ones.
+    """The number of times that values occur: exact for up to `limit` distinct values, otherwise from a sample of them.
 
-    The values are hashes. Once there are too many, only those whose last bits are 0 are kept, of each all its
+    The values are hashes. Once there are too many, only those whose last bits are 0 are kept, each with all its
     occurrences: an unbiased sample of the distinct values.
     """
 
@@ -44,7 +44,7 @@ class Repetitions:
     _pending: list[UInt64[np.ndarray, " _"]] = field(default_factory=list)
 
     def add(self, hashes: UInt64[np.ndarray, " _"]) -> None:
-        """Counts some more."""
+        """Counts more values."""
         self._pending.append(hashes[hashes & np.uint64(self.mask) == 0])
         if sum(map(len, self._pending)) > self.limit // 2:
             self._merge()
@@ -70,7 +70,7 @@ class Repetitions:
 
 @dataclass
 class _Column:
-    """The sentences of one column: how many have each length, before they are cut, and which occur again."""
+    """The sentences of one column: the number of each length, before the cut, and repetitions."""
 
     lengths: Int[np.ndarray, " L"] = field(default_factory=lambda: np.zeros(1, np.int64))
     repetitions: Repetitions = field(default_factory=Repetitions)
@@ -103,7 +103,7 @@ class _Column:
 
 
 def cut_tokens(tokens: Sequence[int], max_length: int) -> Sequence[int]:
-    """A sentence as tokenizers of BERT and RoBERTa cut it: the last token, a special one, stays."""
+    """A sentence, cut as the tokenizers of BERT and RoBERTa do: the last token, a special one, stays."""
     return tokens if len(tokens) <= max_length else [*tokens[: max_length - 1], tokens[-1]]
 
 
@@ -112,19 +112,19 @@ def inspect_corpus(corpus: Corpus, config: Config, tokenizer: Any, progress: boo
 
     Args:
       corpus: the text.
-      config: of the run; its batch size, data.max_length, data.packed_length and data.augment count.
+      config: of the run; only its batch size, seed, data.max_length, data.packed_length and data.augment matter.
       tokenizer: a fast Hugging Face tokenizer.
       progress: show a progress bar.
 
     Returns:
-      JSON values. `columns`: for each of sentence, positive and hard negative the lengths in tokens, specials included
-      (mean, percentiles, longest, a histogram as [first, last, sentences]), the shares that are truncated, of tokens
-      cut, of padding in rows of `max_length`, and of sentences that, as cut, have occurred before. `repeated_in_batch`:
-      expected examples of a global batch whose first sentence stands there again. `packing`: rows of
-      `packed_length` that sentences of these lengths take, and the share of tokens in them that is text.
+      JSON values. `columns`: for each of sentence, positive and hard negative, the lengths in tokens, specials included
+      (mean, percentiles, longest, a histogram as [first, last, sentences]), and the shares of truncated sentences, of
+      cut tokens, of padding in rows of `max_length`, and of sentences that, once cut, have occurred before.
+      `repeated_in_batch`: expected examples of a global batch whose first sentence occurs there again. `packing`: rows
+      of `packed_length` that sentences of these lengths take, and the share of their tokens that is text.
 
     Raises:
-      InputError: text that cannot be read, or without any sentence.
+      InputError: text that cannot be read or has no sentence.
     """
     max_length = config.data.max_length
     augmenter = make_augmenter(config.data, tokenizer, config.seed)
@@ -159,16 +159,16 @@ def inspect_corpus(corpus: Corpus, config: Config, tokenizer: Any, progress: boo
 
 
 def _repeated_in_batch(times: Int[np.ndarray, " G"], number: Int[np.ndarray, " G"], batch_size: int) -> float:
-    """Expected examples of a batch with an equal one beside them.
+    """Expected number of examples of a batch that occur there more than once.
 
-    A batch is B of N examples without replacement; of a sentence that occurs c times, one that is in the batch is alone
-    there with probability C(N − c, B − 1) / C(N − 1, B − 1).
+    A batch is B of N examples without replacement. If a sentence occurs c times, one of them that is in the batch is
+    alone there with probability C(N − c, B − 1) / C(N − 1, B − 1).
     """
     total = int((times * number).sum())
     others = min(batch_size, total) - 1
 
     def log_choices(m: int) -> float:
-        """log C(m, others), up to log others!, which falls out."""
+        """log C(m, others), up to log others!, which cancels."""
         return math.lgamma(m + 1) - math.lgamma(m - others + 1) if m >= others else -math.inf
 
     expected = 0.0
@@ -180,7 +180,7 @@ def _repeated_in_batch(times: Int[np.ndarray, " G"], number: Int[np.ndarray, " G
 
 
 def _packing(columns: list[_Column], config: Config) -> dict[str, Any]:
-    """Rows that sentences of the lengths of the first column take, drawn at random."""
+    """Rows that random sentences with the lengths of the first column take."""
     max_length = config.data.max_length
     length = config.data.packed_length or max(_PACKED, max_length)
     size = min(config.batch_size, _MOST)
@@ -201,7 +201,7 @@ def _packing(columns: list[_Column], config: Config) -> dict[str, Any]:
 
 
 def _histogram(lengths: Int[np.ndarray, " L"], max_length: int) -> list[list[int]]:
-    """[first, last, sentences] of bins of one width, the last for all that is longer than most."""
+    """Bins [first, last, sentences] of one width, and a last bin for the few longest."""
     most = int(np.searchsorted(np.cumsum(lengths), 0.99 * lengths.sum()))
     width = 2 ** max(0, math.ceil(math.log2((max(most, max_length) + 1) / 12)))
     bins = [
@@ -215,7 +215,7 @@ def _histogram(lengths: Int[np.ndarray, " L"], max_length: int) -> list[list[int
 def _show(
     examples: list[Example], tokenizer: Any, max_length: int, augmenter: Augmenter | None
 ) -> list[list[dict[str, Any]]]:
-    """The sentences of the first examples as tokens, with what follows was cut; and the augmented form of each."""
+    """The sentences of the first examples as tokens, with the number of cut tokens, and the augmented form of each."""
     result = []
     for example in examples:
         tokens = encode_batch(tokenizer, list(example), _UNCUT)
@@ -241,7 +241,7 @@ def _show(
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """A report of `inspect_corpus` for the terminal."""
+    """Formats a report of `inspect_corpus` for the terminal."""
     kinds = {1: "sentences", 2: "pairs", 3: "triplets"}
     blank = f", and {report['blank']:,} with a blank sentence, which are left out" if report["blank"] else ""
     lines = [f"{report['source']}: {report['examples']:,} {kinds[len(report['columns'])]}{blank}"]

@@ -10,7 +10,7 @@ from simcse_jax.data.rows import Source, text_of
 from simcse_jax.errors import InputError
 
 CLASSES = ("entailment", "neutral", "contradiction")
-"""In the order of their numbers, where a data set has numbers without names."""
+"""The classes in the order of their numbers, for data sets that have numbers without names."""
 _COLUMNS = (("premise", "hypothesis", "label"), ("sentence1", "sentence2", "gold_label"))
 
 
@@ -25,13 +25,13 @@ class Pair:
 
 @dataclass
 class Triplets:
-    """Triplets, and how they came about.
+    """Triplets, and counts of the pairs behind them.
 
     Attributes:
       rows: (premise, entailment, contradiction), in the order in which premises first appear.
-      pairs: pairs read, by label.
-      blank: pairs left out because a sentence is blank.
-      premises: distinct premises.
+      pairs: number of pairs read, by label.
+      blank: number of pairs left out because a sentence is blank.
+      premises: number of distinct premises.
     """
 
     rows: list[tuple[str, str, str]] = field(default_factory=list)
@@ -44,9 +44,9 @@ def read_pairs(source: Source) -> Iterator[Pair]:
     """The labelled pairs of a source, in the formats of SNLI and MultiNLI.
 
     Args:
-      source: rows of premise, hypothesis and label, or of sentence1, sentence2 and gold_label; also the others
-        (sentence1 with label). A label is a name, '-' for none, or a number: of a class with names, or of `CLASSES`;
-        −1 for none.
+      source: rows of premise, hypothesis and label, or of sentence1, sentence2 and gold_label; the last column may
+        always be called label. A label is a name, or '-' for no label; or a number, of the source's named classes or of
+        `CLASSES`, or −1 for no label.
 
     Raises:
       InputError: other columns, or a row without text or with another label.
@@ -68,13 +68,13 @@ def read_pairs(source: Source) -> Iterator[Pair]:
         if name is None or name not in (*CLASSES, ""):
             raise InputError(
                 f"{where} {number} has the label {label!r} in column {columns[2]}; expected {', '.join(CLASSES)}, "
-                "their numbers 0, 1, 2, or - or -1 where annotators did not agree"
+                "their numbers 0, 1, 2, or - or -1 for no agreement of the annotators"
             )
         yield Pair(premise.strip(), hypothesis.strip(), name)
 
 
 def _match(header: tuple[str, ...], wanted: tuple[str, str, str]) -> tuple[str, str, str] | None:
-    """The wanted columns, `label` serving for the last."""
+    """The wanted columns; `label` may stand for the last."""
     label = wanted[2] if wanted[2] in header else "label"
     columns = (*wanted[:2], label)
     return columns if set(columns) <= set(header) else None
@@ -83,12 +83,12 @@ def _match(header: tuple[str, ...], wanted: tuple[str, str, str]) -> tuple[str, 
 def build_triplets(pairs: Iterable[Pair], seed: int) -> Triplets:
     """One triplet for each distinct premise that has an entailed and a contradicting hypothesis.
 
-    Where it has several of a kind, one is drawn, as in the paper ("we only sample one as the hard negative"). A
-    hypothesis that some annotators took for entailed and others for a contradiction is no contradiction.
+    If it has several of a kind, one is drawn, as in the paper ("we only sample one as the hard negative"). A
+    hypothesis that is labelled both as entailed and as a contradiction does not count as a contradiction.
 
     Args:
-      pairs: labelled pairs, of any number of sources.
-      seed: of the draws, a function of it and of the order of the pairs.
+      pairs: labelled pairs from any number of sources.
+      seed: the seed of the draws, which also depend on the order of the pairs.
     """
     found = Triplets()
     hypotheses: dict[str, tuple[list[str], list[str]]] = {}

@@ -13,8 +13,8 @@ class EpochOrder:
     The last batch of an epoch holds what remains, so an epoch has ceil(n / batch_size) steps.
 
     Attributes:
-      n: examples.
-      batch_size: examples a step over all devices.
+      n: number of examples.
+      batch_size: examples per step over all devices.
       seed: seed of the permutations.
     """
 
@@ -31,7 +31,7 @@ class EpochOrder:
     def examples(self, step: int) -> Int[np.ndarray, " B"]:
         """The examples of a step, at most `batch_size`."""
         epoch, batch = divmod(step, self.steps_per_epoch)
-        # Read once: another thread may replace it meanwhile by that of the next epoch.
+        # Read once: another thread may replace it by the next epoch's in the meantime.
         cached = self._permutation
         if cached is None or cached[0] != epoch:
             generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch))))
@@ -39,9 +39,9 @@ class EpochOrder:
         return cached[1][batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def size(self, step: int) -> int:
-        """How many examples a step has."""
+        """Number of examples of a step."""
         return min(self.batch_size, self.n - step % self.steps_per_epoch * self.batch_size)
 
     def filled(self, step: int) -> Int[np.ndarray, " B"]:
-        """The examples of a step, repeated behind the end of an epoch up to `batch_size`."""
+        """The examples of a step, repeated up to `batch_size` at the end of an epoch."""
         return np.resize(self.examples(step), self.batch_size)

@@ -1,4 +1,4 @@
-"""Several sentences a row, so that padding is not computed: which sentence goes into which row.
+"""Packing: several sentences per row, so that less padding is computed.
 
 First-fit decreasing (Johnson, 1973): the longest sentence first, each into the first row that has room. Every device
 packs its own examples, each column of the text apart, into as many rows as the fullest batch of the run needs, so that
@@ -18,14 +18,14 @@ def first_fit(
 
     Args:
       lengths: tokens of each sentence, at most `length`.
-      length: tokens a row.
-      slots: most sentences a row.
+      length: tokens per row.
+      slots: most sentences per row.
 
     Returns:
-      The row of each sentence in its group, and its slot there: how many were put into that row before it.
+      The row of each sentence in its group, and its slot there: the number of sentences put into that row before it.
     """
     groups, n = lengths.shape
-    # Two rows of first-fit are never both half empty, but where their slots have run out.
+    # Two rows of first-fit are never both half empty, unless their slots have run out.
     most = min(n, 2 * int(lengths.sum(1).max(initial=0)) // length + n // slots + 2)
     room = np.full((groups, most), length)
     taken = np.zeros((groups, most), int)
@@ -52,7 +52,7 @@ def pack(
     Args:
       ids: token ids, padded on the right.
       lengths: tokens of each sentence.
-      reserved: room of each sentence, at least its length; rows are chosen by it.
+      reserved: room for each sentence, at least its length; it decides the row.
       packing: the shape.
       pad_id: token that fills up rows.
 
@@ -78,12 +78,12 @@ def lay(
     shape: tuple[int, int, int],
     pad_id: int,
 ) -> tuple[Int[np.ndarray, "R W"], Int[np.ndarray, "R S"]]:
-    """Sentences laid into rows.
+    """Lays sentences into rows.
 
     Args:
       tokens: token ids of all sentences, one after the other.
       lengths: tokens of each.
-      rows, slots: where `first_fit` put them.
+      rows, slots: the places from `first_fit`.
       shape: R, W and S.
       pad_id: token that fills up rows.
 
@@ -94,7 +94,7 @@ def lay(
     sizes = np.zeros((count, most), np.int32)
     sizes[rows, slots] = lengths
     starts = rows * length + (np.cumsum(sizes, axis=1) - sizes)[rows, slots]
-    # Where each sentence moves to, from where it is among all.
+    # The distance that each sentence moves, from its place among all tokens.
     moved = starts - (np.cumsum(lengths) - lengths)
     ids = np.full(count * length, pad_id, np.int32)
     ids[np.arange(len(tokens)) + np.repeat(moved, lengths)] = tokens

@@ -1,4 +1,4 @@
-"""Rows of named columns, which all text comes in, and the examples that a config takes from them."""
+"""Rows of named columns, the form of all text, and the examples that a config takes from them."""
 
 import json
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ Example = tuple[str, ...]
 
 
 class Row(NamedTuple):
-    """The wanted values of a row, and where they are from."""
+    """The wanted values of a row, and their origin."""
 
     where: str
-    """For messages: the file and its unit, e.g. "nli.csv, line"."""
+    """The file and its unit, for messages, e.g. "nli.csv, line"."""
     number: int
     values: tuple[Any, ...]
 
@@ -25,7 +25,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The name of the source, for messages."""
         ...
 
     def identity(self) -> list[Any]:
@@ -33,11 +33,11 @@ class Source(Protocol):
         ...
 
     def header(self) -> tuple[str, ...] | None:
-        """Names of the columns; none where there is no row; None for plain text, whose rows are a sentence."""
+        """Names of the columns, () without any row; None for plain text, where each row is a sentence."""
         ...
 
     def labels(self, column: str) -> tuple[str, ...]:
-        """What the numbers of a column of classes stand for, in their order; none for other columns."""
+        """Names of the classes of a column, in the order of their numbers; () for other columns."""
         ...
 
     def rows(self, columns: tuple[str, ...]) -> Iterator[Row]:
@@ -50,14 +50,16 @@ class Source(Protocol):
 
 
 def read_examples(source: Source, config: DataConfig) -> Iterator[tuple[str, int, Example]]:
-    """The rows that `data.where` asks for, as (where, number, sentences of `data.columns`); blank rows are kept.
+    """The rows that `data.where` selects, as (where, number, sentences of `data.columns`); blank rows are kept.
 
     Raises:
-      InputError: columns that are not there or hold no text, or a row that cannot be read.
+      InputError: columns that are absent or hold no text, or a row that cannot be read.
     """
     header = source.header()
     if header is None and (config.columns or config.where):
-        raise InputError(f"{source.name} is plain text, one sentence a line; data.columns and data.where do not apply")
+        raise InputError(
+            f"{source.name} is plain text, one sentence per line: data.columns and data.where do not apply"
+        )
     picked = _pick(source.name, header, config) if header else ()
     wanted = [_value(source, name, value) for name, value in config.where.items()]
     size = len(picked)
@@ -71,7 +73,7 @@ def read_examples(source: Source, config: DataConfig) -> Iterator[tuple[str, int
                 raise InputError(f"{where} {number} has no text in column {picked[place]}")
             if not value.isascii() and value.encode(errors="ignore").decode() != value:
                 raise InputError(
-                    f"{where} {number} has half of a surrogate pair in column {picked[place]}: not a Unicode text"
+                    f"{where} {number} has half of a surrogate pair in column {picked[place]}: it is not Unicode text"
                 )
         yield where, number, values
 
@@ -91,19 +93,19 @@ def _pick(name: str, header: tuple[str, ...], config: DataConfig) -> tuple[str, 
 
 
 def check_columns(name: str, header: tuple[str, ...], wanted: tuple[str, ...]) -> None:
-    """Raises `InputError` unless all wanted columns are there."""
+    """Raises `InputError` unless the header has all wanted columns."""
     if missing := [column for column in wanted if column not in header]:
         raise InputError(f"{name} has no column {', '.join(missing)}; it has {', '.join(header)}")
 
 
 def _value(source: Source, column: str, wanted: str) -> str:
-    """A value of `data.where` as rows have it: a class may be named."""
+    """A value of `data.where` in the form that rows have: the number, for the name of a class."""
     names = source.labels(column)
     return str(names.index(wanted)) if wanted in names else wanted
 
 
 def text_of(value: Any) -> str | None:
-    """A value as it would be written in JSON, whole numbers without a point; text as it is, None for nothing."""
+    """A value written as JSON, whole numbers without a point; text as it is, None for None."""
     if value is None or isinstance(value, str):
         return value
     return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value, default=str)

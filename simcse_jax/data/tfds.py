@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets, without TensorFlow: prepared as ArrayRecord files, which need none."""
+"""Data sets of TensorFlow Datasets, prepared as ArrayRecord files, which do not need TensorFlow."""
 
 import importlib
 import os
@@ -26,9 +26,9 @@ class TfdsData:
     """A split of a prepared data set.
 
     Attributes:
-      name: as it was asked for.
+      name: the name that the user gave.
       split: split, or a part of one in TFDS's terms, such as train[:10%].
-      builder: of tensorflow_datasets.
+      builder: the builder from tensorflow_datasets.
     """
 
     name: str
@@ -36,7 +36,7 @@ class TfdsData:
     builder: Any
 
     def identity(self) -> list[Any]:
-        """Content of the split's files."""
+        """The split, and digests of its files."""
         return ["tfds", self.split, [digest(Path(path)) for path in self.builder.info.splits[self.split].filepaths]]
 
     def header(self) -> tuple[str, ...]:
@@ -70,19 +70,21 @@ def _value(value: Any) -> Any:
 
 
 def open_tfds(name: str, split: str) -> TfdsData:
-    """A data set by its name in TensorFlow Datasets, prepared first where it is not.
+    """A data set by its name in TensorFlow Datasets, prepared first if necessary.
 
     Args:
-      name: `tfds:NAME[/CONFIG][:VERSION]`; the newest version that is prepared where none is given.
+      name: `tfds:NAME[/CONFIG][:VERSION]`; without a version, the newest prepared version.
       split: split, or a part of one.
 
     Raises:
-      InputError: a package that is not installed, a name that is not known, a data set that is not prepared and cannot
-        be, or no such split.
+      InputError: a package is not installed, the name or split is unknown, or the data set is not prepared and cannot
+        be.
     """
     parts = _NAME.fullmatch(name)
     if parts is None:
-        raise InputError(f"'{name}' is no name of TFDS; expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME/CONFIG:1.0.0")
+        raise InputError(
+            f"'{name}' is not a name of TFDS; expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME/CONFIG:1.0.0"
+        )
     try:
         import array_record  # noqa: F401
         import tensorflow_datasets as tfds
@@ -101,8 +103,8 @@ def open_tfds(name: str, split: str) -> TfdsData:
         ) from error
     if builder.info.file_format.value != "array_record":
         raise InputError(
-            f"{folder} is prepared as {builder.info.file_format.value}, which only TensorFlow reads: where that is "
-            f"installed, run tfds.builder('{name[len(PREFIX) :]}', file_format='array_record')"
+            f"{folder} is prepared as {builder.info.file_format.value}, which only TensorFlow reads: where TensorFlow "
+            f"is installed, run tfds.builder('{name[len(PREFIX) :]}', file_format='array_record')"
             ".download_and_prepare()"
         )
     try:
@@ -114,7 +116,7 @@ def open_tfds(name: str, split: str) -> TfdsData:
 
 
 def _prepared(folder: Path, version: str | None) -> Path | None:
-    """The folder of a version, or of the newest there; None where there is none."""
+    """The folder of a version, or of the newest version there; None if there is none."""
     # A preparation that was cut off leaves 1.0.0.incompleteA1B2.
     whole = (p for p in folder.glob(version or "*.*.*") if re.fullmatch(r"\d+\.\d+\.\d+", p.name))
     found = [p for p in whole if (p / "dataset_info.json").is_file()]
@@ -122,7 +124,7 @@ def _prepared(folder: Path, version: str | None) -> Path | None:
 
 
 def _prepare(name: str, dataset: str, root: Path) -> Path:
-    """Downloads and prepares a data set, and returns its folder; raises `InputError` where that cannot be."""
+    """Downloads and prepares a data set, and returns its folder; raises `InputError` if that fails."""
     import tensorflow_datasets as tfds
 
     there = sorted(p.name for p in (root / dataset).glob("[!.]*") if p.is_dir())
@@ -143,12 +145,12 @@ def _prepare(name: str, dataset: str, root: Path) -> Path:
     try:
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except Exception as error:  # of the data set's own code
-        raise InputError(f"{missing}, and cannot be here ({reason(error)}): {elsewhere}") from error
+        raise InputError(f"{missing}, and cannot be prepared here ({reason(error)}): {elsewhere}") from error
     return Path(builder.data_dir)
 
 
 def _register(dataset: str) -> None:
-    """Imports the code of a data set that TFDS does not find by itself, such as glue in its package text."""
+    """Imports the code of a data set that TFDS does not find by itself, such as glue in its package `text`."""
     import tensorflow_datasets as tfds
 
     root = Path(tfds.__file__).parent
@@ -157,7 +159,7 @@ def _register(dataset: str) -> None:
 
 
 def _reachable(urls: Any) -> bool:
-    """Whether any host answers, or there is none to ask; TFDS itself would try for minutes."""
+    """Whether any host of the URLs answers, or no URL names a host; TFDS itself would try for minutes."""
     hosts = {f"{parts.scheme}://{parts.netloc}" for parts in map(urlsplit, urls) if parts.scheme.startswith("http")}
 
     def answers(host: str) -> bool:

@@ -28,13 +28,13 @@ class TokenTable:
     """The tokens of a corpus: sentence s of example e is `ids[offsets[e·C + s] : offsets[e·C + s + 1]]`.
 
     Attributes:
-      ids: all tokens in a row, specials included, sentences cut to the length asked for.
+      ids: all tokens, one sentence after the other, specials included, sentences cut to the requested length.
       offsets: where each sentence starts, and the end of the last.
-      columns: C, sentences an example.
+      columns: C, sentences per example.
       pad_id: token that fills up short rows.
       max_length: longest sentence.
-      skipped: examples left out because a sentence was blank.
-      fingerprint: of the text, the tokenizer and the length.
+      skipped: number of examples left out because a sentence was blank.
+      fingerprint: a digest of the text, the tokenizer and the length.
     """
 
     ids: Integer[np.ndarray, " T"]
@@ -46,11 +46,11 @@ class TokenTable:
     fingerprint: str
 
     def __len__(self) -> int:
-        """Examples."""
+        """Number of examples."""
         return (len(self.offsets) - 1) // self.columns
 
     def spans(self, examples: Int[np.ndarray, "*N"]) -> tuple[Int[np.ndarray, "*N C"], Int[np.ndarray, "*N C"]]:
-        """Where the sentences of the given examples start among the tokens, and their lengths."""
+        """The starts of the sentences of the given examples among the tokens, and their lengths."""
         sentences = examples[..., None] * self.columns + np.arange(self.columns)
         starts = self.offsets[sentences]
         return starts, self.offsets[sentences + 1] - starts
@@ -77,11 +77,12 @@ def pad(
 def encode_batch(tokenizer: Any, sentences: list[str], max_length: int) -> list[list[int]]:
     """Token ids of each sentence, specials included, cut to `max_length`.
 
-    The same as calling the tokenizer, which besides notes where in the text each token was: half as long again.
+    The result is that of calling the tokenizer, which takes half as long again because it also records where in the
+    text each token was.
     """
     rules = tokenizer.backend_tokenizer
     cut = {"max_length": max_length, "direction": tokenizer.truncation_side, "strategy": "longest_first", "stride": 0}
-    # Only where they differ: another thread may be using it, and it can then not be changed.
+    # Only where they differ: a tokenizer that another thread is using cannot be changed.
     now = rules.truncation or {}
     if any(now.get(name) != value for name, value in cut.items()):
         rules.enable_truncation(**cut)
@@ -93,7 +94,7 @@ def encode_batch(tokenizer: Any, sentences: list[str], max_length: int) -> list[
 
 
 def encode_windows(tokenizer: Any, sentences: list[str], max_length: int) -> tuple[list[list[int]], list[int]]:
-    """Token ids of each window of at most `max_length` tokens, specials included, and the sentence it is of.
+    """Token ids of each window of at most `max_length` tokens, specials included, and the number of its sentence.
 
     The windows of a sentence do not overlap; they stand one after the other.
     """
@@ -109,7 +110,7 @@ def encode_windows(tokenizer: Any, sentences: list[str], max_length: int) -> tup
 
 
 def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:
-    """What masking must know of a tokenizer.
+    """The properties of a tokenizer that masking needs.
 
     Args:
       tokenizer: a Hugging Face tokenizer.
@@ -136,8 +137,8 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
     Args:
       corpus: the text.
       tokenizer: a fast Hugging Face tokenizer.
-      max_length: tokens a sentence, specials included.
-      cache: folder that holds one folder a (text, tokenizer, length).
+      max_length: most tokens per sentence, specials included.
+      cache: folder that holds one folder per (text, tokenizer, length).
       progress: show a progress bar.
 
     Raises:
@@ -151,7 +152,9 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
             folder.parent.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
         except OSError as error:
-            raise InputError(f"cannot write to the cache {folder.parent} ({reason(error)}): set data.cache") from error
+            raise InputError(
+                f"cannot write to the cache {folder.parent} ({reason(error)}): set data.cache to another folder"
+            ) from error
         try:
             _write(corpus, tokenizer, max_length, partial, progress)
             _publish(partial, folder)
@@ -164,12 +167,12 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
 
 
 def is_complete(example: Example) -> bool:
-    """Whether no sentence is blank: examples that are not complete get no row of a `TokenTable`."""
+    """Whether no sentence is blank; a `TokenTable` leaves out examples that are not complete."""
     return all(sentence.strip() for sentence in example)
 
 
 def _rules(tokenizer: Any) -> dict[str, Any]:
-    """All that turns text into tokens, without the truncation and padding that each call leaves in the tokenizer."""
+    """The tokenizer's rules, without the truncation and padding that each call leaves in it."""
     rules: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     return {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
 
@@ -231,7 +234,7 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
 
 
 def nothing_found(corpus: Corpus, skipped: int) -> InputError:
-    """What to say of a corpus whose examples, `skipped` in number, are all blank."""
+    """The error for a corpus whose examples, `skipped` in number, are all blank."""
     wanted = ", ".join(f"{name} {value}" for name, value in corpus.config.where.items())
     blank = f"only blank ones ({skipped})" if skipped else "none: it is empty"
     what = f"none: no row has {wanted} (data.where)" if wanted else blank
@@ -239,6 +242,6 @@ def nothing_found(corpus: Corpus, skipped: int) -> InputError:
 
 
 def chunked(examples: Iterator[Example]) -> Iterator[list[Example]]:
-    """Examples, some thousands at a time."""
+    """Lists of some thousand examples each."""
     while chunk := list(islice(examples, _CHUNK)):
         yield chunk

@@ -1,4 +1,4 @@
-"""A BERT to begin with: a WordPiece vocabulary learnt from text, and the sizes of an encoder; no weights."""
+"""A new BERT without weights: a WordPiece vocabulary learnt from text, and the sizes of an encoder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +16,8 @@ def learn_words(text: str, size: int, lowercase: bool = True) -> list[str]:
     """The tokens of a WordPiece vocabulary (Wu et al., arXiv 1609.08144) in the order of their ids.
 
     Args:
-      text: training text, any that `data.train` may be.
-      size: most tokens; fewer where the text does not yield as many.
+      text: training text, anything that `data.train` can name.
+      size: most tokens; there are fewer if the text does not yield that many.
       lowercase: lower-case the text and strip its accents, as for bert-base-uncased.
 
     Raises:
@@ -45,7 +45,7 @@ def learn_words(text: str, size: int, lowercase: bool = True) -> list[str]:
     tokenizer.train_from_iterator(sentences(), trainer)
     ids = tokenizer.get_vocab()
     if len(ids) <= len(SPECIAL):
-        raise InputError(f"{text} has no word to learn a vocabulary from")
+        raise InputError(f"{text} has no word to learn a vocabulary from: give other text")
     return sorted(ids, key=lambda word: ids[word])
 
 
@@ -65,12 +65,12 @@ def make_model_folder(
 
     Args:
       text, size, lowercase: see `learn_words`.
-      output: a folder that does not exist yet, or is empty.
+      output: a folder that does not exist yet or is empty.
       layers, hidden, heads, positions: sizes of the encoder.
       intermediate: width of the feed-forward layers; four times `hidden` where 0.
 
     Raises:
-      InputError: sizes that make no encoder, unreadable text, or a folder that exists or cannot be written.
+      InputError: sizes that do not make an encoder, unreadable text, or a folder that exists or cannot be written.
     """
     folder = check_new_folder(output)
     least = {"size": len(SPECIAL) + 1, "layers": 1, "hidden": 1, "heads": 1, "intermediate": 0, "positions": MIN_LENGTH}

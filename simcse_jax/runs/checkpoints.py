@@ -16,18 +16,18 @@ from simcse_jax.runs.folder import writing_to
 _policies = ocp.training.preservation_policies
 
 Items = dict[str, Any]
-"""Named trees of arrays: what lies in one checkpoint."""
+"""The named trees of arrays in one checkpoint."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a resumed loop must know besides the train state. Data order and keys follow from the step alone."""
+    """The state of a loop besides the train state, for resuming. Data order and keys follow from the step alone."""
 
     best_step: int | None = None
     """Step of the best dev score so far."""
     best_score: float | None = None
     stale: int = 0
-    """Evaluations since the best."""
+    """Number of evaluations since the best."""
 
 
 class Checkpoints:
@@ -37,12 +37,12 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, writing: bool) -> None:
-        """Opens `folder/checkpoints`, creating it when absent.
+        """Opens `folder/checkpoints`, and creates it if absent.
 
         Args:
           folder: the run folder.
-          config: what to keep.
-          writing: remove the remains of interrupted writes; False for a reader, which may run beside a writer.
+          config: the settings: how many checkpoints to keep.
+          writing: remove the remains of interrupted writes; pass False for a reader, which may run beside a writer.
         """
         self._run, self._folder = folder, (folder / "checkpoints").resolve()
         self._checkpointer = ocp.training.Checkpointer(
@@ -65,7 +65,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Steps of all that are kept, ascending."""
+        """Steps of all checkpoints, ascending."""
         return sorted(int(checkpoint.step) for checkpoint in self._checkpointer.checkpoints)
 
     def save(self, items: Items, step: int, progress: Progress, score: float | None) -> None:
@@ -75,10 +75,10 @@ class Checkpoints:
           items: the named trees of the checkpoint.
           step: its step.
           progress: see `Progress`.
-          score: dev score at this step, if it was measured and is a number.
+          score: dev score at this step; None if it was not measured or is not a number.
         """
         with writing_to(self._run):
-            if not self._folder.is_dir():  # orbax would make it anew, without the rest of the run
+            if not self._folder.is_dir():  # orbax would make it again, without the rest of the run
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
             self._checkpointer.save_checkpointables_async(
                 step,
@@ -93,7 +93,7 @@ class Checkpoints:
 
         Args:
           step: its step.
-          items: the trees to read, as `ShapeDtypeStruct`s with the shardings that they are read onto.
+          items: the trees to read, as `ShapeDtypeStruct`s with the shardings of the result.
         """
         found: Items = self._checkpointer.load_checkpointables(step, items)
         return found
@@ -104,7 +104,7 @@ class Checkpoints:
         return Progress(**metadata)
 
     def wait(self) -> None:
-        """Returns once everything saved is on disk."""
+        """Waits until everything saved is on disk."""
         with writing_to(self._run):
             self._checkpointer.wait()
 

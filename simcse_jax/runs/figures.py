@@ -20,15 +20,15 @@ _PALE = "#9a9a9a"
 def draw_run(run: Run) -> list[Path]:
     """Writes the figures of a run into `figures/` of its folder, each as .png and .svg.
 
-    `loss`: the loss of the steps that were logged, and its running mean. `dev`: the dev score and the step it selected.
+    `loss`: the loss of the logged steps, and its running mean. `dev`: the dev score and the step it selected.
     `path`: alignment against uniformity (Wang & Isola, arXiv 2005.10242; SimCSE, figure 2) of the dev pairs, or of the
     training batches where no dev pairs were measured.
 
     Returns:
-      The .png files; a figure of which fewer than two points were measured is left out.
+      The .png files; a figure with fewer than two points is left out.
 
     Raises:
-      OSError: they cannot be written.
+      OSError: the figures cannot be written.
     """
     lines = read_log(run.metrics_file)
     folder = run.folder / "figures"
@@ -49,7 +49,7 @@ def draw_run(run: Run) -> list[Path]:
 
 
 def _columns(lines: list[dict[str, Any]], *names: str) -> Float[np.ndarray, "P C"]:
-    """Step and the named figures of the lines that have them all, finite."""
+    """The step and the named figures, of the lines that have finite values for all."""
     rows = [[line["step"], *(line.get(name) for name in names)] for line in lines]
     return np.array([row for row in rows if None not in row], np.float64).reshape(-1, 1 + len(names))
 

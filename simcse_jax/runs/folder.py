@@ -1,12 +1,12 @@
-"""The run folder: its layout, its creation in one piece, and what may differ when it is resumed.
+"""The run folder: its layout, its creation in one step, and the settings that may differ when a run is resumed.
 
 run.json            the resolved config, and the fingerprint of the training text
-model/              config.json and tokenizer of the encoder: with a checkpoint, all that a model needs
+model/              config.json and tokenizer of the encoder; a checkpoint adds the weights
 checkpoints/<step>  latest and best train states
-metrics.jsonl       a line every `log_every` steps and for every evaluation
+metrics.jsonl       one line every `log_every` steps and one for every evaluation
 results.json        scores before and after, once the run has ended
-figures/            what the command draws of metrics.jsonl at the end
-tensorboard/        where the run is tracked with TensorBoard; wandb/ and wandb.json with Weights & Biases
+figures/            figures that the command draws from metrics.jsonl at the end
+tensorboard/        files of TensorBoard, if it tracks the run; wandb/ and wandb.json if Weights & Biases does
 """
 
 import json
@@ -24,7 +24,7 @@ from simcse_jax.pretrained.pooling import SETTINGS
 from simcse_jax.pretrained.tokenizers import save_tokenizer
 from simcse_jax.storage.files import check_writable_folder, new_folder, write_json
 
-# What may change between the parts of one run: nothing here moves the parameters by more than rounding.
+# Settings that may change between the parts of one run: none changes the parameters by more than rounding.
 _FREE_SETTINGS = (
     *("output", "log_every", "tracking", "multi_host", "mesh.", "checkpoint.", "model.remat", "model.scan"),
     *("evaluation.data", "evaluation.geometry_every"),
@@ -35,7 +35,7 @@ _FREE_SETTINGS = (
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that exists."""
+    """An existing run folder."""
 
     folder: Path
     config: Config
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def metrics_file(self) -> Path:
-        """One JSON object a line."""
+        """The log: one JSON object per line."""
         return self.folder / "metrics.jsonl"
 
     @property
@@ -61,7 +61,7 @@ class Run:
         return "step" in self.results()
 
     def results(self) -> dict[str, Any]:
-        """The content of `results_file`: the scores before at first, all once the run has ended; or nothing."""
+        """The content of `results_file`: first the scores before training, all scores once the run has ended; or {}."""
         if not self.results_file.is_file():
             return {}
         results: dict[str, Any] = json.loads(self.results_file.read_text("utf-8"))
@@ -70,20 +70,20 @@ class Run:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Turns an error of the system into `InputError`, in a block that does nothing but write in a run folder.
+    """Turns a system error into `InputError`, in a block that does nothing but write in a run folder.
 
     Any other exception passes with its traceback.
     """
     try:
         yield
     except Exception as error:  # tensorstore reports errors of the system as ValueErrors
-        gone = not is_run(folder)  # what orbax says of that differs with what it was about to do
+        gone = not is_run(folder)  # orbax raises different errors for a missing folder, by what it was about to do
         if system_error(error) is None and not gone:
             raise
         remedy = "free space there" if is_full(error) else "make it writable"
         advice = f"{remedy} and run the same command again; it continues from the last complete checkpoint"
         if gone:
-            advice = "the folder is gone, and the same command begins anew"
+            advice = "the folder is gone, and the same command starts from the beginning"
         raise InputError(f"writing to {folder} failed ({reason(error)}): {advice}") from error
 
 
@@ -96,13 +96,15 @@ def open_run(folder: Path) -> Run:
     """Reads an existing run folder.
 
     Raises:
-      InputError: its run.json cannot be read.
+      InputError: run.json cannot be read.
     """
     try:
         about = json.loads((folder / "run.json").read_text("utf-8"))
         return Run(folder, from_dict(Config, about["config"]), about["data_fingerprint"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder / 'run.json'} is not a run's config ({reason(error)})") from error
+        raise InputError(
+            f"{folder / 'run.json'} is not a run's config ({reason(error)}): restore it, or remove the folder"
+        ) from error
 
 
 def check_output(folder: Path) -> None:
@@ -122,11 +124,11 @@ def changes(before: Config, now: Config) -> list[str]:
 
 
 def check_resume(run: Run, config: Config, data_fingerprint: str) -> None:
-    """Raises `InputError` if a run with `config` would not be the continuation of `run`."""
+    """Raises `InputError` if a run with `config` would not continue `run`."""
     changed = changes(run.config, config)
     if changed:
         shown = "; ".join(f"{n} was {field_value(run.config, n)!r}, is {field_value(config, n)!r}" for n in changed)
-        raise InputError(f"{run.folder} is a run with other settings ({shown}): give the same or another --output")
+        raise InputError(f"{run.folder} is a run with other settings ({shown}): give those or another --output")
     if data_fingerprint != run.data_fingerprint:
         raise InputError(
             f"{run.folder} was trained on other text than {config.data.train} now holds: choose another --output"

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a run measured, step by step."""
+"""metrics.jsonl: the measurements of a run, step by step."""
 
 import json
 import math
@@ -10,14 +10,14 @@ import jax
 from simcse_jax.storage.files import finite
 
 TIMES = ("sentences_per_second", "utilisation")
-"""What a line says of time; all else in it is the same each time a run is trained."""
+"""The fields of a line that depend on time; all others are the same each time a run is trained."""
 
 
 class MetricsLog:
     """metrics.jsonl, written by process 0."""
 
     def __init__(self, path: Path, step: int) -> None:
-        """Opens the log of a run that continues after `step` (-1: begins): lines of a part that is repeated go."""
+        """Opens the log of a run that continues after `step` (-1: begins), and removes the lines of later steps."""
         self._file = None
         if jax.process_index() == 0:
             kept = [line for line in _lines(path) if _step_of(line) <= step]
@@ -39,7 +39,7 @@ class MetricsLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without those that a kill or a power cut spoilt; none where there is no file."""
+    """The lines of a metrics.jsonl, without those that a kill or a power cut spoilt; [] if there is no file."""
     return [json.loads(line) for line in _lines(path) if _step_of(line) < math.inf]
 
 

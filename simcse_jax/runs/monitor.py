@@ -1,4 +1,4 @@
-"""What a run shows and records while it trains: the progress line, metrics.jsonl, and the trackers it asks for."""
+"""The output of a run while it trains: the progress line, metrics.jsonl, and the trackers that the config names."""
 
 import math
 import sys
@@ -20,13 +20,13 @@ _LINES = 200  # of progress, at most, in a file
 
 
 class _Lines:
-    """A file that is no terminal, for a progress bar: each state is a line of its own."""
+    """A file other than a terminal, for a progress bar: each state becomes a line of its own."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
 
     def write(self, text: str) -> None:
-        """Writes a state that tqdm would draw over the last."""
+        """Writes a state, which tqdm would draw over the last one, as a new line."""
         if text := text.strip():
             self._file.write(f"{text}\n")
 
@@ -36,7 +36,7 @@ class _Lines:
 
 
 def progress_bar(total: int, start: int, file: Any = None) -> tqdm:
-    """A bar of steps on `file` (stderr); in a log file a line now and then, `_LINES` at most over a run."""
+    """A progress bar of steps on `file` (stderr); in a log file, a line now and then, at most `_LINES` per run."""
     file = file or sys.stderr
     settings: dict[str, Any] = {"mininterval": 0.5}
     if not file.isatty():
@@ -56,18 +56,18 @@ def progress_bar(total: int, start: int, file: Any = None) -> tqdm:
 
 
 class Monitor:
-    """The eyes on a run. Only process 0 shows and writes anything."""
+    """Shows and records the progress of a run. Only process 0 shows and writes anything."""
 
     def __init__(
         self, run: Run, total: int, start: int, resumed: bool, clock: StepClock, echo: Callable[[str], None]
     ) -> None:
-        """Opens the log, the trackers and the progress line of a run that goes on after step `start`.
+        """Opens the log, the trackers and the progress line of a run that continues after step `start`.
 
         Args:
           run: the run, whose config names the trackers.
           total: steps of the whole run.
           start: steps done.
-          resumed: whether the run has been here before, if only with the checkpoint of step 0.
+          resumed: whether the run continues an earlier one, even if only from the checkpoint of step 0.
           clock: the clock of the steps.
           echo: prints beside the progress line.
         """
@@ -85,12 +85,12 @@ class Monitor:
         self._dev: float | None = None
 
     def step(self) -> None:
-        """A step has been handed to the devices."""
+        """Records that a step has been handed to the devices."""
         if self._bar:
             self._bar.update()
 
     def show(self, progress: Progress, loss: float | None = None) -> None:
-        """What the progress line says the next time it is drawn; the loss as before where none is given."""
+        """Sets the text of the progress line for the next time it is drawn; without `loss`, the last loss stays."""
         if not self._bar:
             return
         self._loss = self._loss if loss is None else loss
@@ -101,16 +101,16 @@ class Monitor:
         self._bar.set_postfix_str(", ".join(filter(None, words)), refresh=False)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Records the metrics of a step, with the speed of the last steps."""
+        """Records the metrics of a step, and the speed of the latest steps."""
         self._write(step, values | self._clock.speeds())
 
     def scores(self, step: int, values: dict[str, float]) -> None:
-        """Records what an evaluation gave."""
+        """Records the scores of an evaluation."""
         self._dev = values["dev"]
         self._write(step, values)
 
     def close(self) -> None:
-        """Ends all, trackers after they have written what they were given."""
+        """Closes the progress line and the log, and the trackers once they have written all lines."""
         if self._bar:
             self._bar.close()
         with writing_to(self._folder):

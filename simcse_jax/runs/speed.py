@@ -1,4 +1,4 @@
-"""How fast a run goes: sentences a second, and the share of the devices' peak that its arithmetic uses."""
+"""The speed of a run: sentences per second, and the share of the devices' peak that its arithmetic uses."""
 
 import time
 from collections import Counter, deque
@@ -11,17 +11,17 @@ from simcse_jax.xla.topology import chip_of
 
 @dataclass(frozen=True)
 class StepWork:
-    """What a step of a run computes."""
+    """The arithmetic of one step of a run."""
 
     flops: float | None
-    """Matrix-product FLOPs over all devices, those of padding and of what is computed twice among them; None where they
-    cannot be counted."""
+    """Matrix-product FLOPs over all devices, including those of padding and of recomputation; None where they cannot be
+    counted."""
     least_seconds: float | None
-    """What these would take at the peak rates of the devices; None where no peak is known, as of CPUs."""
+    """Time of these FLOPs at the peak rates of the devices; None where the peak is not known, as for CPUs."""
 
 
 def work_of(flops: Counter[str] | None, mesh: Mesh) -> StepWork:
-    """The work of a step on the devices of a mesh, by its FLOPs as `matrix_flops` counts them; None: they cannot be."""
+    """The work of a step on the devices of a mesh. `flops` is from `matrix_flops`, None where it cannot count them."""
     if flops is None:
         return StepWork(None, None)
     chip = chip_of(mesh.devices.flat[0].device_kind)
@@ -32,29 +32,29 @@ def work_of(flops: Counter[str] | None, mesh: Mesh) -> StepWork:
 
 
 class StepClock:
-    """The time of steps without that of evaluations and checkpoints between them."""
+    """Measures the time of steps, without the evaluations and checkpoints between them."""
 
     def __init__(self, work: StepWork, window: int) -> None:
         """Starts the clock.
 
         Args:
-          work: of a step.
-          window: the last so many steps are what `speeds` speaks of.
+          work: the work of a step.
+          window: number of latest steps that `speeds` measures.
         """
         self._work = work
         self._laps: deque[tuple[int, float]] = deque(maxlen=window)
         self._mark = time.perf_counter()
         self.seconds = 0.0
-        """Of all steps."""
+        """Time of all steps."""
 
     def step(self, sentences: int) -> None:
-        """A step has ended, of so many sentences."""
+        """Records the end of a step with this number of sentences."""
         now = time.perf_counter()
         self._laps.append((sentences, now - self._mark))
         self.seconds, self._mark = self.seconds + now - self._mark, now
 
     def restart(self) -> None:
-        """What was done since the last step was none."""
+        """Leaves out the time since the last step: it was not part of a step."""
         self._mark = time.perf_counter()
 
     def speeds(self) -> dict[str, float]:
@@ -66,7 +66,7 @@ class StepClock:
         return speeds
 
     def describe(self) -> str:
-        """The speeds in words; without a known peak, FLOP/s in place of the share of it."""
+        """The speeds in words; without a known peak, FLOP/s instead of the share of the peak."""
         if not self._laps:
             return ""
         speeds = self.speeds()

@@ -17,11 +17,11 @@ _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 _PATIENCE = 60.0  # seconds that the end of a run waits for a tracker
 
 Line = dict[str, Any]
-"""A line of metrics.jsonl: `step`, and figures, None where not finite."""
+"""A line of metrics.jsonl: `step` and figures, None for those that are not finite."""
 
 
 class Tracker(Protocol):
-    """Where lines go besides metrics.jsonl."""
+    """A second destination for the lines of metrics.jsonl."""
 
     def log(self, line: Line) -> None:
         """Takes a line."""
@@ -31,7 +31,7 @@ class Tracker(Protocol):
 
 
 def check_tracking(names: Iterable[str]) -> None:
-    """Raises `InputError` for a tracker whose package is not installed, or that has no account to write to."""
+    """Raises `InputError` for a tracker whose package is not installed, or that has no account."""
     for name in names:
         if find_spec(_PACKAGES[name]) is None:
             raise InputError(
@@ -40,7 +40,7 @@ def check_tracking(names: Iterable[str]) -> None:
             )
     if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online" and not _logged_in():
         raise InputError(
-            "tracking names wandb and no key of it is here: run `wandb login`, or set WANDB_API_KEY, or "
+            "tracking names wandb but has no key for it: run `wandb login`, or set WANDB_API_KEY, or "
             "WANDB_MODE=offline to write files that `wandb sync` sends later"
         )
 
@@ -53,12 +53,12 @@ def _logged_in() -> bool:
 
 
 class TensorBoard:
-    """Event files in a folder, a tag a figure."""
+    """TensorBoard's event files in a folder, one tag per figure."""
 
     def __init__(self, folder: Path, config: dict[str, Any], history: Iterable[Line]) -> None:
-        """Begins, or begins anew: the files of a run that goes on are written again from its log.
+        """Starts the files, or writes them again from the log of a run that continues.
 
-        So no step is there twice, and a run that was not tracked at first is there whole.
+        So no step occurs twice, and the files are complete even if the run was not tracked at first.
         """
         from tensorboardX import SummaryWriter
 
@@ -70,7 +70,7 @@ class TensorBoard:
             self.log(line)
 
     def log(self, line: Line) -> None:
-        """A scalar a figure, as `dev/...` or `train/...`."""
+        """Writes one scalar per figure, as `dev/...` or `train/...`."""
         for name, value in line.items():
             if name != "step" and value is not None:
                 group = "dev" if name.startswith("dev") else "train"
@@ -85,7 +85,7 @@ class WandB:
     """A run of Weights & Biases, online or offline as WANDB_MODE says, in the project WANDB_PROJECT or `simcse_jax`."""
 
     def __init__(self, folder: Path, config: dict[str, Any], history: Iterable[Line]) -> None:
-        """Begins, or goes on with the run whose id the run folder holds, after the last step that it was given."""
+        """Starts a run, or continues the one whose id is in the run folder, after the last step that it received."""
         import wandb
 
         self._file = folder / "wandb.json"
@@ -99,7 +99,7 @@ class WandB:
             resume="allow",
             dir=folder,
             config=config,
-            # The terminal is the progress line's.
+            # The terminal belongs to the progress line.
             settings=wandb.Settings(console="off", silent=True),
         )
         self._remember()
@@ -107,11 +107,11 @@ class WandB:
             self.log(line)
 
     def log(self, line: Line) -> None:
-        """The line's figures under its step, but for steps that were given before."""
+        """Records the line's figures under its step, except for steps that were recorded before."""
         if line["step"] <= self._given:
             return
         if line["step"] > self._step:
-            # A step may have several lines, so only what precedes it is done.
+            # A step may have several lines, so only the steps before it are complete.
             self._remember()
             self._step = line["step"]
         figures = {name: value for name, value in line.items() if name != "step" and value is not None}
@@ -133,9 +133,9 @@ class Follower:
         """Starts the thread, and in it the tracker.
 
         Args:
-          name: for messages.
+          name: the tracker's name, for messages.
           start: makes the tracker.
-          echo: says once that it failed.
+          echo: reports once that the tracker failed.
         """
         self._name, self._start, self._echo = name, start, echo
         self._lines: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
@@ -152,7 +152,7 @@ class Follower:
         self._lines.put(None)
         self._thread.join(patience)
         if self._thread.is_alive():
-            self._echo(f"tracking  {self._name} has not ended after {patience:.0f} s and is left to itself")
+            self._echo(f"tracking  {self._name} has not ended after {patience:.0f} s, and the run ends without it")
 
     def _follow(self) -> None:
         try:
@@ -161,7 +161,7 @@ class Follower:
                 tracker.log(line)
             tracker.close()
         except Exception as error:  # networks, quotas, full disks: whatever a tracker's package raises
-            self._echo(f"tracking  {self._name} failed ({reason(error)}) and ends; metrics.jsonl goes on")
+            self._echo(f"tracking  {self._name} failed ({reason(error)}) and ends; metrics.jsonl continues")
 
 
 def follow(
@@ -170,11 +170,11 @@ def follow(
     """Starts the trackers of a run.
 
     Args:
-      names: of `tensorboard` and `wandb`.
+      names: any of `tensorboard` and `wandb`.
       folder: the run folder.
-      config: the run's, as JSON values, which they record.
+      config: the run's config as JSON values, for the trackers to record.
       history: lines of the run's log so far.
-      echo: says what failed.
+      echo: reports failures.
     """
     starts: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: TensorBoard(folder / "tensorboard", config, history),
