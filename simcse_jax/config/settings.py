@@ -31,7 +31,7 @@ class ModelConfig:
     path: str = "bert-base-uncased"
     """Hugging Face folder, or name on the hub, of a BERT or RoBERTa checkpoint."""
     pooler: PoolerName = "cls"
-    """How token vectors become one sentence vector."""
+    """Method that turns token vectors into one sentence vector."""
     mlp_only_train: bool = False
     """With pooler `cls`: use the tanh head while training and drop it afterwards (the unsupervised setting)."""
     head: Literal["fresh", "checkpoint"] = "fresh"
@@ -103,13 +103,13 @@ class SmoothingConfig:
     buffer_size: Annotated[int, POSITIVE] = 1024
     """Q: number of positives to keep. The buffer is split over the devices of mesh axis `fsdp`, like the weights."""
     grouping: Literal["nearest", "kmeans"] = "nearest"
-    """Neighbours of a positive: the `neighbours` nearest of the buffer, or those of its k-means cluster."""
+    """Neighbours of a positive: the `neighbours` nearest in the buffer, or those of its k-means cluster."""
     neighbours: Annotated[int, POSITIVE] = 16
     """k: number of neighbours, for `nearest`."""
     clusters: Annotated[int, POSITIVE] = 64
     """Number of clusters of the buffer, for `kmeans`."""
     aggregation: Literal["attention", "mean"] = "attention"
-    """How a group becomes one vector."""
+    """Method that turns a group into one vector."""
     temperature: Annotated[float, POSITIVE] = 2.0
     """β of the attention."""
 
@@ -223,7 +223,7 @@ class Config:
     output: str = "runs/default"
     """Run folder. If it holds a run with the same settings, that run is resumed."""
     seed: Annotated[int, NOT_NEGATIVE] = 42
-    """Decides the data order, the dropout noise and fresh weights."""
+    """Seed of the data order, the dropout noise and fresh weights."""
     batch_size: Annotated[int, POSITIVE] = 64
     """Sentences (or pairs, or triplets) per step over all devices: the global batch."""
     micro_batch: Annotated[int | Literal["auto"], NOT_NEGATIVE] = 0

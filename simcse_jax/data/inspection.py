@@ -260,10 +260,10 @@ def format_report(report: dict[str, Any]) -> str:
     packing, of = report["packing"], ", first column" if len(report["columns"]) > 1 else ""
     lines += [
         "",
-        f"batch of {report['batch_size']:,}: {report['repeated_in_batch']:.3g} examples expected whose {ROLES[0]} "
-        "stands there more than once",
+        f"batch of {report['batch_size']:,}: {report['repeated_in_batch']:.3g} expected examples whose {ROLES[0]} "
+        "occurs there more than once",
         f"packed{of}: {packing['sentences']:,} sentences in {packing['rows']:,} rows of {packing['packed_length']}, "
-        f"{packing['text']:.0%} text: {packing['tokens']:.0%} of the tokens of a sentence a row "
+        f"{packing['text']:.0%} text: {packing['tokens']:.0%} of the tokens of one sentence per row "
         "(--data.packed-length)",
     ]
     for number, sentences in enumerate(report["shown"], 1):

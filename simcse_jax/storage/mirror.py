@@ -184,7 +184,7 @@ class Mirror:
                 continue
             if file.startswith("checkpoints/"):
                 self._store.put_file(str(self._folder / file), f"{self._path}/{file}")
-            else:  # read whole: a log that grows meanwhile would not be as long as was announced
+            else:  # read whole: a log that grows during the copy would be longer than announced
                 self._store.pipe_file(f"{self._path}/{file}", (self._folder / file).read_bytes())
         self._put_manifest(stamps)
         self._claimed = True
@@ -208,7 +208,7 @@ class Mirror:
                     self._echo(f"storage   {self._url} can be written again")
                 failed = False
             except FileNotFoundError:
-                continue  # an old checkpoint was removed meanwhile
+                continue  # an old checkpoint was removed during the copy
             except InputError:  # taken over, which `check` says
                 return
             except Exception as error:  # whatever the store's package raises

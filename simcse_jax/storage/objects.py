@@ -100,7 +100,7 @@ def _copy(store: Any, path: str, files: list[str], folder: Path, name: str | Pat
                 with readable(name):  # the store's errors are not the disk's
                     store.get_file(file, str(partial / place))
     except InputError:
-        if not folder.is_dir():  # else another process has made the same copy meanwhile
+        if not folder.is_dir():  # else another process has made the same copy
             raise
 
 
