@@ -143,7 +143,7 @@ def test_the_command_takes_the_options_of_train(
     printed = capsys.readouterr().out
     assert f"{tmp_path / 'nli.csv'}: 2 pairs" in printed
     assert "  sentence: [CLS] a m ##a ##n [SEP]" in printed
-    assert "batch of 2: 0 examples" in printed
+    assert "batch of 2: 0 expected examples" in printed
     assert json.loads(output.read_text())["examples"] == 2
 
 
