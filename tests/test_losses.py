@@ -132,6 +132,17 @@ def test_tiles_give_the_gradient_of_the_whole_in_float32(statement: Any, options
         assert relative_error(values["tiled"][1][n], values["dense"][1][n]) < 5e-6 or not np.any(values["dense"][1][n])
 
 
+def test_off_dropout_reports_the_positives_that_it_contrasts() -> None:
+    """Similarity and alignment are those of the two noisy views, not of the clean vectors."""
+    z = vectors(["z1", "z2", "clean"])
+    arrays = {name: jnp.asarray(x, jnp.float32) for name, x in z.items()}
+    _, metrics = find_loss("off_dropout")(**arrays, temperature=TAU, valid=jnp.arange(11) < 9)
+    unit = {name: x[:9] / np.linalg.norm(x[:9], axis=1, keepdims=True) for name, x in z.items()}
+    similarity = np.mean(np.sum(unit["z1"] * unit["z2"], axis=1))
+    assert float(metrics["positive_similarity"]) == pytest.approx(similarity, rel=1e-5)
+    assert float(metrics["alignment"]) == pytest.approx(2 - 2 * similarity, rel=1e-5)
+
+
 def test_one_example_has_no_contrast() -> None:
     """An anchor without negatives gives a finite loss and no gradient, whatever the loss."""
     z = jnp.ones((1, 4))

@@ -12,7 +12,7 @@ from scipy.stats import pearsonr, rankdata, spearmanr
 from simcse_jax.cli import main
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation import sts
-from simcse_jax.evaluation.sts import STS_TASKS, Subset, Task, cosine, evaluate, format_table, load_task
+from simcse_jax.evaluation.sts import STS_TASKS, Subset, Task, cosine, evaluate, format_table, load_task, reported_pairs
 from simcse_jax.inference.simcse import SimCSE
 
 WORDS = ("man", "woman", "dog", "cat", "runs", "eats", "red", "house", "river", "never")
@@ -219,6 +219,21 @@ def test_a_cosine_that_is_not_a_number_counts_as_zero() -> None:
 def test_a_constant_side_has_no_score() -> None:
     subset = Subset("all", ["a", "b"], ["a", "b"], np.array([1.0, 2.0]))
     assert np.isnan(evaluate([Task("own", [subset], "all")], vectors_of)["reported"]["own"])
+
+
+def test_reported_pairs_are_the_scores_of_the_model_and_the_gold_scores() -> None:
+    """Of the subsets behind the reported figure alone, in their order."""
+    subsets = [Subset(name, ["a", "b"], ["b", "a c"], np.array([1.0, gold])) for name, gold in (("x", 2.0), ("y", 5.0))]
+    vector_of = {"a": [1.0, 0.0], "b": [1.0, 1.0], "a c": [0.0, 1.0]}
+
+    def encode(sentences: list[str]) -> np.ndarray:
+        return np.array([vector_of[sentence] for sentence in sentences])
+
+    cosines = [0.707107, 0.707107]
+    for reported, expected, gold in (("y", cosines, [1.0, 5.0]), ("all", cosines * 2, [1.0, 2.0, 1.0, 5.0])):
+        system, wanted = reported_pairs(Task("made up", subsets, reported), encode)
+        np.testing.assert_allclose(system, expected)
+        np.testing.assert_array_equal(wanted, gold)
 
 
 def test_table() -> None:
