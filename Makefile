@@ -41,7 +41,7 @@ test: $(VENV)/installed-for-tests check
 	$(PYTEST) -m "not full and not release" $(PYTEST_ARGS)
 
 test-all: $(VENV)/installed-for-tests check
-	$(PYTEST) -m "not release" $(PYTEST_ARGS)
+	$(PYTEST) -m "full or not release" $(PYTEST_ARGS)
 
 # With XLA's usual options, which take the other tiers too long, and so without their limit to the seconds of a test.
 test-release: $(VENV)/installed-for-tests
@@ -65,7 +65,7 @@ check: $(VENV)/installed-for-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(VENV)/installed: requirements.txt pyproject.toml
+$(VENV)/installed: requirements.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 	  f"simcse_jax needs Python 3.11 or newer; {sys.executable} is {v[0]}.{v[1]}. Try: make $(MAKECMDGOALS) PYTHON=python3.11")'
 	@$(PYTHON) -m venv $(VENV) || { \

@@ -7,7 +7,6 @@ import re
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NUMBER = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)")
 
-
 _NUMPY = re.compile(r"\d+ requested and \d+ written")
 """numpy's message, which lacks the system's number, for an array that was not written to its end."""
 

@@ -63,7 +63,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         item._initrequest()  # type: ignore[attr-defined]
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
         report = next(r for r in reports if r.when == "call" or r.failed)
-        if item.stash[SECONDS] > FAST_SECONDS and report.passed:
+        if report.failed:
+            item.ihook.pytest_runtest_logreport(report=report)
+        elif item.stash[SECONDS] > FAST_SECONDS:
             report.outcome = "failed"
             report.longrepr = (
                 f"{item.nodeid} took {first:.1f} s, and {item.stash[SECONDS]:.1f} s when it ran again. A test of the "

@@ -280,7 +280,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="results, as JSON; mutants that it holds are not run again")
-    parser.add_argument("--marks", default="", help='only tests of these marks, e.g. "not slow"')
+    parser.add_argument("--marks", default="", help='only tests of these marks, e.g. "not release"')
     parser.add_argument("--without", default=[], nargs="+", help="files of tests to leave out at first, as in mlm")
     parser.add_argument("--only", type=int, nargs="+", help="only these mutants")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")

@@ -27,7 +27,7 @@ from simcse_jax.storage.files import new_folder, writing
 from tests.conftest import write_model
 
 CONFIG = """
-from simcse_jax.config.settings import *
+from simcse_jax.config import *
 config = Config(
     batch_size=16, max_steps=2, log_every=1,
     model=ModelConfig(path={model!r}, pooler="cls", mlp_only_train=True),
@@ -231,7 +231,7 @@ def test_overrides(
         ("config = 3", ["does not define `config = Config(...)`", "int"]),
         ("", ["does not define `config"]),
         ("config = (", ["config.py", "line 1", "never closed"]),
-        ("from simcse_jax.config.settings import *\n\nconfig = Config(bach_size=3)", ["line 3", "bach_size"]),
+        ("from simcse_jax.config import *\n\nconfig = Config(bach_size=3)", ["line 3", "bach_size"]),
         ("1 / 0", ["line 1", "ZeroDivisionError"]),
     ],
 )
@@ -275,7 +275,7 @@ def test_values_of_a_config_file(tmp_path: Path) -> None:
         "model=ModelConfig(dropout=True)": "model.dropout is True; expected float or None",
     }
     for i, value in enumerate(values):
-        (tmp_path / f"{i}.py").write_text(f"from simcse_jax.config.settings import *\nconfig = Config({value})\n")
+        (tmp_path / f"{i}.py").write_text(f"from simcse_jax.config import *\nconfig = Config({value})\n")
     program = (
         "import sys\n"
         "from simcse_jax.cli import main\n"
@@ -712,3 +712,14 @@ def test_the_python_interface_raises_the_same(tiny_bert: Path, tmp_path: Path) -
     change_weights(headless, lambda t: [t.pop(f"pooler.dense.{name}") for name in ("weight", "bias")])
     with pytest.raises(InputError, match=r"no weights pooler\.dense, which pooler 'cls' needs"):
         SimCSE(headless, "cls")
+
+
+def test_a_refused_write_is_told_under_a_path_with_dots(tmp_path: Path) -> None:
+    """The names of temporary files have their dots resolved, on some versions of Python."""
+    (tmp_path / "a").mkdir()
+    with (
+        pytest.raises(InputError, match=r"output .*run cannot be written \(Permission denied\): choose another"),
+        new_folder(tmp_path / "a" / ".." / "run") as partial,
+    ):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str((partial / "x").resolve()))
+    assert not (tmp_path / "run").exists()

@@ -30,7 +30,7 @@ from simcse_jax.runtime.mesh import make_mesh
 from simcse_jax.training.spec import StepSpec, create_state
 from simcse_jax.training.state import TrainState
 from simcse_jax.training.step import make_train_step
-from tests.conftest import full, relative_error, release, tree_error, without_key_biases
+from tests.conftest import full, relative_error, tree_error, without_key_biases
 
 PRECISIONS = {"float32": contextlib.nullcontext, "float64": lambda: jax.enable_x64(True)}
 ARCHITECTURES = ("tiny-bert", "tiny-roberta")
@@ -132,12 +132,16 @@ WHOLE = (
     ("unsup_no_dropout", "tiny-roberta"),
     ("iscse_cosine", "tiny-bert"),
 )
-"""The whole trajectories of the full tier; the release tier has all."""
+"""The whole trajectories of the full tier. The release tier has all, with XLA's usual options."""
 
 
 @pytest.mark.parametrize(
     ("run", "architecture"),
-    [(full if (run, a) in WHOLE else release)(run, a) for run in RUNS for a in ARCHITECTURES],
+    [
+        pytest.param(run, a, marks=[pytest.mark.release, *([pytest.mark.full] if (run, a) in WHOLE else [])])
+        for run in RUNS
+        for a in ARCHITECTURES
+    ],
 )
 def test_trajectories(golden: Path, architecture: str, run: str) -> None:
     """Every step in float64, every step in float32 from the state that float64 had, and float32's own run as a whole.

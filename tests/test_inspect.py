@@ -174,9 +174,7 @@ def test_rows_are_chosen_alike_whatever_the_config_file_sets(
     )
     for n, config in enumerate([base, replace(base, data=replace(base.data, where={}))]):
         file = tmp_path / f"config{n}.py"
-        file.write_text(
-            f"from simcse_jax.config.settings import *\nfrom simcse_jax.objectives import *\nconfig = {config!r}\n"
-        )
+        file.write_text(f"from simcse_jax.config import *\nfrom simcse_jax.objectives import *\nconfig = {config!r}\n")
         main(["data", "inspect", str(file), "--data.where", "label", "neutral"])
         assert ": 2 sentences" in capsys.readouterr().out
         with pytest.raises(SystemExit):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 REHEARSE = [sys.executable, str(ROOT / "launch" / "rehearse.py")]
 
 CONFIG = """
-from simcse_jax.config.settings import *
+from simcse_jax.config import *
 config = Config(
     batch_size=16, max_steps=20, log_every=1, seed=3,
     model=ModelConfig(path={model!r}, pooler="cls", mlp_only_train=True),
@@ -163,13 +163,13 @@ def test_a_full_disk_of_process_0_ends_all(tmp_path: Path, monkeypatch: pytest.M
         gathered.append(mine.tolist())
         return np.stack([mine, [False, True]])
 
-    monkeypatch.setattr("simcse_jax.runtime.mesh.jax.process_count", lambda: 2)
+    monkeypatch.setattr("simcse_jax.runtime.processes.jax.process_count", lambda: 2)
     for name, value in {
         "broadcast_one_to_all": lambda x: x,
         "sync_global_devices": lambda x: None,
         "process_allgather": gather,
     }.items():
-        monkeypatch.setattr(f"simcse_jax.runtime.mesh.multihost_utils.{name}", value)
+        monkeypatch.setattr(f"simcse_jax.runtime.processes.multihost_utils.{name}", value)
     monkeypatch.setattr(Path, "touch", touch)
     with pytest.raises(InputError, match=r"cannot be written by process 0 \(No space left on device\): free space"):
         check_shared(tmp_path / "run")

@@ -1,5 +1,6 @@
 """Plans: the real step compiled for devices that are here and, where their compilers are installed, that are not."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -139,8 +140,9 @@ def test_each_batch_size_given_is_planned(monkeypatch: pytest.MonkeyPatch, capsy
         asked.append((topology, config.batch_size, columns))
         return replace(KNOWN, topology=topology, batch_size=config.batch_size)
 
-    monkeypatch.setattr("simcse_jax.plan.plan.plan", figures)
-    monkeypatch.setattr("simcse_jax.plan.plan.check_plan", lambda *_: None)
+    module = importlib.import_module("simcse_jax.plan.plan")  # not the function, which the package has by that name
+    monkeypatch.setattr(module, "plan", figures)
+    monkeypatch.setattr(module, "check_plan", lambda *_: None)
     options = ["--batch-size", "512", "1024", "--columns", "2", "--model.dtype", "bfloat16"]
     main(["plan", "sup_bert_base", "--topology", "v5e:4x4", "h100:8", *options])
     assert asked == [("v5e:4x4", 512, 2), ("v5e:4x4", 1024, 2), ("h100:8", 512, 2), ("h100:8", 1024, 2)]

@@ -150,7 +150,7 @@ def test_kill_9_ends_bit_identical(
     """Killed at a random step and, every other time, during a checkpoint write."""
     config_file = tmp_path / "config.py"
     config_file.write_text(f"""
-from simcse_jax.config.settings import *
+from simcse_jax.config import *
 config = Config(
     batch_size=16, max_steps=600, log_every=1,
     model=ModelConfig(path={str(tiny_bert)!r}, pooler="cls", mlp_only_train=True),
@@ -340,7 +340,14 @@ def test_a_run_folder_that_vanishes(config: Config, monkeypatch: pytest.MonkeyPa
         train(config)
 
 
-@pytest.mark.parametrize("place", ["simcse_jax.training.scores.evaluate", "simcse_jax.training.state._items"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "simcse_jax.training.scores.evaluate",
+        "simcse_jax.training.trainer.to_items",
+        "simcse_jax.runs.checkpoints.asdict",
+    ],
+)
 @pytest.mark.parametrize("error", [TypeError("a bug"), ConnectionError("no network")], ids=["bug", "network"])
 def test_an_error_that_is_no_refusal_to_write_passes(
     config: Config, place: str, error: Exception, monkeypatch: pytest.MonkeyPatch

@@ -254,7 +254,7 @@ def test_a_stream_that_breaks_off(hub: Any, datasets: Any, monkeypatch: pytest.M
 PROGRAM = """
 import json, sys, time
 import datasets, huggingface_hub
-from simcse_jax.config.settings import DataConfig
+from simcse_jax.config import DataConfig
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.errors import InputError
 slept = []

@@ -251,7 +251,7 @@ def test_bad_settings(study: Study, tmp_path: Path, changes: dict[str, Any], mes
 def test_command_line(done: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Options override the study's fields and the base config's; a finished study prints where its report is."""
     file = tmp_path / "study.py"
-    file.write_text(f"from simcse_jax.config.settings import *\nfrom simcse_jax.study import Study\nstudy = {done!r}\n")
+    file.write_text(f"from simcse_jax.config import *\nfrom simcse_jax.study import Study\nstudy = {done!r}\n")
     main(["study", str(file), "--output", done.output])
     assert f"6 cells are done; the report is {done.output}/report.md" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:

@@ -1,5 +1,6 @@
 """The settings of a run: the dataclasses that config files are built of."""
 
+from simcse_jax.config.load import load_config_file
 from simcse_jax.config.settings import (
     ENCODE_ROW,
     MIN_LENGTH,
@@ -32,4 +33,5 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "SmoothingConfig",
+    "load_config_file",
 ]

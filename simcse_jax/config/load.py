@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
-from simcse_jax.config import Config
+from simcse_jax.config.settings import Config
 from simcse_jax.config.values import check_types
 from simcse_jax.errors import InputError, reason
 

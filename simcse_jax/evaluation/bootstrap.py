@@ -15,7 +15,7 @@ _CHUNK = 2**20  # counts held at a time: 8 MB
 SEED = 1111
 """Random seed of the resamples."""
 
-Pairs = tuple[Float[np.ndarray, "M _"], Float[np.ndarray, " _"]]
+ScoredPairs = tuple[Float[np.ndarray, "M _"], Float[np.ndarray, " _"]]
 """Scores of a task's pairs by each of M models, and their gold scores."""
 
 
@@ -87,7 +87,7 @@ def interval(resamples: Float[np.ndarray, " B"]) -> list[float]:
     return [float(x) for x in np.percentile(finite, [2.5, 97.5])] if len(finite) else [math.nan] * 2
 
 
-def bootstrap(tasks: dict[str, Pairs], reported: list[dict[str, float]], resamples: int) -> list[dict[str, Any]]:
+def bootstrap(tasks: dict[str, ScoredPairs], reported: list[dict[str, float]], resamples: int) -> list[dict[str, Any]]:
     """Intervals of each model's figures, and of their differences to those of the first model.
 
     All models are scored on the same resamples, so the differences are paired: easy and hard pairs, which the models

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,17 +45,18 @@ class Checkpoints:
           writing: remove the remains of interrupted writes; pass False for a reader, which may run beside a writer.
         """
         self._run, self._folder = folder, (folder / "checkpoints").resolve()
-        self._checkpointer = ocp.training.Checkpointer(
-            self._folder,
-            # The loop decides when to save; the latest are needed to resume, the best to export.
-            preservation_policy=_policies.AnyPreservationPolicy(
-                [
-                    _policies.LatestN(config.keep),
-                    _policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),
-                ]
-            ),
-            cleanup_tmp_directories=writing,
-        )
+        with writing_to(folder) if writing else nullcontext():
+            self._checkpointer = ocp.training.Checkpointer(
+                self._folder,
+                # The loop decides when to save; the latest are needed to resume, the best to export.
+                preservation_policy=_policies.AnyPreservationPolicy(
+                    [
+                        _policies.LatestN(config.keep),
+                        _policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),
+                    ]
+                ),
+                cleanup_tmp_directories=writing,
+            )
 
     @property
     def latest(self) -> int | None:

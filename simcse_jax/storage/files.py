@@ -22,7 +22,7 @@ REMOTE = re.compile(r"(gs|s3):/+(?=[^/])")
 
 
 def is_remote(name: str | Path) -> bool:
-    """Whether a name is a URL of an object store, see `storage.py`."""
+    """Whether a name is a URL of an object store, see `objects.py`."""
     return bool(REMOTE.match(str(name)))
 
 
@@ -115,7 +115,8 @@ def _is_about(error: OSError, folder: Path) -> bool:
     if system_error(error) is None:  # that of a network, say
         return False
     names = [name for name in (error.filename, error.filename2) if isinstance(name, str | os.PathLike)]
-    return not names or any(Path(name).absolute().is_relative_to(folder.absolute()) for name in names)
+    # Since Python 3.12 the names of temporary folders have their `..` resolved.
+    return not names or any(Path(name).resolve().is_relative_to(folder.resolve()) for name in names)
 
 
 @contextmanager

@@ -160,7 +160,7 @@ class Mirror:
             self._push()
         except InputError:
             raise
-        except Exception as error:  # dozens of types of the store's package, as in `storage.readable`
+        except Exception as error:  # dozens of types of the store's package, as in `objects.readable`
             raise InputError(
                 f"{self._url} cannot be written ({reason(error)}); the run is in {self._folder} and is copied when "
                 "you run the same command again on this machine"

@@ -3,7 +3,7 @@
 import fcntl
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,15 @@ def _only_writer(folder: Path) -> Iterator[None]:
     if jax.process_index() != 0:
         yield
         return
-    with writing_to(folder):
-        lock = (folder / ".lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"another process is training in {folder}: wait for it, or choose another --output"
-            ) from error
+    with ExitStack() as stack:
+        with writing_to(folder):
+            lock = stack.enter_context((folder / ".lock").open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"another process is training in {folder}: wait for it, or choose another --output"
+                ) from error
         yield
 
 
@@ -119,7 +119,7 @@ class Trainer:
     def ended(self) -> bool:
         """Whether all steps are done, or early stopping ends the run."""
         patience = self._config.evaluation.patience
-        return self.step == self._spec.total_steps or 0 < patience <= self.progress.stale
+        return self.step >= self._spec.total_steps or 0 < patience <= self.progress.stale
 
     def run(self) -> dict[str, Any]:
         """Trains to the end, or until a signal; see `train`."""
