@@ -54,6 +54,7 @@ def test_the_table_has_the_spread_over_seeds() -> None:
     ]
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("two_devices")
 def test_ablate_trains_once_and_writes_the_table(
     tiny_bert: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -432,6 +432,7 @@ def settings_of(folder: Path, text_file: Path, tmp_path: Path, seed: int = 1, **
     )
 
 
+@pytest.mark.usefixtures("two_devices")
 def test_random_initialisation_needs_no_weights(tmp_path: Path, tiny_bert: Path, text_file: Path) -> None:
     as_pickle(tiny_bert, tmp_path / "model")
     config = settings_of(tmp_path / "model", text_file, tmp_path)
@@ -456,6 +457,7 @@ def test_random_initialisation_needs_no_weights(tmp_path: Path, tiny_bert: Path,
     assert np.all(drawn(2)["head"]["dense"]["kernel"] != params["head"]["dense"]["kernel"])
 
 
+@pytest.mark.usefixtures("two_devices")
 def test_the_head_is_fresh_or_the_checkpoints(tmp_path: Path, tiny_bert: Path, text_file: Path) -> None:
     stored = load(tiny_bert)
 

@@ -233,6 +233,7 @@ def test_a_packed_run_is_the_padded_one(tiny_bert: Path, tmp_path: Path, augment
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=2e-4)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("two_devices")
 def test_a_run_goes_on_packed(tiny_bert: Path, tmp_path: Path) -> None:
     """Packing moves no parameter by more than rounding, so a padded run may go on with it."""

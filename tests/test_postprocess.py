@@ -326,7 +326,7 @@ def test_bad_input(
         "exists and is not an empty folder": (model, text, str(tmp_path / "full"), *avg),
         "blank.txt is not a folder": (model, text, str(tmp_path / "blank.txt" / "out"), *avg),
         "give the pooler": (model, text, out),
-        "only whitening has it": (model, text, out, *avg, "--method", "flow", "--dim", "8"),
+        "only whitening uses it": (model, text, out, *avg, "--method", "flow", "--dim", "8"),
         "only all-but-the-top has it": (model, text, out, *avg, "--components", "2"),
         "dim is 33; it must be from 1 to the width of the vectors, 32": (model, text, out, *avg, "--dim", "33"),
         "span 9: give more distinct sentences": (model, text, out, *avg, "--limit", "10", "--dim", "16"),

@@ -32,6 +32,7 @@ ODD = [
 ]
 
 
+@pytest.mark.full
 def test_minilm_equals_sentence_transformers(minilm: Path, real_data: Path) -> None:
     """1,000 real sentences, and texts of every odd kind."""
     library = pytest.importorskip("sentence_transformers", reason="the reference")

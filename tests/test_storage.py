@@ -71,6 +71,7 @@ def figures(file: Path) -> list[dict[str, float]]:
     return [{name: x for name, x in line.items() if name not in TIMES} for line in read_log(file)]
 
 
+@pytest.mark.full
 def test_a_run_on_s3_goes_on_elsewhere_and_is_read_and_exported(
     s3: Any, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,6 +139,7 @@ class StopAt:
         return self.steps == self.n
 
 
+@pytest.mark.full
 def test_interrupted_and_continued_gives_the_same(done: Study, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     interrupted = replace(done, output=f"{done.output}-interrupted")
     with monkeypatch.context() as patched:

@@ -75,6 +75,7 @@ def test_spoilt_lines_of_a_log_do_not_stop_a_run(tmp_path: Path, spoilt: bytes) 
     assert path.read_bytes() == b'{"step": 1, "loss": 2.0}\n'
 
 
+@pytest.mark.usefixtures("two_devices")
 def test_a_run_is_tracked_and_goes_on(small_run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First without a tracker, then with one, which gets all; being tracked makes it no other run."""
     pytest.importorskip("tensorboardX")
