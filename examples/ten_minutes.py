@@ -12,11 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from simcse_jax import Config, SimCSE, load_model
+from simcse_jax import Config, SimCSE, export, load_model, train
 from simcse_jax.config import DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
 from simcse_jax.data.demo import demo_similarity, demo_text, minilm_folder
-from simcse_jax.inference.export import export
-from simcse_jax.training.trainer import train
 
 # %% [markdown]
 # ## Text

@@ -723,3 +723,10 @@ def test_a_refused_write_is_told_under_a_path_with_dots(tmp_path: Path) -> None:
     ):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str((partial / "x").resolve()))
     assert not (tmp_path / "run").exists()
+
+
+def test_train_takes_a_config_alone() -> None:
+    """In a process of its own: here, annotations are checked first."""
+    code = "from simcse_jax import train; train('quickstart')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "InputError: train takes a Config, not str: make one, or read one with" in done.stderr

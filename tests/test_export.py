@@ -242,3 +242,11 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path, tiny_bert: Path, 
     for path in (folder.parent, folder, *folder.rglob("*")):
         expected = (0o777 if path.is_dir() else 0o666) & ~umask
         assert stat.S_IMODE(path.stat().st_mode) == expected, path
+
+
+def test_a_model_is_exported_by_its_path(tiny_bert: Path, tmp_path: Path) -> None:
+    """As the command does, with the settings that the folder itself holds."""
+    folder = export(load_model(tiny_bert, "avg"), tmp_path / "first")
+    again = export(str(folder), tmp_path / "again")
+    for name in ("model.safetensors", "config.json", "modules.json"):
+        assert (Path(again) / name).read_bytes() == (Path(folder) / name).read_bytes(), name

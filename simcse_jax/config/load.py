@@ -50,7 +50,8 @@ def load_variable(name: str, variable: str, kind: type[T]) -> T:
         where = f", line {lines[-1]}" if lines else ""
         raise InputError(f"config file {path}{where}: {type(error).__name__}: {reason(error)}") from error
     if not isinstance(value, kind):
-        raise InputError(f"{path} does not define `{variable} = {kind.__name__}(...)` (found {type(value).__name__})")
+        found = "there is no such variable" if value is None else f"it is a {type(value).__name__}"
+        raise InputError(f"{path} does not define `{variable} = {kind.__name__}(...)`: {found}")
     check_types(value)
     return value
 

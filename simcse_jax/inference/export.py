@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from simcse_jax.inference.loading import LoadedModel
+from simcse_jax.inference.loading import LoadedModel, load_model
 from simcse_jax.postprocess import KEY, Affine, Dense, Flow, Modules, describe, tensors_of
 from simcse_jax.pretrained.pooling import SETTINGS, Pooling, lower_cases
 from simcse_jax.pretrained.tokenizers import load_tokenizer, save_tokenizer
@@ -23,7 +23,7 @@ _NO_MODULE = "simcse_jax.only_simcse_jax_applies_this_flow"
 _LAYERS = {"avg_top2": (-2, -1), "avg_first_last": (1, -1), "avg_static_last": (0, -1), "avg_static": (0, 0)}
 
 
-def export(loaded: LoadedModel, output: str | Path) -> str | Path:
+def export(model: LoadedModel | str | Path, output: str | Path) -> str | Path:
     """Writes a model as a Hugging Face folder.
 
     The folder holds config.json (with our pooler settings), model.safetensors under Hugging Face's names (the head as
@@ -35,16 +35,17 @@ def export(loaded: LoadedModel, output: str | Path) -> str | Path:
     `BertForMaskedLM` or `RobertaForMaskedLM`; `AutoModel` ignores it.
 
     Args:
-      loaded: from `load_model`.
+      model: from `load_model`; or a run, a model folder or a name on the hub, which `load_model` then reads.
       output: a folder that does not exist yet, or is empty; also of an object store (gs://, s3://).
 
     Returns:
       The absolute path of the folder, or its URL.
 
     Raises:
-      InputError: the folder exists and is not empty, or cannot be written.
+      InputError: the folder exists and is not empty, or cannot be written; or see `load_model`.
     """
     folder = check_new_output(output)
+    loaded = load_model(model) if isinstance(model, str | Path) else model
     checkpoint, config = loaded.checkpoint, loaded.checkpoint.config
     params = jax.tree.map(np.asarray, loaded.params)
     tensors = to_tensors(params, config)

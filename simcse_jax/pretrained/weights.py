@@ -178,6 +178,8 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(file)
     except FileNotFoundError as error:
+        if file.exists():  # what safetensors says of a file that may not be read
+            raise InputError(f"{file} cannot be read: give yourself permission to read it") from error
         raise InputError(f"{file} is named by the weights' index but does not exist: copy the model again") from error
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} cannot be read ({error}): it is truncated or damaged, so copy it again") from error

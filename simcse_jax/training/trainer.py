@@ -66,6 +66,11 @@ def train(config: Config) -> dict[str, Any]:
       InputError: see `prepare`; also a run folder that can no longer be written.
       TrainingDiverged: the loss or gradient became NaN or infinite; the last checkpoint is from before that.
     """
+    if not isinstance(config, Config):
+        raise InputError(
+            f"train takes a Config, not {type(config).__name__}: make one, or read one with "
+            'simcse_jax.config.load_config_file("quickstart")'
+        )
     join_processes(config.multi_host)
     prepared = prepare(config)
     echo: Callable[[str], None] = tqdm.write if jax.process_index() == 0 else lambda text: None
