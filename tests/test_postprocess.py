@@ -327,7 +327,7 @@ def test_bad_input(
         "blank.txt is not a folder": (model, text, str(tmp_path / "blank.txt" / "out"), *avg),
         "give the pooler": (model, text, out),
         "only whitening uses it": (model, text, out, *avg, "--method", "flow", "--dim", "8"),
-        "only all-but-the-top has it": (model, text, out, *avg, "--components", "2"),
+        "only all-but-the-top uses it": (model, text, out, *avg, "--components", "2"),
         "dim is 33; it must be from 1 to the width of the vectors, 32": (model, text, out, *avg, "--dim", "33"),
         "span 9: give more distinct sentences": (model, text, out, *avg, "--limit", "10", "--dim", "16"),
         "limit is 0": (model, text, out, *avg, "--limit", "0"),
