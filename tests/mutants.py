@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -193,48 +193,52 @@ def pytest(folder: Path, arguments: list[str], limit: float) -> tuple[str, str]:
         output.seek(0)
         text = output.read()
     failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", text, re.M)
+    if code in (-signal.SIGTERM, -signal.SIGINT):
+        raise KeyboardInterrupt(f"pytest was ended by signal {-code}")
     if code in (0, 5):  # 5: the marks leave no test
         return "passed", ""
     hung = code is None or (not failed and "Timeout (" in text)
     return "timeout" if hung else "failed", failed[1] if failed else text[-200:]
 
 
-def judge(mutant: dict[str, Any], folder: Path, options: argparse.Namespace, passed: list[str]) -> dict[str, Any]:
+def judge(
+    mutant: dict[str, Any], folder: Path, options: argparse.Namespace, found: dict[str, Any], note: Callable[[], None]
+) -> None:
     """Runs the tests of one mutant in a copy of the repository, file by file up to the first that fails.
 
     Args:
       mutant: the mutant.
       folder: the copy.
       options: of the command.
-      passed: test files that passed before, which are not run again.
-
-    Returns:
-      The `state` (killed, timeout, survived, or undecided where files of tests were left out), the test that it is
-      killed `by`, the files that `passed` and the `seconds`.
+      found: what earlier calls found, which is brought up to date: the `state` (killed, timeout, survived, or
+        undecided), the test that it is killed `by`, the files that `passed` and the `seconds`.
+      note: is called after each file.
     """
     path, row = place(mutant, folder / "simcse_jax")
-    text, begin = path.read_text(), time.monotonic()
+    text = path.read_text()
     lines = text.splitlines(keepends=True)
     lines[row] = lines[row].replace(mutant["line"], mutant["becomes"])
     path.write_text("".join(lines))
-    passed, by = list(passed), ""
-    rest = [file for file in mutant["tests"] if file not in passed]
-    state = "undecided" if set(rest) & set(options.without) else "survived"
     try:
-        for file in rest:
-            if file in options.without:
+        for file in mutant["tests"]:
+            if file in [*found["passed"], *options.without]:
                 continue
             forget(path)
+            begin = time.monotonic()
             marks = ["-m", options.marks] if options.marks else []
             outcome, by = pytest(folder, [f"tests/test_{file}.py", *marks], options.limit)
+            found["seconds"] += round(time.monotonic() - begin)
             if outcome != "passed":
-                state = "killed" if outcome == "failed" else outcome
-                break
-            passed.append(file)
+                found |= {"state": "killed" if outcome == "failed" else outcome, "by": by or file}
+                return
+            found["passed"].append(file)
+            note()
+        if set(found["passed"]) >= set(mutant["tests"]):
+            found["state"] = "survived"
     finally:
         path.write_text(text)
         forget(path)
-    return {"state": state, "by": by, "passed": passed, "seconds": round(time.monotonic() - begin)}
+        note()
 
 
 def copied(folder: Path) -> Path:
@@ -298,6 +302,7 @@ def main() -> None:
     results = json.loads(output.read_text()) if output and output.exists() else {}
     lost = []
     for mutant in mutants:
+        results.setdefault(str(mutant["id"]), {"state": "undecided", "by": "", "passed": [], "seconds": 0})
         try:
             place(mutant, ROOT / "simcse_jax")
         except LookupError as error:
@@ -309,14 +314,16 @@ def main() -> None:
         for job in range(options.jobs):
             folders.put(copied(Path(scratch) / str(job)))
 
-        def run(mutant: dict[str, Any]) -> None:
-            folder = folders.get()
-            found = judge(mutant, folder, options, results.get(str(mutant["id"]), {}).get("passed", []))
-            folders.put(folder)
+        def note() -> None:
             with LOCK:
-                results[str(mutant["id"])] = found
                 if output:
                     output.write_text(json.dumps(results, indent=1) + "\n")
+
+        def run(mutant: dict[str, Any]) -> None:
+            folder = folders.get()
+            found = results[str(mutant["id"])]
+            judge(mutant, folder, options, found, note)
+            folders.put(folder)
             print(mutant["id"], *(found[key] for key in ("state", "seconds", "by")), flush=True)
 
         list(pool.map(run, [m for m in mutants if state_of(m, results) == "undecided"]))
