@@ -297,3 +297,14 @@ def test_two_encoders_train_apart_on_any_mesh() -> None:
     assert tree_error(params["second"], {n: params[n] for n in ("encoder", "head")}) > 1e-4
     sharded, _ = train((4, 2), batches(1, 4), encoders=2)
     assert np.max(np.abs(sharded / figures - 1)) < 5e-6
+
+
+@pytest.mark.parametrize(("settings", "scans"), [({}, False), ({"scan": True}, True), ({"remat": True}, True)], ids=str)
+def test_layers_are_scanned_where_it_pays(settings: dict[str, bool], scans: bool) -> None:
+    """On CPUs each layer is compiled by itself, unless told otherwise or where `remat` needs the loop."""
+    run = Config(batch_size=N, model=ModelConfig(**settings))  # type: ignore[arg-type]
+    model = build_model(read_encoder_config(TINY_BERT), run.model)
+    spec = StepSpec(run, model, make_mesh(devices=jax.devices()[:1]), 1, 1)
+    state = spec.state_shapes()
+    traced = make_train_step(spec, state).trace(state, spec.batch_shapes())
+    assert (" scan[" in str(traced.jaxpr)) == scans
