@@ -42,6 +42,7 @@ OTHER_OPTIONS: dict[str, str] = {
     "--no-deps": "of pip",
     "--compile": "of python -m benchmarks",
     "--cpus-per-task": "of SLURM",
+    "--marks": "of python -m tests.mutants",
     "--vectors": "of python -m benchmarks.search",
     "--width": "of python -m benchmarks.search",
     "--base.": "how many options of ablate begin",

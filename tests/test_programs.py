@@ -11,6 +11,7 @@ from simcse_jax.runs.metrics_log import TIMES, read_log
 from simcse_jax.runtime import compilation_cache as programs
 
 
+@pytest.mark.full
 def test_a_second_run_compiles_nothing(tiny_bert: Path, text_file: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
