@@ -15,7 +15,7 @@ from simcse_jax.config import Config, ModelConfig, OptimizerConfig
 from simcse_jax.data.batch import Batch
 from simcse_jax.model import SentenceEncoder, read_encoder_config
 from simcse_jax.model.build import build_model, init_params
-from simcse_jax.noise import drawn, dropout
+from simcse_jax.noise import drawn, dropout, random_bits
 from simcse_jax.runtime.mesh import make_mesh, put_batch
 from simcse_jax.training.loss import encode_views
 from simcse_jax.training.spec import StepSpec, create_state
@@ -308,3 +308,16 @@ def test_layers_are_scanned_where_it_pays(settings: dict[str, bool], scans: bool
     state = spec.state_shapes()
     traced = make_train_step(spec, state).trace(state, spec.batch_shapes())
     assert (" scan[" in str(traced.jaxpr)) == scans
+
+
+def test_the_noise_is_that_of_every_version() -> None:
+    """A run that goes on with another version draws the same masks: both words of the key count, each in its place."""
+    words, counter = (jnp.uint32(1), jnp.uint32(2)), jnp.arange(4, dtype=jnp.uint32)
+    assert random_bits(words, counter).tolist() == [3599786941, 3636836253, 2711265970, 1176591317]
+    assert random_bits(words[::-1], counter).tolist() == [4151441615, 168625938, 2014284410, 448378537]
+
+
+def test_a_stream_without_a_step_is_that_of_step_0() -> None:
+    first, later = (jax.random.key_data(rng.key(1, "init", step)) for step in (0, 1))
+    np.testing.assert_array_equal(jax.random.key_data(rng.key(1, "init")), first)
+    assert not np.array_equal(first, later)
