@@ -49,7 +49,6 @@ class Evaluate(Command):
         from simcse_jax.evaluation.suite import evaluate_models, load_suite
         from simcse_jax.evaluation.tables import format_text, write_csv, write_markdown
         from simcse_jax.inference.loading import LoadedModel, load_model
-        from simcse_jax.pretrained.pooling import Pooling
         from simcse_jax.storage.files import finite, write_json
 
         self._check()
@@ -61,9 +60,8 @@ class Evaluate(Command):
             return lambda sentences: encode(model.params, sentences, progress=True)
 
         found = evaluate_models(suite, [encoder(model) for model in loaded], self.bootstrap)
-        poolers = [Pooling(m.model.pooler, m.model.mlp_only_train).at_evaluation for m in loaded]
-        names = zip(self.models, poolers, strict=True)
-        models = [{"model": m, "pooler": p, **result} for (m, p), result in zip(names, found, strict=True)]
+        rows = zip(self.models, loaded, found, strict=True)
+        models = [{"model": name, "pooler": model.pooler, **result} for name, model, result in rows]
         print(format_text(models, self.mode, self.bootstrap))
         everything = {"mode": self.mode, "bootstrap": self.bootstrap, "models": models}
         writers: list[tuple[Path | None, Callable[[Path], None]]] = [

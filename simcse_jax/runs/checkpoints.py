@@ -33,7 +33,7 @@ class Progress:
 class Checkpoints:
     """The checkpoints of one run folder: written asynchronously, each complete or absent.
 
-    `save`, `wait` and `close` raise `InputError` where the system refuses to write a checkpoint.
+    Opening them for writing, `save`, `wait` and `close` raise `InputError` where the system refuses to write.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, writing: bool) -> None:

@@ -102,10 +102,10 @@ def fit_step(
     config = spec.config
     rows = config.batch_size // spec.mesh.size
     size = rows if config.micro_batch in (0, "auto") else min(int(config.micro_batch), rows)
+    state, batch = spec.state_shapes(), spec.batch_shapes()
     while True:
         size = -(-rows // -(-rows // size))  # chunks are of equal size
-        state = spec.state_shapes()
-        traced = make_train_step(spec.with_micro_batch(size), state).trace(state, spec.batch_shapes())
+        traced = make_train_step(spec.with_micro_batch(size), state).trace(state, batch)
         with context():
             step = _compile(traced, size, available, compiler_options)
         if config.micro_batch != "auto" or size == 1 or step.fits:

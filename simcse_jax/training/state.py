@@ -39,7 +39,7 @@ def sentence_encoder(params: Params) -> Params:
 
 
 def state_of(
-    config: Config, params: Params, optimizer: optax.GradientTransformation, initializer_range: float = 0.02
+    config: Config, params: Params, optimizer: optax.GradientTransformation, initializer_range: float
 ) -> TrainState:
     """The state before the first step, for parameters of a sentence encoder that are in place.
 
