@@ -3,6 +3,7 @@
 import logging
 import os
 import typing
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(ABC):
     """A command of the package. Importing its module imports no JAX; `run` imports it where needed."""
 
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -27,9 +28,9 @@ class Command:
     keeps_programs: ClassVar[bool] = True
     """Whether the command keeps its compiled programs for the next run."""
 
+    @abstractmethod
     def run(self) -> None:
         """Carries out the command."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,9 @@ class Configured(Command):
     config_file: str
 
     @classmethod
+    @abstractmethod
     def from_file(cls, file: str) -> "Configured":
         """The command with the settings of a config file."""
-        raise NotImplementedError
 
 
 def quiet_orbax() -> None:
