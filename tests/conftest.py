@@ -9,6 +9,7 @@ import ctypes
 import gc
 import json
 import os
+import platform
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -48,6 +49,13 @@ from simcse_jax.errors import InputError  # noqa: E402
 from simcse_jax.model import SentenceEncoder, read_encoder_config  # noqa: E402
 from simcse_jax.model.build import init_params  # noqa: E402
 from simcse_jax.pretrained.weights import to_tensors  # noqa: E402
+
+LIBC = ctypes.CDLL("libc.so.6") if platform.libc_ver()[0] == "glibc" else None
+if LIBC:
+    # Arrays from a megabyte on go back to the system when they are freed, and threads share two heaps: else a process
+    # keeps twice the memory that it uses.
+    LIBC.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+    LIBC.mallopt(-8, 2)  # M_ARENA_MAX
 
 FAST_SECONDS = float(os.environ.get("SIMCSE_TEST_SECONDS", "10"))
 """The seconds that a test of the fast tier may take; 0 for any number."""
@@ -91,14 +99,28 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     return result
 
 
+def _drop_programs() -> None:
+    """Drops what was compiled, and gives free memory back."""
+    jax.clear_caches()
+    gc.collect()
+    if LIBC:
+        LIBC.malloc_trim(0)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _no_programs_of_other_files() -> Iterator[None]:
     """Drops what a file compiled: else a test process grows to many gigabytes."""
     yield
-    jax.clear_caches()
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # not on Linux with glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    _drop_programs()
+
+
+@pytest.fixture(autouse=True)
+def _little_memory() -> Iterator[None]:
+    """Drops what was compiled after a test that leaves the process large."""
+    yield
+    with contextlib.suppress(OSError):  # not on Linux
+        if int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 1.5e9:
+            _drop_programs()
 
 
 SENTENCES = [

@@ -43,7 +43,7 @@ from tests.documents import (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def workspace(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder such as a reader has after `make quickstart`; the model is tiny and hardly trained."""
     folder = tmp_path_factory.mktemp("reader")

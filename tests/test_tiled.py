@@ -122,7 +122,7 @@ def test_losses_from_small_to_large() -> None:
     assert losses[-1] > 20
 
 
-@pytest.mark.full
+@pytest.mark.release
 @pytest.mark.parametrize("devices", [1, 8])
 def test_tiled_is_dense_for_16384_rows(devices: int) -> None:
     z = [x.astype(np.float32) for x in sentences(0, 16384, 2, 0.5)]
