@@ -1,11 +1,16 @@
 """Sphinx builds the pages of this folder into a site: `make docs`. The same Markdown reads well where it lies."""
 
+import dataclasses
 import os
 import re
+import typing
 from importlib import metadata
 from pathlib import Path
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the reference imports the package, and needs no device
 
@@ -25,10 +30,15 @@ html_show_copyright = False
 html_show_sphinx = False
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+smartquotes = False  # quotes and dashes stay as they are written: some belong to code
 toc_object_entries_show_parents = "hide"
 
 myst_heading_anchors = 4  # as on GitHub; with -W a link to a page, a heading or a file that is not there is an error
+myst_enable_extensions = ["dollarmath"]  # $x$ in a line, as on GitHub
+myst_fence_as_directive = ["math"]  # and ```math for a formula of its own
 
+napoleon_numpy_docstring = False  # docstrings are in Google's style
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -40,7 +50,27 @@ CODE_OR_BAR = re.compile(r"(?<!`)`([^`]+)`(?!`)|\|")
 RETURNS = re.compile(r"^( *Returns:\n +)", re.MULTILINE)
 SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 PAGE = re.compile(r"\]\(([\w/]+)\.md\)")
+OBJECT = re.compile(r"(?<== )<[^<>]*>")
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)\)")
+
+
+BOUNDS: dict[str, str] = {}
+"""What the numbers among the settings must be, by the name of the setting."""
+
+
+def plain_types() -> None:
+    """Shows the settings with their types alone, and their bounds in words, which `docstring` adds."""
+    from simcse_jax import config
+    from simcse_jax.ablation import Ablation
+    from simcse_jax.config.values import Bound
+
+    for kind in [*vars(config).values(), Ablation]:
+        if dataclasses.is_dataclass(kind):
+            for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+                bounds = [bound.words for bound in getattr(hint, "__metadata__", ()) if isinstance(bound, Bound)]
+                if bounds:
+                    BOUNDS[f"{config.__name__}.{kind.__name__}.{name}"] = ", ".join(bounds)
+            kind.__annotations__ = kind.__init__.__annotations__ = typing.get_type_hints(kind)
 
 
 def contents(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -64,13 +94,38 @@ def outside(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Docstrings as they are written here: `code` as in Markdown, |x| a number, no type before a return's colon."""
+    """Docstrings as they are written here: `code` as in Markdown, |x| a number, no type before a colon.
+
+    napoleon takes the words before a colon for a type, in a return and in the first line of an attribute; an empty type
+    before them leaves the text whole.
+    """
     text = CODE_OR_BAR.sub(lambda found: f"``{found[1]}``" if found[1] else "\\|", "\n".join(lines))
+    if what in ("attribute", "data", "property"):
+        bounds = f" It must be {BOUNDS[name]}." if name in BOUNDS else ""
+        text = f": {text.rstrip()}{bounds}\n"
     lines[:] = RETURNS.sub(r"\1: ", text).split("\n")
+
+
+def signature(
+    app: Sphinx, what: str, name: str, obj: object, options: object, arguments: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Makes a default that is no Python (`<factory>`) one that is: otherwise Sphinx cuts the signature at commas."""
+    return arguments and OBJECT.sub("...", arguments), returns
+
+
+def formula(writer: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
+    """Writes a formula as MathML, which browsers draw by themselves: the site asks no other site for a script."""
+    block = isinstance(node, nodes.math_block)
+    mathml = tex2mathml(node.astext(), as_block=block)
+    writer.body.append(f'<div class="math">{mathml}</div>' if block else mathml)
+    raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> None:
     """Registers them; docstrings come here before napoleon reads their sections."""
+    plain_types()
     app.connect("autodoc-process-docstring", docstring, priority=400)
+    app.connect("autodoc-process-signature", signature)
     app.connect("source-read", contents)
     app.connect("source-read", outside)
+    app.add_html_math_renderer("mathml", (formula, None), (formula, None))

@@ -2,9 +2,11 @@
 somewhere, and the site builds without a warning. `documents.py` says what is run, and what is only checked and why."""
 
 import contextlib
+import html
 import importlib.util
 import io
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -200,11 +202,58 @@ def test_links_lead_somewhere(page: str) -> None:
             assert target.fragment in anchors(path.resolve().relative_to(ROOT).as_posix()), link.attrs["href"]
 
 
+def test_no_page_takes_a_name_of_the_sites_own_pages() -> None:
+    """Sphinx writes these after ours, and over them."""
+    assert not {Path(page).stem for page in PAGES if page.startswith("docs/")} & {"search", "genindex", "py-modindex"}
+
+
 @pytest.mark.release
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """And every page is there as it is written, the docstrings too."""
     pytest.importorskip("sphinx", reason="Sphinx is not installed: pip install 'simcse-jax[docs]'")
+    site = tmp_path / "site"
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", tmp_path / "trees"]
-    done = subprocess.run([*command, ROOT / "docs", tmp_path / "site"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, ROOT / "docs", site], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    api = (tmp_path / "site" / "api.html").read_text("utf-8")
+    for page in (Path(page).relative_to("docs") for page in PAGES if page.startswith("docs/")):
+        title = (ROOT / "docs" / page).read_text("utf-8").splitlines()[0].removeprefix("# ").replace("`", "")
+        assert f"<h1>{title}<" in (site / page).with_suffix(".html").read_text("utf-8"), page
+    written = (site / "objectives.html").read_text("utf-8")
+    assert written.count("<math") > 20  # drawn by the browser alone
+    assert not re.search(r'<script[^>]*src="http', written)
+    api = html.unescape(re.sub("<[^>]*>", "", (site / "api.html").read_text("utf-8")))
     assert "Cosine similarity of every sentence" in api  # the docstrings are there
+    # Words before a colon are no type, and types and defaults are those that one would write.
+    assert (
+        "Sentences (or pairs, or triplets) per step over all devices: the global batch. It must be greater than 0"
+        in api
+    )
+    assert '{"label": "entailment"}' in api
+    assert "evaluation: EvaluationConfig = ...," in api
+    for noise in ("lambda", "Annotated", "~simcse_jax", "~typing", "<factory>"):
+        assert noise not in api
+    if shutil.which("chromium") and shutil.which("chromedriver") and importlib.util.find_spec("selenium"):
+        nothing_is_cut(site)
+
+
+def nothing_is_cut(site: Path) -> None:
+    """The columns of a page end where the window does, on a laptop and on a phone."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+    try:
+        for width, columns in ((1366, [".content", ".toc-drawer"]), (390, [".content"])):
+            screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+            for page in ("start", "objectives", "api"):
+                driver.get((site / f"{page}.html").as_uri())
+                for column in columns:
+                    script = "return document.querySelector(arguments[0]).getBoundingClientRect().right"
+                    assert driver.execute_script(script, column) <= width, (page, width, column)
+                assert driver.execute_script("return document.documentElement.scrollWidth") <= width, (page, width)
+    finally:
+        driver.quit()
