@@ -28,6 +28,7 @@ config = Config(
     output="runs/quickstart",
     batch_size=64,
     max_steps=100,
+    log_every=1,
     model=ModelConfig(path=str(minilm_folder()), pooler="cls", mlp_only_train=True),
     data=data,
     optimizer=OptimizerConfig(learning_rate=3e-5),

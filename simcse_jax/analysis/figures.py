@@ -55,9 +55,6 @@ def _plane(folder: Path, measured: list[Measured], paths: dict[str, list[Row]], 
             x, y = [row["uniformity"] for row in path], [row["alignment"] for row in path]
             axes.plot(x, y, color="#777777", linestyle=line, linewidth=1, zorder=1)
             axes.scatter(x, y, c=[row["score"] for row in path], s=16, linewidths=0.3, zorder=2, **drawn)
-            for row in (path[0], path[-1]):
-                place = (row["uniformity"], row["alignment"])
-                _note(axes, f"step {row['step']:,}", place)
         own = [m for m in measured if m.name == name]
         x, y = [m.figures["uniformity"] for m in own], [m.figures["alignment"] for m in own]
         colours = [m.figures["score"] for m in own]
@@ -68,6 +65,8 @@ def _plane(folder: Path, measured: list[Measured], paths: dict[str, list[Row]], 
     figure.colorbar(ScalarMappable(norm, _MAP), ax=axes, label=f"Spearman × 100, {_title(pairs)}")
     axes.set_title("Alignment and uniformity" + ("; small: in training" if any(map(len, paths.values())) else ""))
     _legend(figure, axes)
+    names = ("step", "uniformity", "alignment")
+    plots.label_steps(axes, [np.array([[row[n] for n in names] for row in path]) for path in paths.values() if path])
     plots.save(figure, folder / "plane")
 
 
@@ -140,11 +139,6 @@ def _density(values: Float[np.ndarray, " P"]) -> Float[np.ndarray, " G"] | None:
         return None
     density: Float[np.ndarray, " G"] = gaussian_kde(values)(_GRID)
     return density
-
-
-def _note(axes: "Axes", text: str, place: tuple[float, float]) -> None:
-    """Writes a small label above a place, clear of its marker."""
-    axes.annotate(text, place, (0, 9), textcoords="offset points", ha="center", fontsize=8, color="#333333", zorder=4)
 
 
 def _title(pairs: GradedPairs) -> str:

@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 _LINE = "#0072B2"
 _PALE = "#9a9a9a"
+_MEAN_OF = 10
+"""Least number of losses in a running mean."""
 
 
 def draw_run(run: Run) -> list[Path]:
     """Writes the figures of a run into `figures/` of its folder, each as .png and .svg.
 
-    `loss`: the loss of the logged steps, and its running mean. `dev`: the dev score and the step it selected.
-    `path`: alignment against uniformity (Wang & Isola, arXiv 2005.10242; SimCSE, figure 2) of the dev pairs, or of the
-    training batches where no dev pairs were measured.
+    `loss`: the loss of the logged steps on a logarithmic axis, and its running mean. `dev`: the dev score and the step
+    it selected. `path`: alignment against uniformity (Wang & Isola, arXiv 2005.10242; SimCSE, figure 2) of the dev
+    pairs, or of the training batches where no dev pairs were measured.
 
     Returns:
       The .png files; a figure with fewer than two points is left out.
@@ -68,11 +70,15 @@ def _loss(points: Float[np.ndarray, "P 2"]) -> Any:
         return None
     figure, axes = _figure("Training loss", "step", "loss (nats)")
     step, loss = points.T
-    window = max(1, len(loss) // 20)
-    axes.plot(step, loss, color=_PALE, linewidth=0.8, label="logged steps")
-    if window > 1:
+    window = max(_MEAN_OF, len(loss) // 20)
+    each, steps = ("each step", "steps") if np.all(np.diff(step) == 1) else ("logged steps", "logged steps")
+    axes.plot(step, loss, color=_PALE, linewidth=0.8, marker=".", markersize=3, label=each)
+    if len(loss) > window:
+        # One step's loss is that of one batch: a few hard sentences double it.
         mean, middle = (np.convolve(x, np.full(window, 1 / window), "valid") for x in (loss, step))
-        axes.plot(middle, mean, color=_LINE, linewidth=2.0, label=f"mean of {window} logged steps")
+        axes.plot(middle, mean, color=_LINE, linewidth=2.0, label=f"mean of {window} {steps}")
+    if np.all(loss > 0):
+        plots.logarithmic(axes)
     axes.legend()
     return figure
 
@@ -91,7 +97,7 @@ def _dev(points: Float[np.ndarray, "P 2"], task: str, best: int | None) -> Any:
 
 
 def _path(lines: list[dict[str, Any]], best: int | None) -> Any:
-    """Alignment against uniformity, from × to ●, the step as colour from dark to light."""
+    """Alignment against uniformity, from × to ●, with labels; the step as colour from dark to light."""
     points, of = _columns(lines, "dev_uniformity", "dev_alignment"), "dev pairs"
     if len(points) < 2:
         points, of = _columns(lines, "uniformity", "alignment"), "training batches"
@@ -113,6 +119,7 @@ def _path(lines: list[dict[str, Any]], best: int | None) -> Any:
     figure.colorbar(dots, ax=axes, label="step")
     axes.margins(0.08)
     axes.legend()
+    plots.label_steps(axes, [points])
     return figure
 
 

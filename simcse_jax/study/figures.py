@@ -92,7 +92,7 @@ def _lines(study: Study, rows: list[Row], panels: list[Panel], baseline: dict[st
             a.set_xscale("log", base=2)
             logarithmic = logarithmic and bool(np.all(values(rows, name) > 0))
             if logarithmic:
-                _logarithmic(a)
+                plots.logarithmic(a)
             for number, rule in enumerate(study.rules):
                 # The rules stand a little apart, so that equal figures do not hide each other.
                 x = np.array(batches) * 2.0 ** (0.1 * (number - (len(study.rules) - 1) / 2))
@@ -114,15 +114,6 @@ def _lines(study: Study, rows: list[Row], panels: list[Panel], baseline: dict[st
     return draw
 
 
-def _logarithmic(axes: "Axes") -> None:
-    """Makes the y axis logarithmic, with plain numbers as labels, a few per power of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 1000 else f"{y:g}"))
-
-
 def _paths(study: Study, measures: dict[Cell, Any]) -> Draw:
     """One panel per rule: the mean path of each batch over seeds, with each seed's path as a thin line."""
     from matplotlib import colormaps
@@ -132,16 +123,19 @@ def _paths(study: Study, measures: dict[Cell, Any]) -> Draw:
 
     def draw(axes: "list[Axes]") -> None:
         for a, rule in zip(axes, study.rules, strict=False):
+            ends = []  # between them, paths lie too close for labels to tell whose they are
             for batch, colour in zip(batches, colours, strict=True):
                 found = [measures[study.cell(batch, rule, seed)].get("path", []) for seed in study.seeds]
-                paths = [np.array(path, np.float64)[:, 1:] for path in found if len(path) > 1]
+                paths = [np.array(path, np.float64) for path in found if len(path) > 1]
                 for path in paths:
-                    a.plot(path[:, 1], path[:, 0], color=colour, linewidth=0.7, alpha=0.45)
+                    a.plot(path[:, 2], path[:, 1], color=colour, linewidth=0.7, alpha=0.45)
                 if paths and len({len(path) for path in paths}) == 1:
-                    alignment, uniformity = np.mean(paths, axis=0).T
+                    step, alignment, uniformity = np.mean(paths, axis=0).T
                     a.plot(uniformity, alignment, color=colour, linewidth=1.8, label=f"batch {batch:,}")
                     a.plot(uniformity[-1:], alignment[-1:], color=colour, marker="o", markersize=6)
                     a.plot(uniformity[:1], alignment[:1], color="black", marker="x", markersize=6, zorder=5)
+                    ends.append(np.stack([step, uniformity, alignment], axis=1)[[0, -1]])
+            plots.label_steps(a, ends)
             a.set(title=f"{rule} learning rate", xlabel="uniformity (lower: more uniform)")
         axes[0].set_ylabel("alignment (lower: closer)")
 

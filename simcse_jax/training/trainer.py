@@ -137,7 +137,8 @@ class Trainer:
             results = {"before": self._parts.test_scores(sentence_encoder(self.state.params))}
             self._write(results)
         assert self._step is not None
-        self._clock = StepClock(work_of(self._step.flops, self._spec.mesh), self._config.log_every)
+        # Fewer steps than ten would give a speed that jumps.
+        self._clock = StepClock(work_of(self._step.flops, self._spec.mesh), max(10, self._config.log_every))
         self._monitor = Monitor(self._run, total, self.step, self._resumed, self._clock, self._echo)
         batches = self._feed.batches(self.step, total)
         self._clock.restart()

@@ -1,0 +1,107 @@
+"""Figures say what happened: a loss that falls is seen to fall, and the points of a path name their steps."""
+
+import re
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from simcse_jax.analysis.figures import write_figures as write_analysis
+from simcse_jax.analysis.measure import GradedPairs, Measured
+from simcse_jax.config import Config
+from simcse_jax.evaluation.sts import Subset, Task
+from simcse_jax.reports import plots
+from simcse_jax.runs.figures import _loss, _path
+from simcse_jax.study import Cell, Study
+from simcse_jax.study.figures import write_figures as write_study
+
+
+def losses(steps: int, every: int) -> Any:
+    """A loss that falls from 0.3 to 0.003 within 30 steps, and a hard batch that doubles it now and then."""
+    step = np.arange(every, steps + 1, every)
+    return np.stack([step, (0.3 * 10 ** -np.minimum(step / 15, 2)) * np.where(step % 20, 1, 3)], axis=1)
+
+
+def test_a_loss_that_falls_is_seen_to_fall() -> None:
+    (axes,) = _loss(losses(100, 1)).axes
+    assert axes.get_yscale() == "log"
+    steps, mean = axes.get_lines()
+    assert len(steps.get_xdata()) == 100
+    assert steps.get_label() == "each step"
+    assert mean.get_label() == "mean of 10 steps"
+    shown = np.asarray(mean.get_ydata())
+    assert shown[0] / shown[-1] > 30
+    assert len(shown) == 91
+    assert all(float(label.get_text().replace(",", "")) > 0 for label in axes.get_yticklabels() if label.get_text())
+
+
+@pytest.mark.parametrize(("points", "label"), [(4, None), (40, "mean of 10 logged steps"), (400, "mean of 20 logged")])
+def test_the_mean_is_of_as_many_losses_as_it_says(points: int, label: str | None) -> None:
+    (axes,) = _loss(losses(10 * points, 10)).axes
+    means = [line for line in axes.get_lines() if str(line.get_label()).startswith("mean")]
+    assert [str(line.get_label())[: len(label or "")] for line in means] == ([label] if label else [])
+
+
+def test_a_loss_of_zero_has_no_logarithm() -> None:
+    figure = _loss(np.array([[1.0, 0.5], [2.0, 0.0], [3.0, 0.0]]))
+    assert figure.axes[0].get_yscale() == "linear"
+
+
+def labels_of(figure: Figure) -> list[Any]:
+    """The labels of steps in a figure."""
+    return [text for axes in figure.axes for text in axes.texts if text.get_text().startswith("step")]
+
+
+def test_the_points_of_a_path_name_their_steps() -> None:
+    lines = [{"step": s, "dev_uniformity": -1.6 - s / 100, "dev_alignment": 0.15 + s / 500} for s in range(0, 101, 25)]
+    labels = labels_of(_path(lines, 50))
+    assert sorted(text.get_text() for text in labels) == [f"step {s}" for s in (0, 100, 25, 50, 75)]
+    for text in labels:
+        step = int(text.get_text().split()[1])
+        np.testing.assert_allclose(text.xy, (-1.6 - step / 100, 0.15 + step / 500))
+
+
+def test_labels_of_steps_do_not_collide() -> None:
+    """A path of many points that turns back on itself: the ends are named, and what has room."""
+    angle = np.linspace(0, 3 * np.pi, 200)
+    path = np.stack([np.arange(0, 200_000, 1000), np.cos(angle), np.sin(angle)], axis=1)
+    with plots.style():
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(path[:, 1], path[:, 2])
+        plots.label_steps(axes, [path, np.array([[7.0, np.nan, 1.0]])])
+        figure.draw_without_rendering()
+    texts = labels_of(figure)
+    named = {text.get_text() for text in texts}
+    assert {"step 0", "step 199,000"} <= named
+    assert "step 7" not in named
+    assert 8 < len(texts) < 100
+    for a, b in combinations([text.get_window_extent() for text in texts], 2):
+        assert not (a.x0 < b.x1 and b.x0 < a.x1 and a.y0 < b.y1 and b.y0 < a.y1)
+
+
+def steps_in(svg: Path) -> set[str]:
+    return set(re.findall(r">(step [\d,]+)<", svg.read_text("utf-8")))
+
+
+def test_the_plane_of_an_analysis_and_the_paths_of_a_study_name_their_steps(tmp_path: Path) -> None:
+    pairs = GradedPairs(
+        Task("dev", [Subset("dev", ["a", "b"], ["c", "d"], np.array([0.0, 5.0]))], "all"),
+        np.array([0.0, 5.0]),
+        np.array([0, 4]),
+        [""] * 5,
+    )
+    figures = {"score": 80.0, "uniformity": -2.0, "alignment": 0.2}
+    measured = [Measured("a", "a", None, {}, figures, {}, np.array([1.0, 0.5]), np.array([0.1, 0.9]))]
+    path = [{"step": s, "uniformity": -1 - s / 2000, "alignment": 0.1 + s / 9e3, "score": 70} for s in (0, 500, 1500)]
+    write_analysis(tmp_path, measured, {"a": path}, pairs)
+    assert steps_in(tmp_path / "plane.svg") == {"step 0", "step 500", "step 1,500"}
+    study = Study(Config(), str(tmp_path / "study"), (64,), ("constant",), (1,), 64, steps=40)
+    (tmp_path / "study").mkdir()
+    cell = Cell(64, "reference", 1)
+    measures = {cell: {"path": [[0, 0.1, -1.0], [20, 0.2, -1.5], [40, 0.3, -2.0]]}}
+    assert write_study(study, [], measures, {"Avg.": 1.0}) == ["path"]
+    assert steps_in(tmp_path / "study" / "path.svg") == {"step 0", "step 40"}
