@@ -1,7 +1,10 @@
 # shellcheck shell=bash
 # Functions of the scripts beside this file, which source it.
 
-dry_run=false
+dry_run=false yes=false
+# The options of `simcse-jax train` whose names have no dot; each may be --no-NAME, too.
+train_options=' --output --seed --batch-size --micro-batch --epochs --max-steps --log-every --tracking --multi-host '
+train_options+='--stopped-status --debug --quiet --verbose '
 
 fail() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
@@ -12,6 +15,64 @@ fail() {
 usage() {
     sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$1"
     exit 0
+}
+
+# take COUNT FLAGS VALUED ARGUMENT ...: finds the script's own options, wherever they stand, and calls its function
+# `option NAME [VALUE]` for each; FLAGS and VALUED name them. The array `rest` gets the other arguments: COUNT words, of
+# which the last is the config, and options of simcse-jax train after them; whatever follows `--` is among these.
+take() {
+    # Names that `option` does not set, because bash would set these.
+    local words_before=$1 known_flags=" $2 " known_valued=" $3 " given
+    shift 3
+    rest=()
+    while [ $# -gt 0 ]; do
+        given=${1%%=*}
+        if [ "$1" = -- ]; then
+            rest+=("${@:2}")
+            return
+        elif [[ $1 == --help || $1 == -h ]]; then
+            usage "$0"
+        elif [ "$1" = --dry-run ]; then
+            dry_run=true
+        elif [[ $1 == --* && $known_flags == *" $1 "* ]]; then
+            option "$1"
+        elif [[ $1 == --* && $known_valued == *" $given "* ]]; then
+            if [ "$1" = "$given" ]; then
+                [[ $# -gt 1 && $2 != --* ]] || fail "$1 needs a value"
+                option "$1" "$2"
+                shift
+            else
+                option "$given" "${1#*=}"
+            fi
+        elif [[ $1 == -* && ${#rest[@]} -lt $words_before ]]; then
+            stray "$1"
+        else
+            [[ $1 != --* ]] || check_train_option "$given"
+            rest+=("$1")
+        fi
+        shift
+    done
+}
+
+# check_train_option OPTION: fails if simcse-jax train has no such option; here, before a machine is paid for.
+check_train_option() {
+    local name=${1//_/-}
+    [[ $name == *.* || $train_options == *" $name "* || $train_options == *" --${name#--no-} "* ]] ||
+        fail "neither this script nor simcse-jax train has an option $1; see --help"
+}
+
+# stray OPTION: what `take` does with an unknown option before the config.
+stray() {
+    fail "no option $1 here: options of simcse-jax train come after the config"
+}
+
+# confirm SENTENCE: asks before what the sentence says, which costs money or destroys data. --yes answers beforehand.
+confirm() {
+    if "$yes" || "$dry_run"; then return; fi
+    [ -t 0 ] || fail "$1: give --yes to do it, or --dry-run to see the commands"
+    local answer
+    read -r -p "$1. Do it? [y/N] " answer
+    [[ $answer == [yY]* ]] || fail "nothing was done"
 }
 
 # need COMMAND ADVICE: fails with the advice unless the command exists; a dry run only prints a note.

@@ -9,37 +9,29 @@
 #          --service-account NAME  gives the pods its rights, e.g. to a bucket
 #          --namespace NAME        by default that of kubectl's context
 #          --dry-run               print the manifest, with the command as a comment, instead of applying it
+# They may also stand after CONFIG.
 # An evicted pod saves, and the JobSet starts anew and continues; after other failures it starts again, at most 3 times.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 name='' image='' hosts='' gpus='' tpu='' topology='' chips='' claim='' account='' namespace=()
-while [ $# -gt 0 ]; do
+option() {
     case $1 in
-        --help) usage "$0" ;;
-        --dry-run) dry_run=true ;;
-        --name | --image | --hosts | --gpus | --tpu | --topology | --chips | --claim | --service-account | --namespace)
-            [ $# -gt 1 ] || fail "$1 needs a value"
-            case $1 in
-                --name) name=$2 ;;
-                --image) image=$2 ;;
-                --hosts) hosts=$2 ;;
-                --gpus) gpus=$2 ;;
-                --tpu) tpu=$2 ;;
-                --topology) topology=$2 ;;
-                --chips) chips=$2 ;;
-                --claim) claim=$2 ;;
-                --service-account) account=$2 ;;
-                --namespace) namespace=(--namespace="$2") ;;
-            esac
-            shift
-            ;;
-        -*) fail "no option $1 here: options of simcse-jax train come after the config" ;;
-        *) break ;;
+        --name) name=$2 ;;
+        --image) image=$2 ;;
+        --hosts) hosts=$2 ;;
+        --gpus) gpus=$2 ;;
+        --tpu) tpu=$2 ;;
+        --topology) topology=$2 ;;
+        --chips) chips=$2 ;;
+        --claim) claim=$2 ;;
+        --service-account) account=$2 ;;
+        --namespace) namespace=(--namespace="$2") ;;
     esac
-    shift
-done
+}
+take 1 '' '--name --image --hosts --gpus --tpu --topology --chips --claim --service-account --namespace' "$@"
+set -- "${rest[@]}"
 [ $# -gt 0 ] || fail "give a config, e.g. sup_bert_base; see --help"
 [[ $name =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || fail "--name takes up to 40 of a-z, 0-9 and -; got '$name'"
 [ -n "$image" ] || fail "give the --image of a container with this package (launch/Dockerfile makes one)"

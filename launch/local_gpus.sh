@@ -3,27 +3,15 @@
 #
 #     launch/local_gpus.sh [--dry-run] [--gpus 0,1] CONFIG [options of simcse-jax train]
 #
-# --gpus 0 takes the first GPU alone. --dry-run prints the command instead of running it.
+# --gpus 0 takes the first GPU alone. --dry-run prints the command instead of running it. Both may also stand after CONFIG.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 gpus=
-while [ $# -gt 0 ]; do
-    case $1 in
-        --help) usage "$0" ;;
-        --dry-run) dry_run=true ;;
-        --gpus)
-            [ $# -gt 1 ] || fail "--gpus needs a value"
-            gpus=$2
-            shift
-            ;;
-        --gpus=*) gpus=${1#*=} ;;
-        -*) fail "no option $1 here: options of simcse-jax train come after the config" ;;
-        *) break ;;
-    esac
-    shift
-done
+option() { gpus=$2; }
+take 1 '' --gpus "$@"
+set -- "${rest[@]}"
 [ $# -gt 0 ] || fail "give a config: ${0##*/} sup_bert_base --output runs/a"
 [[ $gpus =~ ^([0-9]+(,[0-9]+)*)?$ ]] || fail "--gpus takes numbers, as in --gpus 0,1; got '$gpus'"
 

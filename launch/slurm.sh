@@ -6,29 +6,33 @@
 #
 # The job saves before its time limit and when it is preempted, goes back to the queue and continues from there.
 # --gpus-per-node=0 trains on CPUs, one process per node. --shared says that --output is on shared storage, if the type
-# of its file system does not show it. --dry-run prints the command instead of running it.
+# of its file system does not show it. --dry-run prints the command instead of running it. Both, --nodes and
+# --gpus-per-node may also stand after CONFIG.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 nodes=1 gpus=1 shared=false
 options=()
-while [ $# -gt 0 ]; do
+option() {
     case $1 in
-        --help) usage "$0" ;;
-        --dry-run) dry_run=true ;;
         --shared) shared=true ;;
-        --nodes=*) nodes=${1#*=} ;;
-        --gpus-per-node=*) gpus=${1#*=} ;;
-        --*=* | --exclusive) options+=("$1") ;;
-        -*) fail "give options of sbatch as --name=value; got $1" ;;
-        *) break ;;
+        --nodes) nodes=$2 ;;
+        --gpus-per-node) gpus=$2 ;;
     esac
-    shift
-done
+}
+stray() {
+    [[ $1 == --*=* || $1 == --exclusive ]] || fail "give options of sbatch as --name=value; got $1"
+    options+=("$1")
+}
+take 1 --shared '--nodes --gpus-per-node' "$@"
+set -- "${rest[@]}"
 [ $# -gt 0 ] || fail "give a config: ${0##*/} --nodes=2 --gpus-per-node=4 sup_bert_base --output /shared/runs/a"
 [[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes takes a number; got '$nodes'"
 [[ $gpus =~ ^[0-9]+$ ]] || fail "--gpus-per-node takes a number; got '$gpus'"
+
+[[ " ${options[*]}" != *" --output="* || " $*" == *" --output"* ]] || fail "--output before the config is sbatch's, the" \
+    "file of the log: give the run's folder after the config"
 
 need sbatch "submit from a login node of a SLURM cluster" || true
 need_package cuda

@@ -19,38 +19,37 @@
 #          --spot            ask for a spot slice: cheaper, and may be preempted
 #          --file FILE       copy the file to the home folder of every worker, where the run starts; may be repeated
 #          --shared          --output is a folder that all workers mount; without it, one on gs:// (a slice of one host)
+#          --yes             do not ask before creating a slice, which costs money, or deleting one; needed in scripts
 #          --dry-run         print the commands instead of running them
+# Options may also stand after the subcommand and after CONFIG. What follows -- goes to simcse-jax train.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 name=${TPU_NAME:-} type=${TPU_TYPE:-} project=${CLOUDSDK_CORE_PROJECT:-} zone=${CLOUDSDK_COMPUTE_ZONE:-}
 runtime='' spot=() files=() shared=false
-while [ $# -gt 0 ]; do
+option() {
     case $1 in
-        --help) usage "$0" ;;
-        --dry-run) dry_run=true ;;
+        --yes) yes=true ;;
         --spot) spot=(--spot) ;;
         --shared) shared=true ;;
-        --name | --type | --project | --zone | --runtime | --file)
-            [ $# -gt 1 ] || fail "$1 needs a value"
-            case $1 in
-                --name) name=$2 ;;
-                --type) type=$2 ;;
-                --project) project=$2 ;;
-                --zone) zone=$2 ;;
-                --runtime) runtime=$2 ;;
-                --file) files+=("$2") ;;
-            esac
-            shift
-            ;;
-        -*) fail "no option $1 here: options of simcse-jax train come after the config" ;;
-        *) break ;;
+        --name) name=$2 ;;
+        --type) type=$2 ;;
+        --project) project=$2 ;;
+        --zone) zone=$2 ;;
+        --runtime) runtime=$2 ;;
+        --file) files+=("$2") ;;
     esac
-    shift
-done
-command=${1:-}
-[ $# -eq 0 ] || shift
+}
+take 2 '--yes --spot --shared' '--name --type --project --zone --runtime --file' "$@"
+command=${rest[0]:-}
+set -- "${rest[@]:1}"
+case $command in
+    create | setup | status | stop | delete) [ $# -eq 0 ] || fail "$command takes options alone; got '$*'" ;;
+    logs) [[ $* =~ ^[0-9]*$ ]] || fail "logs takes the number of one worker; got '$*'" ;;
+    start | resume) ;;
+    *) fail "give one of create, setup, start, logs, status, stop, resume, delete; got '$command'; see --help" ;;
+esac
 
 if need gcloud "install the Google Cloud CLI and run gcloud auth login"; then
     project=${project:-$(gcloud config get-value project 2>/dev/null || true)}
@@ -111,6 +110,7 @@ create() {
             *) fail "no image is known for '$type': name one with --runtime" ;;
         esac
     fi
+    confirm "this asks for the slice $name of type $type, which costs money until it is deleted"
     run gcloud compute tpus queued-resources create "$name" --node-id="$name" "${where[@]}" \
         --accelerator-type="$type" --runtime-version="$runtime" "${spot[@]}"
     await
@@ -138,6 +138,7 @@ start() {
 
 # delete: deletes the queued resource with its slice.
 delete() {
+    confirm "this deletes the slice $name and all on its disks"
     run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
 }
 
@@ -177,9 +178,7 @@ resume() {
 }
 
 case $command in
-    create | delete) "$command" ;;
-    setup) setup ;;
-    start | resume) "$command" "$@" ;;
+    create | setup | start | resume | delete) "$command" "$@" ;;
     logs)
         run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker="${1:-0}" --command="tail -n 50 -F simcse.log"
         ;;
@@ -188,5 +187,4 @@ case $command in
         on all report
         ;;
     stop) on all stop ;;
-    *) fail "give one of create, setup, start, logs, status, stop, resume, delete; see --help" ;;
 esac

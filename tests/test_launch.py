@@ -12,18 +12,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from importlib.metadata import files
 from pathlib import Path
 
 import pytest
 import yaml
 
+from simcse_jax.commands.train import Train
+from simcse_jax.config import Config
+
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
 
 # What a shell would split, expand or take for a quote.
-ODD = ["--data.train", 'my "fine" text.txt', "--model.path", "it's $HOME/a*b; ls `x` $(y)", "--run", "é\\n", ""]
+ODD = ["--data.train", 'my "fine" text.txt', "--model.path", "it's $HOME/a*b; ls `x` $(y)", "--data.cache", "é\\n", ""]
 ARGUMENTS = ["my config.py", "--output", "gs://bucket/a run", *ODD]
 
 SYSTEM = ("bash", "cat", "dirname", "env", "grep", "nohup", "realpath", "rm", "sed", "setsid", "sleep", "stat")
@@ -66,7 +70,9 @@ class Machine:
 
     def runs(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = ["bash", str(LAUNCH / script), *arguments]
-        return subprocess.run(command, env=self.environment, cwd=self.folder, capture_output=True, text=True)
+        return subprocess.run(
+            command, env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
 
     def calls(self) -> list[list[str]]:
         """How the stand-ins were called since they were last asked."""
@@ -236,7 +242,7 @@ def test_tpu_pod(machine: Machine) -> None:
         printed = machine.runs("tpu_pod.sh", "--dry-run", *options, *command)
         assert plain(commands(printed.stdout)) == plain(calls), printed.stderr
         assert machine.calls() == []
-        done = machine.runs("tpu_pod.sh", *options, *command)
+        done = machine.runs("tpu_pod.sh", "--yes", *options, *command)
         assert done.returncode == 0, done.stderr
         assert plain(machine.calls()) == plain(calls)
 
@@ -273,7 +279,7 @@ def test_tpu_pod_resumes_what_must_be(
     machine.has("gcloud", "python3").answers(describe=(state + "\n", 0), report=(report, 0))
     machine.environment |= {"TPU_NAME": "slice", "TPU_TYPE": "v6e-8"}
     machine.environment |= {"CLOUDSDK_CORE_PROJECT": "p", "CLOUDSDK_COMPUTE_ZONE": "z"}
-    done = machine.runs("tpu_pod.sh", "resume", *ARGUMENTS)
+    done = machine.runs("tpu_pod.sh", "resume", "--yes", *ARGUMENTS)
     assert says in done.stdout + done.stderr
     text = [" ".join(call) for call in machine.calls()]
     parts = {"delete": "resources delete", "create": "resources create", "setup": "install", "start": "worker.sh start"}
@@ -294,9 +300,89 @@ def test_tpu_pod_resume_ends_at_what_fails(
     machine.has("gcloud", "python3").environment["ANSWERS"] = json.dumps(answers)
     machine.environment |= {"TPU_NAME": "slice", "TPU_TYPE": "v6e-8"}
     machine.environment |= {"CLOUDSDK_CORE_PROJECT": "p", "CLOUDSDK_COMPUTE_ZONE": "z"}
-    assert machine.runs("tpu_pod.sh", "resume", *ARGUMENTS).returncode != 0
+    assert machine.runs("tpu_pod.sh", "resume", "--yes", *ARGUMENTS).returncode != 0
     changes = ("delete", "create", "scp", "ssh")
     assert [name for call in machine.calls() for name in changes if name in call] == called
+
+
+@pytest.mark.parametrize(
+    ("script", "own", "words"),
+    [
+        ("tpu_pod.sh", ["--spot", "--name", "b", "--type=v6e-8"], ["create"]),
+        ("tpu_pod.sh", ["--name=b"], ["delete"]),
+        ("tpu_pod.sh", ["--shared", "--file", "f.py", "--spot"], ["resume", "a.py", "--output", "/shared/r"]),
+        ("tpu_pod.sh", ["--zone", "y"], ["logs", "3"]),
+        ("slurm.sh", ["--nodes=2", "--shared"], ["a.py", "--output", "runs/r"]),
+        ("local_gpus.sh", ["--gpus", "0"], ["a.py", "--output", "runs/r"]),
+        ("kubernetes.sh", ["--name=a", "--image", "i", "--hosts=1", "--gpus", "1"], ["a.py", "--output", "gs://b/r"]),
+    ],
+)
+def test_options_may_stand_anywhere(machine: Machine, script: str, own: list[str], words: list[str]) -> None:
+    """Wherever they stand, they count, and train does not see them; with `--dry-run`, nothing is run."""
+    machine.has("gcloud", "python3", "kubectl", "sbatch", "nvidia-smi", "simcse-jax")
+    machine.answers(query_gpu=("0\n", 0))
+    machine.environment |= {"TPU_NAME": "a", "TPU_TYPE": "v5litepod-16"}
+    machine.environment |= {"CLOUDSDK_CORE_PROJECT": "p", "CLOUDSDK_COMPUTE_ZONE": "z"}
+    (machine.folder / "f.py").touch()
+    first = machine.runs(script, *own, "--dry-run", *words)
+    assert (first.returncode, bool(first.stdout)) == (0, True), first.stderr
+    for place in range(1, len(words) + 1):
+        if words[place - 1].startswith("--"):  # between an option and its value
+            continue
+        moved = machine.runs(script, *words[:place], *own, "--dry-run", *words[place:])
+        assert (moved.returncode, moved.stdout) == (0, first.stdout), moved.stderr
+    assert all("query-gpu" in " ".join(call) for call in machine.calls())
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "says"),
+    [
+        ("tpu_pod.sh", ["create", "slice"], "create takes options alone; got 'slice'"),
+        ("tpu_pod.sh", ["delete", "--yes", "slice"], "delete takes options alone"),
+        ("tpu_pod.sh", ["delete", "--dryrun"], "no option --dryrun here"),
+        ("tpu_pod.sh", ["--dry-run=yes", "delete"], "no option --dry-run=yes here"),
+        ("tpu_pod.sh", ["logs", "0", "1"], "logs takes the number of one worker; got '0 1'"),
+        ("tpu_pod.sh", ["create", "--name", "--spot"], "--name needs a value"),
+        ("tpu_pod.sh", ["start", "a.py", "--output", "gs://b/r", "--zon", "z"], "has an option --zon;"),
+        ("slurm.sh", ["a.py", "--partition=long"], "has an option --partition;"),
+        ("slurm.sh", ["--output=/shared/run", "a.py"], "--output before the config is sbatch's"),
+        ("kubernetes.sh", ["--name", "a", "--hosts", "1", "a.py", "--claims", "b"], "has an option --claims;"),
+    ],
+)
+def test_leftovers_are_refused(machine: Machine, script: str, arguments: list[str], says: str) -> None:
+    machine.has("gcloud", "kubectl", "sbatch", "simcse-jax")
+    machine.environment |= {"TPU_NAME": "a", "TPU_TYPE": "v6e-8"}
+    machine.environment |= {"CLOUDSDK_CORE_PROJECT": "p", "CLOUDSDK_COMPUTE_ZONE": "z"}
+    done = machine.runs(script, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+    assert machine.calls() == []
+
+
+@pytest.mark.parametrize("command", [["create"], ["delete"], ["resume", "a.py", "--output", "gs://b/r"]])
+def test_what_costs_or_destroys_needs_a_yes(machine: Machine, command: list[str]) -> None:
+    machine.has("gcloud", "python3").answers(describe=("SUSPENDED\n", 0))
+    machine.environment |= {"TPU_NAME": "a", "TPU_TYPE": "v6e-8"}
+    machine.environment |= {"CLOUDSDK_CORE_PROJECT": "p", "CLOUDSDK_COMPUTE_ZONE": "z"}
+    done = machine.runs("tpu_pod.sh", *command)
+    assert done.returncode == 2
+    assert "give --yes to do it, or --dry-run to see the commands" in done.stderr
+    assert not any("create" in call or "delete" in call for call in machine.calls())
+
+
+def test_what_follows_two_dashes_is_trains(machine: Machine) -> None:
+    machine.has("nvidia-smi", "simcse-jax").answers(query_gpu=("0\n", 0))
+    printed = machine.runs("local_gpus.sh", "--dry-run", "--", "a.py", "--gpus", "0", "--dry-run")
+    assert commands(printed.stdout)[0][2:] == ["simcse-jax", "train", "a.py", "--gpus", "0", "--dry-run"]
+
+
+def test_the_scripts_know_the_options_of_train() -> None:
+    text = (LAUNCH / "common.sh").read_text()
+    listed = " ".join(re.findall(r"^train_options\+?='(.*)'$", text, re.MULTILINE)).split()
+    # Sections have a dot in their options' names, and `--dry-run` is the scripts' own.
+    sections = {f.name for f in fields(Config) if is_dataclass(f.default_factory)}
+    names = {f.name for f in (*fields(Config), *fields(Train))} - sections - {"config", "config_file", "dry_run"}
+    assert sorted(listed) == sorted(f"--{name.replace('_', '-')}" for name in names)
 
 
 def test_what_hosts_install_reads_object_stores() -> None:
@@ -463,7 +549,7 @@ def test_kubernetes_on_tpus(machine: Machine) -> None:
         ([*GPU, "a.py", "--output", "runs/a"], "--output runs/a is lost with its pod"),
         ([*GPU, "a.py", "--output", "/shared/a"], "is lost with its pod"),
         ([*GPU, "a.py", "--output", "gs://b/a"], "not shared by the hosts"),
-        ([*GPU, "--hosts", "1", "a.py", "--output", "gs://b/a", "--run", "two\nlines"], "a line break"),
+        ([*GPU, "--hosts", "1", "a.py", "--output", "gs://b/a", "--data.train", "two\nlines"], "a line break"),
         ([*GPU, "--hosts", "1", "a.py", "--output", "gs://b/a"], "no command 'kubectl'"),
     ],
 )
