@@ -1,21 +1,25 @@
 """Train sentence encoders with SimCSE, score them, encode with them, and export them to PyTorch.
 
-Every command takes --debug, which shows the traceback of an error.
+Every command takes --debug, which shows the traceback of an error, --quiet and --verbose.
 """
 
 import difflib
+import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import make_dataclass
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import tyro
 
 from simcse_jax.commands.options import Command, Configured, pairs_of_values
 from simcse_jax.errors import InputError
+from simcse_jax.reports.progress import discard, telling
 
 COMMANDS = {
     "train": ("train:Train", "Train a model, or continue the run in the output folder."),
@@ -72,7 +76,8 @@ COMMANDS = {
 GROUPS = {"data": "Inspect training text, and make triplets from labelled pairs."}
 """First words that several commands share."""
 
-_DEBUG = "--debug"
+_ANYWHERE = ("--debug", "--quiet", "--verbose")
+"""Options of every command, which may stand anywhere."""
 
 
 def command_class(name: str) -> type[Command]:
@@ -135,7 +140,7 @@ def parse(argv: list[str]) -> Command:
       InputError: an unknown command, or a config that cannot be used. (Where tyro refuses the arguments, it ends the
         program with a message of its own.)
     """
-    words = [word for word in argv if word != _DEBUG]
+    words = [word for word in argv if word not in _ANYWHERE]
     chosen = _chosen(words)
     preset: Configured | None = None
     if chosen:
@@ -143,8 +148,7 @@ def parse(argv: list[str]) -> Command:
         kind, rest = command_class(chosen), words[number:]
         if issubclass(kind, Configured) and rest and not rest[0].startswith("-"):
             preset = kind.from_file(rest[0])
-        if _DEBUG in argv:  # wherever it stands
-            words.insert(number, _DEBUG)
+        words[number:number] = [word for word in _ANYWHERE if word in argv]
     with pairs_of_values():
         command: Command = tyro.cli(_subcommands(chosen, preset), prog="simcse-jax", description=__doc__, args=words)
     if isinstance(command, Configured) and preset is None:
@@ -152,24 +156,47 @@ def parse(argv: list[str]) -> Command:
     return command
 
 
+def _telling(quiet: bool, verbose: bool) -> AbstractContextManager[None]:
+    """The block of a command, which tells what it does.
+
+    Raises:
+      InputError: both were asked for.
+    """
+    if quiet and verbose:
+        raise InputError("--quiet and --verbose were both given: leave one out")
+    if quiet:
+        os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    if verbose:
+        os.environ["JAX_LOG_COMPILES"] = "1"
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    return telling(quiet)
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command. Bad input gives one line on stderr and exit status 2; with --debug, a traceback."""
+    """Runs a command. Bad input gives one line on stderr and exit status 2; with --debug, a traceback.
+
+    No text ends a command because the terminal cannot print it: `?` stands for each character that it lacks.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    debug = _DEBUG in argv
+    debug = "--debug" in argv
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         command = parse(argv)
-        if command.keeps_programs:
-            from simcse_jax.runtime.compilation_cache import keep_programs
+        with _telling("--quiet" in argv, "--verbose" in argv):
+            if command.keeps_programs:
+                from simcse_jax.runtime.compilation_cache import keep_programs
 
-            keep_programs()
-        command.run()
+                keep_programs()
+            command.run()
+        sys.stdout.flush()
     except InputError as error:
         if debug:
             raise
         print(f"simcse-jax: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader, `head` say, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python still flushes stdout at exit
+        discard(sys.stdout)  # Python still flushes it at exit
         raise SystemExit(128 + signal.SIGPIPE) from None
     except KeyboardInterrupt:
         if debug:

@@ -1,6 +1,5 @@
 """What a run shows: its progress, its log, TensorBoard, Weights & Biases, its figures, and where it says all is."""
 
-import io
 import json
 import re
 import threading
@@ -19,7 +18,6 @@ from simcse_jax.runs import tracking
 from simcse_jax.runs.figures import draw_run
 from simcse_jax.runs.folder import open_run
 from simcse_jax.runs.metrics_log import TIMES, MetricsLog, read_log
-from simcse_jax.runs.monitor import progress_bar
 from simcse_jax.runs.speed import StepClock, StepWork
 from simcse_jax.runs.tracking import Follower, TensorBoard, WandB, check_tracking
 from simcse_jax.training.trainer import train
@@ -209,33 +207,6 @@ def test_a_tracker_that_fails_or_hangs_neither_ends_nor_slows_anything(at: str) 
     assert len(said) == 1
     assert said[0].startswith("tracking  wandb")
     assert ("failed (no network)" in said[0]) == (not at.startswith("slow"))
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_in_a_log_is_few_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A state a line, 200 at most, at least ten seconds apart; a terminal draws over one line."""
-    now = [0.0]
-    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
-    log, terminal = io.StringIO(), Terminal()
-    for file in (log, terminal):
-        bar = progress_bar(100_000, 0, file)
-        bar._time = lambda: now[0]
-        for step in range(100_000):
-            now[0] += 0.25
-            bar.set_postfix_str(f"loss {step}", refresh=False)
-            bar.update()
-        bar.close()
-    lines = log.getvalue().splitlines()
-    assert 100 < len(lines) <= 203
-    assert re.fullmatch(r"step 500 of 100,000, \d+:\d+:\d+ left, loss 499", lines[1])
-    assert lines[-1].startswith("step 100,000 of 100,000, 00:00 left")
-    assert "\r" not in log.getvalue()
-    assert terminal.getvalue().count("\n") == 1
-    assert "step 100,000 of 100,000" in terminal.getvalue()
 
 
 def test_speed_counts_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:

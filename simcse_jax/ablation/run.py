@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from simcse_jax.ablation.settings import Ablation
 from simcse_jax.errors import InputError
 from simcse_jax.objectives import check_objective
+from simcse_jax.reports.progress import say
 from simcse_jax.reports.tables import Row, markdown_table, write_csv
 from simcse_jax.runs.folder import Run, changes, is_run, open_run
 from simcse_jax.runs.metrics_log import read_log
@@ -38,7 +38,7 @@ def run_ablation(ablation: Ablation) -> str | None:
     for number, (name, seed) in enumerate(cells, 1):
         config = ablation.config(name, seed)
         if first:
-            tqdm.write(f"run       {number} of {len(cells)}: {name}, seed {seed}")
+            say(f"run       {number} of {len(cells)}: {name}, seed {seed}")
         try:
             # A run that is done is compared with the current settings and text, and not trained again.
             if "stopped" in train(config):
@@ -66,7 +66,7 @@ def _rows(ablation: Ablation, name: str, diverged: Mapping[tuple[str, int], Row]
         try:
             run = open_run(folder)
         except InputError as error:
-            tqdm.write(f"left out  {error}")
+            say(f"left out  {error}")
             continue
         seed = run.config.seed
         if seed in rows or folder.name != f"seed{seed}" or not run.has_ended():
@@ -75,7 +75,7 @@ def _rows(ablation: Ablation, name: str, diverged: Mapping[tuple[str, int], Row]
         # The text may move between calls of one run, but all runs of a table have the same text.
         others = ["data.train"] if run.config.data.train != config.data.train else []
         if changed := changes(run.config, config) + others:
-            tqdm.write(f"left out  {folder}, a run with other {', '.join(changed)}")
+            say(f"left out  {folder}, a run with other {', '.join(changed)}")
             continue
         rows[seed] = {"variant": name, "seed": seed, **_measures(run)}
     return [rows[seed] for seed in sorted(rows)]

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from simcse_jax import postprocess
 from simcse_jax.analysis.figures import write_figures
@@ -15,6 +14,7 @@ from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import Mode, Task, distinct_sentences, load_task
 from simcse_jax.evaluation.suite import expand_tasks
 from simcse_jax.inference.loading import load_model
+from simcse_jax.reports.progress import say
 from simcse_jax.reports.tables import Row, write_csv
 from simcse_jax.storage.files import check_new_folder, new_folder
 
@@ -81,7 +81,7 @@ def _measure(
     for step in steps:
         loaded = load_model(source.model, settings.pooler, step=step)
         label = source.name if step is None else f"{source.name}, step {step:,}"
-        tqdm.write(f"{label}: pooler {loaded.pooler}, {len(sentences):,} sentences")
+        say(f"{label}: pooler {loaded.pooler}, {len(sentences):,} sentences")
         encoder = loaded.encoder(batch_size=settings.batch_size)
         vectors = encoder(loaded.params, sentences, progress=True)
         if not np.isfinite(vectors).all():

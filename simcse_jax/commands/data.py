@@ -1,6 +1,5 @@
 """`simcse-jax data inspect` and `simcse-jax data nli`."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -44,11 +43,11 @@ class Inspect(Configured):
             check_writable_file(self.json)
         tokenizer = load_tokenizer(locate(self.config.model.path))
         corpus = open_corpus(self.config.data)
-        report = inspect_corpus(corpus, self.config, tokenizer, progress=sys.stderr.isatty())
-        print(format_report(report))
+        report = inspect_corpus(corpus, self.config, tokenizer, progress=True)
         if self.json:
             with writing(self.json):
                 write_json(self.json, report)
+        print(format_report(report))
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,7 @@ class Nli(Command):
         """Writes the file."""
         from simcse_jax.data.corpus import open_source
         from simcse_jax.data.nli import CLASSES, build_triplets, read_pairs
+        from simcse_jax.reports.progress import note
         from simcse_jax.reports.tables import write_csv
 
         *names, last = self.paths or ("",)
@@ -82,15 +82,17 @@ class Nli(Command):
         if output.expanduser().exists():  # where the output was forgotten, this is a source
             raise InputError(f"{output} exists: choose another .csv file to write, or remove it")
         sources = [open_source(DataConfig(train=name, split=self.split, subset=self.subset)) for name in names]
+        note(f"reading {', '.join(names)}")
         found = build_triplets((pair for source in sources for pair in read_pairs(source)), self.seed)
+        columns = ("sent0", "sent1", "hard_neg")
+        if found.rows:
+            with writing(output):
+                write_csv(output, [dict(zip(columns, row, strict=True)) for row in found.rows])
         counts = ", ".join(f"{found.pairs[name]:,} {name}" for name in CLASSES)
         print(f"{found.pairs.total():,} pairs: {counts}, {found.pairs['']:,} without a label")
         if found.blank:
             print(f"left out: {found.blank:,} pairs with a blank sentence")
         if not found.rows:
             raise InputError(f"no premise of {', '.join(names)} has both an entailed and a contradicting hypothesis")
-        columns = ("sent0", "sent1", "hard_neg")
-        with writing(output):
-            write_csv(output, [dict(zip(columns, row, strict=True)) for row in found.rows])
         premises = f"{found.premises:,} premises"
         print(f"{output}: {len(found.rows):,} triplets, one for each of {premises} that has both kinds")

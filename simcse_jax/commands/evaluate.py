@@ -62,7 +62,6 @@ class Evaluate(Command):
         found = evaluate_models(suite, [encoder(model) for model in loaded], self.bootstrap)
         rows = zip(self.models, loaded, found, strict=True)
         models = [{"model": name, "pooler": model.pooler, **result} for name, model, result in rows]
-        print(format_text(models, self.mode, self.bootstrap))
         everything = {"mode": self.mode, "bootstrap": self.bootstrap, "models": models}
         writers: list[tuple[Path | None, Callable[[Path], None]]] = [
             (self.json, lambda file: write_json(file, finite(everything))),
@@ -73,6 +72,7 @@ class Evaluate(Command):
             if file:
                 with writing(file):
                     write(file)
+        print(format_text(models, self.mode, self.bootstrap))
 
     def _check(self) -> None:
         """Raises `InputError` for settings that cannot be used."""

@@ -24,6 +24,10 @@ class Command(ABC):
 
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show the traceback of an error."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print results and errors alone, without progress and notes."""
+    verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also print what JAX compiles and what libraries log."""
 
     keeps_programs: ClassVar[bool] = True
     """Whether the command keeps its compiled programs for the next run."""

@@ -1,6 +1,5 @@
 """`simcse-jax plan`."""
 
-import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
@@ -59,6 +58,7 @@ class PlanCommand(Configured):
         """Prints the table."""
         from simcse_jax.plan.plan import check_plan, plan
         from simcse_jax.plan.table import format_plans
+        from simcse_jax.reports.progress import note
         from simcse_jax.storage.files import write_json
         from simcse_jax.xla.topology import parse_topology, prepare_process
 
@@ -75,10 +75,10 @@ class PlanCommand(Configured):
         plans = []
         for name in self.topology:
             for config in self.config.each():
-                print(f"compiling for {name}, batch {config.batch_size:,} ...", end=" ", file=sys.stderr, flush=True)
+                note(f"compiling for {name}, batch {config.batch_size:,}")
                 plans.append(plan(config, name, self.columns))
-                print(f"{plans[-1].compile_seconds:.1f} s", file=sys.stderr)
-        print(format_plans(plans))
+                note(f"compiled in {plans[-1].compile_seconds:.1f} s")
         if self.json:
             with writing(self.json):
                 write_json(self.json, {"plans": [p.to_dict() for p in plans]})
+        print(format_plans(plans))

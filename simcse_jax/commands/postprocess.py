@@ -38,6 +38,7 @@ class Postprocess(Command):
         from simcse_jax.inference.export import export
         from simcse_jax.inference.loading import load_model
         from simcse_jax.postprocess import describe, fit
+        from simcse_jax.reports.progress import note
         from simcse_jax.storage.objects import check_new_output
 
         if self.batch_size < 1:
@@ -48,7 +49,9 @@ class Postprocess(Command):
         loaded = load_model(self.model, self.pooler)
         loaded.check_no_postprocessor()
         encoder = loaded.encoder(batch_size=self.batch_size)
-        post, about = fit(encoder(loaded.params, sentences, progress=True), self.fit)
+        vectors = encoder(loaded.params, sentences, progress=True)
+        note(f"fitting {self.fit.method} to {len(sentences):,} sentences")
+        post, about = fit(vectors, self.fit)
         about["source"] = ", ".join(Path(name).name for name in self.sentences.split(","))
         folder = export(loaded.with_postprocessor(post, about), self.output)
         print(f"{describe(about)}: written to {folder}")

@@ -32,10 +32,9 @@ class ReplaceWords(Command):
 
     def run(self) -> None:
         """Writes the file."""
-        from tqdm import tqdm
-
         from simcse_jax.data.corpus import read_sentences
         from simcse_jax.inference.replace_words import WordReplacer, check_settings
+        from simcse_jax.reports.progress import progress_bar
         from simcse_jax.reports.tables import write_csv
 
         check_settings(self.share, self.seed, self.max_length, self.batch_size)
@@ -46,8 +45,11 @@ class ReplaceWords(Command):
         if not sentences:
             raise InputError(f"{self.input} holds blank lines only: give sentences")
         replace = WordReplacer(self.model, self.max_length, self.batch_size)
-        bar = tqdm(replace(sentences, self.share, self.seed), total=len(sentences), unit=" sentences")
-        pairs = [{"sentence": a, "positive": b} for a, b in zip(sentences, bar, strict=True)]
+        pairs = []
+        with progress_bar(len(sentences), "sentences", "replacing words") as bar:
+            for sentence, positive in zip(sentences, replace(sentences, self.share, self.seed), strict=True):
+                pairs.append({"sentence": sentence, "positive": positive})
+                bar.update()
         with writing(self.output):
             write_csv(self.output, pairs)
         same = sum(pair["sentence"] == pair["positive"] for pair in pairs)

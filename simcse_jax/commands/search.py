@@ -1,5 +1,6 @@
 """`simcse-jax search`."""
 
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,7 +57,8 @@ class Search(Command):
             model.save_index(self.save_index)
         for query, hits in zip(self.queries, model.search(list(self.queries), self.top_k, self.threshold), strict=True):
             if self.json:
-                print(json.dumps({"query": query, "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False))
+                found = {"query": query, "hits": [asdict(hit) for hit in hits]}
+                print(json.dumps(found, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"))
                 continue
             print(query)
             for hit in hits:

@@ -1,6 +1,5 @@
 """`simcse-jax serve`."""
 
-import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +40,7 @@ class Serve(Command):
         if any(find_spec(package) is None for package in ("fastapi", "uvicorn")):
             raise InputError("the service needs FastAPI and uvicorn: pip install 'simcse-jax[serve]'")
         from simcse_jax.inference.simcse import SimCSE
+        from simcse_jax.reports.progress import note, say
         from simcse_jax.serve.app import create_app
         from simcse_jax.serve.engine import Engine
         from simcse_jax.serve.server import Server, bind, is_loopback, url
@@ -49,17 +49,17 @@ class Serve(Command):
             check_searchable(self.sentences)
         with bind(self.host, self.port) as bound:  # before the model is loaded, which takes a while
             if not is_loopback(self.host):
-                print(f"listening on {self.host}: whoever reaches this machine can use the service", file=sys.stderr)
+                note(f"listening on {self.host}: whoever reaches this machine can use the service")
             model = SimCSE(self.model, self.pooler, self.max_length)
             if self.sentences is not None:
                 make_searchable(model, self.sentences)
             size = "no sentences" if model.index is None else f"{len(model.index):,} sentences"
-            print(f"{self.model}: width {model.width}, {size}; compiling", flush=True)
+            say(f"{self.model}: width {model.width}, {size}; compiling")
             failed: list[Exception] = []
 
             def on_ready(error: Exception | None) -> None:
                 if error is None:
-                    print(f"ready: {url(bound)}  (Ctrl-C to stop)", flush=True)
+                    say(f"ready: {url(bound)}  (Ctrl-C to stop)")
                 else:
                     failed.append(error)
                     server.stop()
@@ -71,7 +71,7 @@ class Serve(Command):
             server.run(bound)
         if failed:
             raise failed[0]
-        print("stopped")
+        say("stopped")
 
 
 def _short(model: str) -> str:

@@ -35,7 +35,10 @@ class VocabularyCommand(Command):
     def run(self) -> None:
         """Writes the folder."""
         from simcse_jax.data.vocabulary import make_model_folder
+        from simcse_jax.reports.progress import note
 
-        sizes = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("debug", "text", "output")}
+        names = {f.name for f in fields(self)} - {f.name for f in fields(Command)} - {"text", "output"}
+        sizes = {name: getattr(self, name) for name in names}
+        note(f"learning the vocabulary from {self.text}")
         folder = make_model_folder(self.text, self.output, **sizes)
         print(f"wrote {folder}; train it with: simcse-jax train pretrain_mlm --model.path {shlex.quote(str(folder))}")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt64
-from tqdm import tqdm
 
 from simcse_jax.config import Config
 from simcse_jax.data.augment import Augmenter, make_augmenter
@@ -20,6 +19,7 @@ from simcse_jax.data.feed import fit_packing
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.rows import Example
 from simcse_jax.data.tokens import TokenTable, chunked, encode_batch, is_complete, nothing_found, pad
+from simcse_jax.reports.progress import progress_bar
 
 ROLES = ("sentence", "positive", "hard negative")
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -131,7 +131,7 @@ def inspect_corpus(corpus: Corpus, config: Config, tokenizer: Any, progress: boo
     columns: list[_Column] = []
     shown: list[Example] = []
     examples = skipped = 0
-    with tqdm(desc="reading", unit=" examples", unit_scale=True, disable=not progress) as bar:
+    with progress_bar(None, "examples", "reading", shown=progress) as bar:
         for chunk in chunked(iter(corpus)):
             kept = list(filter(is_complete, chunk))
             skipped += len(chunk) - len(kept)

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Integer
-from tqdm import tqdm
 
 from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.rows import Example
 from simcse_jax.errors import InputError, is_full, reason
 from simcse_jax.objectives.mlm import Vocabulary
+from simcse_jax.reports.progress import progress_bar
 
 _FORMAT = 1  # part of the cache key: raise it when the files below change
 _CHUNK = 8192
@@ -205,7 +205,7 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
     with (
         (folder / "ids.bin").open("wb") as ids_file,
         (folder / "offsets.bin").open("wb") as offsets_file,
-        tqdm(desc="tokenising", unit=" sentences", unit_scale=True, disable=not progress) as bar,
+        progress_bar(None, "sentences", "tokenising", shown=progress) as bar,
     ):
         offsets_file.write(np.zeros(1, np.int64).tobytes())
         for chunk in chunked(iter(corpus)):

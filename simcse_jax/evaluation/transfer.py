@@ -4,11 +4,11 @@ import time
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from simcse_jax.evaluation.probe import FOLDS, Examples, Probed, TransferMode, held_out, k_fold, nested_k_fold
 from simcse_jax.evaluation.sts import EncodeFunction, encode_once
 from simcse_jax.evaluation.transfer_tasks import TransferTask, sentences_of
+from simcse_jax.reports.progress import progress_bar
 
 
 def evaluate_transfer(tasks: list[TransferTask], encode: EncodeFunction, mode: TransferMode = "test") -> dict[str, Any]:
@@ -25,10 +25,12 @@ def evaluate_transfer(tasks: list[TransferTask], encode: EncodeFunction, mode: T
     """
     vectors_of = encode_once(sentences_of(tasks), encode)
     scores: dict[str, Any] = {}
-    for task in tqdm(tasks, desc="classifiers", unit=" tasks"):
+    bar = progress_bar(len(tasks), "tasks", "classifiers")
+    for task in tasks:
         start = time.monotonic()
         splits = {name: (split.features(vectors_of), split.labels) for name, split in task.splits.items()}
         found = probe_splits(splits, FOLDS[mode], test=mode != "dev")
+        bar.update()
         scores[task.name] = {"dev_accuracy": found.dev, "C": found.c, "seconds": time.monotonic() - start}
         if found.test is not None:
             scores[task.name]["accuracy"] = found.test
@@ -36,6 +38,7 @@ def evaluate_transfer(tasks: list[TransferTask], encode: EncodeFunction, mode: T
             from sklearn.metrics import f1_score
 
             scores[task.name]["f1"] = 100 * float(f1_score(task.splits["test"].labels, found.predicted))
+    bar.close()
     figure = "dev_accuracy" if mode == "dev" else "accuracy"
     reported = {name: score[figure] for name, score in scores.items()}
     reported["Avg."] = float(np.mean(list(reported.values())))

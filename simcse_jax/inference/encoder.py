@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
-from tqdm import tqdm
 
 from simcse_jax.config import ENCODE_ROW, MIN_LENGTH, LongText
 from simcse_jax.data.packing import first_fit, lay
@@ -20,6 +19,7 @@ from simcse_jax.inference.shapes import _FEW_LENGTHS, _LENGTHS, padded_length, p
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.model.params import Params
 from simcse_jax.postprocess import KEY
+from simcse_jax.reports.progress import progress_bar
 from simcse_jax.runtime.mesh import put_batch, replicated
 
 _CHUNK = 8192  # sentences tokenised and packed at a time
@@ -142,16 +142,26 @@ class BatchEncoder:
             shapes |= {(self._rows(number, most), width, slots) for number in range(1, min(needed, most) + 1)}
         return shapes
 
-    def __call__(self, params: Params, sentences: list[str], progress: bool = False) -> Float[np.ndarray, "S D"]:
+    def __call__(self, params: Params, sentences: list[str], progress: bool | str = False) -> Float[np.ndarray, "S D"]:
         """Vectors of the sentences, in their order, not normalised, float32 (float64 for a float64 model).
 
         The encoder applies a post-processor that is among the parameters.
 
         Each process of a multi-host job must call this with the same sentences; each gets all vectors.
 
+        Args:
+          params: of the model, and of a post-processor, where it has one.
+          sentences: any number.
+          progress: show a progress bar, with this name for the work where it is a string.
+
         Raises:
           InputError: with `long_text` error, a sentence of more than `max_length` tokens.
         """
+        what = progress if isinstance(progress, str) else "encoding"
+        with progress_bar(len(sentences), "sentences", what, shown=bool(progress)) as bar:
+            return self._encode_texts(params, sentences, bar)
+
+    def _encode_texts(self, params: Params, sentences: list[str], bar: Any) -> Float[np.ndarray, "S D"]:
         tokens: list[np.ndarray] = []
         owners: list[int] = []
         for start in range(0, len(sentences), _CHUNK):
@@ -164,7 +174,7 @@ class BatchEncoder:
             # A Python list of ints takes eight times the memory of an array.
             tokens += [np.asarray(x, np.uint32) for x in ids]
         if len(tokens) == len(sentences):
-            return self._encode(params, tokens, progress)
+            return self._encode(params, tokens, bar)
         counts = np.bincount(owners)
         if self.long_text == "error":
             long = int(np.argmax(counts > 1))
@@ -175,23 +185,23 @@ class BatchEncoder:
             )
         specials = self.tokenizer.num_special_tokens_to_add()
         weights = np.array([max(len(ids) - specials, 1) for ids in tokens], np.float64)[:, None]
-        vectors = self._encode(params, tokens, progress)
+        bar.total = len(tokens)
+        vectors = self._encode(params, tokens, bar)
         # The windows of a sentence are neighbours.
         starts = np.cumsum(counts) - counts
         means: Float[np.ndarray, "S D"] = np.add.reduceat(vectors * weights, starts) / np.add.reduceat(weights, starts)
         return means.astype(vectors.dtype)
 
-    def _encode(self, params: Params, tokens: list[np.ndarray], progress: bool) -> Float[np.ndarray, "S D"]:
+    def _encode(self, params: Params, tokens: list[np.ndarray], bar: Any) -> Float[np.ndarray, "S D"]:
         results: list[Any] = []
         order: list[np.ndarray] = []
-        with tqdm(total=len(tokens), desc="encoding", unit=" sentences", disable=not progress) as bar:
-            for chosen, places, ids, lengths in self._batches(tokens):
-                batch = put_batch(self.mesh, len(ids), partial(_share, ids, lengths))
-                results.append((self._forward(params, batch), places))
-                order.append(chosen)
-                if len(results) > 2:  # fetched two batches late, so that the devices are never idle
-                    results[-3] = _fetched(*results[-3])
-                bar.update(len(chosen))
+        for chosen, places, ids, lengths in self._batches(tokens):
+            batch = put_batch(self.mesh, len(ids), partial(_share, ids, lengths))
+            results.append((self._forward(params, batch), places))
+            order.append(chosen)
+            if len(results) > 2:  # fetched two batches late, so that the devices are never idle
+                results[-3] = _fetched(*results[-3])
+            bar.update(len(chosen))
         results[-2:] = [_fetched(*result) for result in results[-2:]]
         vectors = np.concatenate(results)
         result = np.empty_like(vectors)

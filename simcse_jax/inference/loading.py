@@ -19,6 +19,7 @@ from simcse_jax.pretrained.folders import Checkpoint, read_checkpoint
 from simcse_jax.pretrained.pooling import Pooling
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.pretrained.weights import load_params, param_shapes
+from simcse_jax.reports.progress import note
 from simcse_jax.runs.checkpoints import open_checkpoints
 from simcse_jax.runs.folder import Run, is_run, open_run
 from simcse_jax.runtime.mesh import make_mesh, put, replicated, state_sharding, with_sharding
@@ -115,6 +116,7 @@ def load_model(
     """
     if pooler is not None:
         check_pooler(pooler)
+    note(f"loading {name_or_path}" + ("" if step is None else f", step {step:,}"))
     folder = local_path(name_or_path)
     run = open_run(folder) if is_run(folder) else None
     checkpoint = read_checkpoint(run.model_folder if run else name_or_path)

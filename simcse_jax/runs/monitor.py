@@ -1,14 +1,11 @@
 """The output of a run while it trains: the progress line, metrics.jsonl, and the trackers that the config names."""
 
-import math
-import sys
 from collections.abc import Callable
-from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from simcse_jax.config.values import to_dict
+from simcse_jax.reports.progress import progress_bar
 from simcse_jax.runs.checkpoints import Progress
 from simcse_jax.runs.folder import Run, writing_to
 from simcse_jax.runs.metrics_log import MetricsLog, read_log
@@ -16,43 +13,7 @@ from simcse_jax.runs.speed import StepClock
 from simcse_jax.runs.tracking import follow
 from simcse_jax.storage.files import finite
 
-_LINES = 200  # of progress, at most, in a file
-
-
-class _Lines:
-    """A file other than a terminal, for a progress bar: each state becomes a line of its own."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def write(self, text: str) -> None:
-        """Writes a state, which tqdm would draw over the last one, as a new line."""
-        if text := text.strip():
-            self._file.write(f"{text}\n")
-
-    def flush(self) -> None:
-        """Flushes the file."""
-        self._file.flush()
-
-
-def progress_bar(total: int, start: int, file: Any = None) -> tqdm:
-    """A progress bar of steps on `file` (stderr); in a log file, a line now and then, at most `_LINES` per run."""
-    file = file or sys.stderr
-    settings: dict[str, Any] = {"mininterval": 0.5}
-    if not file.isatty():
-        settings = {"mininterval": 10, "miniters": -(-total // _LINES), "maxinterval": math.inf}
-    return tqdm(
-        total=total,
-        initial=start,
-        unit=" steps",
-        smoothing=0.05,
-        file=file if file.isatty() else _Lines(file),
-        bar_format="step {n:,} of {total:,} {bar}{percentage:3.0f}%, {remaining} left{postfix}"
-        if file.isatty()
-        else "step {n:,} of {total:,}, {remaining} left{postfix}",
-        dynamic_ncols=file.isatty(),
-        **settings,
-    )
+_LINES = 200  # of progress, at most, where it is not drawn over one line
 
 
 class Monitor:
@@ -80,7 +41,7 @@ class Monitor:
             history = read_log(run.metrics_file)
             config = to_dict(run.config)
             self._followers = follow(run.config.tracking, run.folder, config, history, echo)
-            self._bar = progress_bar(total, start)
+            self._bar = progress_bar(total, "step", start=start, most_lines=_LINES)
         self._loss: float | None = None
         self._dev: float | None = None
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from simcse_jax.config import Config
 from simcse_jax.data.corpus import Corpus
@@ -13,6 +12,7 @@ from simcse_jax.data.tokens import is_complete
 from simcse_jax.inference.loading import load_model
 from simcse_jax.inference.vectors import unit
 from simcse_jax.pretrained.pooling import Pooling
+from simcse_jax.reports.progress import say
 
 _BLOCK = 1024  # anchors whose similarities are in memory at a time
 
@@ -62,7 +62,7 @@ def load_reference(
     if len(missing) or vectors is None:
         loaded = load_model(model, pooler)
         encoder = loaded.encoder(config.data.max_length)
-        tqdm.write(f"encoding {len(missing):,} training sentences with the frozen model {model}")
+        say(f"encoding {len(missing):,} training sentences with the frozen model {model}")
         new = encoder(loaded.params, first_sentences(corpus, missing), progress=True)
         examples = np.concatenate([examples, missing])
         order = np.argsort(examples)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from simcse_jax.config.values import field_value, from_dict, to_dict
 from simcse_jax.errors import InputError, reason
+from simcse_jax.reports.progress import say
 from simcse_jax.runtime.processes import join_processes
 from simcse_jax.storage.files import finite, write_json, writing
 from simcse_jax.study.grid import Cell, Study, changes
@@ -138,4 +138,4 @@ def _save(file: Path, value: dict[str, Any]) -> None:
 
 def _echo(text: str) -> None:
     if jax.process_index() == 0:
-        tqdm.write(text)
+        say(text)

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from simcse_jax.errors import InputError
+from simcse_jax.reports.progress import note
 from simcse_jax.training.spec import StepSpec
 from simcse_jax.training.step import make_train_step
 from simcse_jax.xla.flops import matrix_flops
@@ -149,6 +150,7 @@ def compile_step(spec: StepSpec) -> CompiledStep:
     Raises:
       InputError: the step does not fit the memory of a device.
     """
+    note("compiling the train step")
     config, step = spec.config, fit_step(spec, available_memory(spec.mesh))
     if step.fits:
         return step

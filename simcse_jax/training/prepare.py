@@ -28,6 +28,7 @@ from simcse_jax.objectives import check_objective
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.folders import Checkpoint, read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.reports.progress import note
 from simcse_jax.runs.folder import Run, check_output, check_resume, create_run, is_run, open_run
 from simcse_jax.runs.tracking import check_tracking
 from simcse_jax.runtime.mesh import check_batch_size, make_mesh
@@ -204,6 +205,7 @@ def fit(request: Request, parts: Parts, feed: Feed) -> tuple[Feed, StepSpec, Com
             return feed, spec, None, start
     else:
         # Unreadable weights and a step that does not fit are found before the folder exists.
+        note(f"loading the weights of {config.model.path}")
         loaded = initial_params(config, parts.model)
         has_head = not callable(loaded) and "mlm" in loaded
         start = Start(lambda: loaded, ("checkpoint" if has_head else "fresh") if parts.vocabulary else None)

@@ -2,19 +2,19 @@
 
 import fcntl
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from simcse_jax.config import Config
 from simcse_jax.data.batch import Batch
 from simcse_jax.errors import InputError
 from simcse_jax.model.params import Params
+from simcse_jax.reports.progress import say, telling
 from simcse_jax.runs.checkpoints import Checkpoints, Progress, open_checkpoints
 from simcse_jax.runs.folder import writing_to
 from simcse_jax.runs.monitor import Monitor
@@ -72,17 +72,21 @@ def train(config: Config) -> dict[str, Any]:
             'simcse_jax.config.load_config_file("quickstart")'
         )
     join_processes(config.multi_host)
+    with telling(quiet=jax.process_index() != 0):
+        return _train(config)
+
+
+def _train(config: Config) -> dict[str, Any]:
     prepared = prepare(config)
-    echo: Callable[[str], None] = tqdm.write if jax.process_index() == 0 else lambda text: None
-    echo(describe(prepared))
+    say(describe(prepared))
     folder = prepared.run.folder
     with (
         _only_writer(folder),
-        mirrored(folder, config.output, prepared.fetched, echo) as mirror,
+        mirrored(folder, config.output, prepared.fetched, say) as mirror,
         open_checkpoints(folder, config.checkpoint) as checkpoints,
         stop_on_signal() as stop,
     ):
-        return Trainer(prepared, checkpoints, mirror, stop, echo).run()
+        return Trainer(prepared, checkpoints, mirror, stop).run()
 
 
 class Trainer:
@@ -94,7 +98,6 @@ class Trainer:
         checkpoints: Checkpoints,
         mirror: Mirror | None,
         stop: StopRequest,
-        echo: Callable[[str], None],
     ) -> None:
         """Restores the latest checkpoint, or makes the state before the first step.
 
@@ -103,11 +106,10 @@ class Trainer:
           checkpoints: its checkpoints, open for writing.
           mirror: the copy on an object store, where there is one.
           stop: whether a signal asked the run to end.
-          echo: prints beside the progress line.
         """
         self._config, self._run, self._spec = prepared.run.config, prepared.run, prepared.spec
         self._parts, self._feed, self._step = prepared.parts, prepared.feed, prepared.step
-        self._checkpoints, self._mirror, self._stop, self._echo = checkpoints, mirror, stop, echo
+        self._checkpoints, self._mirror, self._stop = checkpoints, mirror, stop
         self._resumed = checkpoints.latest is not None  # also where the latest is that of step 0
         self.step, self.progress = 0, Progress()
         if checkpoints.latest is None:
@@ -130,7 +132,7 @@ class Trainer:
         """Trains to the end, or until a signal; see `train`."""
         total, results = self._spec.total_steps, self._run.results()
         if self._resumed:
-            self._echo(f"resumed   at step {self.step:,} of {total:,}")
+            say(f"resumed   at step {self.step:,} of {total:,}")
             if self._step is None:
                 return results | {"steps": 0, "seconds": 0.0}
         elif self._parts.test_scores:
@@ -139,7 +141,7 @@ class Trainer:
         assert self._step is not None
         # Fewer steps than ten would give a speed that jumps.
         self._clock = StepClock(work_of(self._step.flops, self._spec.mesh), max(10, self._config.log_every))
-        self._monitor = Monitor(self._run, total, self.step, self._resumed, self._clock, self._echo)
+        self._monitor = Monitor(self._run, total, self.step, self._resumed, self._clock, say)
         batches = self._feed.batches(self.step, total)
         self._clock.restart()
         try:
@@ -210,13 +212,13 @@ class Trainer:
             return None
         score = scores["dev"]
         if math.isnan(score):
-            self._echo(f"step {step:,}: the dev score is not a number (all pairs alike?) and does not count")
+            say(f"step {step:,}: the dev score is not a number (all pairs alike?) and does not count")
             return None
         self._monitor.scores(step, scores)
         improved = self.progress.best_score is None or score > self.progress.best_score
         self.progress = Progress(step, score) if improved else replace(self.progress, stale=self.progress.stale + 1)
         self._monitor.show(self.progress)
-        self._echo(f"step {step:,}: dev {score:.2f}{' (best so far)' if improved else ''}")
+        say(f"step {step:,}: dev {score:.2f}{' (best so far)' if improved else ''}")
         return score
 
     def save(self, score: float | None) -> None:
