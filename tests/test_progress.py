@@ -137,9 +137,10 @@ def test_evaluate_writes_its_files_whatever_happens_to_stdout(
     else:
         reader, writer = os.pipe()
         os.close(reader)
-        with os.fdopen(writer, "w") as gone, pytest.raises(SystemExit, match="141"):
+        with os.fdopen(writer, "w") as gone:
             monkeypatch.setattr("sys.stdout", gone)
-            main(command)
+            with pytest.raises(SystemExit, match="141"):
+                main(command)
     assert json.loads(outputs[0].read_text())["models"]
     assert all(output.is_file() for output in outputs)
 

@@ -49,13 +49,15 @@ def label_steps(axes: "Axes", paths: Sequence[Float[np.ndarray, "_ 3"]]) -> None
       axes: the axes, with all else drawn.
       paths: for each path its step, x and y, in the order of the steps.
     """
-    axes.figure.draw_without_rendering()  # settles the scale
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # settles the scale
     ends = [path[i] for path in paths for i in (0, -1)]
     taken: list[Float[np.ndarray, " 2"]] = []
     for step, x, y in [*ends, *(point for path in paths for point in path[1:-1])]:
         if not np.isfinite([x, y]).all():
             continue
-        place = axes.transData.transform((x, y)) * 72 / axes.figure.dpi
+        place = axes.transData.transform((x, y)) * 72 / figure.dpi
         if all(np.any(np.abs(place - other) > _ROOM) for other in taken):
             taken.append(place)
             axes.annotate(
