@@ -3,6 +3,7 @@
 import gzip
 import json
 import threading
+import time
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -358,6 +359,22 @@ def test_prefetch_ends_its_thread_when_closed() -> None:
     assert any(t.name.startswith("prefetch") for t in threading.enumerate())
     batches.close()
     assert not any(t.name.startswith("prefetch") for t in threading.enumerate())
+
+
+def test_batches_are_loaded_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a step runs, the next two are loaded, and no more."""
+    feed = Feed(table_of(203), EpochOrder(203, 16, seed=0), make_mesh())
+    loaded: list[int] = []
+    monkeypatch.setattr(Feed, "batch", lambda self, step: loaded.append(step))
+    batches = feed.batches(0, 9)
+    for step in range(7):
+        next(batches)
+        deadline = time.monotonic() + 5
+        while len(loaded) < step + 3 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert loaded == list(range(step + 3))
+    assert len(list(batches)) == 2
+    assert loaded == list(range(9))
 
 
 def test_a_failed_read_reaches_the_consumer() -> None:

@@ -523,3 +523,26 @@ def test_a_tokenizer_needs_no_torch(tiny_bert: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_hub_is_asked_for_files_where_it_answers(
+    tiny_bert: Path, answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it does not, the files are looked for on this machine alone."""
+    import huggingface_hub
+
+    def model_info(*given: Any, **options: Any) -> None:
+        if not answers:
+            raise ConnectionError("no network")
+
+    asked = []
+
+    def snapshot_download(name: str, local_files_only: bool, **options: Any) -> str:
+        asked.append((name, local_files_only))
+        return str(tiny_bert)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert locate("someone/tiny-bert") == tiny_bert
+    assert asked == [("someone/tiny-bert", not answers)]
