@@ -99,22 +99,30 @@ LATIN1 = b"".join(b"sentence %d\n" % i for i in range(5000)) + b"caf\xe9\n" + b"
     [
         ("empty.txt", b"", ["holds no sentence", "it is empty"]),
         ("empty.csv", b"", ["holds no sentence", "it is empty"]),
-        ("header.csv", b"sentence\n", ["holds no sentence"]),
+        ("header.csv", b"a,b\n", ["holds no sentence", "the columns are named (a, b) and no row follows"]),
         ("blank.txt", b"\n \n\t\n\r\n", ["holds no sentence", "only blank ones (4)"]),
         ("latin1.txt", LATIN1, ["not UTF-8", "line 5001", f"byte {LATIN1.index(0xE9)} ", "iconv"]),
         ("latin1.csv", b"a,b\nok,ok\nok,caf\xe9\n", ["not UTF-8", "line 3", "byte 16 "]),
-        ("utf16.txt", "text\n".encode("utf-16"), ["not UTF-8", "line 1", "byte 0 "]),
-        ("four.csv", b"a,b,c,d\n1,2,3,4\n", ["has 4 columns (a, b, c, d)", "data.columns"]),
-        ("four.jsonl", b'{"a": "1", "b": "2", "c": "3", "d": "4"}\n', ["has 4 columns (a, b, c, d)", "data.columns"]),
-        ("ragged.csv", b"a,b\n1,2\n1,2,3\n", ["line 3 has 3 columns but the header has 2 (a, b)", "quote"]),
-        ("ragged.tsv", b"a\tb\n1\n", ["line 2 has 1 columns but the header has 2"]),
-        ("quote.csv", b'a\n"never closed\n', ["line 2"]),
-        ("broken.jsonl", b'{"a": "1"}\n{"a"\n', ["line 2 is not JSON"]),
+        ("utf16.txt", "text\n".encode("utf-16"), ["not UTF-8", "zero bytes", "iconv", "utf-16"]),
+        ("workbook.csv", b"PK\x03\x04\x14\0\0\0", ["not UTF-8", "binary"]),
+        (
+            "four.csv",
+            b"a,b,c,d\nw,x,y,z\n",
+            ["has 4 columns", "a ('w'), b ('x'), c ('y'), d ('z')", "--data.columns a b"],
+        ),
+        ("four.jsonl", b'{"a": "w", "b": "x", "c": "y", "d": "z"}\n', ["has 4 columns", "--data.columns a b"]),
+        ("ragged.csv", b"a,b\nw,x\nw,x,y\n", ["line 3 has 3 columns but the header has 2 (a, b)", "quote"]),
+        ("ragged.tsv", b"a\tb\nw\n", ["line 2 has 1 columns but the header has 2"]),
+        ("quote.csv", b'a\none\n"never closed\ntwo\n\nthree\n', ["line 3", "unexpected end of data", "close"]),
+        ("broken.jsonl", b'{"a": "x"}\n{"a"\n', ["line 2 is not JSON"]),
         ("list.jsonl", b'["a"]\n', ["line 1 is a JSON list; expected an object"]),
-        ("null.jsonl", b'{"a": "1"}\n{"a": null}\n', ["line 2 has no text in column a"]),
-        ("other.jsonl", b'{"a": "1"}\n{"b": "1"}\n', ["line 2 has no text in column a; its columns are b"]),
+        ("null.jsonl", b'{"a": null}\n{"a": null}\n', ["only blank ones (2)"]),
+        ("number.jsonl", b'{"a": "x"}\n{"a": 5}\n', ["line 2 has no text in column a, but 5"]),
+        ("other.jsonl", b'{"a": "x"}\n{"b": "x"}\n', ["line 2 has no text in column a; its columns are b"]),
         ("fake.parquet", b"text\n", ["not a readable parquet file"]),
         ("fake.txt.gz", b"text\n", ["not a complete gzip file"]),
+        ("fake.csv.gz", b"text\n", ["not a complete gzip file"]),
+        ("fake.parquet.gz", b"text\n", ["not a readable parquet file"]),
         ("text.docx", b"text\n", ["ends in '.docx'", ".txt, .csv, .tsv, .jsonl, .parquet"]),
     ],
 )
@@ -128,11 +136,13 @@ def test_training_text(name: str, content: bytes, expected: list[str], train_fai
     assert not list(tmp_path.glob("cache/*"))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "stored"])
 def test_damaged_gzip(damage: str, text_file: Path, train_fails: Fails, tmp_path: Path) -> None:
+    """Also where the damage is first seen as text that is not UTF-8."""
     import gzip
 
-    packed = bytearray(gzip.compress(text_file.read_bytes(), mtime=0))
+    level = 0 if damage == "stored" else 9
+    packed = bytearray(gzip.compress(text_file.read_bytes(), level, mtime=0))
     if damage == "cut":
         del packed[-100:]
     else:
@@ -143,7 +153,7 @@ def test_damaged_gzip(damage: str, text_file: Path, train_fails: Fails, tmp_path
 
 
 def test_text_that_is_not_there(train_fails: Fails, tmp_path: Path) -> None:
-    assert f"no file {tmp_path / 'none.txt'} (data.train)" in train_fails("--data.train", tmp_path / "none.txt")
+    assert f"no file {tmp_path / 'none.txt'}: check the path" in train_fails("--data.train", tmp_path / "none.txt")
     assert "no file none.csv.gz" in train_fails("--data.train", "none.csv.gz")
     (tmp_path / "empty").mkdir()
     assert f"the folder {tmp_path / 'empty'} holds no file" in train_fails("--data.train", tmp_path / "empty")
@@ -154,7 +164,12 @@ def test_columns_that_are_not_there(text_file: Path, train_fails: Fails, tmp_pat
     path = tmp_path / "pairs.csv"
     path.write_text("first,second\na,b\n")
     message = train_fails("--data.train", path, "--data.columns", "anchor")
-    assert message == f"{path} has no column anchor; it has first, second"
+    assert message == (
+        f"{path} has no column anchor; its columns are first ('a'), second ('b'); name those of sentence, positive and "
+        "hard negative in this order: --data.columns first second"
+    )
+    message = train_fails("--data.train", path, "--data.columns", "a", "b", "c", "d")
+    assert "data.columns names 4 columns (a, b, c, d) but an example has three at most" in message
     assert "do not apply" in train_fails("--data.columns", "first")
 
 

@@ -89,7 +89,9 @@ def test_columns_are_chosen_by_name_and_in_order(ending: str, tmp_path: Path) ->
     rows = [("a", "b", "c"), ("d", "e", "f")]
     path = write(tmp_path / f"text.{ending}", WRITERS[ending](rows))
     assert read(path, "negative", "sentence") == [("c", "a"), ("f", "d")]
-    with pytest.raises(InputError, match=r"anchor.*sentence, positive, negative"):
+    with pytest.raises(
+        InputError, match=r"no column anchor; its columns are sentence \('a'\), positive \('b'\), negative"
+    ):
         read(path, "anchor")
 
 

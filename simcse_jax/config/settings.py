@@ -60,7 +60,14 @@ class DataConfig:
     """A .txt, .csv, .tsv, .jsonl or .parquet file (each also .gz), a folder of such files, a pattern (`wiki/*.txt.gz`),
     the name of a data set on the hub, the folder of a copy of one, or tfds:NAME/CONFIG (docs/data.md)."""
     columns: tuple[str, ...] = ()
-    """Columns that hold the sentence, its positive and its hard negative (1 to 3); all columns if not given."""
+    """Columns that hold the sentence, its positive and its hard negative (1 to 3), in this order. If not given, all
+    columns, which must then look like text: numbers, ids, labels and scores are refused."""
+    delimiter: str = ""
+    """Character between the columns of a .csv or .tsv file, such as ; or \\t (a tab); if empty, a comma in .csv and
+    a tab in .tsv files. With it, .txt files are tables, too."""
+    header: bool = True
+    """The first row of a .csv or .tsv file names its columns. If false, it is an example like the others, and the
+    columns are called 1, 2 and 3."""
     where: dict[str, str] = field(default_factory=dict)
     """Use only the rows whose columns have these values, e.g. {"label": "entailment"} (`--data.where label
     entailment`). Write numbers and truth values as JSON does, classes by name or number."""
@@ -258,6 +265,11 @@ class Config:
             raise InputError(
                 f"data.max_length is {self.data.max_length}; it must be at least {MIN_LENGTH}: "
                 "two special tokens and one of the sentence"
+            )
+        delimiter = self.data.delimiter.replace(r"\t", "\t")
+        if len(delimiter) > 1 or delimiter in ('"', "\n", "\r"):
+            raise InputError(
+                f"data.delimiter is {self.data.delimiter!r}; it must be one character, such as ; or \\t for a tab"
             )
         if 0 < self.data.packed_length < self.data.max_length:
             raise InputError(

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from simcse_jax.config import DataConfig
+from simcse_jax.data.reading import read_lines
 from simcse_jax.data.tokens import encode_batch
-from simcse_jax.errors import InputError, reason
+from simcse_jax.errors import InputError
 from simcse_jax.storage.objects import local_path
 
 Tokens = tuple[int, ...]
@@ -138,11 +139,10 @@ def make_augmenter(config: DataConfig, tokenizer: Any, seed: int) -> Augmenter |
 
 def _read_synonyms(path: Path, tokenizer: Any) -> dict[Tokens, list[Tokens]]:
     """A table of lines `word<tab>synonym<tab>synonym...`, as tokens of words in the middle of a sentence."""
-    try:
-        lines = [line.split("\t") for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"data.synonyms {path} cannot be read ({reason(error)}): give a UTF-8 file") from error
-    short = [n for n, fields in enumerate(lines, 1) if len(fields) < 2 or not all(f.strip() for f in fields)]
+    if not path.is_file():
+        raise InputError(f"data.synonyms names {path}, where no file is: check the path")
+    lines = [(number, line.split("\t")) for number, line in read_lines(path) if line.strip()]
+    short = [number for number, cells in lines if len(cells) < 2 or not all(cell.strip() for cell in cells)]
     if short or not lines:
         where = f"line {short[0]}" if short else "it"
         raise InputError(f"{path}: {where} has no synonym or an empty one; expected word<tab>synonym<tab>synonym...")
@@ -151,4 +151,4 @@ def _read_synonyms(path: Path, tokenizer: Any) -> dict[Tokens, list[Tokens]]:
         # With a blank before, for tokenizers to which it belongs to the word.
         return tuple(encode_batch(tokenizer, [f" {word.strip()}"], 512)[0][1:-1])
 
-    return {tokens(word): [tokens(s) for s in others] for word, *others in lines}
+    return {tokens(word): [tokens(s) for s in others] for _, (word, *others) in lines}

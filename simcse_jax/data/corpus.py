@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 
@@ -12,8 +13,11 @@ import numpy as np
 
 from simcse_jax.config import DataConfig
 from simcse_jax.data import tfds
-from simcse_jax.data.files import FORMATS, find_files, format_of, is_shard
+from simcse_jax.data.columns import describe_columns, pick_columns
+from simcse_jax.data.delimited import Layout
+from simcse_jax.data.files import FORMATS, Files, find_files, is_shard
 from simcse_jax.data.hub import is_hub_folder, open_hub, open_hub_folder
+from simcse_jax.data.reading import format_of
 from simcse_jax.data.rows import Example, Source, read_examples
 from simcse_jax.errors import InputError
 from simcse_jax.storage.objects import local_path
@@ -35,9 +39,18 @@ class Corpus:
     config: DataConfig
     source: Source
 
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """See `pick_columns`; found when the text is first read."""
+        return pick_columns(self.source, self.config)
+
+    def describe(self, example: Example) -> tuple[str, ...]:
+        """Lines that say which column each sentence is from, with the first example."""
+        return describe_columns(self.source, self.config, self.columns, example)
+
     def __iter__(self) -> Iterator[Example]:
         """Examples in order, with the same number of sentences each; blank sentences are kept."""
-        rows = read_examples(self.source, self.config)
+        rows = read_examples(self.source, self.columns, self.config.where)
         if self.config.neighbours:
             yield from _with_neighbours(rows, self.config.neighbours)
         else:
@@ -63,24 +76,32 @@ def open_source(config: DataConfig) -> Source:
     """Finds the source that `data.train` names: a file, a folder, a pattern, `tfds:NAME`, or a name on the hub.
 
     Raises:
-      InputError: see `open_corpus`; also a folder of shards with subfolders.
+      InputError: see `open_corpus`; also a folder of shards with subfolders, or a delimiter for what is no table.
     """
+    layout = Layout(config.delimiter.replace(r"\t", "\t"), config.header)
+    source = _find_source(config, layout)
+    if layout != Layout() and not (isinstance(source, Files) and source.layout):
+        raise InputError(f"data.delimiter and data.header are for .csv and .tsv files; {source.name} is none")
+    return source
+
+
+def _find_source(config: DataConfig, layout: Layout) -> Source:
     name = config.train
     if name.startswith(tfds.PREFIX):
         return tfds.open_tfds(name, config.split)
     path = local_path(name, config.cache)
     if path.is_file():
-        return find_files(name, [path])
+        return find_files(name, [path], layout)
     if path.is_dir():
         if is_hub_folder(path):
             return open_hub_folder(path, config.subset, config.split)
         _check_flat(name, path)
-        return find_files(f"the folder {name}", list(filter(is_shard, path.iterdir())))
+        return find_files(f"the folder {name}", list(filter(is_shard, path.iterdir())), layout)
     if glob.has_magic(name):
         found = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 (also takes patterns that begin at the root)
-        return find_files(f"the pattern {name}", list(filter(is_shard, found)))
-    if any(s in FORMATS for s in path.suffixes) or name.startswith((".", "/", "~")):
-        raise InputError(f"no file {path} (data.train): check the path")
+        return find_files(f"the pattern {name}", list(filter(is_shard, found)), layout)
+    if any(s.lower() in FORMATS for s in path.suffixes) or name.startswith((".", "/", "~")):
+        raise InputError(f"no file {path}: check the path")
     return open_hub(name, config.subset, config.split, config.revision)
 
 
@@ -103,7 +124,8 @@ def read_sentences(path: Path, limit: int | None = None) -> list[str]:
     """
     path = local_path(path)
     if not path.is_file():
-        raise InputError(f"no file {path}: check the path")
+        what = "it is a folder, and one text file is expected" if path.is_dir() else "check the path"
+        raise InputError(f"no file {path}: {what}")
     if format_of(path) != ".txt":
         raise InputError(f"{path} ends in '{path.suffix}'; expected .txt, one sentence per line, or .txt.gz")
     rows = find_files(str(path), [path]).rows(())

@@ -1,26 +1,20 @@
 """Text in local files: one file, a folder of shards, or all files that a pattern names."""
 
-import csv
 import gzip
-import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from io import TextIOWrapper
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from simcse_jax.data.delimited import Layout
+from simcse_jax.data.reading import digest, format_of, is_packed, read_lines
 from simcse_jax.data.rows import Row, check_columns
 from simcse_jax.errors import InputError, reason
 
 FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
-
-
-def format_of(path: Path) -> str:
-    """The ending that names the format of a file, without .gz."""
-    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
 def is_shard(path: Path) -> bool:
@@ -35,21 +29,24 @@ class Files:
     Attributes:
       name: the name that the user gave.
       paths: the files, sorted.
+      layout: the form of tables of delimited cells; None for other formats.
     """
 
     name: str
     paths: tuple[Path, ...]
+    layout: Layout | None = None
 
     def identity(self) -> list[Any]:
-        """Format and content of the files, without their names and folders."""
+        """Format and content of the files, without their names and folders, and a layout that is not the usual one."""
         digests = [digest(path) for path in self.paths]
-        return [format_of(self.paths[0]), digests[0] if len(digests) == 1 else digests]
+        unusual = self.layout if self.layout != Layout() else None
+        layout = [[unusual.delimiter, unusual.has_header]] if unusual else []
+        return [format_of(self.paths[0]), digests[0] if len(digests) == 1 else digests, *layout]
 
     def header(self) -> tuple[str, ...] | None:
         """The columns of the first file that holds any."""
-        if format_of(self.paths[0]) == ".txt":
-            return None
-        return next((names for path in self.paths if (names := _header(path))), ())
+        read = self._readers[0]
+        return read and next((names for path in self.paths if (names := read(path))), ())
 
     def labels(self, column: str) -> tuple[str, ...]:
         """An empty tuple: files hold the labels themselves."""
@@ -57,24 +54,46 @@ class Files:
 
     def rows(self, columns: tuple[str, ...]) -> Iterator[Row]:
         """The rows of all files; the number is the line's where the format has lines."""
-        readers = {".txt": _read_lines, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
         for path in self.paths:
-            yield from readers.get(format_of(path), _read_delimited)(path, columns)
+            yield from self._readers[1](path, columns)
+
+    def joined_by(self) -> str | None:
+        """The delimiter of a table that is read as one column, as .csv files with semicolons are; None for others."""
+        return self.layout.joined_by(self.paths[0]) if self.layout else None
+
+    def divided_for(self, accepts: Callable[[tuple[str, ...]], Any]) -> "Files":
+        """The files with whichever delimiter gives a header that is accepted; as they are where none does."""
+        for layout, rows in self.layout.candidates(self.paths[0]) if self.layout else ():
+            if rows and accepts(layout.names(rows[0])):
+                return replace(self, layout=layout)
+        return self
+
+    @property
+    def _readers(self) -> tuple[Callable[[Path], tuple[str, ...]] | None, Callable[..., Iterator[Row]]]:
+        """What reads the header of a file, None for plain text, and what reads its rows."""
+        if self.layout:
+            return self.layout.header, self.layout.rows
+        return {
+            ".txt": (None, _read_text),
+            ".jsonl": (_jsonl_header, _read_jsonl),
+            ".parquet": (_parquet_header, _read_parquet),
+        }[format_of(self.paths[0])]
 
 
-def find_files(name: str, paths: list[Path]) -> Files:
+def find_files(name: str, paths: list[Path], layout: Layout = Layout()) -> Files:  # noqa: B008 (frozen)
     """Files of one format.
 
     Args:
       name: the name that the user gave, for messages.
       paths: the files found.
+      layout: the form of tables, for other formats of no effect; a delimiter makes tables of .txt files, too.
 
     Raises:
       InputError: no file, an unknown ending, or several formats.
     """
     files = tuple(sorted(paths))
     if not files:
-        raise InputError(f"{name} holds no file (data.train); expected files that end in {', '.join(FORMATS)}")
+        raise InputError(f"{name} holds no file; expected files that end in {', '.join(FORMATS)}")
     if strange := next((p for p in files if format_of(p) not in FORMATS), None):
         hint = "" if len(files) == 1 else "; to take some files of a folder, give a pattern such as folder/*.jsonl"
         known = ", ".join(FORMATS)
@@ -84,118 +103,37 @@ def find_files(name: str, paths: list[Path]) -> Files:
             f"{name} holds files of several formats ({', '.join(formats)}); give a pattern that names one, such as "
             f"folder/*{formats[0]}"
         )
+    if formats[0] in (".csv", ".tsv") or (formats[0] == ".txt" and layout.delimiter):
+        return Files(name, files, layout)
     return Files(name, files)
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file's content; raises `InputError` where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({reason(error)})") from error
-
-
-@contextmanager
-def _open_text(path: Path) -> Iterator[TextIOWrapper]:
-    """The text of a file; errors while it is read become an `InputError`."""
-    try:
-        # utf-8-sig drops the byte-order mark that Windows editors write.
-        if path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
-                yield file
-        else:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                yield file
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({_undecodable(path)}): convert it with iconv -t utf-8") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is not a complete gzip file ({error}): copy or compress it again") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({reason(error)})") from error
-
-
-def _undecodable(path: Path) -> str:
-    """The place of the first bytes that are not UTF-8; the decoder itself only knows their place in its buffer."""
-    start = 0
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return f"line {number}, byte {start + error.start} of the text: {error.reason}"
-            start += len(line)
-    return "the file has changed in the meantime"
-
-
-def _header(path: Path) -> tuple[str, ...]:
-    """The columns of a file; for .jsonl the keys of its first object that has any."""
-    if format_of(path) == ".parquet":
-        with _open_parquet(path) as table:
-            return tuple(table.schema_arrow.names)
-    if format_of(path) == ".jsonl":
-        return next((tuple(row) for _, row in _objects(path) if row), ())
-    with _open_text(path) as file, _csv_errors(path, reader := _reader(path, file)):
-        return tuple(next(reader, ()))
-
-
-def _read_lines(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
+def _read_text(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     where = f"{path}, line"
-    with _open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            yield Row(where, number, (line.rstrip("\r\n"),))
+    for number, line in read_lines(path):
+        yield Row(where, number, (line,))
 
 
-def _reader(path: Path, file: TextIOWrapper) -> Any:
-    """A reader of CSV with standard quoting, or of TSV without quoting, which sentence files do not use."""
-    tabs = format_of(path) == ".tsv"
-    return csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file, strict=True)
-
-
-@contextmanager
-def _csv_errors(path: Path, reader: Any) -> Iterator[None]:
-    try:
-        yield
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _read_delimited(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
-    """The rows of a CSV or TSV file, whose first row names the columns."""
-    where = f"{path}, line"
-    with _open_text(path) as file, _csv_errors(path, reader := _reader(path, file)):
-        header = tuple(next(reader, ()))
-        if not header:
-            return
-        check_columns(str(path), header, columns)
-        places = [header.index(name) for name in columns]
-        for row in reader:
-            if row and len(row) != len(header):
-                raise InputError(
-                    f"{where} {reader.line_num} has {len(row)} columns but the header has {len(header)} "
-                    f"({', '.join(header)}): quote sentences that hold the delimiter"
-                )
-            yield Row(where, reader.line_num, tuple(row[i] for i in places) if row else ("",) * len(places))
+def _jsonl_header(path: Path) -> tuple[str, ...]:
+    """The keys of the first object that has any."""
+    return next((tuple(row) for _, row in _objects(path) if row), ())
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The JSON objects of a file, one per line, with the line's number."""
-    with _open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}, line {number} is not JSON ({error})") from error
-            except RecursionError as error:
-                raise InputError(
-                    f"{path}, line {number} is nested too deeply; expected an object of sentences"
-                ) from error
-            if not isinstance(row, dict):
-                kind = type(row).__name__
-                raise InputError(f"{path}, line {number} is a JSON {kind}; expected an object of sentences")
-            yield number, row
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number} is not JSON ({error})") from error
+        except RecursionError as error:
+            raise InputError(f"{path}, line {number} is nested too deeply; expected an object of sentences") from error
+        if not isinstance(row, dict):
+            kind = type(row).__name__
+            raise InputError(f"{path}, line {number} is a JSON {kind}; expected an object of sentences")
+        yield number, row
 
 
 def _read_jsonl(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
@@ -215,10 +153,15 @@ def _open_parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        source = pyarrow.BufferReader(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
+        source = pyarrow.BufferReader(gzip.decompress(path.read_bytes())) if is_packed(path) else path
         yield pyarrow.parquet.ParquetFile(source)
-    except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
+    except (pyarrow.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{path} is not a readable parquet file ({reason(error)}): write it again") from error
+
+
+def _parquet_header(path: Path) -> tuple[str, ...]:
+    with _open_parquet(path) as table:
+        return tuple(table.schema_arrow.names)
 
 
 def _read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:

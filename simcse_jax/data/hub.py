@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from simcse_jax.data.files import digest
+from simcse_jax.data.reading import digest
 from simcse_jax.data.rows import Row, check_columns
 from simcse_jax.errors import InputError, reason
 from simcse_jax.pretrained.folders import HUB_TIMEOUT
@@ -148,7 +148,7 @@ def open_hub(name: str, subset: str | None, split: str, revision: str | None) ->
     if missing:
         unreachable = FileNotFoundError(
             f"{reason(unreachable)}; the download {folder} lacks {missing[0]}, one of {len(missing)} missing files: "
-            "to use it as it is, give that folder as data.train"
+            "to use it as it is, name that folder in its place"
         )
         return HubData(name, commit, subset, split, (prepared,), unreachable)
     version = commit if missing is not None else f"{commit}-{_digest(folder)}"
@@ -196,5 +196,5 @@ def _offline(wanted: bool) -> Iterator[None]:
 def _unavailable(name: str, error: Exception) -> InputError:
     return InputError(
         f"'{name}' is not a local file, nor a data set that the hub gives ({reason(error)}): check the path or "
-        "name, data.subset, data.split and the network"
+        "name, its subset and split, and the network"
     )

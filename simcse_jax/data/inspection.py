@@ -14,6 +14,7 @@ from jaxtyping import Int, UInt64
 
 from simcse_jax.config import Config
 from simcse_jax.data.augment import Augmenter, make_augmenter
+from simcse_jax.data.columns import ROLES
 from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.feed import fit_packing
 from simcse_jax.data.order import EpochOrder
@@ -21,7 +22,6 @@ from simcse_jax.data.rows import Example
 from simcse_jax.data.tokens import TokenTable, chunked, encode_batch, is_complete, nothing_found, pad
 from simcse_jax.reports.progress import progress_bar
 
-ROLES = ("sentence", "positive", "hard negative")
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _SHOWN = 3  # examples
 _PACKED = 128  # tokens per row, where the config does not pack
@@ -117,9 +117,10 @@ def inspect_corpus(corpus: Corpus, config: Config, tokenizer: Any, progress: boo
       progress: show a progress bar.
 
     Returns:
-      JSON values. `columns`: for each of sentence, positive and hard negative, the lengths in tokens, specials included
-      (mean, percentiles, longest, a histogram as [first, last, sentences]), and the shares of truncated sentences, of
-      cut tokens, of padding in rows of `max_length`, and of sentences that, once cut, have occurred before.
+      JSON values. `origin`: lines that say which column each sentence is from. `columns`: for each of sentence,
+      positive and hard negative, the lengths in tokens, specials included (mean, percentiles, longest, a histogram as
+      [first, last, sentences]), and the shares of truncated sentences, of cut tokens, of padding in rows of
+      `max_length`, and of sentences that, once cut, have occurred before.
       `repeated_in_batch`: expected examples of a global batch whose first sentence occurs there again. `packing`: rows
       of `packed_length` that sentences of these lengths take, and the share of their tokens that is text.
 
@@ -147,6 +148,7 @@ def inspect_corpus(corpus: Corpus, config: Config, tokenizer: Any, progress: boo
     return {
         "source": corpus.name,
         "fingerprint": corpus.fingerprint,
+        "origin": list(corpus.describe(shown[0])),
         "examples": examples,
         "blank": skipped,
         "batch_size": config.batch_size,
@@ -244,7 +246,7 @@ def format_report(report: dict[str, Any]) -> str:
     """Formats a report of `inspect_corpus` for the terminal."""
     kinds = {1: "sentences", 2: "pairs", 3: "triplets"}
     blank = f", and {report['blank']:,} with a blank sentence, which are left out" if report["blank"] else ""
-    lines = [f"{report['source']}: {report['examples']:,} {kinds[len(report['columns'])]}{blank}"]
+    lines = [f"{report['source']}: {report['examples']:,} {kinds[len(report['columns'])]}{blank}", *report["origin"]]
     for role, column in report["columns"].items():
         spread = ", ".join(f"{p} % {n}" for p, n in column["percentiles"].items())
         about = "" if column["repetitions_exact"] else "about "

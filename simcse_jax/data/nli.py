@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from simcse_jax.data.rows import Source, text_of
+from simcse_jax.data.files import Files
+from simcse_jax.data.rows import Source, is_null, text_of
 from simcse_jax.errors import InputError
 
 CLASSES = ("entailment", "neutral", "contradiction")
@@ -51,8 +52,10 @@ def read_pairs(source: Source) -> Iterator[Pair]:
     Raises:
       InputError: other columns, or a row without text or with another label.
     """
+    if isinstance(source, Files):
+        source = source.divided_for(_find)
     header = source.header()
-    columns = next((found for wanted in _COLUMNS if (found := _match(header or (), wanted))), None)
+    columns = _find(header or ())
     if columns is None:
         there = "plain text" if header is None else f"the columns {', '.join(header)}"
         raise InputError(
@@ -62,15 +65,21 @@ def read_pairs(source: Source) -> Iterator[Pair]:
     known = {str(number): name for number, name in enumerate(names)} | {name: name for name in CLASSES}
     known |= dict.fromkeys(("-", "-1", ""), "")
     for where, number, (premise, hypothesis, label) in source.rows(columns):
+        premise, hypothesis = ("" if is_null(text) else text for text in (premise, hypothesis))
         if not isinstance(premise, str) or not isinstance(hypothesis, str):
             raise InputError(f"{where} {number} has no text in column {' or '.join(columns[:2])}")
-        name = known.get(text_of(label) or "")
+        name = known.get("" if is_null(label) else text_of(label) or "")
         if name is None or name not in (*CLASSES, ""):
             raise InputError(
                 f"{where} {number} has the label {label!r} in column {columns[2]}; expected {', '.join(CLASSES)}, "
                 "their numbers 0, 1, 2, or - or -1 for no agreement of the annotators"
             )
         yield Pair(premise.strip(), hypothesis.strip(), name)
+
+
+def _find(header: tuple[str, ...]) -> tuple[str, str, str] | None:
+    """The columns of premise, hypothesis and label; None where the header has none."""
+    return next((found for wanted in _COLUMNS if (found := _match(header, wanted))), None)
 
 
 def _match(header: tuple[str, ...], wanted: tuple[str, str, str]) -> tuple[str, str, str] | None:

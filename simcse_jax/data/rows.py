@@ -1,10 +1,10 @@
 """Rows of named columns, the form of all text, and the examples that a config takes from them."""
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from simcse_jax.config import DataConfig
 from simcse_jax.errors import InputError
 
 Example = tuple[str, ...]
@@ -49,47 +49,30 @@ class Source(Protocol):
         ...
 
 
-def read_examples(source: Source, config: DataConfig) -> Iterator[tuple[str, int, Example]]:
-    """The rows that `data.where` selects, as (where, number, sentences of `data.columns`); blank rows are kept.
+def read_examples(
+    source: Source, columns: tuple[str, ...], where: dict[str, str]
+) -> Iterator[tuple[str, int, Example]]:
+    """The rows that `data.where` selects, as (where, number, sentences of the columns); null cells are blank.
 
     Raises:
-      InputError: columns that are absent or hold no text, or a row that cannot be read.
+      InputError: columns that hold no text, or a row that cannot be read.
     """
-    header = source.header()
-    if header is None and (config.columns or config.where):
-        raise InputError(
-            f"{source.name} is plain text, one sentence per line: data.columns and data.where do not apply"
-        )
-    picked = _pick(source.name, header, config) if header else ()
-    wanted = [_value(source, name, value) for name, value in config.where.items()]
-    size = len(picked)
-    for where, number, values in source.rows((*picked, *config.where)):
+    wanted = [_value(source, name, value) for name, value in where.items()]
+    size = len(columns)
+    for place, number, values in source.rows((*columns, *where)):
         if wanted:
             if any(values) and [text_of(value) for value in values[size:]] != wanted:
                 continue
             values = values[:size]
-        for place, value in enumerate(values):
+        texts = tuple("" if is_null(value) else value for value in values)
+        for at, value in enumerate(texts):
             if not isinstance(value, str):
-                raise InputError(f"{where} {number} has no text in column {picked[place]}")
+                raise InputError(f"{place} {number} has no text in column {columns[at]}, but {text_of(value)}")
             if not value.isascii() and value.encode(errors="ignore").decode() != value:
                 raise InputError(
-                    f"{where} {number} has half of a surrogate pair in column {picked[place]}: it is not Unicode text"
+                    f"{place} {number} has half of a surrogate pair in column {columns[at]}: it is not Unicode text"
                 )
-        yield where, number, values
-
-
-def _pick(name: str, header: tuple[str, ...], config: DataConfig) -> tuple[str, ...]:
-    """The columns that hold sentences."""
-    check_columns(name, header, (*config.columns, *config.where))
-    picked = config.columns or tuple(column for column in header if column not in config.where)
-    if twice := next((column for column in (*picked, *config.where) if header.count(column) > 1), None):
-        raise InputError(f"{name} has two columns {twice!r}: give each a name of its own")
-    if not 1 <= len(picked) <= 3:
-        raise InputError(
-            f"{name} has {len(picked)} columns ({', '.join(picked)}); expected 1 (sentence), 2 (sentence, positive) or "
-            "3 (sentence, positive, hard negative): name the ones to use with data.columns"
-        )
-    return picked
+        yield place, number, texts
 
 
 def check_columns(name: str, header: tuple[str, ...], wanted: tuple[str, ...]) -> None:
@@ -102,6 +85,11 @@ def _value(source: Source, column: str, wanted: str) -> str:
     """A value of `data.where` in the form that rows have: the number, for the name of a class."""
     names = source.labels(column)
     return str(names.index(wanted)) if wanted in names else wanted
+
+
+def is_null(value: Any) -> bool:
+    """Whether a cell is empty: null in JSON and Parquet, or the NaN that pandas puts in its place."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def text_of(value: Any) -> str | None:

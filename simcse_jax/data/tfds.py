@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from simcse_jax.data.files import digest
+from simcse_jax.data.reading import digest
 from simcse_jax.data.rows import Row, check_columns
 from simcse_jax.errors import InputError, reason
 from simcse_jax.pretrained.folders import HUB_TIMEOUT
@@ -111,7 +111,7 @@ def open_tfds(name: str, split: str) -> TfdsData:
         builder.info.splits[split]
     except Exception as error:  # of several types, for a wrong name and a wrong slice
         known = ", ".join(builder.info.splits)
-        raise InputError(f"{name} has no split '{split}'; it has {known}, set data.split") from error
+        raise InputError(f"{name} has no split '{split}'; it has {known}: take one of them") from error
     return TfdsData(name, split, builder)
 
 

@@ -19,7 +19,7 @@ from simcse_jax.errors import InputError, is_full, reason
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.reports.progress import progress_bar
 
-_FORMAT = 1  # part of the cache key: raise it when the files below change
+_FORMAT = 2  # part of the cache key: raise it when the files below change
 _CHUNK = 8192
 
 
@@ -35,6 +35,7 @@ class TokenTable:
       max_length: longest sentence.
       skipped: number of examples left out because a sentence was blank.
       fingerprint: a digest of the text, the tokenizer and the length.
+      origin: lines that say which column each sentence is from, with the first example.
     """
 
     ids: Integer[np.ndarray, " T"]
@@ -44,6 +45,7 @@ class TokenTable:
     max_length: int
     skipped: int
     fingerprint: str
+    origin: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -196,12 +198,13 @@ def _open(folder: Path, fingerprint: str) -> TokenTable:
     except (OSError, ValueError) as error:
         raise InputError(f"the token cache {folder} is damaged ({reason(error)}): delete that folder") from error
     rest = {name: about[name] for name in ("columns", "pad_id", "max_length", "skipped")}
-    return TokenTable(ids, offsets, **rest, fingerprint=fingerprint)
+    return TokenTable(ids, offsets, **rest, fingerprint=fingerprint, origin=tuple(about["origin"]))
 
 
 def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progress: bool) -> None:
     dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
     columns, skipped, total = 0, 0, 0
+    origin: tuple[str, ...] = ()
     with (
         (folder / "ids.bin").open("wb") as ids_file,
         (folder / "offsets.bin").open("wb") as offsets_file,
@@ -214,6 +217,7 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
             if not kept:
                 continue
             columns = columns or len(kept[0])
+            origin = origin or corpus.describe(kept[0])
             tokens = encode_batch(tokenizer, [s for example in kept for s in example], max_length)
             ends = total + np.cumsum([len(t) for t in tokens], dtype=np.int64)
             ids_file.write(np.concatenate([np.asarray(t, dtype) for t in tokens]).tobytes())
@@ -229,6 +233,7 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
         "max_length": max_length,
         "skipped": skipped,
         "source": corpus.name,
+        "origin": origin,
     }
     (folder / "about.json").write_text(json.dumps(about))
 
@@ -236,8 +241,14 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
 def nothing_found(corpus: Corpus, skipped: int) -> InputError:
     """The error for a corpus whose examples, `skipped` in number, are all blank."""
     wanted = ", ".join(f"{name} {value}" for name, value in corpus.config.where.items())
-    blank = f"only blank ones ({skipped})" if skipped else "none: it is empty"
-    what = f"none: no row has {wanted} (data.where)" if wanted else blank
+    if skipped:
+        what = f"only blank ones ({skipped:,})"
+    elif wanted:
+        what = f"none: no row has {wanted} (data.where)"
+    elif header := corpus.source.header():
+        what = f"none: the columns are named ({', '.join(header)}) and no row follows"
+    else:
+        what = "none: it is empty"
     return InputError(f"{corpus.name} holds no sentence to train on; found {what}")
 
 

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from simcse_jax.config import MIN_LENGTH, DataConfig
-from simcse_jax.data.corpus import open_corpus
+from simcse_jax.data.columns import text_columns
+from simcse_jax.data.corpus import open_source
+from simcse_jax.data.rows import read_examples
 from simcse_jax.errors import InputError
 from simcse_jax.model import read_encoder_config
 from simcse_jax.storage.files import check_new_folder, new_folder, write_json
@@ -16,7 +18,7 @@ def learn_words(text: str, size: int, lowercase: bool = True) -> list[str]:
     """The tokens of a WordPiece vocabulary (Wu et al., arXiv 1609.08144) in the order of their ids.
 
     Args:
-      text: training text, anything that `data.train` can name.
+      text: training text, anything that `data.train` can name; of a table, all columns that look like text.
       size: most tokens; there are fewer if the text does not yield that many.
       lowercase: lower-case the text and strip its accents, as for bert-base-uncased.
 
@@ -28,10 +30,11 @@ def learn_words(text: str, size: int, lowercase: bool = True) -> list[str]:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    corpus = open_corpus(DataConfig(train=text))
+    source = open_source(DataConfig(train=text))
+    columns = text_columns(source)
 
     def sentences() -> Iterator[str]:
-        for example in corpus:
+        for _, _, example in read_examples(source, columns, {}):
             yield from example
 
     trainer = trainers.WordPieceTrainer(

@@ -32,6 +32,7 @@ def describe(prepared: Prepared) -> str:
             f"devices   {mesh.size} × {mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "
             f"data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']}",
             f"data      {len(tokens):,} {kind}{skipped} from {config.data.train}",
+            *(f"          {line}" for line in tokens.origin),
             f"batch     {config.batch_size:,} over all devices: {batch}",
             *_describe_mlm(prepared),
             *_describe_packing(prepared),

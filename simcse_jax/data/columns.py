@@ -1,0 +1,190 @@
+"""The columns that hold the sentences: those that a config names, or all of a table where each of them is text."""
+
+import shlex
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+from simcse_jax.config import DataConfig
+from simcse_jax.data.files import Files
+from simcse_jax.data.kinds import fault, is_sentence, place
+from simcse_jax.data.rows import Example, Source, check_columns, is_null, text_of
+from simcse_jax.errors import InputError
+
+ROLES = ("sentence", "positive", "hard negative")
+_SAMPLED = 1000  # rows
+_SHOWN = 60  # characters
+
+
+def pick_columns(source: Source, config: DataConfig) -> tuple[str, ...]:
+    """The columns of sentence, positive and hard negative, as far as there are any; () for plain text.
+
+    Raises:
+      InputError: a table read with another delimiter than it has; columns that are absent, too many or of one name; or
+        columns that the config does not name and that do not look like text.
+    """
+    _check_delimiter(source, config)
+    header = source.header()
+    if header is None and (config.columns or config.where):
+        raise InputError(
+            f"{source.name} is plain text, one sentence per line: data.columns and data.where do not apply"
+        )
+    if not header:
+        return ()
+    if len(config.columns) > len(ROLES):
+        raise InputError(
+            f"data.columns names {len(config.columns)} columns ({', '.join(config.columns)}) but an example has three "
+            f"at most: name those of {', '.join(ROLES)}, in this order"
+        )
+    check_columns(source.name, header, tuple(config.where))
+    table = _Table(source, tuple(name for name in header if name not in config.where))
+    if missing := [name for name in config.columns if name not in header]:
+        raise InputError(f"{source.name} has no column {', '.join(missing)}; {table.advice}")
+    for name in (*(config.columns or table.header), *config.where):
+        if header.count(name) > 1:
+            what = f"two columns '{name}'" if name else "two columns without a name"
+            raise InputError(f"{source.name} has {what}; {table.advice}{_lost_row(source)}")
+    if not config.columns and (problem := table.problem):
+        raise InputError(f"{source.name} {problem}; {table.advice}{_lost_row(source)}")
+    return config.columns or table.header
+
+
+def text_columns(source: Source) -> tuple[str, ...]:
+    """All columns that look like text, whatever their number; () for plain text and for a table without any row.
+
+    Raises:
+      InputError: a table without such a column.
+    """
+    table = _Table(source, source.header() or ())
+    if table.header and not table.texts:
+        raise InputError(f"{source.name} has no column of text; {table.advice}")
+    return table.texts
+
+
+def describe_columns(source: Source, config: DataConfig, columns: tuple[str, ...], example: Example) -> tuple[str, ...]:
+    """Lines that say which column each sentence is from, with the first example.
+
+    Args:
+      source: the text.
+      config: its settings.
+      columns: from `pick_columns`.
+      example: the first example.
+    """
+    names = [*(columns or ("each line",)), f"one of the {config.neighbours} after it"]
+    lines = [f"{role} ← {name}: {_clip(text)}" for role, name, text in zip(ROLES, names, example, strict=False)]
+    if lost := _lost_row(source):
+        lines.append(f"NOTE: {lost.removeprefix('; ')}")
+    if not columns and "\t" in example[0]:
+        lines.append(r"NOTE: lines hold tabs; if these divide columns, read them with --data.delimiter '\t'")
+    return tuple(lines)
+
+
+def _check_delimiter(source: Source, config: DataConfig) -> None:
+    """Raises `InputError` for a table that has one column because it is read with another delimiter than it has."""
+    if not isinstance(source, Files) or (delimiter := source.joined_by()) is None:
+        return
+    if config.columns and config.columns == source.header():
+        return
+    shown = r"\t" if delimiter == "\t" else delimiter
+    raise InputError(
+        f"{source.name} has one column, but its header and its rows hold the delimiter '{shown}': read it with "
+        f"--data.delimiter '{shown}', or name that one column with data.columns to take each row as a sentence"
+    )
+
+
+def _lost_row(source: Source) -> str:
+    """A clause on a first row that looks like sentences and not like names of columns; empty for other sources."""
+    if not isinstance(source, Files) or source.layout is None or not source.layout.has_header:
+        return ""
+    if (sentence := next(filter(is_sentence, source.header() or ()), None)) is None:
+        return ""
+    return (
+        f"; the first row is taken for the names of the columns, but '{_clip(sentence)}' looks like a sentence: if the "
+        "file has no header, add --data.no-header to keep that row"
+    )
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Columns of a source, and what the first rows say of them."""
+
+    source: Source
+    header: tuple[str, ...]
+
+    @cached_property
+    def _values(self) -> dict[str, list[Any]]:
+        """The values of each column in the first rows, without those that are null or blank."""
+        names = tuple(dict.fromkeys(self.header))
+        rows: list[tuple[Any, ...]] = []
+        try:
+            rows += (row.values for row in islice(self.source.rows(names), _SAMPLED))
+        except InputError:
+            if not rows:
+                raise  # else whoever reads the text meets it, if the columns that are taken hold it
+        return {
+            name: [row[n] for row in rows if not is_null(row[n]) and _text(row[n]).strip()]
+            for n, name in enumerate(names)
+        }
+
+    @cached_property
+    def _faults(self) -> dict[str, str]:
+        """Why each column is not taken for text; empty for text."""
+        alone = len(self.header) == 1
+        return {
+            name: "holds labels" if self.source.labels(name) else fault(name, values, alone)
+            for name, values in self._values.items()
+        }
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns that look like text."""
+        return tuple(name for name, why in self._faults.items() if not why)
+
+    @property
+    def _ordered(self) -> tuple[str, ...]:
+        """The columns that look like text, in the order of the places that their names claim, if any."""
+        places = {name: place(name) for name in self.texts}
+        return tuple(sorted(self.texts, key=lambda name: 0.5 if places[name] is None else float(places[name] or 0)))
+
+    @property
+    def problem(self) -> str:
+        """What speaks against taking all columns as they stand; empty where nothing does, or no row says anything."""
+        if not any(self._values.values()):
+            return ""
+        if faults := [f"column {name or repr(name)} {why}" for name, why in self._faults.items() if why]:
+            return f"has columns that are no text: {', '.join(faults)}"
+        if len(self.header) > len(ROLES):
+            return f"has {len(self.header)} columns but an example has at most three: {', '.join(ROLES)}"
+        for n, name in enumerate(self.header if len(self.header) > 1 else ()):
+            if (place(name) or n) != n:
+                return f"has column {name} in the place of the {ROLES[n]}"
+        return ""
+
+    @property
+    def advice(self) -> str:
+        """The columns with an example of each, and the option that names the right ones."""
+        shown = (f"{name or repr(name)} ({self._example(name)})" for name in self.header)
+        chosen = self._ordered
+        if len(chosen) > 1 and place(chosen[1]) == 2:
+            chosen = (chosen[0], *chosen[2:])
+        sure = len(chosen) <= len(ROLES)
+        option = shlex.join(chosen if sure else chosen[:2]) or "COLUMN"
+        return (
+            f"its columns are {', '.join(shown)}; name those of sentence, positive and hard negative in this order"
+            f"{'' if sure else ', for example'}: --data.columns {option}"
+        )
+
+    def _example(self, name: str) -> str:
+        values = self._values[name]
+        return f"'{_clip(_text(values[0]))}'" if values else "empty"
+
+
+def _text(value: Any) -> str:
+    return text_of(value) or ""
+
+
+def _clip(text: str) -> str:
+    """A text on one line, cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
