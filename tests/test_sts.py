@@ -102,13 +102,13 @@ def test_a_table_of_ones_own(mark: str, end: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "must start with the header"),
-        (b"a\tb\t1\n", "must start with the header"),
+        (b"", "must have the columns sentence1, sentence2 and score .*; it has none"),
+        (b"a\tb\t1\n", "must have the columns .*; it has a, b, 1"),
         (b"sentence1\tsentence2\tscore\n", "holds no scored pair"),
         (b"sentence1\tsentence2\tscore\na\tb\t1\n\nc\td\n", "line 4 has 2 columns"),
         (b"sentence1\tsentence2\tscore\na\tb\thigh\n", "'high'"),
         (b"sentence1\tsentence2\tscore\na\tb\tnan\n", "not finite"),
-        (b"sentence1\tsentence2\tscore\na\tcaf\xe9\t1\n", "not UTF-8 .byte 31"),
+        (b"sentence1\tsentence2\tscore\na\tcaf\xe9\t1\n", "not UTF-8 .line 2, byte 31 "),
     ],
 )
 def test_a_malformed_table_is_refused(content: bytes, message: str, tmp_path: Path) -> None:

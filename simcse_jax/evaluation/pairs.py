@@ -1,12 +1,18 @@
 """Graded sentence pairs of the user's own, as tasks: files, and data sets of TFDS or of the hub."""
 
+import math
+import sys
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from simcse_jax.config import DataConfig
 from simcse_jax.data import tfds
 from simcse_jax.data.corpus import open_source
-from simcse_jax.data.files import FORMATS, format_of
-from simcse_jax.data.rows import text_of
+from simcse_jax.data.files import FORMATS, Files
+from simcse_jax.data.reading import format_of
+from simcse_jax.data.rows import is_null
 from simcse_jax.errors import InputError
 
 KINDS = "files of graded pairs (.tsv, .csv, .jsonl, .parquet), tfds:NAME/CONFIG, and data sets of the hub (owner/name)"
@@ -28,32 +34,77 @@ def title(name: str) -> str:
     return Path(name).name.split(".")[0] if is_pairs_file(name) else name
 
 
-def read_graded_pairs(name: str, mode: str) -> list[tuple[str, str, str]]:
-    """The rows (sentence, sentence, score) of columns sentence1, sentence2 and score, or label for the last.
+def read_graded_pairs(name: str, mode: str) -> list[tuple[str, str, float]]:
+    """The rows (sentence, sentence, score); those with a blank sentence are left out, which a line says.
 
     Args:
-      name: a file, tfds:NAME/CONFIG, or a data set of the hub.
+      name: a file, tfds:NAME/CONFIG, or a data set of the hub, with columns as in `_NAMES`; of tables in files, the
+        delimiter is found.
       mode: in data sets, `dev` takes the split validation, `test` the split test.
 
     Raises:
-      InputError: no such file or data set, other columns, a sentence that is no text, or scores that are all the same,
-        as in a test split whose scores are secret.
+      InputError: no such file or data set, other columns, a sentence that is no text, a score that is no number, no
+        pair, or scores that are all the same in a data set, as in a test split whose scores are secret.
     """
     source = open_source(DataConfig(train=name, split=_SPLITS[mode]))
-    header = source.header() or ()
-    score = "score" if "score" in header else "label"
-    columns = ("sentence1", "sentence2", score)
-    if not set(columns) <= set(header):
-        there = ", ".join(header) or "none"
-        raise InputError(f"{name} must have the columns sentence1, sentence2 and score (or label); it has {there}")
-    pairs: list[tuple[str, str, str]] = []
-    for where, number, (first, second, grade) in source.rows(columns):
-        if all(value in (None, "") for value in (first, second, grade)):  # a blank line, as at the end of a file
-            continue
+    if isinstance(source, Files):
+        source = source.divided_for(_find)
+    header = source.header()
+    columns = _find(header or ())
+    if columns is None:
+        there = "is plain text" if header is None else f"has {', '.join(header) or 'none'}"
+        raise InputError(f"{name} must have the columns sentence1, sentence2 and score (or label); it {there}")
+    pairs: list[tuple[str, str, float]] = []
+    left_out = 0
+    for where, number, values in source.rows(columns):
+        first, second, grade = ("" if is_null(value) else value for value in values)
         if not isinstance(first, str) or not isinstance(second, str):
-            raise InputError(f"{where} {number} has no text in column sentence1 or sentence2")
-        pairs.append((first, second, text_of(grade) or ""))
+            raise InputError(f"{where} {number} has no text in column {columns[0]} or {columns[1]}")
+        if not any(str(value).strip() for value in (first, second, grade)):  # a blank line, as at the end of a file
+            continue
+        if first.strip() and second.strip():
+            pairs.append((first, second, _score(f"{where} {number}", columns[2], grade)))
+        else:
+            left_out += 1
+    if left_out:
+        tqdm.write(f"{name}: {left_out:,} pairs with a blank sentence are left out", file=sys.stderr)
+    if not pairs:
+        raise InputError(f"{name} holds no scored pair")
     if len({grade for _, _, grade in pairs}) < 2 and not is_pairs_file(name):
-        found = f"the score of all its pairs is {pairs[0][2]}" if pairs else "it holds no pair"
+        found = f"the score of all its pairs is {pairs[0][2]:g}"
         raise InputError(f"{name}, split {_SPLITS[mode]}: {found}; take another split")
     return pairs
+
+
+def _score(where: str, column: str, grade: Any) -> float:
+    try:
+        score = float(grade)
+    except (TypeError, ValueError):
+        raise InputError(f"{where} has a score that is no number, {grade!r} in column {column}") from None
+    if not math.isfinite(score):
+        raise InputError(f"{where} has a score that is not finite: give each pair a number, or leave the pair out")
+    return score
+
+
+_NAMES = (
+    (
+        ("sentence1", "sentence2"),
+        ("sentencea", "sentenceb"),
+        ("sent1", "sent2"),
+        ("text1", "text2"),
+        ("texta", "textb"),
+    ),
+    ("score", "label", "similarityscore", "similarity", "relatednessscore"),
+)
+"""Names of the sentences' columns, and of the score's; capitals and signs such as _ do not matter."""
+
+
+def _find(header: tuple[str, ...]) -> tuple[str, str, str] | None:
+    """The columns of the sentences and the score; None where the header has none or has one of them twice."""
+    plain = ["".join(filter(str.isalnum, name)).lower() for name in header]
+    pair = next((pair for pair in _NAMES[0] if set(pair) <= set(plain)), ())
+    score = next((score for score in _NAMES[1] if score in plain), None)
+    if not pair or score is None or any(plain.count(name) > 1 for name in (*pair, score)):
+        return None
+    first, second, third = (header[plain.index(name)] for name in (*pair, score))
+    return first, second, third

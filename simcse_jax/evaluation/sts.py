@@ -82,10 +82,9 @@ def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool
     Raises:
       InputError: unknown task, missing or malformed file, or no dev split.
     """
-    if name.endswith(".tsv"):
-        return Task(name, [_read_tsv(local_path(name))], "all")
     if is_pairs(name):
-        return Task(name, [_subset("all", name, read_graded_pairs(name, mode))], "all")
+        first, second, gold = zip(*read_graded_pairs(name, mode), strict=True)
+        return Task(name, [Subset("all", [*map(normal, first)], [*map(normal, second)], np.array(gold))], "all")
     if name not in STS_TASKS:
         close = difflib.get_close_matches(name, STS_TASKS, 1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -135,17 +134,6 @@ def _read_stsb(name: str, path: Path) -> Subset:
 def _read_sick(name: str, path: Path) -> Subset:
     rows = [fields(path, number, line, 4) for number, line in enumerate(read_lines(path)[1:], 2)]
     return _subset(name, path, [(row[1], row[2], row[3]) for row in rows])
-
-
-def _read_tsv(path: Path) -> Subset:
-    header, *lines = read_lines(path)
-    if header.rstrip("\r").split("\t") != ["sentence1", "sentence2", "score"]:
-        raise InputError(f"{path} must start with the header sentence1<tab>sentence2<tab>score; got {header!r}")
-    rows = [(number, line.rstrip("\r").split("\t")) for number, line in enumerate(lines, 2) if line.strip()]
-    for number, row in rows:
-        if len(row) != 3:
-            raise InputError(f"{path}, line {number} has {len(row)} columns; expected sentence1, sentence2, score")
-    return _subset("all", path, [(a, b, score) for _, (a, b, score) in rows])
 
 
 def cosine(a: Float[np.ndarray, "P H"], b: Float[np.ndarray, "P H"]) -> Float[np.ndarray, " P"]:

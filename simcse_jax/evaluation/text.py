@@ -14,8 +14,7 @@ def read_lines(path: Path, encoding: str = "utf-8-sig") -> list[str]:
     try:
         return path.read_text(encoding).removesuffix("\n").split("\n")
     except FileNotFoundError as error:
-        hint = "" if path.suffix == ".tsv" else "; SentEval's layout has STS/ and SICK/, MR/ ... in the data folder"
-        raise InputError(f"no file {path}{hint}") from error
+        raise InputError(f"no file {path}; SentEval's layout has STS/ and SICK/, MR/ ... in the data folder") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 (byte {error.start}): convert it with iconv -t utf-8") from error
     except OSError as error:
