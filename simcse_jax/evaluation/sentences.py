@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from simcse_jax.data.corpus import read_sentences
+from simcse_jax.data.reading import format_of
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import distinct_sentences, load_task
 from simcse_jax.evaluation.suite import expand_tasks
+from simcse_jax.storage.objects import local_path
 
 
 def unlabelled_sentences(source: str, data: str | Path = "", limit: int | None = None) -> list[str]:
@@ -22,8 +24,9 @@ def unlabelled_sentences(source: str, data: str | Path = "", limit: int | None =
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; it must be greater than 0")
-    if source.endswith((".txt", ".txt.gz")):
-        found = read_sentences(Path(source), limit)
+    path = local_path(source)
+    if format_of(path) == ".txt":
+        found = read_sentences(path, limit)
     else:
         names = expand_tasks(filter(None, source.split(",")), "test")
         try:

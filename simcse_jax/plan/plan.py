@@ -208,7 +208,7 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
 def _columns(config: Config) -> int:
     if config.data.columns:
         return len(config.data.columns)
-    if config.data.train.removesuffix(".gz").endswith(".txt"):
+    if config.data.train.lower().removesuffix(".gz").endswith(".txt"):
         return 2 if config.data.neighbours or config.data.augment != "none" else 1
     raise InputError(
         f"data.columns is empty and {config.data.train} is not read here: say with --columns whether an example is a "

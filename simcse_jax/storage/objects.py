@@ -3,9 +3,11 @@
 `mirror.py` adds what runs need.
 """
 
+import atexit
 import glob
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,17 +24,20 @@ _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 
 
 def local_path(name: str | Path, cache: str = CACHE) -> Path:
-    """The local path of a file or folder: its own, or that of a copy where it is on an object store.
+    """The local path of a file or folder: its own, or that of a copy where it is on an object store or in a pipe.
 
-    The name of the copy in the cache follows from the size, checksum or version of the content, so that it is made
-    once, and again when the content changes. Of a run, the files that its manifest names are copied.
+    A pipe, such as /dev/stdin, can be read once; its copy is removed when the process ends. Of an object store, the
+    name of the copy in the cache follows from the size, checksum or version of the content, so that it is made once,
+    and again when the content changes. Of a run, the files that its manifest names are copied.
 
     Raises:
       InputError: nothing is there, or a run without a checkpoint; the store cannot be reached; or its package is not
         installed.
     """
     if not is_remote(name):
-        return Path(name).expanduser()
+        local = Path(name).expanduser()
+        is_stream = local.parts[1:2] in (("dev",), ("proc",)) or not (local.is_file() or local.is_dir())
+        return _copy_of_stream(local) if is_stream and local.exists() else local
     store, path = open_store(name)
     with readable(name):
         try:
@@ -46,6 +51,24 @@ def local_path(name: str | Path, cache: str = CACHE) -> Path:
         copy = folder / path.rsplit("/", 1)[-1]
         if not folder.is_dir():
             _copy(store, path, list(found), folder, name)
+    return copy
+
+
+def _copy_of_stream(path: Path) -> Path:
+    """A copy of what a pipe holds, named .txt where the pipe's name has no ending; the file behind a redirection."""
+    behind = path.resolve()
+    if behind.is_file() and behind.suffix:
+        return behind
+    folder = Path(tempfile.mkdtemp(prefix="simcse_jax-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        with path.open("rb") as stream:
+            packed = ".gz" * stream.peek(2).startswith(b"\x1f\x8b")
+            copy = folder / f"{path.name}{'' if path.suffix else f'.txt{packed}'}"
+            with copy.open("wb") as file:
+                shutil.copyfileobj(stream, file)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read or copied to {folder} ({reason(error)})") from error
     return copy
 
 
