@@ -28,7 +28,8 @@ def pick_columns(source: Source, config: DataConfig) -> tuple[str, ...]:
     header = source.header()
     if header is None and (config.columns or config.where):
         raise InputError(
-            f"{source.name} is plain text, one sentence per line: data.columns and data.where do not apply"
+            f"{source.name} is plain text, one sentence per line: data.columns and data.where do not apply; where a "
+            "config sets them, give --data.columns and --data.where without a value"
         )
     if not header:
         return ()
@@ -164,7 +165,7 @@ class _Table:
     @property
     def advice(self) -> str:
         """The columns with an example of each, and the option that names the right ones."""
-        shown = (f"{name or repr(name)} ({self._example(name)})" for name in self.header)
+        shown = (f"{_clip(name) or repr(name)} ({self._example(name)})" for name in self.header)
         chosen = self._ordered
         if len(chosen) > 1 and place(chosen[1]) == 2:
             chosen = (chosen[0], *chosen[2:])

@@ -123,9 +123,10 @@ def read_sentences(path: Path, limit: int | None = None) -> list[str]:
       InputError: no such file, not UTF-8, or empty.
     """
     path = local_path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give a text file, one sentence per line")
     if not path.is_file():
-        what = "it is a folder, and one text file is expected" if path.is_dir() else "check the path"
-        raise InputError(f"no file {path}: {what}")
+        raise InputError(f"no file {path}: check the path")
     if format_of(path) != ".txt":
         raise InputError(f"{path} ends in '{path.suffix}'; expected .txt, one sentence per line, or .txt.gz")
     rows = find_files(str(path), [path]).rows(())

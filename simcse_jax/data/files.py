@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from simcse_jax.data.rows import Row, check_columns
 from simcse_jax.errors import InputError, reason
 
 FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
+_FIRST = 1000  # objects
 
 
 def is_shard(path: Path) -> bool:
@@ -115,8 +117,8 @@ def _read_text(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _jsonl_header(path: Path) -> tuple[str, ...]:
-    """The keys of the first object that has any."""
-    return next((tuple(row) for _, row in _objects(path) if row), ())
+    """The keys of the first objects: the first alone may lack some, which would never be read."""
+    return tuple(dict.fromkeys(name for _, row in islice(_objects(path), _FIRST) for name in row))
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -143,7 +145,10 @@ def _read_jsonl(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
             raise InputError(f"{where} {number} is an empty object; expected an object of sentences")
         if absent := [name for name in columns if name not in row]:
             there = ", ".join(row)
-            raise InputError(f"{where} {number} has no text in column {', '.join(absent)}; its columns are {there}")
+            raise InputError(
+                f"{where} {number} has no text in column {', '.join(absent)}; its columns are {there}: "
+                "name columns that every line has, with data.columns"
+            )
         yield Row(where, number, tuple(row[name] for name in columns))
 
 

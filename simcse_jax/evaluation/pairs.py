@@ -52,8 +52,11 @@ def read_graded_pairs(name: str, mode: str) -> list[tuple[str, str, float]]:
     header = source.header()
     columns = _find(header or ())
     if columns is None:
-        there = "is plain text" if header is None else f"has {', '.join(header) or 'none'}"
-        raise InputError(f"{name} must have the columns sentence1, sentence2 and score (or label); it {there}")
+        there = "is plain text" if header is None else f"has {', '.join(header)[:200] or 'none'}"
+        raise InputError(
+            f"{name} must have the columns sentence1, sentence2 and score (or label), which its first row names; it "
+            f"{there}"
+        )
     pairs: list[tuple[str, str, float]] = []
     left_out = 0
     for where, number, values in source.rows(columns):
