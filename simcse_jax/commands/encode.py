@@ -19,7 +19,7 @@ class Encode(Command):
     model: tyro.conf.Positional[str]
     """A run, an exported folder, a Hugging Face folder or a name on the hub."""
     input: tyro.conf.Positional[Path]
-    """Text file, one sentence per line (also .gz); a blank line gets the vector of the empty sentence."""
+    """Text file, one sentence per line (also .gz, /dev/stdin); a blank line gets the vector of the empty sentence."""
     output: tyro.conf.Positional[Path]
     """The .npy file to write."""
     pooler: PoolerName | None = None
