@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import stat
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from simcse_jax.inference.loading import LoadedModel, load_model
 from simcse_jax.inference.simcse import SimCSE
 from simcse_jax.poolers import POOLERS
 from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.reports.paths import portable
 from simcse_jax.runtime.mesh import make_mesh
 from simcse_jax.training.trainer import train
 from tests.conftest import SENTENCES, TINY_BERT, TINY_ROBERTA, full, write_tokenizer
@@ -176,10 +179,12 @@ def test_the_model_card_of_a_run(
     folder = export(loaded, tmp_path / "model")
     card = (folder / "README.md").read_text("utf-8")
     about = json.loads((run / "run.json").read_text("utf-8"))
-    assert f"- text: `{text_file}` (content {about['data_fingerprint']})" in card
-    assert f"- starting point: `{tiny_bert}`" in card
+    assert f"- text: `{text_file.name}` (content {about['data_fingerprint']})" in card
+    assert f"- starting point: `{tiny_bert.name}`" in card
     assert f"- parameters of step {results['best_step']}\n" in card
-    assert json.loads(card.split("```json")[1].split("```")[0]) == about
+    assert json.loads(card.split("```json")[1].split("```")[0]) == portable(about)
+    assert str(tiny_bert) in json.dumps(about)
+    assert str(tiny_bert.parent) not in card
     assert f"Dev, Spearman × 100: {results['dev']:.2f} (step {results['best_step']})." in card
     assert "| | small_test | Avg. |" in card
     for moment in ("before", "after"):
@@ -197,6 +202,35 @@ def test_the_model_card_of_a_model_without_a_run(tmp_path: Path, tiny_bert: Path
     assert "pooler `avg`." in card
     assert "## Training" not in card
     assert "## Scores" not in card
+
+
+def test_what_is_published_names_no_folder_of_the_machine(tmp_path: Path, tiny_bert: Path) -> None:
+    """Also where the files of the model do, as those that older programs wrote."""
+    copy = shutil.copytree(tiny_bert, tmp_path / "home" / "ada" / "bert")
+    for name, keys in (
+        ("config.json", ("_name_or_path",)),
+        ("tokenizer_config.json", ("name_or_path", "tokenizer_file")),
+    ):
+        about = json.loads((copy / name).read_text("utf-8")) | dict.fromkeys(keys, f"{copy}/base")
+        (copy / name).write_text(json.dumps(about), "utf-8")
+    folder = Path(export(load_model(copy, "avg"), tmp_path / "model"))
+    for file in folder.rglob("*.*"):
+        if file.suffix in (".json", ".md"):
+            assert str(tmp_path) not in file.read_text("utf-8"), file
+    assert json.loads((folder / "config.json").read_text("utf-8"))["_name_or_path"] == "base"
+
+
+def test_paths_that_are_published() -> None:
+    packages = Path(sysconfig.get_paths()["purelib"])
+    given = {
+        "path": str(packages / "minilm" / "model"),
+        "test": ["/home/ada/dev.tsv", "STSBenchmark", "runs/a"],
+        "n": 3,
+    }
+    shown = {"path": "minilm/model", "test": ["dev.tsv", "STSBenchmark", "runs/a"], "n": 3}
+    assert portable(given) == shown
+    for kept in ("s3://bucket/text.txt", "tfds:glue/stsb", "~/.cache", "owner/name", "", None, 1.5):
+        assert portable(kept) == kept
 
 
 def content(folder: Path) -> dict[str, bytes | None]:

@@ -1,5 +1,6 @@
 """One folder that transformers, sentence-transformers and this package read."""
 
+import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from simcse_jax.postprocess import KEY, Affine, Dense, Flow, Modules, describe, 
 from simcse_jax.pretrained.pooling import SETTINGS, Pooling, lower_cases
 from simcse_jax.pretrained.tokenizers import load_tokenizer, save_tokenizer
 from simcse_jax.pretrained.weights import to_tensors
+from simcse_jax.reports.paths import portable
 from simcse_jax.storage.files import write_json, write_tensors
 from simcse_jax.storage.objects import check_new_output, written_folder
 
@@ -61,7 +63,7 @@ def export(model: LoadedModel | str | Path, output: str | Path) -> str | Path:
 
 
 def _config(loaded: LoadedModel, postprocessor: str | None) -> dict[str, Any]:
-    config = dict(loaded.checkpoint.hf_config)
+    config: dict[str, Any] = portable(loaded.checkpoint.hf_config)  # older files name the folder they came from
     family = "Bert" if loaded.checkpoint.config.model_type == "bert" else "Roberta"
     config["architectures"] = [f"{family}Model" if loaded.mlm is None else f"{family}ForMaskedLM"]
     if loaded.mlm is not None:
@@ -185,16 +187,17 @@ def model_card(loaded: LoadedModel) -> str:
         ]
     if loaded.run:
         config = loaded.run.config
+        about = json.loads((loaded.run.folder / "run.json").read_text("utf-8"))
         lines += [
             "",
             "## Training",
             "",
-            f"- starting point: `{config.model.path}`",
-            f"- text: `{config.data.train}` (content {loaded.run.data_fingerprint})",
+            f"- starting point: `{portable(config.model.path)}`",
+            f"- text: `{portable(config.data.train)}` (content {loaded.run.data_fingerprint})",
             f"- parameters of step {loaded.step}",
             "",
             "```json",
-            (loaded.run.folder / "run.json").read_text("utf-8").strip(),
+            json.dumps(portable(about), indent=2, ensure_ascii=False),
             "```",
             *_scores(loaded.run.results()),
         ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from simcse_jax.reports.paths import portable
 from simcse_jax.reports.tables import Row, markdown_table, write_csv
 from simcse_jax.study.figures import write_figures
 from simcse_jax.study.grid import Cell, Study
@@ -80,7 +81,7 @@ def write_report(study: Study, measures: dict[Cell, dict[str, Any]], before: dic
 def _setting(study: Study, rows: list[Row]) -> str:
     base = study.base
     budget = f"{study.sentences:,} examples" if study.sentences else f"{study.steps:,} steps"
-    reference = study.reference_model or base.model.path
+    reference = portable(study.reference_model or base.model.path)
     noise = (
         f"gradients of {study.noise_scale_batches} batches"
         f"{f' (or as many as fit in {study.noise_scale_sentences:,} examples)' if study.noise_scale_sentences else ''}"
@@ -89,8 +90,8 @@ def _setting(study: Study, rows: list[Row]) -> str:
     )
     return "\n".join(
         [
-            f"- model {base.model.path}, pooler {base.model.pooler}, length {base.data.max_length}",
-            f"- text {base.data.train}",
+            f"- model {portable(base.model.path)}, pooler {base.model.pooler}, length {base.data.max_length}",
+            f"- text {portable(base.data.train)}",
             f"- budget of each run: {budget}",
             f"- batches {_list(study.batch_sizes)}; seeds {_list(study.seeds)}; {len({r['cell'] for r in rows})} runs",
             f"- learning rate {base.optimizer.learning_rate:g} at batch {study.reference_batch_size}, at others by "
