@@ -44,6 +44,7 @@ SENTENCES = [
     "",
     "<b>bold</b> & \"quoted\" <script>alert('no')</script>",
     "رجل يعزف على الناي",
+    f"Cats {'run ' * 39}",
     *(f"Sentence number {number} says little about anything." for number in range(40)),
 ]
 
@@ -58,8 +59,15 @@ class Words(SimCSE):
     def width(self) -> int:
         return 48
 
+    @property
+    def max_length(self) -> int:
+        return 32
+
     def warm_up(self) -> None:
         pass
+
+    def are_cut(self, sentences: Any) -> list[bool]:
+        return [len(sentence.split()) > 32 for sentence in sentences]
 
     def encode(self, sentences: Any, **_: Any) -> Any:
         if self.gate and any("slow" in sentence for sentence in sentences):
@@ -204,7 +212,7 @@ def page(browser: Any, address: str) -> Iterator[Page]:
 def test_searches_as_one_types(page: Page) -> None:
     page.open()
     assert page.focused() == "query"
-    assert page["search-status"].text == "Type to search 48 sentences."
+    assert page["search-status"].text == "Type to search 49 sentences."
     page.search("a man plays a flute")
     hits = page.all(".hit")
     assert len(hits) == 10
@@ -213,7 +221,7 @@ def test_searches_as_one_types(page: Page) -> None:
     assert scores == sorted(scores, reverse=True)
     track, bar = (page.all(f".hit {part}")[0].rect["width"] for part in (".track", ".track > div"))
     assert bar / track == pytest.approx(scores[0], abs=0.02)
-    assert page["search-status"].text.startswith("10 nearest of 48 sentences, in ")
+    assert page["search-status"].text.startswith("10 nearest of 49 sentences, in ")
     page.shot("search-wide-light")
     page.type("query", "a woman plays a violin in the park")
     page.until(lambda: page.all(".hit")[0].text.startswith("A woman is playing a violin in the park."))
@@ -292,14 +300,20 @@ def test_compares(page: Page) -> None:
     assert page["cosine"].text == "–"
     page["first"].send_keys("a man plays")
     page["second"].send_keys("a man plays")
-    page.until(lambda: page["cosine"].text == "1.000")
+    page.until(lambda: page["cosine"].text == "1.0000")
     page["second"].send_keys(" the violin")
-    page.until(lambda: page["cosine"].text not in ("–", "1.000"))
+    page.until(lambda: page["cosine"].text not in ("–", "1.0000"))
     page.shot("compare-wide-light")
     page.type("second", "x" * 201)
     page.until(lambda: page["compare-problem"].is_displayed())
     assert page["compare-problem"].text == "This text has 201 characters; at most 200 are taken."
     assert page["cosine"].text == "–"
+    page.type("second", "a man " * 20)
+    page.until(lambda: page["compare-note"].text)
+    assert page["compare-note"].text.startswith("The second sentence is longer than the 32 tokens that the model reads")
+    page.shot("compare-cut")
+    page.type("second", "a man")
+    page.until(lambda: not page["compare-note"].text)
 
 
 def boxes(page: Page, selector: str) -> Any:
@@ -344,8 +358,47 @@ def test_hits_go_to_the_plot(page: Page) -> None:
     page.open()
     page.search("a man plays a flute")
     page["plot-hits"].click()
-    page.until(lambda: len(page.all("#plane circle")) == 11)
+    page.until(lambda: len(page.all("#plane circle")) == 10)
     assert page["lines"].get_attribute("value").splitlines()[:2] == ["a man plays a flute", SENTENCES[0]]
+    assert len(page.all("#plane .query path")) == 1
+    assert page.all("#plane .query text")[0].text == "a man plays a flute"
+    assert [item.text.split("\n")[0] for item in page.all("#points .query")] == ["a man plays a flute"]
+    assert "◆ is the query" in page["plane-caption"].text
+    page.shot("plot-query")
+    page.type("lines", "a man plays a flute\ntwo dogs run")  # still the same query
+    page.until(lambda: len(page.all("#plane circle")) == 1)
+    assert len(page.all("#plane .query path")) == 1
+    page["example"].click()
+    page.until(lambda: len(page.all("#plane circle")) == 11)
+    assert not page.all("#plane .query")
+    assert "query" not in page["plane-caption"].text
+
+
+def test_lines_and_scores_are_those_of_the_command(page: Page, model: Words) -> None:
+    vectors = [vector / np.linalg.norm(vector) for vector in model.encode([*SENTENCES, "a man plays a flute"])]
+    cosines = np.stack(vectors[:-1]) @ vectors[-1]
+    page.open()
+    page.search("a man plays a flute")
+    for hit, number in zip(page.all(".hit")[:3], np.argsort(-cosines), strict=False):
+        text = hit.find_element(By.CSS_SELECTOR, ".text").text
+        assert text == f"{SENTENCES[number]} line {number + 1}"
+        assert hit.find_element(By.CSS_SELECTOR, ".score").text == f"{cosines[number]:.4f}"
+
+
+def test_texts_that_are_cut_say_so(page: Page) -> None:
+    page.open()
+    page.search("cats " + "run " * 32)
+    page.until(lambda: "This query is longer than the 32 tokens that the model reads" in page["search-status"].text)
+    long = next(hit for hit in page.all(".hit") if hit.text.startswith("Cats run"))
+    assert ", cut at 32 tokens" in long.text
+    assert "longer than the 32 tokens" in long.get_attribute("title")
+    others = [hit for hit in page.all(".hit") if not hit.text.startswith("Cats run")]
+    assert not any("cut" in hit.text for hit in others)
+    page.shot("search-cut")
+    page["plot-hits"].click()
+    page.until(lambda: "2 of them are longer than the 32 tokens" in page["plot-status"].text)
+    assert sum("cut" in item.text for item in page.all("#points li")) == 2
+    page.shot("plot-cut")
 
 
 def test_what_is_too_long_is_said_and_forgotten(page: Page) -> None:
@@ -357,7 +410,7 @@ def test_what_is_too_long_is_said_and_forgotten(page: Page) -> None:
     assert not page.all(".hit")
     page.shot("search-too-long")
     page.type("query", "")
-    page.until(lambda: page["search-status"].text == "Type to search 48 sentences.")
+    page.until(lambda: page["search-status"].text == "Type to search 49 sentences.")
     assert not page["search-problem"].is_displayed()
 
 
@@ -371,9 +424,12 @@ def test_dark(page: Page) -> None:
     assert page.colour("html", "backgroundColor") > 0.8
     page.open(dark=True)  # what was chosen outlasts the page
     assert page.colour("html", "backgroundColor") > 0.8
-    assert page["theme"].get_attribute("aria-pressed") == "false"
+    assert (page["theme"].text, page["theme"].accessible_name) == ("Dark theme", "Dark theme")  # what it will do
     page["theme"].click()
     assert page.colour("html", "backgroundColor") < 0.2
+    assert (page["theme"].text, page["theme"].accessible_name) == ("Light theme", "Light theme")
+    page.open(width=380)
+    assert (page["theme"].text, page["theme"].accessible_name) == ("", "Light theme")
 
 
 @pytest.mark.parametrize("tab", ["search", "compare", "plot"])

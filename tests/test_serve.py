@@ -85,6 +85,7 @@ def test_health(client: TestClient, model: SimCSE) -> None:
     assert model.index is not None
     assert health["index_size"] == len(model.index) == 203
     assert health["limits"]["max_hits"] == 20
+    assert health["max_length"] == model.max_length
 
 
 def test_search_is_the_tools(client: TestClient, model: SimCSE) -> None:
@@ -124,6 +125,27 @@ def test_plot(client: TestClient, model: SimCSE) -> None:
     values = np.linalg.svd(vectors - vectors.mean(0))[1] ** 2
     np.testing.assert_allclose((plane**2).sum(0), values[:2], rtol=1e-3)
     np.testing.assert_allclose(answer["explained"], values[:2] / values.sum(), rtol=1e-3)
+
+
+def test_texts_that_are_cut_say_so(tiny_bert: Path) -> None:
+    short, full, long = "a man", "a man runs", "a man runs now"
+    tokenizer = SimCSE(tiny_bert, "avg")._encoder.tokenizer
+    limit, more = (len(tokenizer(text)["input_ids"]) for text in (full, long))
+    assert more > limit
+    model = SimCSE(tiny_bert, "avg", limit)
+    assert model.are_cut([long, short, full, ""]) == [True, False, False, False]
+    assert SimCSE(tiny_bert, "avg", limit, long_text="windows").are_cut([long]) == [False]
+    model.build_index([long, full])
+    with serving(Engine(model, model.index, LIMITS.max_hits, LIMITS.batch)) as client:
+        assert posted(client, "encode", sentences=[full, long])["cut"] == [False, True]
+        similarity = posted(client, "similarity", a=[long, short], b=full)
+        assert (similarity["cut_a"], similarity["cut_b"]) == ([True, False], [False])
+        points = posted(client, "plot", sentences=[short, long])["points"]
+        assert [point["cut"] for point in points] == [False, True]
+        for query, cut in ((short, False), (long, True)):
+            (found,) = posted(client, "search", query=query, top_k=2)["results"]
+            assert found["cut"] == cut
+            assert {hit["sentence"]: hit["cut"] for hit in found["hits"]} == {long: True, full: False}
 
 
 def test_plane_of_little() -> None:

@@ -192,6 +192,15 @@ class BatchEncoder:
         means: Float[np.ndarray, "S D"] = np.add.reduceat(vectors * weights, starts) / np.add.reduceat(weights, starts)
         return means.astype(vectors.dtype)
 
+    def are_cut(self, sentences: list[str]) -> list[bool]:
+        """Whether each sentence has more tokens than are encoded, so that only its beginning counts."""
+        room = self.max_length - self.tokenizer.num_special_tokens_to_add()
+        # A token takes a byte at least: most sentences need not be tokenised again.
+        long = [s for s in sentences if len(s.encode()) > room] if self.long_text == "cut" else []
+        tokens = encode_batch(self.tokenizer, long, self.max_length + 1)
+        cut = {s for s, ids in zip(long, tokens, strict=True) if len(ids) > self.max_length}
+        return [s in cut for s in sentences]
+
     def _encode(self, params: Params, tokens: list[np.ndarray], bar: Any) -> Float[np.ndarray, "S D"]:
         results: list[Any] = []
         order: list[np.ndarray] = []

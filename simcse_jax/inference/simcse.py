@@ -109,6 +109,10 @@ class SimCSE:
         result = vectors[0] if isinstance(sentences, str) else vectors
         return result if output == "numpy" else jnp.asarray(result)
 
+    def are_cut(self, sentences: Iterable[str]) -> list[bool]:
+        """Whether each sentence has more tokens than `max_length`, so that its end is not encoded."""
+        return self._encoder.are_cut(_texts(sentences))
+
     def warm_up(self) -> None:
         """Compiles every program that `encode` may need with its defaults, so that no later call waits for one.
 

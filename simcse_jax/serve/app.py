@@ -93,6 +93,7 @@ def create_app(
             ready=batcher.ready,
             model=name,
             width=engine.model.width,
+            max_length=engine.model.max_length,
             index_size=0 if engine.index is None else len(engine.index),
             version=app.version,
             limits=schema.Bounds.model_validate(asdict(limits)),
@@ -110,22 +111,26 @@ def create_app(
             asked = f"{len(queries):,} queries of {request.top_k:,} hits"
             raise HTTPException(422, f"{asked}: a request may have {limits.max_request_hits:,} hits in all")
         answer = await batcher.submit(Job(queries, top_k=request.top_k, threshold=request.threshold))
-        hits = [[schema.SearchHit.model_validate(hit, from_attributes=True) for hit in row] for row in answer.hits]
-        results = [schema.QueryHits(query=q, hits=row) for q, row in zip(queries, hits, strict=True)]
+        hits = [[schema.SearchHit(**asdict(hit), cut=hit.sentence in answer.cut) for hit in row] for row in answer.hits]
+        results = [schema.QueryHits(query=q, cut=q in answer.cut, hits=h) for q, h in zip(queries, hits, strict=True)]
         return schema.SearchAnswer(results=results)
 
     @app.post("/api/encode", responses=_PROBLEMS)
     async def encode(request: schema.EncodeRequest) -> schema.EncodeAnswer:
         """The vectors of sentences."""
-        answer = await batcher.submit(Job(checked(request.sentences), normalize=request.normalize))
-        return schema.EncodeAnswer(width=engine.model.width, vectors=answer.vectors.tolist())
+        sentences = checked(request.sentences)
+        answer = await batcher.submit(Job(sentences, normalize=request.normalize))
+        cut = [s in answer.cut for s in sentences]
+        return schema.EncodeAnswer(width=engine.model.width, vectors=answer.vectors.tolist(), cut=cut)
 
     @app.post("/api/similarity", responses=_PROBLEMS)
     async def similarity(request: schema.SimilarityRequest) -> schema.SimilarityAnswer:
         """The cosine of every sentence of `a` with every sentence of `b`."""
         a, b = checked(request.a), checked(request.b)
-        vectors = (await batcher.submit(Job(checked(a + b)))).vectors
-        return schema.SimilarityAnswer(scores=(vectors[: len(a)] @ vectors[len(a) :].T).tolist())
+        answer = await batcher.submit(Job(checked(a + b)))
+        scores = answer.vectors[: len(a)] @ answer.vectors[len(a) :].T
+        cut_a, cut_b = ([s in answer.cut for s in side] for side in (a, b))
+        return schema.SimilarityAnswer(scores=scores.tolist(), cut_a=cut_a, cut_b=cut_b)
 
     @app.post("/api/plot", responses=_PROBLEMS)
     async def plot(request: schema.PlotRequest) -> schema.PlotAnswer:
@@ -133,7 +138,10 @@ def create_app(
         sentences = checked(request.sentences, limits.max_plot)
         answer = await batcher.submit(Job(sentences))
         plane, explained = await asyncio.to_thread(principal_plane, answer.vectors)
-        points = [schema.PlotPoint(x=x, y=y, sentence=s) for (x, y), s in zip(plane.tolist(), sentences, strict=True)]
+        points = [
+            schema.PlotPoint(x=x, y=y, sentence=s, cut=s in answer.cut)
+            for (x, y), s in zip(plane.tolist(), sentences, strict=True)
+        ]
         return schema.PlotAnswer(points=points, explained=explained)
 
     app.mount("/", StaticFiles(directory=Path(__file__).parent / "static", html=True))

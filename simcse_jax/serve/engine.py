@@ -31,6 +31,8 @@ class Answer:
 
     vectors: Float[np.ndarray, "S D"]
     hits: list[list[Hit]]
+    cut: frozenset[str] = frozenset()
+    """Those among the sentences and hits that are longer than the model takes: only their beginning counts."""
 
 
 class Engine:
@@ -66,12 +68,14 @@ class Engine:
         asked = list(dict.fromkeys(places[s] for job in jobs if job.top_k for s in job.sentences))
         most = max(job.top_k for job in jobs)
         found = dict(zip(asked, self._search(scaled[asked], most), strict=True)) if asked else {}
+        texts = list({*places, *(hit.sentence for row in found.values() for hit in row[:most])})
+        cut = frozenset(text for text, is_cut in zip(texts, self.model.are_cut(texts), strict=True) if is_cut)
         answers = []
         for job in jobs:
             chosen = [places[sentence] for sentence in job.sentences]
             nearest = [found[place][: job.top_k] for place in chosen] if job.top_k else []
             hits = [[hit for hit in row if hit.score >= job.threshold] for row in nearest]
-            answers.append(Answer((scaled if job.normalize else raw)[chosen], hits))
+            answers.append(Answer((scaled if job.normalize else raw)[chosen], hits, cut))
         return answers
 
     def _search(self, queries: Float[np.ndarray, "Q D"], hits: int) -> list[list[Hit]]:

@@ -52,18 +52,23 @@ class PlotRequest(Request):
     sentences: Annotated[Sentences, Field(examples=[["A cat.", "A dog.", "The market fell."]])]
 
 
+Cut = Annotated[bool, Field(description="Whether it is longer than the model takes, so that its end does not count")]
+
+
 class SearchHit(BaseModel):
     """A sentence of the index."""
 
     index: Annotated[int, Field(description="Its place in the index, from 0")]
     score: Annotated[float, Field(description="Its cosine with the query")]
     sentence: str
+    cut: Cut
 
 
 class QueryHits(BaseModel):
     """The nearest sentences of a query, the nearest first."""
 
     query: str
+    cut: Cut
     hits: list[SearchHit]
 
 
@@ -78,12 +83,15 @@ class EncodeAnswer(BaseModel):
 
     width: int
     vectors: list[list[float]]
+    cut: Annotated[list[Cut], Field(description="By sentence")]
 
 
 class SimilarityAnswer(BaseModel):
     """Cosines."""
 
     scores: Annotated[list[list[float]], Field(description="A row for each sentence of a, a column for each of b")]
+    cut_a: Annotated[list[Cut], Field(description="By sentence of a")]
+    cut_b: Annotated[list[Cut], Field(description="By sentence of b")]
 
 
 class PlotPoint(BaseModel):
@@ -92,6 +100,7 @@ class PlotPoint(BaseModel):
     x: float
     y: float
     sentence: str
+    cut: Cut
 
 
 class PlotAnswer(BaseModel):
@@ -119,6 +128,7 @@ class Health(BaseModel):
     ready: Annotated[bool, Field(description="False during compilation: requests that need the model get 503")]
     model: str
     width: Annotated[int, Field(description="Of a sentence vector")]
+    max_length: Annotated[int, Field(description="Most tokens per sentence; longer ones are cut")]
     index_size: Annotated[int, Field(description="Sentences in the index; 0 without an index")]
     version: str
     limits: Bounds

@@ -69,7 +69,12 @@ export function checkLength(text, limits) {
 }
 
 export const count = (number) => number.toLocaleString("en");
-export const score = (number) => number.toFixed(3).replace("-", "−");
+export const score = (number) => number.toFixed(4).replace("-", "−");
+
+/** A note that the model reads only the beginning of a text, or of both; null where it reads all. */
+export function cutNote(what, limit) {
+  return what && `${what} longer than the ${count(limit)} tokens that the model reads: only the beginning counts.`;
+}
 export const byId = (id) => document.getElementById(id);
 
 /** An element with a class and text, or children. */

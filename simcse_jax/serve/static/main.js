@@ -37,13 +37,23 @@ document.addEventListener("keydown", (event) => {
 });
 document.addEventListener("plot", (event) => {
   open("plot", true);
-  plotSentences(event.detail);
+  plotSentences(event.detail.sentences, event.detail.query);
 });
 
 const theme = byId("theme");
 const system = matchMedia("(prefers-color-scheme: dark)");
 const isDark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
-const showTheme = () => theme.setAttribute("aria-pressed", isDark());
+// The button shows and names the theme that it changes to.
+const ICONS = {
+  Dark: "M20 14.5A8.5 8.5 0 0 1 9.5 4a8.5 8.5 0 1 0 10.5 10.5Z",
+  Light: "M12 7.5a4.5 4.5 0 1 0 0 9a4.5 4.5 0 0 0 0-9ZM12 2v2M12 20v2M2 12h2M20 12h2M5 5l1.4 1.4M17.6 17.6 19 19M5 19l1.4-1.4"
+    + "M17.6 6.4 19 5",
+};
+const showTheme = () => {
+  const other = isDark() ? "Light" : "Dark";
+  theme.querySelector("path").setAttribute("d", ICONS[other]);
+  theme.querySelector("span").textContent = theme.ariaLabel = theme.title = `${other} theme`;
+};
 theme.addEventListener("click", () => {
   const chosen = isDark() ? "light" : "dark";
   document.documentElement.dataset.theme = chosen;

@@ -1,4 +1,4 @@
-import { ask, byId, checkLength, count, element, latest, Problem, show } from "./api.js";
+import { ask, byId, checkLength, count, cutNote, element, latest, Problem, show } from "./api.js";
 import { placeLabels } from "./labels.js";
 
 const [lines, status, problem, figure] = ["lines", "plot-status", "plot-problem", "figure"].map(byId);
@@ -14,16 +14,18 @@ The central bank raised interest rates.
 Investors fear a recession.
 She is slicing tomatoes for a salad.
 He bakes bread every morning.`;
-let limits = null;
+let service = null;
 let answer = null;
+let query = null; // the sentence that the others were found for, if any
 
 export function plotReady(health) {
-  limits = health.limits;
+  service = health;
 }
 
-/** Plots these sentences, in place of what stands there. */
-export function plotSentences(sentences) {
+/** Plots these sentences, in place of what stands there, and marks the query among them. */
+export function plotSentences(sentences, asked = null) {
   lines.value = sentences.join("\n");
+  query = asked;
   run.now();
 }
 
@@ -31,14 +33,17 @@ const run = latest(async (signal) => {
   const sentences = lines.value.split("\n").map((line) => line.trim()).filter(Boolean);
   if (sentences.length < 2) return blank("Give two sentences or more.");
   try {
-    if (limits && sentences.length > limits.max_plot)
-      throw new Problem(`These are ${count(sentences.length)} sentences; a plot may have ${count(limits.max_plot)}.`);
-    for (const sentence of sentences) checkLength(sentence, limits);
+    const most = service?.limits.max_plot;
+    if (sentences.length > most)
+      throw new Problem(`These are ${count(sentences.length)} sentences; a plot may have ${count(most)}.`);
+    for (const sentence of sentences) checkLength(sentence, service?.limits);
     const given = await ask("api/plot", { sentences }, signal);
     if (signal.aborted) return;
     answer = given;
     show(problem, null);
-    status.textContent = `${count(sentences.length)} sentences`;
+    const cut = answer.points.filter((point) => point.cut).length;
+    const note = cutNote(cut && `${count(cut)} of them ${cut > 1 ? "are" : "is"}`, service.max_length);
+    status.textContent = `${count(sentences.length)} sentences${note ? `. ${note}` : ""}`;
     figure.hidden = false;
     list();
     draw();
@@ -62,11 +67,12 @@ function blank(text) {
 function list() {
   const share = (part) => `${Math.round(100 * part)} %`;
   caption.textContent = `First two principal components: ${answer.explained.map(share).join(" and ")} of the variance. `
-    + "Near means alike.";
+    + "Near means alike." + (asked() < 0 ? "" : " ◆ is the query.");
   points.replaceChildren(
-    ...answer.points.map(({ sentence, x, y }, number) => {
-      const at = element("span", "at", `${signed(x)}, ${signed(y)}`);
-      const item = element("li", "", element("span", "", sentence), at);
+    ...answer.points.map(({ sentence, x, y, cut }, number) => {
+      const marks = [number === asked() && "◆ query", cut && "cut", `${signed(x)}, ${signed(y)}`];
+      const at = element("span", "at", marks.filter(Boolean).join(" · "));
+      const item = element("li", number === asked() ? "query" : "", element("span", "", sentence), at);
       item.tabIndex = number ? -1 : 0;
       for (const [on, off] of [["mouseenter", "mouseleave"], ["focus", "blur"]]) {
         item.addEventListener(on, () => mark(number, true));
@@ -77,6 +83,9 @@ function list() {
   );
   plane.setAttribute("aria-label", `Plot of ${answer.points.length} sentences; the list below gives their places.`);
 }
+
+/** The number of the query among the points; -1 without one. */
+const asked = () => answer.points.findIndex(({ sentence }) => sentence === query);
 
 const signed = (value) => value.toFixed(2).replace("-", "−");
 
@@ -121,7 +130,10 @@ function draw() {
     } else text.remove();
     const title = svg("title", {});
     title.textContent = answer.points[number].sentence;
-    group.append(svg("circle", { cx: x, cy: y, r: 6 }), title);
+    if (number === asked()) {
+      group.classList.add("query");
+      group.append(svg("path", { d: `M${x} ${y - 8}l8 8l-8 8l-8 -8z` }), title);
+    } else group.append(svg("circle", { cx: x, cy: y, r: 6 }), title);
     group.addEventListener("mouseenter", () => mark(number, true));
     group.addEventListener("mouseleave", () => mark(number, false));
   });

@@ -1,4 +1,4 @@
-import { ask, byId, checkLength, count, element, latest, score, show } from "./api.js";
+import { ask, byId, checkLength, count, cutNote, element, latest, score, show } from "./api.js";
 
 const [query, hits, status, problem] = ["query", "hits", "search-status", "search-problem"].map(byId);
 const [topK, threshold, plotHits] = ["top-k", "threshold", "plot-hits"].map(byId);
@@ -55,20 +55,24 @@ function list(result, milliseconds) {
   hits.replaceChildren(...result.hits.map(row));
   plotHits.hidden = result.hits.length < 2;
   const [number, time] = [result.hits.length, `${Math.max(1, Math.round(milliseconds))} ms`];
-  status.textContent = number
+  const said = number
     ? `${number} nearest of ${count(service.index_size)} sentences, in ${time}`
     : `No sentence has a score of ${Number(threshold.value).toFixed(2)} or more: lower the least score.`;
+  const note = cutNote(result.cut && "This query is", service.max_length);
+  status.textContent = note ? `${said.replace(/\.$/, "")}. ${note}` : said;
 }
 
 function row(hit, place) {
-  const text = element("span", "text", hit.sentence || "(an empty line)", element("span", "number", `#${hit.index}`));
+  const line = `line ${hit.index + 1}${hit.cut ? `, cut at ${count(service.max_length)} tokens` : ""}`; // as `simcse-jax search` counts
+  const text = element("span", "text", hit.sentence || "(an empty line)", " ", element("span", "number", line));
   const bar = element("div");
   bar.style.width = `${100 * Math.min(1, Math.max(0, hit.score))}%`;
   const track = element("div", "track", bar);
   track.setAttribute("aria-hidden", "true");
   const button = element("button", "hit", text, element("span", "score", score(hit.score), track));
   button.type = "button";
-  button.title = "Search for this sentence";
+  const note = cutNote(hit.cut && "This sentence is", service.max_length);
+  button.title = ["Search for this sentence", note].filter(Boolean).join(". ");
   button.tabIndex = place ? -1 : 0; // one stop for Tab; arrows go on from there
   button.addEventListener("click", () => {
     query.value = hit.sentence;
@@ -108,6 +112,6 @@ threshold.addEventListener("input", () => {
   run.soon();
 });
 plotHits.addEventListener("click", () => {
-  const sentences = [found.query, ...found.hits.map((hit) => hit.sentence)];
-  document.dispatchEvent(new CustomEvent("plot", { detail: [...new Set(sentences)] }));
+  const sentences = [...new Set([found.query, ...found.hits.map((hit) => hit.sentence)])];
+  document.dispatchEvent(new CustomEvent("plot", { detail: { sentences, query: found.query } }));
 });
