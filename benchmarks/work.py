@@ -89,7 +89,7 @@ def data_root() -> Path:
       InputError: SIMCSE_DATA is not set.
     """
     if "SIMCSE_DATA" not in os.environ:
-        raise InputError("SIMCSE_DATA is not set: set it to the folder with the real text, see README.md")
+        raise InputError("SIMCSE_DATA is not set: set it to the folder with the real text, see docs/data.md")
     return Path(os.environ["SIMCSE_DATA"])
 
 

@@ -26,7 +26,6 @@ NOT_RUN: dict[tuple[str, str], str] = {
 """Python blocks that do not run: (page, how the block begins) -> why."""
 
 _SYNTAX_ONLY = {
-    "the address of the repository is not known here": ("git",),
     "a server would have to answer": ("curl",),
     "asks or changes a cluster, a cloud project or a machine": (
         *("gcloud", "gsutil", "kubectl", "docker", "sbatch", "squeue", "scancel", "srun", "nvidia-smi", "ssh-add"),

@@ -49,8 +49,10 @@ def label_steps(axes: "Axes", paths: Sequence[Float[np.ndarray, "_ 3"]]) -> None
       axes: the axes, with all else drawn.
       paths: for each path its step, x and y, in the order of the steps.
     """
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    from matplotlib.figure import Figure
+
+    figure = axes.figure
+    assert isinstance(figure, Figure)
     figure.draw_without_rendering()  # settles the scale
     ends = [path[i] for path in paths for i in (0, -1)]
     taken: list[Float[np.ndarray, " 2"]] = []
