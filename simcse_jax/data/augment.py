@@ -15,6 +15,7 @@ from simcse_jax.config import DataConfig
 from simcse_jax.data.reading import read_lines
 from simcse_jax.data.tokens import encode_batch
 from simcse_jax.errors import InputError
+from simcse_jax.pretrained.tokenizers import token_names
 from simcse_jax.storage.objects import local_path
 
 Tokens = tuple[int, ...]
@@ -127,7 +128,7 @@ def make_augmenter(config: DataConfig, tokenizer: Any, seed: int) -> Augmenter |
     """
     if config.augment == "none":
         return None
-    vocabulary = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    vocabulary = token_names(tokenizer)
     # WordPiece marks tokens that continue a word, byte-level BPE those that begin one.
     continues = any(token.startswith("##") for token in vocabulary)
     starts = [not t.startswith("##") if continues else t.startswith("Ġ") for t in vocabulary]

@@ -17,6 +17,7 @@ from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.rows import Example
 from simcse_jax.errors import InputError, is_full, reason
 from simcse_jax.objectives.mlm import Vocabulary
+from simcse_jax.pretrained.tokenizers import free_rules, largest_id
 from simcse_jax.reports.progress import progress_bar
 
 _FORMAT = 2  # part of the cache key: raise it when the files below change
@@ -79,20 +80,11 @@ def pad(
 def encode_batch(tokenizer: Any, sentences: list[str], max_length: int) -> list[list[int]]:
     """Token ids of each sentence, specials included, cut to `max_length`.
 
-    The result is that of calling the tokenizer, which takes half as long again because it also records where in the
-    text each token was.
+    The result is that of calling the tokenizer. That takes half as long again, because it also records where in the
+    text each token was, and it sets the length for every thread that shares the tokenizer.
     """
-    rules = tokenizer.backend_tokenizer
-    cut = {"max_length": max_length, "direction": tokenizer.truncation_side, "strategy": "longest_first", "stride": 0}
-    # Only where they differ: a tokenizer that another thread is using cannot be changed.
-    now = rules.truncation or {}
-    if any(now.get(name) != value for name, value in cut.items()):
-        rules.enable_truncation(**cut)
-    if rules.padding is not None:
-        rules.no_padding()
-    if rules.encode_special_tokens != tokenizer.split_special_tokens:
-        rules.encode_special_tokens = tokenizer.split_special_tokens
-    return [encoding.ids for encoding in rules.encode_batch_fast(sentences)]
+    encodings = free_rules(tokenizer).encode_batch_fast(sentences)
+    return [next(_pieces(encoding, max_length, tokenizer.truncation_side)) for encoding in encodings]
 
 
 def encode_windows(tokenizer: Any, sentences: list[str], max_length: int) -> tuple[list[list[int]], list[int]]:
@@ -100,15 +92,30 @@ def encode_windows(tokenizer: Any, sentences: list[str], max_length: int) -> tup
 
     The windows of a sentence do not overlap; they stand one after the other.
     """
-    encoded = tokenizer(
-        sentences,
-        max_length=max_length,
-        truncation=True,
-        return_overflowing_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )
-    return encoded["input_ids"], encoded["overflow_to_sample_mapping"]
+    windows: list[list[int]] = []
+    numbers: list[int] = []
+    for number, encoding in enumerate(free_rules(tokenizer).encode_batch_fast(sentences)):
+        for piece in _pieces(encoding, max_length, tokenizer.truncation_side):
+            windows.append(piece)
+            numbers.append(number)
+    return windows, numbers
+
+
+def _pieces(encoding: Any, max_length: int, side: str) -> Iterator[list[int]]:
+    """The token ids of a sentence in pieces of at most `max_length`, each with the special tokens.
+
+    As a tokenizer's truncation does, the pieces begin at the start of the text, or at its end if `side` is "left".
+    """
+    ids: list[int] = encoding.ids
+    if len(ids) <= max_length:
+        yield ids
+        return
+    special: list[int] = encoding.special_tokens_mask  # 0 for the text's tokens, also where it spells a special one
+    first, last = special.index(0), len(ids) - special[::-1].index(0)
+    room = max_length - (first + len(ids) - last)
+    for at in range(first, last, room):
+        start, stop = (at, at + room) if side == "right" else (first + last - at - room, first + last - at)
+        yield ids[:first] + ids[max(start, first) : min(stop, last)] + ids[last:]
 
 
 def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:
@@ -146,26 +153,28 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
     Raises:
       InputError: no sentence at all, a row that cannot be read, or a cache folder that cannot be written.
     """
-    identity = [_FORMAT, corpus.fingerprint, _rules(tokenizer), max_length]
+    identity = [_FORMAT, corpus.fingerprint, _behaviour(tokenizer), max_length]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     folder = Path(cache).expanduser() / f"tokens-{fingerprint}"
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
+            private = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
         except OSError as error:
             raise InputError(
                 f"cannot write to the cache {folder.parent} ({reason(error)}): set data.cache to another folder"
             ) from error
+        partial = private / folder.name  # unlike the folder around it, others may read it as the user's umask says
         try:
+            partial.mkdir()
             _write(corpus, tokenizer, max_length, partial, progress)
             _publish(partial, folder)
         except OSError as error:
             advice = "free space or set data.cache" if is_full(error) else "set data.cache to another folder"
             raise InputError(f"cannot write tokens to {folder.parent} ({reason(error)}): {advice}") from error
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return _open(folder, fingerprint)
+            shutil.rmtree(private, ignore_errors=True)
+    return _open(folder, fingerprint, tokenizer.pad_token_id)
 
 
 def is_complete(example: Example) -> bool:
@@ -173,10 +182,18 @@ def is_complete(example: Example) -> bool:
     return all(sentence.strip() for sentence in example)
 
 
-def _rules(tokenizer: Any) -> dict[str, Any]:
-    """The tokenizer's rules, without the truncation and padding that each call leaves in it."""
+def _behaviour(tokenizer: Any) -> dict[str, Any]:
+    """All that the result of `encode_batch` follows from, besides text and length.
+
+    Settings at their defaults are left out: the fingerprints of runs that exist rest on the rules alone.
+    """
     rules: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-    return {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
+    behaviour = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
+    if tokenizer.truncation_side != "right":
+        behaviour["truncation_side"] = tokenizer.truncation_side
+    if tokenizer.split_special_tokens:
+        behaviour["split_special_tokens"] = True
+    return behaviour
 
 
 def _publish(partial: Path, folder: Path) -> None:
@@ -188,21 +205,27 @@ def _publish(partial: Path, folder: Path) -> None:
             raise
 
 
-def _open(folder: Path, fingerprint: str) -> TokenTable:
+def _open(folder: Path, fingerprint: str, pad_id: int) -> TokenTable:
     try:
         about = json.loads((folder / "about.json").read_text())
         ids = np.memmap(folder / "ids.bin", dtype=about["dtype"], mode="r")
         offsets = np.memmap(folder / "offsets.bin", dtype=np.int64, mode="r")
         if len(ids) != offsets[-1]:
             raise ValueError(f"ids.bin holds {len(ids)} tokens, not {offsets[-1]}")
+    except PermissionError as error:
+        raise InputError(
+            f"the token cache {folder} belongs to another user and cannot be read ({reason(error)}): have its owner "
+            "make it readable (chmod -R a+rX), or set data.cache to another folder"
+        ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"the token cache {folder} is damaged ({reason(error)}): delete that folder") from error
-    rest = {name: about[name] for name in ("columns", "pad_id", "max_length", "skipped")}
-    return TokenTable(ids, offsets, **rest, fingerprint=fingerprint, origin=tuple(about["origin"]))
+    rest = {name: about[name] for name in ("columns", "max_length", "skipped")}
+    origin = tuple(about["origin"])
+    return TokenTable(ids, offsets, **rest, pad_id=pad_id, fingerprint=fingerprint, origin=origin)
 
 
 def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progress: bool) -> None:
-    dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
+    dtype = "uint16" if largest_id(tokenizer) < 2**16 else "uint32"
     columns, skipped, total = 0, 0, 0
     origin: tuple[str, ...] = ()
     with (

@@ -19,6 +19,7 @@ from simcse_jax.inference.shapes import _FEW_LENGTHS, _LENGTHS, padded_length, p
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.model.params import Params
 from simcse_jax.postprocess import KEY
+from simcse_jax.pretrained.tokenizers import check_tokenizer
 from simcse_jax.reports.progress import progress_bar
 from simcse_jax.runtime.mesh import put_batch, replicated
 
@@ -33,17 +34,11 @@ _MEAN_LENGTH = 16
 _TOKENS_A_SLOT = 8
 
 
-def check_vocabulary(tokenizer: Any, size: int) -> None:
-    """Raises `InputError` if the tokenizer has tokens that a model with `size` word embeddings lacks."""
-    if len(tokenizer) > size:
-        raise InputError(
-            f"the tokenizer in {tokenizer.name_or_path} has {len(tokenizer):,} tokens but the model's vocabulary "
-            f"has {size:,}: they are not of one model"
-        )
-
-
 class BatchEncoder:
-    """Encodes any number of sentences with the parameters of each call; compiles once per shape of rows."""
+    """Encodes any number of sentences with the parameters of each call; compiles once per shape of rows.
+
+    No call changes the encoder, so that threads may share it.
+    """
 
     def __init__(
         self,
@@ -70,14 +65,14 @@ class BatchEncoder:
 
         Raises:
           InputError: `max_length` leaves no room for a token, `packed_length`, `batch_size` or `long_text` cannot
-            be used, or the tokenizer has tokens that the model lacks.
+            be used, or see `check_tokenizer`.
         """
         if packed_length and not _TOKENS_A_SLOT <= packed_length <= _LENGTHS[-1]:
             raise InputError(
                 f"packed_length is {packed_length}; it must be 0 (one sentence per row) or {_TOKENS_A_SLOT} to "
                 f"{_LENGTHS[-1]} tokens per row"
             )
-        check_vocabulary(tokenizer, model.config.vocab_size)
+        check_tokenizer(tokenizer, model.config.vocab_size)
         self.mesh = mesh
         self.tokenizer = tokenizer
         self._limit = model.config.max_length

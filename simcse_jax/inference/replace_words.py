@@ -13,12 +13,11 @@ from jaxtyping import Array, Bool, Float, Int
 from simcse_jax.config import MIN_LENGTH
 from simcse_jax.data.tokens import pad
 from simcse_jax.errors import InputError
-from simcse_jax.inference.encoder import check_vocabulary
 from simcse_jax.inference.loading import load_model
 from simcse_jax.inference.shapes import padded_length, power_of_two
 from simcse_jax.model import SentenceEncoder, build_mlm_head
 from simcse_jax.model.params import Params
-from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.pretrained.tokenizers import check_tokenizer, load_tokenizer, token_names
 from simcse_jax.pretrained.weights import load_params
 
 
@@ -77,7 +76,7 @@ class WordReplacer:
         if self._tokenizer.mask_token_id is None:
             raise InputError(f"the tokenizer of {model} has no mask token: give another model")
         vocabulary = loaded.model.config.vocab_size
-        check_vocabulary(self._tokenizer, vocabulary)
+        check_tokenizer(self._tokenizer, vocabulary)
         limit = loaded.model.config.max_length
         self._max_length = limit if max_length is None else min(limit, max_length)
         self._batch_size = batch_size
@@ -86,7 +85,7 @@ class WordReplacer:
 
     def _whole_words(self, size: int) -> tuple[list[str], Bool[np.ndarray, " V"]]:
         """The text of each token, and whether it is a whole word: it begins one and has letters and digits alone."""
-        names = self._tokenizer.convert_ids_to_tokens(range(len(self._tokenizer)))
+        names = token_names(self._tokenizer)
         if json.loads(self._tokenizer.backend_tokenizer.to_str())["model"]["type"] == "WordPiece":
             texts, begins = names, [not name.startswith("##") for name in names]
         else:  # byte-level BPE writes bytes as characters of its own, a space as Ġ

@@ -13,7 +13,7 @@ _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The fast tokenizer of a model folder.
+    """The fast tokenizer of a model folder, without truncation and padding: whoever encodes cuts and pads the result.
 
     Raises:
       InputError: the folder holds no readable tokenizer, or only a slow one.
@@ -33,7 +33,63 @@ def load_tokenizer(folder: str | Path) -> Any:
         rules = tokenizer.backend_tokenizer
         rules.normalizer = Sequence([Lowercase(), *([rules.normalizer] if rules.normalizer else [])])
         tokenizer.lower_cases = True
+    _set_free(tokenizer.backend_tokenizer, tokenizer.split_special_tokens)
     return tokenizer
+
+
+def free_rules(tokenizer: Any) -> Any:
+    """The rules of a tokenizer, without truncation and padding, to be read alone: threads that share them may encode.
+
+    They are the tokenizer's own if it is as `load_tokenizer` left it, otherwise a copy.
+    """
+    rules, split = tokenizer.backend_tokenizer, tokenizer.split_special_tokens
+    if rules.truncation is None and rules.padding is None and rules.encode_special_tokens == split:
+        return rules
+    copy = type(rules).from_str(rules.to_str())
+    _set_free(copy, split)
+    return copy
+
+
+def _set_free(rules: Any, split_special_tokens: bool) -> None:
+    rules.no_truncation()
+    rules.no_padding()
+    rules.encode_special_tokens = split_special_tokens
+
+
+def largest_id(tokenizer: Any) -> int:
+    """The largest token id that a tokenizer may give.
+
+    It may exceed the number of tokens: added tokens may leave gaps, and the template of the special tokens may have ids
+    that the vocabulary lacks.
+    """
+    return int(max(*tokenizer.get_vocab().values(), *free_rules(tokenizer).encode("").ids))
+
+
+def token_names(tokenizer: Any) -> list[str]:
+    """The tokens by their ids, "" where an id has none."""
+    return [name or "" for name in tokenizer.convert_ids_to_tokens(range(largest_id(tokenizer) + 1))]
+
+
+def check_tokenizer(tokenizer: Any, size: int) -> None:
+    """Checks a tokenizer against the `size` word embeddings of a model.
+
+    Raises:
+      InputError: an id beyond the embeddings, no padding token, or another token type than 0.
+    """
+    name = f"the tokenizer in {tokenizer.name_or_path}"
+    if (largest := largest_id(tokenizer)) >= size:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise InputError(
+            f"{name} has the token '{token}' with id {largest:,} but the model's vocabulary has {size:,} rows, 0 to "
+            f"{size - 1:,}: they are not of one model, so give the tokenizer that the weights were trained with"
+        )
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"{name} has no padding token: name one as pad_token in its tokenizer_config.json")
+    if "token_type_ids" in tokenizer.model_input_names and any(free_rules(tokenizer).encode("a").type_ids):
+        raise InputError(
+            f"{name} gives single sentences a token type other than 0, which this encoder does not read: correct the "
+            "template in its tokenizer.json"
+        )
 
 
 def _tokenizer_class(folder: Path) -> Any:
