@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,23 @@ def test_empty_then_added_to(backend: Any) -> None:
     queries = unit(3)
     assert numbers(index.search(queries, 9)) == by_hand(vectors, queries, 9)
     assert index.search(np.zeros((0, 16), np.float32)) == []
+
+
+def test_searches_beside_additions_see_all_or_nothing() -> None:
+    """In threads: each sentence has the vector of its number, in whatever order they were added."""
+    index = Index([], np.zeros((0, 8), np.float32))
+    vectors = unit(160, 8)
+
+    def work(number: int) -> bool:
+        chosen = np.arange(number * 10, number * 10 + 10)
+        index.add([str(n) for n in chosen], vectors[chosen])
+        found = index.search(vectors[chosen], top_k=1)
+        return [hits[0].sentence for hits in found] == [str(n) for n in chosen]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(16)))
+    added = [int(sentence) for sentence in index.sentences]
+    np.testing.assert_array_equal(index.vectors, vectors[added])
 
 
 def test_bad_input_leaves_the_index_as_it_was() -> None:

@@ -1,6 +1,7 @@
 """Sentences and their vectors, to search, add to, save and load."""
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,7 @@ class Index:
         self.backend = backend
         self.about = dict(about or {})
         vectors = _checked(sentences, vectors, self.width)
+        self._lock = threading.Lock()  # a search sees all of an `add` or nothing
         self._nearest: Nearest
         if backend == "jax":
             self._nearest = Exact(self.width)
@@ -99,8 +101,9 @@ class Index:
           InputError: their number or width does not fit, or a vector is not finite; nothing is added then.
         """
         vectors = _checked(sentences, vectors, self.width)
-        self._nearest.add(vectors)
-        self.sentences += sentences
+        with self._lock:
+            self._nearest.add(vectors)
+            self.sentences += sentences
 
     def search(self, queries: Float[np.ndarray, "Q D"], top_k: int = 5, threshold: float = -np.inf) -> list[list[Hit]]:
         """The sentences whose vectors have the largest inner products with each query.
@@ -125,7 +128,8 @@ class Index:
         queries = _float32(queries, "queries")
         if not self.sentences or not len(queries):
             return [[] for _ in queries]
-        scores, numbers = self._nearest.find(queries, min(int(top_k), len(self)))
+        with self._lock:
+            scores, numbers = self._nearest.find(queries, min(int(top_k), len(self)))
         return [
             [Hit(i, s, self.sentences[i]) for s, i in zip(*row, strict=True) if i >= 0 and s >= threshold]
             for row in zip(scores.tolist(), numbers.tolist(), strict=True)

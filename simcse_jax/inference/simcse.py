@@ -27,6 +27,9 @@ class SimCSE:
     >>> model.search("A man sleeps.")  # doctest: +SKIP
     [Hit(index=0, score=0.97, sentence='A man is asleep.')]
 
+    Threads may share a model: the settings of a call are its own, and a search beside `add_to_index`, `build_index` or
+    `load_index` sees the index before or after. Call `save_index` while no other thread adds sentences.
+
     Attributes:
       index: the index that `search` searches; None before `build_index` or `load_index`.
     """
