@@ -1,8 +1,10 @@
-"""The one exception for bad input, and the words in which its messages report the exceptions of others."""
+"""The one exception for bad input, the words in which its messages report the exceptions of others, and warnings."""
 
 import errno
+import logging
 import os
 import re
+from functools import cache
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NUMBER = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)")
@@ -13,6 +15,12 @@ _NUMPY = re.compile(r"\d+ requested and \d+ written")
 
 class InputError(ValueError):
     """Bad input. The message says what was given, what was expected and what to do."""
+
+
+@cache
+def warn(message: str) -> None:
+    """Logs a line that a user should read, once per process: on stderr, unless the program sets up `logging`."""
+    logging.getLogger("simcse_jax").warning(message)
 
 
 def reason(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, ModelConfig
+from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
 from simcse_jax.data.demo import demo_similarity
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import load_task
@@ -23,10 +23,14 @@ from simcse_jax.inference.encoder import BatchEncoder
 from simcse_jax.inference.export import export
 from simcse_jax.inference.loading import LoadedModel, load_model
 from simcse_jax.inference.simcse import SimCSE
+from simcse_jax.model.build import build_model
 from simcse_jax.poolers import POOLERS
+from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.reports.paths import portable
 from simcse_jax.runtime.mesh import make_mesh
+from simcse_jax.training.prepare import prepare
+from simcse_jax.training.state import initial_params
 from simcse_jax.training.trainer import train
 from tests.conftest import SENTENCES, TINY_BERT, TINY_ROBERTA, full, write_tokenizer
 
@@ -195,6 +199,42 @@ def test_the_model_card_of_a_run(
     assert (again.model.pooler, again.model.mlp_only_train, again.run) == ("cls", True, None)
     jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
     np.testing.assert_allclose(encode(again, SENTENCES), encode(loaded, SENTENCES), atol=1e-6)
+
+
+def test_a_run_and_its_export_are_the_same_start(finished_run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """The weights, the configuration and the tokenizer of a training that begins from either."""
+    run, _ = finished_run
+    started = []
+    for path in (run, export(run, tmp_path / "model")):
+        checkpoint = read_checkpoint(path)
+        settings = ModelConfig(path=str(path), head="checkpoint")
+        params = initial_params(Config(model=settings), build_model(checkpoint.config, settings))
+        started.append((checkpoint.config, load_tokenizer(checkpoint.folder)(SENTENCES)["input_ids"], params))
+    assert started[0][:2] == started[1][:2]
+    jax.tree.map(np.testing.assert_array_equal, started[0][2], started[1][2])
+    jax.tree.map(np.testing.assert_array_equal, started[0][2], jax.tree.map(np.asarray, load_model(run).params))
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("two_devices")
+def test_a_run_is_trained_from(tiny_bert: Path, text_file: Path, tmp_path: Path) -> None:
+    """From its latest checkpoint, where it has no dev scores."""
+    for name, start in (("first", tiny_bert), ("second", tmp_path / "first")):
+        config = Config(
+            output=str(tmp_path / name),
+            batch_size=8,
+            max_steps=2,
+            model=ModelConfig(path=str(start), head="checkpoint"),
+            data=DataConfig(train=str(text_file), max_length=16, cache=str(tmp_path / "cache")),
+            optimizer=OptimizerConfig(learning_rate=0.01),
+        )
+        begun = prepare(config).start.params()
+        if name == "second":
+            trained = load_model(tmp_path / "first").params
+            jax.tree.map(np.testing.assert_array_equal, begun, jax.tree.map(np.asarray, trained))
+        train(config)
+    first, second = (jax.tree.leaves(load_model(tmp_path / name).params) for name in ("first", "second"))
+    assert any(np.any(np.asarray(x) != np.asarray(y)) for x, y in zip(first, second, strict=True))
 
 
 def test_the_model_card_of_a_model_without_a_run(tmp_path: Path, tiny_bert: Path) -> None:

@@ -216,6 +216,8 @@ DAMAGED = {
 def test_damaged_modules(tmp_path: Path, tiny_bert: Path, name: str, content: Any, words: str) -> None:
     folder = st_folder(tiny_bert, tmp_path / "st", "Dense")
     (folder / name).write_text(json.dumps(content))
+    if name == "model.safetensors.index.json":  # read where the weights are not in one file
+        (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=words):
         load_model(folder)
 
@@ -267,6 +269,7 @@ def original(source: Path, folder: Path, architecture: str, **config: Any) -> Pa
         ("my-unsup-simcse-bert-base-uncased", {}, "cls_before_pooler"),
         ("models--princeton-nlp--sup-simcse-bert-base-uncased/snapshots/0123", {}, "cls"),
         ("models--princeton-nlp--unsup-simcse-roberta-base/snapshots/0123", {}, "cls_before_pooler"),
+        ("iscse-bert-base-constant-alpha-0.1", {}, "cls_before_pooler"),
         ("copy", {"_name_or_path": "princeton-nlp/sup-simcse-bert-base-uncased"}, "cls"),
         ("copy", {"_name_or_path": "result/my-unsup-simcse-bert-base-uncased"}, "cls_before_pooler"),
     ],

@@ -29,7 +29,8 @@ class ModelConfig:
     """The encoder and its pooler."""
 
     path: str = "bert-base-uncased"
-    """Hugging Face folder, or name on the hub, of a BERT or RoBERTa checkpoint."""
+    """BERT or RoBERTa to start from: a Hugging Face folder, a name on the hub, an export or a run (its best checkpoint,
+    or the latest where it has no dev scores)."""
     pooler: PoolerName = "cls"
     """Method that turns token vectors into one sentence vector."""
     mlp_only_train: bool = False

@@ -159,6 +159,30 @@ def load_model(
     return loaded.with_postprocessor(post, about)
 
 
+def initial_weights(name_or_path: str | Path, model: SentenceEncoder, mlm: bool = False) -> Params:
+    """The weights of anything that `load_model` takes, to train from.
+
+    Args:
+      name_or_path: the model; of a run, the best checkpoint, or the latest without dev scores.
+      model: the module.
+      mlm: also read the head of a masked language model.
+
+    Returns:
+      See `load_params`.
+
+    Raises:
+      InputError: see `load_params`; or a run without a checkpoint yet.
+    """
+    folder = local_path(name_or_path)
+    if not is_run(folder):
+        return load_params(read_checkpoint(name_or_path), model.param_dtype, mlm=mlm)
+    found = _restore(open_run(folder), model, None)
+    params: Params = jax.tree.map(np.asarray, found["params"])
+    if mlm and "mlm" in found:
+        params["mlm"] = jax.tree.map(np.asarray, found["mlm"])
+    return params
+
+
 def kept_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints that a run has kept, ascending.
 

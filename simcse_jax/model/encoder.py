@@ -1,6 +1,7 @@
 """The BERT and RoBERTa encoder (Devlin et al., arXiv 1810.04805; Liu et al., arXiv 1907.11692)."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -79,6 +80,15 @@ class EncoderConfig:
         return self.max_position_embeddings - (self.pad_token_id + 1 if self.model_type == "roberta" else 0)
 
 
+# Options of config.json that change what an encoder computes: the value that this one has, and what to do about others.
+_PLAIN: dict[str, tuple[Any, str]] = {
+    "is_decoder": (False, "set it to false if, in training, each token saw those behind it, too"),
+    "add_cross_attention": (False, "set it to false if the weights were trained without"),
+    "position_embedding_type": ("absolute", "only 'absolute' is read"),
+    "quantization_config": (None, "save the model with weights of float32, float16 or bfloat16"),
+}
+
+
 def read_encoder_config(config: dict[str, Any]) -> EncoderConfig:
     """Reads the encoder's fields from a parsed `config.json`.
 
@@ -90,19 +100,34 @@ def read_encoder_config(config: dict[str, Any]) -> EncoderConfig:
         raise InputError(f"config.json says model_type {model_type!r}; this encoder reads 'bert' and 'roberta'")
     fields = dataclasses.fields(EncoderConfig)
     values = {f.name: config[f.name] for f in fields if config.get(f.name) is not None}
+    if model_type == "roberta":
+        values.setdefault("pad_token_id", 1)  # as transformers has it; positions begin behind it
     missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
     if missing:
         raise InputError(f"config.json lacks {', '.join(missing)}")
     kinds: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
     for f in fields:
-        if f.name in values and f.type in kinds and not isinstance(values[f.name], kinds[f.type]):
-            raise InputError(f"config.json says {f.name} {values[f.name]!r}; expected {kinds[f.type][-1].__name__}")
+        value = values.get(f.name, f.default)
+        if f.type in kinds and (not isinstance(value, kinds[f.type]) or isinstance(value, bool)):
+            raise InputError(f"config.json says {f.name} {value!r}; expected {kinds[f.type][-1].__name__}")
+        if f.type is int and value < (least := int(f.name != "pad_token_id")):
+            raise InputError(f"config.json says {f.name} {value}; expected {least} or more")
     result = EncoderConfig(**values)
     if result.hidden_act not in ACTIVATIONS:
         raise InputError(f"config.json says hidden_act '{result.hidden_act}'; known: {', '.join(ACTIVATIONS)}")
-    if config.get("position_embedding_type", "absolute") != "absolute":
+    for name, (plain, advice) in _PLAIN.items():
+        if (value := config.get(name) or plain) != plain:
+            raise InputError(f"config.json says {name} {json.dumps(value)[:60]}, which this encoder lacks: {advice}")
+    if "AutoModel" in (config.get("auto_map") or {}):
         raise InputError(
-            f"config.json says position_embedding_type '{config['position_embedding_type']}'; only 'absolute' is read"
+            f"config.json has the model computed by code of its own ({config['auto_map']['AutoModel']}), which is not "
+            f"run here: if it is a plain {model_type}, remove auto_map"
+        )
+    if result.pad_token_id >= result.vocab_size or result.max_length < 1:
+        raise InputError(
+            f"config.json says pad_token_id {result.pad_token_id}; expected a token below vocab_size "
+            f"({result.vocab_size}), and for RoBERTa, whose positions begin behind it, below max_position_embeddings "
+            f"({result.max_position_embeddings}) - 1"
         )
     if result.hidden_size % result.num_attention_heads:
         raise InputError(

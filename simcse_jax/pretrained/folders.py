@@ -51,12 +51,14 @@ class Checkpoint:
 def locate(name_or_path: str | Path) -> Path:
     """The local folder of a checkpoint, downloaded from the hub if `name_or_path` is not a folder.
 
+    A run has one inside, with config.json and the tokenizer; its weights are in its checkpoints.
+
     Raises:
       InputError: a path that does not exist, or a name that the hub does not know.
     """
     path = local_path(name_or_path)
     if path.is_dir():
-        return path
+        return path / "model" if (path / "run.json").is_file() else path
     name = str(name_or_path)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"'{name}' is not a folder: give a Hugging Face model folder or a name on the hub")

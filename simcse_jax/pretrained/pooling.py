@@ -21,8 +21,8 @@ TRANSFORMER_FILE = "sentence_bert_config.json"
 _POOLERS = {"mean": "avg", "pooling_mode_mean_tokens": "avg"}
 _POOLERS |= dict.fromkeys(("cls", "pooling_mode_cls_token"), "cls_before_pooler")
 
-# Names of the authors' checkpoints and of the folders that their scripts train into.
-_ORIGINAL = re.compile(r"(?:^|[-_/])(un)?sup-simcse(?:[-_/]|$)")
+# Names of the authors' checkpoints and of the folders that their scripts train into; IS-CSE's are all unsupervised.
+_ORIGINAL = re.compile(r"(?:^|[-_/])(?:(un)?sup-simcse|(iscse))(?:[-_/]|$)")
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _original(folder: Path, hf_config: dict[str, Any]) -> Pooling | None:
     cached = folder.parent.parent.name.replace("--", "/") if folder.parent.name == "snapshots" else ""
     for name in (cached, folder.resolve().name, str(hf_config.get("_name_or_path", ""))):
         if found := _ORIGINAL.search(name):
-            return Pooling("cls", mlp_only_train=found[1] is not None)
+            return Pooling("cls", mlp_only_train=any(found.groups()))
     if architectures & {"BertForCL", "RobertaForCL"}:
         raise InputError(
             f"{folder} is a checkpoint of the original SimCSE code, and its name does not tell whether it was trained "

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from simcse_jax.errors import InputError, reason
+from simcse_jax.errors import InputError, reason, warn
 from simcse_jax.model import EncoderConfig
 from simcse_jax.model.params import Params
 from simcse_jax.pretrained.folders import Checkpoint
@@ -32,6 +33,13 @@ _MLM_NAMES = {
     "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
     "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
 }
+
+# What an encoder's weights are called behind the prefix that its checkpoint gives them, and the weight that tells it.
+_INSIDE = ("embeddings.", "encoder.", "pooler.")
+_WORDS = "embeddings.word_embeddings.weight"
+
+# Heads beside the encoder: that of the original SimCSE code, and those of pretraining.
+_BESIDE = ("mlp.dense.", "cls.", "lm_head.")
 
 # Weights of pretraining heads and constant buffers that a checkpoint may hold and a sentence encoder has no use for.
 _UNUSED = re.compile(r"^(cls\.|lm_head\.|embeddings\.position_ids$|embeddings\.token_type_ids$)")
@@ -87,12 +95,19 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = Fal
       `{"encoder": ..., "head": ...}` of NumPy arrays, most matrices as transposed views; without "head" where the
       checkpoint has no pooler weights; with "mlm" if the caller asks for it and the checkpoint has it.
 
+    A line on stderr names what else the checkpoint holds outside of the encoder, such as a classifier.
+
     Raises:
-      InputError: unreadable file, or a missing, unexpected or misshapen weight, each named; also a head of a masked
-        language model whose decoder is not the word embeddings.
+      InputError: unreadable file, several encoders, or a missing, unexpected or misshapen weight, each named; also a
+        head of a masked language model whose decoder is not the word embeddings.
     """
+    if (checkpoint.folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"{checkpoint.folder} has an adapter (adapter_config.json), which is not read here: merge it into the "
+            "weights first, with merge_and_unload of the package peft"
+        )
     stored = read_tensors(checkpoint.folder)
-    tensors = {_canonical(name): name for name in stored}
+    tensors, outside = _sort(stored, checkpoint.folder)
     params: Params = {}
     problems: list[str] = []
     expected = set()
@@ -108,6 +123,9 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = Fal
             problems.append(f"missing {name}")
             continue
         value = stored[tensors[name]]
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            problems.append(f"{tensors[name]} holds {value.dtype}: quantised weights are not read")
+            continue
         value = value.T if path[-1] == "kernel" else value
         if value.shape != shape:
             given, wanted = stored[tensors[name]].shape, shape[::-1] if path[-1] == "kernel" else shape
@@ -115,10 +133,51 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = Fal
             continue
         _place(params, path, value.astype(dtype, copy=False))
     problems += [f"unexpected {tensors[name]}" for name in sorted(set(tensors) - expected) if not _UNUSED.match(name)]
+    if _WORDS not in tensors:
+        problems += [f"unexpected {name}" for name in outside]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise InputError(f"the weights in {checkpoint.folder} do not fit its config.json: {shown}")
+    if outside:
+        modules = sorted({name.removesuffix(".weight").removesuffix(".bias") for name in outside})
+        more = f" and {len(modules) - 8} more" if len(modules) > 8 else ""
+        warn(f"{checkpoint.folder}: not read, as outside of the encoder: {', '.join(modules[:8])}{more}")
     return params
+
+
+def _sort(stored: dict[str, np.ndarray], folder: Path) -> tuple[dict[str, str], list[str]]:
+    """The weights of a checkpoint's encoder and of the heads beside it, by their canonical names; and all others.
+
+    Raises:
+      InputError: the checkpoint holds several encoders, or a weight twice.
+    """
+    prefixes = [name.removesuffix(_WORDS) for name in stored if f".{name}".endswith(f".{_WORDS}")] or [""]
+    if len(prefixes) > 1:
+        raise InputError(
+            f"the weights in {folder} hold {len(prefixes)} encoders ({', '.join(map(repr, sorted(prefixes)))}): save "
+            "the one to be read alone"
+        )
+    prefix = prefixes[0]
+    parent = prefix[: prefix[:-1].rfind(".") + 1]
+    found: dict[str, str] = {}
+    outside: list[str] = []
+    mlp = f"{parent}mlp."
+    # The head of the original SimCSE code comes first: it takes the place of the encoder's own.
+    for name in sorted(stored, key=lambda name: (not name.startswith(mlp), name)):
+        within, beside = name.removeprefix(prefix), name.removeprefix(parent)
+        if name.startswith(prefix) and within.startswith(_INSIDE):
+            key = _canonical(within)
+        elif name.startswith(parent) and beside.startswith(_BESIDE):
+            key = _canonical(beside)
+        else:
+            outside.append(name)
+            continue
+        other = found.setdefault(key, name)
+        if other.startswith(mlp) and other != name:
+            outside.append(name)
+        elif within.startswith(_INSIDE) and not np.array_equal(stored[other], stored[name]):
+            raise InputError(f"the weights in {folder} hold {other} and {name}, which differ: remove one of them")
+    return found, outside
 
 
 def _check_decoder(checkpoint: Checkpoint, tensors: dict[str, np.ndarray]) -> None:
@@ -133,41 +192,45 @@ def _check_decoder(checkpoint: Checkpoint, tensors: dict[str, np.ndarray]) -> No
 
 
 def _canonical(name: str) -> str:
-    """A weight's name without the model prefix and in today's spelling.
+    """The name of a weight, without its prefix, in today's spelling.
 
-    `bert.` and `roberta.` prefix the names in checkpoints saved with a pretraining head; the first BERT releases use
-    gamma and beta; `mlp.dense` is the head in checkpoints of the original SimCSE code; the decoder's bias is the same
-    as that of the head of a masked language model.
+    The first BERT releases use gamma and beta; `mlp.dense` is the head in checkpoints of the original SimCSE code; the
+    decoder's bias is the same as that of the head of a masked language model.
     """
-    name = re.sub(r"^(bert|roberta)\.", "", name)
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
     name = re.sub(r"^(cls\.predictions|lm_head)\.decoder\.bias$", r"\1.bias", name)
     return re.sub(r"^mlp\.dense\.", "pooler.dense.", name)
 
 
+# The forms of a folder's weights, in the order in which transformers looks for them.
+_FORMS = [f"{file}{index}" for file in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")]
+
+
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """All weights of a folder, from safetensors, sharded or not, or from a PyTorch pickle.
+
+    Of several forms, the one is read that transformers reads; a line on stderr names the others.
 
     Raises:
       InputError: the folder has no weights, or they cannot be read.
     """
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index = folder / f"{stem}.{suffix}.index.json"
-        if index.is_file():
-            shards = read_object(index, "").get("weight_map")
-            if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
-                raise InputError(f"{index} has no weight_map from weights to files: copy it again")
-            files = sorted({folder / file for file in shards.values()})
-        elif (folder / f"{stem}.{suffix}").is_file():
-            files = [folder / f"{stem}.{suffix}"]
-        else:
-            continue
-        tensors: dict[str, np.ndarray] = {}
-        for file in files:
-            tensors |= read_safetensors(file) if suffix == "safetensors" else _read_torch(file)
-        return tensors
-    raise InputError(f"{folder} has no weights: expected model.safetensors, its sharded form, or pytorch_model.bin")
+    there = [folder / name for name in _FORMS if (folder / name).is_file()]
+    if not there:
+        raise InputError(f"{folder} has no weights: expected model.safetensors, its sharded form, or pytorch_model.bin")
+    chosen, *others = there
+    files = [chosen]
+    if chosen.suffix == ".json":
+        shards = read_object(chosen, "").get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
+            raise InputError(f"{chosen} has no weight_map from weights to files: copy it again")
+        files = sorted({folder / file for file in shards.values()})
+    tensors: dict[str, np.ndarray] = {}
+    for file in files:
+        tensors |= read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    if others:
+        warn(f"{folder}: the weights are those of {chosen.name}; not read: {', '.join(file.name for file in others)}")
+    return tensors
 
 
 def read_safetensors(file: Path) -> dict[str, np.ndarray]:
@@ -196,7 +259,8 @@ def _read_torch(file: Path) -> dict[str, np.ndarray]:
     try:
         # weights_only refuses pickles that could run code.
         tensors = torch.load(file, map_location="cpu", weights_only=True)
-        return {name: tensor.to(torch.float32).numpy() for name, tensor in tensors.items()}
+        tensors = tensors.get("state_dict", tensors)  # where Lightning puts them
+        return {name: (x.float() if x.is_floating_point() else x).numpy() for name, x in tensors.items()}
     except Exception as error:  # torch raises many types for damaged or refused pickles
         raise InputError(
             f"{file} cannot be read as weights ({reason(error)}): copy it again, or save it as safetensors"

@@ -11,11 +11,10 @@ from jaxtyping import Array, Float, Int
 from simcse_jax import rng
 from simcse_jax.config import Config
 from simcse_jax.errors import InputError
+from simcse_jax.inference.loading import initial_weights
 from simcse_jax.model import SentenceEncoder, init_mlm_head
 from simcse_jax.model.build import init_params, with_fresh_head
 from simcse_jax.model.params import Params
-from simcse_jax.pretrained.folders import read_checkpoint
-from simcse_jax.pretrained.weights import load_params
 
 Buffer = Float[Array, "Q H"] | None
 """Latest positives of length 1, where the run smooths instances."""
@@ -91,8 +90,7 @@ def initial_params(config: Config, model: SentenceEncoder) -> Params | Callable[
     """
     if config.model.random_init:
         return lambda: init_params(model, config.seed)
-    checkpoint = read_checkpoint(config.model.path)
-    params = load_params(checkpoint, model.param_dtype, mlm=config.objective.mlm.weight > 0)
+    params = initial_weights(config.model.path, model, mlm=config.objective.mlm.weight > 0)
     uses_head = config.model.pooler == "cls"
     if uses_head and config.model.head == "checkpoint" and "head" not in params:
         raise InputError(f"model.head is 'checkpoint' but {config.model.path} has no weights pooler.dense")

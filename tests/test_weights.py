@@ -1,0 +1,248 @@
+"""Weights of others: encoders under every prefix and beside every head, in every form, and what is not an encoder."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from simcse_jax.errors import InputError
+from simcse_jax.inference.loading import load_model
+from simcse_jax.inference.simcse import SimCSE
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.pretrained.weights import load_params, to_tensors
+from tests.conftest import SENTENCES, TINY_BERT, TINY_ROBERTA, write_model
+
+Tensors = dict[str, np.ndarray]
+
+
+def variant(source: Path, folder: Path, change: Callable[[Tensors], Tensors], **config: Any) -> Path:
+    """A copy of a model with its weights and its configuration changed."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    settings = json.loads((source / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | config))
+    save_file(change(load_file(source / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def same(tensors: Tensors) -> Tensors:
+    return tensors
+
+
+def load(folder: Path) -> Any:
+    return load_params(read_checkpoint(folder))
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+PREFIXES = {
+    "DataParallel": "module.bert.",
+    "DataParallel of the base model": "module.",
+    "a module named model": "model.",
+    "a module named encoder": "encoder.",
+    "Lightning": "model.bert.",
+    "torch.compile": "_orig_mod.encoder.",
+    "sentence-transformers": "0.auto_model.",
+    "another family's name": "roberta.",
+    "all of it": "module.model.encoder.bert.",
+}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
+def test_an_encoder_is_found_behind_any_prefix(prefix: str, tiny_bert: Path, tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> Tensors:
+        return {prefix + name: x for name, x in tensors.items()}
+
+    assert_same(load(variant(tiny_bert, tmp_path, change)), load(tiny_bert))
+
+
+@pytest.mark.parametrize("form", ["DataParallel", "Lightning"])
+def test_pickles_of_wrapped_models(form: str, tiny_bert: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="writes the file")
+    shutil.copytree(tiny_bert, tmp_path, dirs_exist_ok=True)
+    tensors = {name: torch.tensor(x) for name, x in load_file(tiny_bert / "model.safetensors").items()}
+    (tmp_path / "model.safetensors").unlink()
+    wrapped = {f"module.{n}": x for n, x in tensors.items()}
+    if form == "Lightning":
+        wrapped = {"epoch": 3, "state_dict": {f"model.bert.{n}": x for n, x in tensors.items()}}
+    torch.save(wrapped, tmp_path / "pytorch_model.bin")
+    assert_same(load(tmp_path), load(tiny_bert))
+
+
+HEADS = {
+    "ForSequenceClassification": {"Bert": "classifier", "Roberta": "classifier.dense, classifier.out_proj"},
+    "ForTokenClassification": {"Bert": "classifier", "Roberta": "classifier"},
+    "ForQuestionAnswering": {"Bert": "qa_outputs", "Roberta": "qa_outputs"},
+    "ForMultipleChoice": {"Bert": "classifier", "Roberta": "classifier"},
+    "ForMaskedLM": {"Bert": "", "Roberta": ""},
+}
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+@pytest.mark.parametrize("head", HEADS)
+def test_other_heads_are_left_out_and_named_once(
+    family: str, head: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch = pytest.importorskip("torch", reason="writes the checkpoint")
+    import transformers
+
+    config = {k: v for k, v in (TINY_BERT if family == "Bert" else TINY_ROBERTA).items() if k != "model_type"}
+    torch.manual_seed(0)
+    model = getattr(transformers, family + head)(getattr(transformers, f"{family}Config")(**config))
+    model.save_pretrained(tmp_path)
+    checkpoint = read_checkpoint(tmp_path)
+    params = load_params(checkpoint)
+    load_params(checkpoint)
+    encoder = {name: x.numpy() for name, x in getattr(model, family.lower()).state_dict().items()}
+    assert ("head" in params) == ("pooler.dense.weight" in encoder)
+    head_of_zeros = {"dense": {"kernel": np.zeros((32, 32), np.float32), "bias": np.zeros(32, np.float32)}}
+    ours = to_tensors({"head": head_of_zeros} | params, checkpoint.config)
+    for name in encoder.keys() - {"embeddings.position_ids", "embeddings.token_type_ids"}:
+        np.testing.assert_array_equal(ours[name], encoder[name], err_msg=name)
+    left_out = HEADS[head][family]
+    expected = [f"{tmp_path}: not read, as outside of the encoder: {left_out}"] if left_out else []
+    assert caplog.messages == expected
+
+
+def original(tensors: Tensors, parent: str = "") -> Tensors:
+    """The names of IS-CSE's code: no pooler in the encoder, a head beside it, and the buffer of latest positives."""
+    named = {f"{parent}bert.{n}".replace("bert.pooler.", "mlp."): x for n, x in tensors.items()}
+    return named | {f"{parent}lbuf": np.ones((1024, 32), np.float32)}
+
+
+@pytest.mark.parametrize("parent", ["", "module."])
+def test_checkpoints_of_is_cse(parent: str, tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Their names say that the head was for training only."""
+    folder = tmp_path / "iscse-bert-base-constant-alpha-0.1"
+    variant(tiny_bert, folder, lambda tensors: original(tensors, parent), architectures=["BertForCL"])
+    assert_same(load(folder), load(tiny_bert))
+    assert caplog.messages == [f"{folder}: not read, as outside of the encoder: {parent}lbuf"]
+    expected = SimCSE(tiny_bert, pooler="cls_before_pooler").encode(SENTENCES)
+    np.testing.assert_array_equal(SimCSE(folder).encode(SENTENCES), expected)
+
+
+def test_the_trained_head_takes_the_place_of_the_encoders(tiny_bert: Path, tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> Tensors:
+        poolers = {f"bert.{n}": np.ones_like(x) for n, x in tensors.items() if n.startswith("pooler.")}
+        return original(tensors) | poolers
+
+    assert_same(load(variant(tiny_bert, tmp_path, change)), load(tiny_bert))
+
+
+WORDS = "embeddings.word_embeddings.weight"
+REFUSED: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
+    "two encoders": (
+        lambda t: {f"query.{n}": x for n, x in t.items()} | {f"passage.{n}": x for n, x in t.items()},
+        r"hold 2 encoders \('passage.', 'query.'\): save the one",
+    ),
+    "a weight twice": (
+        lambda t: t | {"embeddings.LayerNorm.gamma": t["embeddings.LayerNorm.weight"] + 1},
+        r"hold embeddings\.LayerNorm\.gamma and embeddings\.LayerNorm\.weight, which differ",
+    ),
+    "whole numbers": (
+        lambda t: t | {"encoder.layer.0.output.dense.weight": np.ones((32, 48), np.int8)},
+        r"encoder\.layer\.0\.output\.dense\.weight holds int8: quantised",
+    ),
+    "no encoder": (
+        lambda t: {f"transformer.{n.removeprefix('encoder.')}": x for n, x in t.items() if n != WORDS},
+        r"missing embeddings\.word_embeddings\.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), REFUSED.values(), ids=REFUSED)
+def test_weights_that_are_no_single_encoder(
+    change: Callable[[Tensors], Tensors], words: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=words):
+        load(variant(tiny_bert, tmp_path, change))
+
+
+def test_an_adapter_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    variant(tiny_bert, tmp_path, same)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"has an adapter.*merge it"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("older", ["model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"])
+def test_of_several_forms_one_is_read_and_the_others_named(
+    older: str, tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one that transformers reads: the single file, whatever is left from before."""
+    variant(tiny_bert, tmp_path, same)
+    tensors = load_file(tiny_bert / "model.safetensors")
+    save_file({name: x + 1 for name, x in tensors.items()}, tmp_path / "model-1.safetensors", metadata={"format": "pt"})
+    content = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-1.safetensors")}
+    (tmp_path / older).write_text(json.dumps(content))
+    assert_same(load(tmp_path), load(tiny_bert))
+    assert caplog.messages == [f"{tmp_path}: the weights are those of model.safetensors; not read: {older}"]
+    if older == "model.safetensors.index.json":
+        pytest.importorskip("torch", reason="the reference")
+        import transformers
+
+        theirs = transformers.AutoModel.from_pretrained(tmp_path).state_dict()[WORDS].numpy()
+        np.testing.assert_array_equal(load(tmp_path)["encoder"]["embeddings"]["word_embeddings"]["embedding"], theirs)
+        (tmp_path / "model.safetensors").unlink()  # then the index is read
+        assert_same(load(tmp_path), jax.tree.map(lambda x: x + 1, load(tiny_bert)))
+
+
+OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "a decoder": ({"is_decoder": True}, "is_decoder true, which this encoder lacks: set it to false if"),
+    "cross-attention": ({"add_cross_attention": True}, "add_cross_attention true"),
+    "relative positions": ({"position_embedding_type": "relative_key"}, 'position_embedding_type "relative_key"'),
+    "quantisation": ({"quantization_config": {"bits": 8}}, r'quantization_config {"bits": 8}'),
+    "code of its own": ({"auto_map": {"AutoModel": "m.Alibi"}}, r"code of its own \(m\.Alibi\)"),
+    "another activation": ({"hidden_act": "silu"}, "hidden_act 'silu'; known"),
+    "another model": ({"model_type": "electra"}, "model_type 'electra'"),
+    "no such padding": ({"pad_token_id": 120}, "pad_token_id 120; expected a token below vocab_size"),
+    "no token type": ({"type_vocab_size": 0}, "type_vocab_size 0; expected 1 or more"),
+    "a truth": ({"num_hidden_layers": True}, "num_hidden_layers True; expected int"),
+    "no room": ({"model_type": "roberta", "pad_token_id": 39}, r"below max_position_embeddings \(40\) - 1"),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), OPTIONS.values(), ids=OPTIONS)
+def test_options_that_change_the_vectors_are_refused(
+    options: dict[str, Any], words: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=words):
+        load_model(variant(tiny_bert, tmp_path, same, **options), "avg")
+
+
+def test_options_that_change_nothing_are_read(tiny_bert: Path, tmp_path: Path) -> None:
+    options = {"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"}
+    more = {"use_cache": True, "tie_word_embeddings": False, "auto_map": {"AutoTokenizer": ["t.Own", None]}}
+    folder = variant(tiny_bert, tmp_path, same, **options, **more, pad_token_id=None, quantization_config=None)
+    assert read_checkpoint(folder).config == read_checkpoint(tiny_bert).config
+
+
+def test_positions_of_a_roberta_without_a_padding_id(tmp_path: Path) -> None:
+    """They begin where transformers has them begin."""
+    torch = pytest.importorskip("torch", reason="the reference")
+    import transformers
+
+    folder = write_model(tmp_path / "roberta", {k: v for k, v in TINY_ROBERTA.items() if k != "pad_token_id"})
+    assert read_checkpoint(folder).config.max_length == 40
+    tokens = load_tokenizer(folder)(SENTENCES[:1], return_tensors="pt")
+    with torch.no_grad():
+        peer = transformers.AutoModel.from_pretrained(folder).eval()
+        out = peer(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+    ours = SimCSE(folder, pooler="cls_before_pooler").encode(SENTENCES[:1], normalize=False)
+    np.testing.assert_allclose(ours, out.last_hidden_state[:, 0].numpy(), atol=1e-5)
+
+
+def test_warnings_go_through_logging(tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    variant(tiny_bert, tmp_path, lambda tensors: tensors | {"scale": np.ones(1, np.float32)})
+    load(tmp_path)
+    assert [(r.name, r.levelno) for r in caplog.records] == [("simcse_jax", logging.WARNING)]
