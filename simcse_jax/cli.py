@@ -43,7 +43,10 @@ COMMANDS = {
         "data:Nli",
         "Write triplets (premise, entailment, contradiction) from the labelled pairs of SNLI, MultiNLI and the like.",
     ),
-    "evaluate": ("evaluate:Evaluate", "Score models on STS and transfer tasks; several models in one table."),
+    "evaluate": (
+        "evaluate:Evaluate",
+        "Score models on STS, transfer and retrieval tasks; several in one table.",
+    ),
     "encode": ("encode:Encode", "Write the vectors of a file's sentences, one row per line, as float32 .npy."),
     "search": ("search:Search", "Find the sentences of a file that are most similar to a query."),
     "export": (

@@ -246,7 +246,7 @@ def test_the_command_says_where_everything_is(
     command += ["--evaluation.dev", pairs, "--evaluation.every", "2", "--evaluation.test", pairs, "--log-every", "1"]
     main(command)
     shown = capsys.readouterr()
-    assert re.search(rf"run in    {run}, 4 steps\nbest      dev -?\d+\.\d\d at step [024]\n", shown.out)
+    assert re.search(rf"run in    {run}, 4 steps\nbest      dev spearman -?\d+\.\d\d at step [024]\n", shown.out)
     for line in (f"metrics   {run}/metrics.jsonl", f"figures   {run}/figures: loss, dev, path (.png, .svg)"):
         assert line in shown.out
     assert f"export    simcse-jax export {run} OUT" in shown.out

@@ -15,7 +15,7 @@ from simcse_jax.storage.files import check_writable_file, writing
 
 @dataclass(frozen=True)
 class Evaluate(Command):
-    """Score models on STS and transfer tasks; several models in one table."""
+    """Score models on STS, transfer and retrieval tasks; several in one table."""
 
     models: tyro.conf.Positional[tuple[str, ...]]
     """Runs, exported folders, Hugging Face folders or names on the hub."""
@@ -24,7 +24,10 @@ class Evaluate(Command):
     tasks: tuple[str, ...] = ("sts",)
     """STS12 ... STS16, STSBenchmark, SICKRelatedness (`sts`: all seven), MR, CR, SUBJ, MPQA, SST2, TREC, MRPC
     (`transfer`: all seven; `full`: both sets), SICKEntailment, or graded pairs: files with the columns
-    sentence1, sentence2, score, tfds:glue/stsb, data sets of the hub."""
+    sentence1, sentence2, score, tfds:glue/stsb, data sets of the hub; or questions and their answers, for retrieval:
+    the same with two columns."""
+    columns: tuple[str, ...] = ()
+    """Columns of the question and of its answer, for tasks that have others as well."""
     mode: Literal["test", "dev", "fasttest"] = "test"
     """Split to report; fasttest cross-validates the classifiers of transfer tasks with 5 folds instead of 10."""
     pooler: PoolerName | None = None
@@ -49,10 +52,13 @@ class Evaluate(Command):
         from simcse_jax.evaluation.suite import evaluate_models, load_suite
         from simcse_jax.evaluation.tables import format_text, write_csv, write_markdown
         from simcse_jax.inference.loading import LoadedModel, load_model
+        from simcse_jax.reports.progress import note
         from simcse_jax.storage.files import finite, write_json
 
         self._check()
-        suite = load_suite(self.tasks, self.data, self.mode, self.all_splits)
+        suite = load_suite(self.tasks, self.data, self.mode, self.all_splits, self.columns)
+        for task in suite.retrieval:
+            note(f"{task.name}: {task.describe()}")
         loaded = [load_model(model, self.pooler, self.dtype) for model in self.models]
 
         def encoder(model: LoadedModel) -> Any:
@@ -78,6 +84,8 @@ class Evaluate(Command):
         """Raises `InputError` for settings that cannot be used."""
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}; it must be greater than 0")
+        if len(self.columns) not in (0, 2):
+            raise InputError(f"columns names {len(self.columns)}: name two, of the question and of its answer, or none")
         if self.bootstrap < 0:
             raise InputError(f"bootstrap is {self.bootstrap}; it must be a number of resamples, or 0 for none")
         if not self.models:

@@ -35,6 +35,7 @@ class Train(Configured):
         import jax
 
         from simcse_jax.evaluation.sts import format_table
+        from simcse_jax.reports.tables import metric_title
         from simcse_jax.runs.folder import open_run
         from simcse_jax.storage.mirror import copy_again, working_folder
         from simcse_jax.training.trainer import TrainingDiverged, train
@@ -54,7 +55,7 @@ class Train(Configured):
         if jax.process_index() != 0:
             return
         if "after" in results:
-            print("Spearman × 100, test")
+            print(f"{metric_title(results.get('test_metric', 'spearman'))} × 100, test")
             print(format_table({moment: results[moment] for moment in ("before", "after")}))
         run = open_run(working_folder(self.config.output, self.config.data.cache))
         figures = _draw(run)
@@ -89,7 +90,9 @@ def summary(run: "Run", results: dict[str, Any], figures: list[str]) -> str:
     tasks = f" --tasks {shlex.join(settings.test)}" if settings.test and settings.test != STS_TASKS else ""
     if not (data or tasks or senteval_folder()):
         tasks = " --tasks PAIRS.tsv"
-    best = f"dev {results['dev']:.2f} at step {results['best_step']:,}" if results["best_step"] is not None else ""
+    best = ""
+    if results["best_step"] is not None:
+        best = f"dev {results.get('metric', 'spearman')} {results['dev']:.2f} at step {results['best_step']:,}"
     found = {
         "run in": f"{folder}, {results['step']:,} steps",
         "best": best,

@@ -15,6 +15,7 @@ from simcse_jax.config.settings import (
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    RetrievalMetric,
     SmoothingConfig,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "ModelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "RetrievalMetric",
     "SmoothingConfig",
     "load_config_file",
 ]

@@ -20,6 +20,9 @@ LongText = Literal["cut", "windows", "error"]
 windows of `max_length` tokens, and averages their vectors, weighted by their tokens (specials not counted). `error`
 refuses it."""
 
+RetrievalMetric = Literal["ndcg@10", "mrr@10", "recall@1", "recall@5", "recall@10"]
+"""The figures of retrieval, see `simcse_jax.evaluation.retrieval`."""
+
 Backend = Literal["jax", "faiss-flat", "faiss-ivf"]
 """`jax`: exact, on JAX's first device. `faiss-flat`: exact, on the CPU. `faiss-ivf`: approximate and faster."""
 
@@ -196,13 +199,18 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """STS scores during and after training."""
+    """Scores during and after training: of STS, or of retrieval."""
 
     data: str = ""
     """Folder in SentEval's layout (holds STS/ and SICK/). If empty, only tasks that are files can be scored."""
     dev: str = ""
     """Task whose dev split selects the best checkpoint (`STSBenchmark`), or graded pairs: a file with the columns
-    sentence1, sentence2, score, or tfds:glue/stsb, or a hub data set (docs/data.md). If empty, nothing is evaluated."""
+    sentence1, sentence2, score, or tfds:glue/stsb, or a hub data set (docs/data.md); or questions and their answers: a
+    file of two columns. If empty, nothing is evaluated."""
+    metric: Literal["spearman"] | RetrievalMetric | None = None
+    """The score that selects; by default `spearman` of graded pairs, `ndcg@10` of questions and answers."""
+    columns: tuple[str, ...] = ()
+    """Columns of the question and of its answer, for files that have others as well."""
     every: Annotated[int, POSITIVE] = 125
     """Steps between evaluations on `dev`."""
     geometry_every: Annotated[int, NOT_NEGATIVE] = 0
@@ -317,6 +325,11 @@ class Config:
             raise InputError(
                 f"evaluation.geometry_every is {self.evaluation.geometry_every} but evaluation.dev is empty: "
                 "name the pairs to measure, e.g. --evaluation.dev STSBenchmark"
+            )
+        if len(self.evaluation.columns) not in (0, 2):
+            raise InputError(
+                f"evaluation.columns names {len(self.evaluation.columns)} columns: name two, of the question "
+                "and of its answer, or none"
             )
         if not self.data.train:
             raise InputError("data.train is empty: give a file of sentences, e.g. --data.train wiki.txt")

@@ -16,7 +16,8 @@ from simcse_jax.data.rows import is_null
 from simcse_jax.errors import InputError
 
 KINDS = "files of graded pairs (.tsv, .csv, .jsonl, .parquet), tfds:NAME/CONFIG, and data sets of the hub (owner/name)"
-_SPLITS = {"test": "test", "dev": "validation"}
+SPLITS = {"test": "test", "dev": "validation"}
+"""The split of a data set, by mode."""
 
 
 def is_pairs_file(name: str) -> bool:
@@ -46,7 +47,7 @@ def read_graded_pairs(name: str, mode: str) -> list[tuple[str, str, float]]:
       InputError: no such file or data set, other columns, a sentence that is no text, a score that is no number, no
         pair, or scores that are all the same in a data set, as in a test split whose scores are secret.
     """
-    source = open_source(DataConfig(train=name, split=_SPLITS[mode]))
+    source = open_source(DataConfig(train=name, split=SPLITS[mode]))
     if isinstance(source, Files):
         source = source.divided_for(_find)
     header = source.header()
@@ -55,7 +56,8 @@ def read_graded_pairs(name: str, mode: str) -> list[tuple[str, str, float]]:
         there = "is plain text" if header is None else f"has {', '.join(header)[:200] or 'none'}"
         raise InputError(
             f"{name} must have the columns sentence1, sentence2 and score (or label), which its first row names; it "
-            f"{there}"
+            f"{there}. For pairs of a question and its answer, without scores, name both columns (evaluate --columns, "
+            "or evaluation.columns)"
         )
     pairs: list[tuple[str, str, float]] = []
     left_out = 0
@@ -75,7 +77,7 @@ def read_graded_pairs(name: str, mode: str) -> list[tuple[str, str, float]]:
         raise InputError(f"{name} holds no scored pair")
     if len({grade for _, _, grade in pairs}) < 2 and not is_pairs_file(name):
         found = f"the score of all its pairs is {pairs[0][2]:g}"
-        raise InputError(f"{name}, split {_SPLITS[mode]}: {found}; take another split")
+        raise InputError(f"{name}, split {SPLITS[mode]}: {found}; take another split")
     return pairs
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from simcse_jax.errors import InputError
 from simcse_jax.evaluation import bootstrap
 from simcse_jax.evaluation.pairs import KINDS, is_pairs
 from simcse_jax.evaluation.probe import TransferMode
+from simcse_jax.evaluation.retrieval import RetrievalTask, load_retrieval, retrieve
 from simcse_jax.evaluation.sts import (
     STS_DEV_TASKS,
     STS_TASKS,
     EncodeFunction,
+    Mode,
     Task,
     distinct_sentences,
     encode_once,
@@ -40,6 +42,7 @@ class Suite:
     sts: list[Task]
     transfer: list[TransferTask]
     mode: TransferMode
+    retrieval: list[RetrievalTask] = field(default_factory=list)
 
 
 def expand_tasks(names: Iterable[str], mode: TransferMode) -> list[str]:
@@ -52,7 +55,13 @@ def expand_tasks(names: Iterable[str], mode: TransferMode) -> list[str]:
     return list(dict.fromkeys(task for name in names for task in sets.get(name, (name,))))
 
 
-def load_suite(names: Iterable[str], data: str | Path, mode: TransferMode = "test", all_splits: bool = False) -> Suite:
+def load_suite(
+    names: Iterable[str],
+    data: str | Path,
+    mode: TransferMode = "test",
+    all_splits: bool = False,
+    columns: Sequence[str] = (),
+) -> Suite:
     """Reads tasks.
 
     Args:
@@ -60,6 +69,7 @@ def load_suite(names: Iterable[str], data: str | Path, mode: TransferMode = "tes
       data: folder in SentEval's layout.
       mode: `test`, `dev`, or `fasttest`: test with fewer folds, the same as `test` for STS.
       all_splits: see `sts.load_task`.
+      columns: see `load_retrieval`.
 
     Raises:
       InputError: no task, an unknown one, or one that cannot be read.
@@ -74,14 +84,17 @@ def load_suite(names: Iterable[str], data: str | Path, mode: TransferMode = "tes
             hint = f"did you mean {close[0]}? " if close else ""
             sets = f"the sets sts, transfer and full, {KINDS}"
             raise InputError(f"unknown task '{name}': {hint}known are {', '.join(known)}, {sets}")
+    split: Mode = "dev" if mode == "dev" else "test"
+    retrieval = {name: task for name in expanded if (task := load_retrieval(name, split, columns))}
     return Suite(
         [
-            load_task(name, data, "dev" if mode == "dev" else "test", all_splits)
+            load_task(name, data, split, all_splits)
             for name in expanded
-            if name not in ALL_TRANSFER_TASKS
+            if name not in ALL_TRANSFER_TASKS and name not in retrieval
         ],
         [load_transfer_task(name, data, mode) for name in expanded if name in ALL_TRANSFER_TASKS],
         mode,
+        [*retrieval.values()],
     )
 
 
@@ -94,12 +107,14 @@ def evaluate_models(suite: Suite, models: Sequence[EncodeFunction], resamples: i
       resamples: number of resamples in the bootstrap of the STS tasks; 0 for no bootstrap.
 
     Returns:
-      Per model, `{"sts": {"tasks", "reported"[, "intervals"][, "differences"]}, "transfer": {"tasks", "reported"}}`,
-      without a kind that has no task; see `sts.evaluate`, `bootstrap.bootstrap` and `evaluate_transfer`.
+      Per model, `{"sts": {"tasks", "reported"[, "intervals"][, "differences"]}, "transfer": {"tasks", "reported"},
+      "retrieval": {task: {metric: value}}}`, without a kind that has no task; see `sts.evaluate`,
+      `bootstrap.bootstrap`, `evaluate_transfer` and `retrieve`.
     """
     results: list[dict[str, Any]] = []
     scored: dict[str, list[Any]] = {task.name: [] for task in suite.sts}
-    sentences = list(dict.fromkeys([*distinct_sentences(suite.sts), *sentences_of(suite.transfer)]))
+    texts = [*distinct_sentences(suite.sts), *sentences_of(suite.transfer)]
+    sentences = list(dict.fromkeys([*texts, *(text for task in suite.retrieval for text in task.sentences)]))
     for encode in models:
         vectors_of = encode_once(sentences, encode)
         result: dict[str, Any] = {}
@@ -109,6 +124,8 @@ def evaluate_models(suite: Suite, models: Sequence[EncodeFunction], resamples: i
                 scored[task.name].append(reported_pairs(task, vectors_of))
         if suite.transfer:
             result["transfer"] = evaluate_transfer(suite.transfer, vectors_of, suite.mode)
+        if suite.retrieval:
+            result["retrieval"] = {task.name: retrieve(task, vectors_of) for task in suite.retrieval}
         results.append(result)
     if resamples and suite.sts:
         pairs = {name: (np.stack([system for system, _ in rows]), rows[0][1]) for name, rows in scored.items()}

@@ -49,6 +49,9 @@ def tables(models: list[dict[str, Any]], mode: str, resamples: int) -> list[tupl
             found.append((f"95 % intervals over pairs, {resamples:,} resamples", headers, intervals))
         if differences := rows("differences", "{:+.2f} ({:+.2f} to {:+.2f})"):
             found.append((f"difference to {next(iter(labelled))}, with 95 % intervals", headers, differences))
+    for task in models[0].get("retrieval", {}):
+        figures = {f"{m['model']} ({m['pooler']})": [f"{x:.2f}" for x in m["retrieval"][task].values()] for m in models}
+        found.append((f"{task_title(task)}, retrieval × 100", [*models[0]["retrieval"][task]], figures))
     return found
 
 
@@ -85,4 +88,7 @@ def write_csv(file: Path, models: list[dict[str, Any]], mode: str) -> None:
                 interval = part.get("intervals", {}).get(task, [""] * 2)
                 difference = part.get("differences", {}).get(task, [""] * 3)
                 writer.writerow([model["model"], model["pooler"], mode, task, metric, value, *interval, *difference])
+        for task, figures in model.get("retrieval", {}).items():
+            for metric, value in figures.items():
+                writer.writerow([model["model"], model["pooler"], mode, task, metric, value, *[""] * 5])
     write_text(file, out.getvalue())

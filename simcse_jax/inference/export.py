@@ -14,6 +14,7 @@ from simcse_jax.pretrained.pooling import SETTINGS, Pooling, lower_cases
 from simcse_jax.pretrained.tokenizers import load_tokenizer, save_tokenizer
 from simcse_jax.pretrained.weights import to_tensors
 from simcse_jax.reports.paths import portable
+from simcse_jax.reports.tables import metric_title
 from simcse_jax.storage.files import write_json, write_tensors
 from simcse_jax.storage.objects import check_new_output, written_folder
 
@@ -219,11 +220,12 @@ def _postprocessor(loaded: LoadedModel) -> list[str]:
 def _scores(results: dict[str, Any]) -> list[str]:
     lines = []
     if results.get("dev") is not None:
-        lines += ["", "## Scores", "", f"Dev, Spearman × 100: {results['dev']:.2f} (step {results['best_step']})."]
+        metric = metric_title(results.get("metric", "spearman"))
+        lines += ["", "## Scores", "", f"Dev, {metric} × 100: {results['dev']:.2f} (step {results['best_step']})."]
     if results.get("after"):
-        tasks = list(results["after"])
+        metric, tasks = metric_title(results.get("test_metric", "spearman")), list(results["after"])
         names = [t if t == "Avg." else Path(t).stem for t in tasks]
-        lines += ["", "Test, Spearman × 100:", "", f"| | {' | '.join(names)} |", f"|---|{'---|' * len(tasks)}"]
+        lines += ["", f"Test, {metric} × 100:", "", f"| | {' | '.join(names)} |", f"|---|{'---|' * len(tasks)}"]
         for moment in ("before", "after"):
             if moment in results:
                 lines.append(f"| {moment} | {' | '.join(f'{results[moment][t]:.2f}' for t in tasks)} |")

@@ -27,3 +27,8 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown; a bar in a field is escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(field.replace('|', chr(92) + '|') for field in line)} |" for line in lines)
+
+
+def metric_title(name: str) -> str:
+    """The name of a score as titles spell it."""
+    return {"spearman": "Spearman", "ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}.get(name, name)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from simcse_jax.reports import plots
+from simcse_jax.reports.tables import metric_title
 from simcse_jax.runs.folder import Run
 from simcse_jax.runs.metrics_log import read_log
 
@@ -34,11 +35,11 @@ def draw_run(run: Run) -> list[Path]:
     """
     lines = read_log(run.metrics_file)
     folder = run.folder / "figures"
-    best = run.results().get("best_step")
+    best, metric = run.results().get("best_step"), metric_title(run.results().get("metric", "spearman"))
     with plots.style():
         drawn = {
             "loss": _loss(_columns(lines, "loss")),
-            "dev": _dev(_columns(lines, "dev"), run.config.evaluation.dev, best),
+            "dev": _dev(_columns(lines, "dev"), run.config.evaluation.dev, metric, best),
             "path": _path(lines, best),
         }
         written = []
@@ -83,11 +84,11 @@ def _loss(points: Float[np.ndarray, "P 2"]) -> Any:
     return figure
 
 
-def _dev(points: Float[np.ndarray, "P 2"], task: str, best: int | None) -> Any:
+def _dev(points: Float[np.ndarray, "P 2"], task: str, metric: str, best: int | None) -> Any:
     if len(points) < 2:
         return None
     name = Path(task).stem if task.endswith(".tsv") else task
-    figure, axes = _figure(f"Dev score, {name}", "step", "Spearman × 100")
+    figure, axes = _figure(f"Dev score, {name}", "step", f"{metric} × 100")
     step, score = points.T
     axes.plot(step, score, color=_LINE, marker="o", markersize=4, linewidth=1.6)
     for at in points[step == best][:1]:

@@ -20,7 +20,14 @@ class Monitor:
     """Shows and records the progress of a run. Only process 0 shows and writes anything."""
 
     def __init__(
-        self, run: Run, total: int, start: int, resumed: bool, clock: StepClock, echo: Callable[[str], None]
+        self,
+        run: Run,
+        total: int,
+        start: int,
+        resumed: bool,
+        clock: StepClock,
+        echo: Callable[[str], None],
+        metric: str = "",
     ) -> None:
         """Opens the log, the trackers and the progress line of a run that continues after step `start`.
 
@@ -31,8 +38,9 @@ class Monitor:
           resumed: whether the run continues an earlier one, even if only from the checkpoint of step 0.
           clock: the clock of the steps.
           echo: prints beside the progress line.
+          metric: the name of the dev score.
         """
-        self._clock = clock
+        self._clock, self._metric = clock, metric
         self._folder = run.folder
         with writing_to(run.folder):
             self._log = MetricsLog(run.metrics_file, start if resumed else -1)
@@ -57,7 +65,7 @@ class Monitor:
         self._loss = self._loss if loss is None else loss
         words = ["" if self._loss is None else f"loss {self._loss:.4f}", self._clock.describe()]
         if progress.best_score is not None:
-            last = "" if self._dev is None else f"dev {self._dev:.2f}, "
+            last = "" if self._dev is None else f"dev {self._metric} {self._dev:.2f}, "
             words.append(f"{last}best {progress.best_score:.2f} at {progress.best_step:,}")
         self._bar.set_postfix_str(", ".join(filter(None, words)), refresh=False)
 

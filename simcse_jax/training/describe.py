@@ -37,6 +37,7 @@ def describe(prepared: Prepared) -> str:
             *_describe_mlm(prepared),
             *_describe_packing(prepared),
             *(_describe_step(prepared.step, config.batch_size // mesh.size) if prepared.step else []),
+            *_describe_dev(prepared),
             f"steps     {prepared.spec.total_steps:,}, peak learning rate {config.optimizer.learning_rate:g}",
             f"output    {prepared.run.folder}" + (f", copied to {config.output}" if is_remote(config.output) else ""),
         ]
@@ -52,6 +53,11 @@ def _describe_mlm(prepared: Prepared) -> list[str]:
         f"masked    {settings.probability:.0%} of the tokens of every sentence, weight {settings.weight:g}"
         f"{heads[prepared.start.mlm_head]}"
     ]
+
+
+def _describe_dev(prepared: Prepared) -> list[str]:
+    parts = prepared.parts
+    return [f"dev       {parts.dev_about}; selects by {parts.dev_metric}"] if parts.dev_scores else []
 
 
 def _describe_packing(prepared: Prepared) -> list[str]:

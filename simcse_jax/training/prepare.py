@@ -65,8 +65,11 @@ class Parts:
     vocabulary: Vocabulary | None
     """Token ids that masking draws from, where the objective masks tokens."""
     dev_scores: Scorer | None
-    """`dev`, and alignment and uniformity of the dev pairs as `dev_alignment` and `dev_uniformity`."""
+    """See `Scorers`, also for the others."""
     test_scores: Scorer | None
+    dev_metric: str
+    test_metric: str
+    dev_about: str
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,101 @@
 """The dev and test scores of a run, as functions of its parameters."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
-from simcse_jax.config import EvaluationConfig
+from simcse_jax.config import EvaluationConfig, RetrievalMetric
+from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import geometry
-from simcse_jax.evaluation.sts import distinct_sentences, encode_once, evaluate, load_task
+from simcse_jax.evaluation.retrieval import (
+    METRICS,
+    RetrievalTask,
+    answer_geometry,
+    check_metric,
+    load_retrieval,
+    retrieve,
+)
+from simcse_jax.evaluation.sts import Mode, Task, distinct_sentences, encode_once, evaluate, load_task
 from simcse_jax.inference.encoder import BatchEncoder
 from simcse_jax.model.params import Params
 
 Scorer = Callable[[Params], dict[str, float]]
 
 
-def make_scorers(settings: EvaluationConfig, encoder: BatchEncoder) -> tuple[Scorer | None, Scorer | None]:
-    """Functions from parameters to the dev figures and to the table of test scores, each None where it has no task.
+class Scorers(NamedTuple):
+    """Functions from parameters to scores, each None where it has no task, and what they measure."""
+
+    dev: Scorer | None
+    """`dev`, the score that selects; the same by the name of its metric (`dev_ndcg@10`), beside the other metrics of
+    the task; and alignment and uniformity of the dev pairs."""
+    test: Scorer | None
+    """The score of each test task, and their mean `Avg.`."""
+    dev_metric: str
+    test_metric: str
+    about: str
+    """The dev task in words."""
+
+
+def make_scorers(settings: EvaluationConfig, encoder: BatchEncoder) -> Scorers:
+    """Reads the tasks of a run.
 
     Raises:
-      InputError: a task that cannot be read.
+      InputError: a task that cannot be read, a metric that it does not have, or test tasks of both kinds.
     """
-    dev = load_task(settings.dev, settings.data, "dev") if settings.dev else None
-    test = [load_task(name, settings.data, "test") for name in settings.test]
+    dev = _load(settings.dev, settings, "dev") if settings.dev else None
+    test = [_load(name, settings, "test") for name in settings.test]
+    if len({type(task) for task in test}) > 1:
+        raise InputError(
+            "evaluation.test names graded pairs and questions with their answers, whose scores have no common mean: "
+            "name tasks of one kind here, and score the others with simcse-jax evaluate"
+        )
+    dev_metric = _metric(dev, settings) if dev else ""
+    test_metric = "spearman"
+    if test and isinstance(test[0], RetrievalTask):
+        test_metric = settings.metric if settings.metric in METRICS else METRICS[0]
 
     def dev_scores(params: Params) -> dict[str, float]:
         assert dev is not None
-        encode = encode_once(distinct_sentences([dev]), lambda sentences: encoder(params, sentences))
-        score = evaluate([dev], encode)["reported"][dev.name]
-        return {"dev": score, **{f"dev_{name}": value for name, value in geometry(dev, encode).items()}}
+        found = _measure(dev, encoder, params)
+        return {"dev": found[dev_metric], **{f"dev_{name}": value for name, value in found.items()}}
 
     def test_scores(params: Params) -> dict[str, float]:
-        reported: dict[str, float] = evaluate(test, lambda sentences: encoder(params, sentences))["reported"]
-        return reported
+        if pairs := [task for task in test if isinstance(task, Task)]:
+            reported: dict[str, float] = evaluate(pairs, lambda s: encoder(params, s, "evaluating"))["reported"]
+            return reported
+        found = {task.name: _measure(task, encoder, params)[test_metric] for task in test}
+        return found | {"Avg.": sum(found.values()) / len(found)}
 
-    return dev_scores if dev else None, test_scores if test else None
+    about = "" if dev is None else dev.describe() if isinstance(dev, RetrievalTask) else f"graded pairs of {dev.name}"
+    return Scorers(dev_scores if dev else None, test_scores if test else None, dev_metric, test_metric, about)
+
+
+def _load(name: str, settings: EvaluationConfig, mode: Mode) -> Task | RetrievalTask:
+    return load_retrieval(name, mode, settings.columns) or load_task(name, settings.data, mode)
+
+
+def _metric(task: Task | RetrievalTask, settings: EvaluationConfig) -> str:
+    """The metric that selects the checkpoint."""
+    if isinstance(task, Task):
+        if settings.metric not in (None, "spearman"):
+            raise InputError(
+                f"evaluation.metric is '{settings.metric}' but {task.name} holds graded pairs, which have 'spearman' "
+                "alone: leave it out, or give questions and their answers without scores as evaluation.dev"
+            )
+        return "spearman"
+    metric: RetrievalMetric
+    if settings.metric == "spearman":
+        raise InputError(
+            f"evaluation.metric is 'spearman' but {task.name} has no scores: leave it out, or add a column score"
+        )
+    metric = settings.metric or METRICS[0]
+    check_metric(task, metric)
+    return metric
+
+
+def _measure(task: Task | RetrievalTask, encoder: BatchEncoder, params: Params) -> dict[str, float]:
+    """The metrics of a task by name, alignment and uniformity."""
+    if isinstance(task, RetrievalTask):
+        vectors_of = encode_once(task.sentences, lambda s: encoder(params, s, "evaluating"))
+        return {**retrieve(task, vectors_of), **answer_geometry(task, vectors_of)}
+    vectors_of = encode_once(distinct_sentences([task]), lambda s: encoder(params, s, "evaluating"))
+    return {"spearman": evaluate([task], vectors_of)["reported"][task.name], **geometry(task, vectors_of)}

@@ -57,10 +57,10 @@ def train(config: Config) -> dict[str, Any]:
     """Trains, or continues, the run that a config describes.
 
     Returns:
-      What `results.json` holds: `step`, `best_step`, `dev` (best score), `before` and `after` (test scores, where the
-      config names test tasks), `memory` (bytes of one device for the compiled step) and its `micro_batch`; or
-      `{"stopped": step}` when a signal ended the run early. Besides, of this call alone: `steps` it took, and `seconds`
-      they took without evaluations and checkpoints.
+      What `results.json` holds: `step`, `best_step`, `dev` (best score) and its `metric`, `before` and `after` (test
+      scores, where the config names test tasks) and their `test_metric`, `memory` (bytes of one device for the compiled
+      step) and its `micro_batch`; or `{"stopped": step}` when a signal ended the run early. Besides, of this call
+      alone: `steps` it took, and `seconds` they took without evaluations and checkpoints.
 
     Raises:
       InputError: see `prepare`; also a run folder that can no longer be written.
@@ -141,7 +141,7 @@ class Trainer:
         assert self._step is not None
         # Fewer steps than ten would give a speed that jumps.
         self._clock = StepClock(work_of(self._step.flops, self._spec.mesh), max(10, self._config.log_every))
-        self._monitor = Monitor(self._run, total, self.step, self._resumed, self._clock, say)
+        self._monitor = Monitor(self._run, total, self.step, self._resumed, self._clock, say, self._parts.dev_metric)
         batches = self._feed.batches(self.step, total)
         self._clock.restart()
         try:
@@ -164,8 +164,11 @@ class Trainer:
             batches.close()
             self._monitor.close()
         results |= {"step": self.step, "best_step": self.progress.best_step, "dev": self.progress.best_score}
+        if self._parts.dev_scores:
+            results["metric"] = self._parts.dev_metric
         results |= {"memory": self._step.needed, "micro_batch": self._step.micro_batch}
         if self._parts.test_scores:
+            results["test_metric"] = self._parts.test_metric
             results["after"] = self._parts.test_scores(self._best_params())
         self._write(results)
         return results | {"steps": self.step - self._first, "seconds": self._clock.seconds}
@@ -218,7 +221,7 @@ class Trainer:
         improved = self.progress.best_score is None or score > self.progress.best_score
         self.progress = Progress(step, score) if improved else replace(self.progress, stale=self.progress.stale + 1)
         self._monitor.show(self.progress)
-        say(f"step {step:,}: dev {score:.2f}{' (best so far)' if improved else ''}")
+        say(f"step {step:,}: dev {self._parts.dev_metric} {score:.2f}{' (best so far)' if improved else ''}")
         return score
 
     def save(self, score: float | None) -> None:
