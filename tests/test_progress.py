@@ -52,6 +52,21 @@ def test_a_pipe_gets_a_line_in_ten_seconds(monkeypatch: pytest.MonkeyPatch, cloc
     assert not any(ord(character) < 32 for line in lines for character in line)
 
 
+def test_a_bar_in_another_moves_no_cursor(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """An evaluation in a run."""
+    monkeypatch.setattr("sys.stderr", file := io.StringIO())
+    with progress_bar(4, "step") as outer:
+        written(monkeypatch, file, clock, 2, 20)
+        outer.update()
+    lines = file.getvalue().splitlines()
+    assert [line.partition(",")[0] for line in lines[:3]] == [
+        "step 0 of 4",
+        "encoding: 0 of 2 sentences",
+        "encoding: 1 of 2 sentences",
+    ]
+    assert not any(ord(character) < 32 for line in lines for character in line)
+
+
 def test_a_terminal_draws_over_one_line(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     text = written(monkeypatch, Terminal(), clock, 1000, 0.1)
     assert text.count("\n") == 1
@@ -117,6 +132,20 @@ def test_text_that_a_terminal_lacks_is_replaced(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw := io.BytesIO(), encoding=encoding))
         say("τ × a")
         assert raw.getvalue().decode(encoding) == shown
+
+
+def test_a_reader_that_has_gone_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`simcse-jax train ... | head`: what is said while the work goes on is dropped from then on."""
+    for name in ("stdout", "stderr"):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w") as gone, monkeypatch.context() as patch, telling(quiet=False):
+            patch.setattr(f"sys.{name}", gone)
+            say("step 1")
+            note("loading")
+            with progress_bar(3, "sentences", "encoding") as bar:
+                bar.update()
+            print("step 2", flush=True)
 
 
 PAIRS = "sentence1\tsentence2\tscore\na man\ta woman\t3\nthe dog\ta dog\t5\nred house\tnever two\t0\n"

@@ -87,6 +87,7 @@ def progress_bar(
         miniters=-(-(total or 0) // most_lines) if most_lines else 1,
         maxinterval=math.inf,
         leave=not what,
+        position=0,  # of several, each writes lines: none moves the cursor to one of its own
     )
 
 
