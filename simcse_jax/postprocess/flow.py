@@ -16,36 +16,11 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
+from simcse_jax.config.postprocess import FlowSettings
 from simcse_jax.errors import InputError
 
 Tree = dict[str, Any]
 _SAMPLE = 8192  # vectors over which the likelihood is reported
-
-
-@dataclass(frozen=True)
-class FlowSettings:
-    """The size of a flow and its training."""
-
-    steps: int = 6
-    """Steps of ActNorm, linear map and coupling."""
-    hidden: int = 32
-    """Width of the two hidden layers of a coupling's network."""
-    epochs: int = 5
-    """Passes over the sentences."""
-    batch_size: int = 128
-    """Sentences per step of Adam."""
-    learning_rate: float = 1e-4
-    """Learning rate of Adam; at 1e-3 flows on vectors of width 384 diverged."""
-    seed: int = 0
-    """Decides the initial rotations, the couplings' weights and the order of the sentences."""
-
-    def validate(self) -> None:
-        """Raises `InputError` for a value that cannot be used."""
-        for name in ("steps", "hidden", "epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"flow.{name} is {getattr(self, name)}; it must be greater than 0")
-        if self.seed < 0:
-            raise InputError(f"flow.seed is {self.seed}; it must be 0 or more")
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["params", "fixed"], meta_fields=[])
