@@ -65,6 +65,7 @@ def table(header: str, *extra: str) -> str:
         ("x", ("$5", "7 %"), "holds numbers"),
         ("notes", ("", ""), "is empty"),
         ("lang", ("en", "de"), "name of a label"),
+        ("author", ("Ann Lee", "Bo Ek"), "name of an id"),
     ],
 )
 def test_a_column_that_is_no_text_is_refused_unless_it_is_named(
@@ -227,6 +228,7 @@ def test_a_file_without_a_header_says_so_and_can_be_read_whole(tmp_path: Path) -
     assert "--data.no-header" in refused(path, numbered)
     assert refused(path, header=False).endswith("--data.columns 2 3")
     assert read(path, header=False, columns=("2", "3"))[0] == QA
+    assert "--data.no-header" in refused(path, columns=("question",))
 
 
 @pytest.fixture

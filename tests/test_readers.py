@@ -103,7 +103,7 @@ def test_graded_pairs_go_by_the_names_of_their_columns(names: tuple[str, ...], e
     assert (found.first, found.second, found.gold.tolist()) == (["A", "C"], ["B one", "D two"], [1.5, 4])
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv"])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "txt"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_the_delimiter_of_named_columns_is_found(delimiter: str, ending: str, tmp_path: Path) -> None:
     graded, labelled = tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"
@@ -119,7 +119,7 @@ def test_pairs_without_the_columns_are_refused(tmp_path: Path) -> None:
     for name, content, there in (
         ("a.tsv", "A man runs.\tA man walks.\t3.0\n", "it has A man runs., A man walks., 3.0"),
         ("b.csv", "sentence1,sentence1,score\na,b,1\n", "it has sentence1, sentence1, score"),
-        ("c.txt", "sentence1\tsentence2\tscore\n", "it is plain text"),
+        ("c.txt", "A man runs.\tA man walks.\t3.0\n", "it is plain text"),
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises(InputError, match=rf"must have the columns sentence1, sentence2 and score .*; {there}"):

@@ -41,7 +41,7 @@ def pick_columns(source: Source, config: DataConfig) -> tuple[str, ...]:
     check_columns(source.name, header, tuple(config.where))
     table = _Table(source, tuple(name for name in header if name not in config.where))
     if missing := [name for name in config.columns if name not in header]:
-        raise InputError(f"{source.name} has no column {', '.join(missing)}; {table.advice}")
+        raise InputError(f"{source.name} has no column {', '.join(missing)}; {table.advice}{_lost_row(source)}")
     for name in (*(config.columns or table.header), *config.where):
         if header.count(name) > 1:
             what = f"two columns '{name}'" if name else "two columns without a name"

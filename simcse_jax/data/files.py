@@ -64,8 +64,9 @@ class Files:
         return self.layout.joined_by(self.paths[0]) if self.layout else None
 
     def divided_for(self, accepts: Callable[[tuple[str, ...]], Any]) -> "Files":
-        """The files with whichever delimiter gives a header that is accepted; as they are where none does."""
-        for layout, rows in self.layout.candidates(self.paths[0]) if self.layout else ():
+        """The files, also .txt, as tables whose delimiter gives an accepted header; as they are where none does."""
+        own = self.layout or (Layout() if format_of(self.paths[0]) == ".txt" else None)
+        for layout, rows in own.candidates(self.paths[0]) if own else ():
             if rows and accepts(layout.names(rows[0])):
                 return replace(self, layout=layout)
         return self

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 _NAMES = {
-    "id": "id ids idx index key uid uuid guid qid docid hash url uri link",
+    "id": "id ids idx index key uid uuid guid qid docid hash url uri link file filename path email author username",
     "label": "label labels class classes category categories tag tags gold intent sentiment polarity emotion lang "
     "language locale split fold subset type kind genre topic",
     "score": "score scores rating ratings stars similarity relatedness rank weight count year date time timestamp "
     "price",
     "text": "sentence sentences sent text texts query question answer anchor premise hypothesis passage document doc "
-    "title body content context response summary paragraph phrase description input output source target prompt "
+    "title body content context response summary paragraph phrase description prompt "
     "completion review comment pos neg positive negative",
 }
 _CLASSES = (
