@@ -169,8 +169,8 @@ class _Table:
         chosen = self._ordered
         if len(chosen) > 1 and place(chosen[1]) == 2:
             chosen = (chosen[0], *chosen[2:])
-        sure = len(chosen) <= len(ROLES)
-        option = shlex.join(chosen if sure else chosen[:2]) or "COLUMN"
+        sure = 0 < len(chosen) <= len(ROLES)
+        option = shlex.join(chosen if sure else chosen[:2] or self.header[:1])
         return (
             f"its columns are {', '.join(shown)}; name those of sentence, positive and hard negative in this order"
             f"{'' if sure else ', for example'}: --data.columns {option}"
