@@ -19,9 +19,11 @@ from simcse_jax.data.nli import read_pairs
 from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.data.vocabulary import learn_words
 from simcse_jax.errors import InputError
+from simcse_jax.evaluation.retrieval import load_retrieval
 from simcse_jax.evaluation.sentences import unlabelled_sentences
 from simcse_jax.evaluation.sts import Subset, load_task
 from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.storage.objects import local_path
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
 
@@ -78,7 +80,7 @@ def test_pairs_with_nulls_are_left_out_in_every_format(
     sentences = {"sentence1": ["a", None, "c", "d"], "sentence2": ["w", "x", None, "z"]}
     found = subset(write(tmp_path / f"a.{ending}", {**sentences, "score": [1, 2, 3, 4.5]}))
     assert (found.first, found.second, found.gold.tolist()) == (["a", "d"], ["w", "z"], [1, 4.5])
-    assert capsys.readouterr().err == f"{tmp_path / f'a.{ending}'}: 2 pairs with a blank sentence are left out\n"
+    assert capsys.readouterr().out == f"{tmp_path / f'a.{ending}'}: 2 pairs with a blank sentence are left out\n"
     with pytest.raises(InputError, match=r"(line|row) \d has a score that is no number"):
         subset(write(tmp_path / f"a.{ending}", {**sentences, "score": [1, 2, 3, None]}))
     labelled = {"premise": ["a", None], "hypothesis": ["b", "c"], "label": [None, "neutral"]}
@@ -113,6 +115,26 @@ def test_the_delimiter_of_named_columns_is_found(delimiter: str, ending: str, tm
     labelled.write_text(delimiter.join(("gold_label", "sentence1", "sentence2")) + "\n" + delimiter.join("-ab") + "\n")
     (pair,) = read_pairs(open_source(DataConfig(train=str(labelled))))
     assert (pair.premise, pair.hypothesis, pair.label) == ("a", "b", "")
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_questions_with_nulls_are_left_out_in_every_format(ending: str, tmp_path: Path) -> None:
+    columns = {"question": ["a", None, "c", "d"], "answer": ["w", "x", None, "z"]}
+    task = load_retrieval(str(write(tmp_path / f"a.{ending}", columns)))
+    assert task is not None
+    assert (task.questions, task.corpus, task.blank) == (["a", "d"], ["w", "z"], 2)
+
+
+def test_the_delimiter_of_questions_and_answers_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id;question;answer\n1;Who, then?;I\n2;Where?;Here, now\n")
+    task = load_retrieval(str(path), columns=("question", "answer"))
+    assert task is not None
+    assert (task.questions, task.corpus) == (["Who, then?", "Where?"], ["I", "Here, now"])
+    path.write_text("question;answer\nWho, then?;I\nWhere?;Here, now\n")
+    task = load_retrieval(str(path))
+    assert task is not None
+    assert task.columns == ("question", "answer")
 
 
 def test_pairs_without_the_columns_are_refused(tmp_path: Path) -> None:
@@ -174,8 +196,19 @@ def test_pipes_are_text(pipe: Any) -> None:
     corpus = open_corpus(DataConfig(train=str(pipe(b"one\ntwo\n"))))
     assert list(corpus) == list(corpus) == [("one",), ("two",)]
     assert examples(pipe(b"a;b\nx;y\n"), delimiter=";") == [("x", "y")]
+    graded = pipe(b"sentence1\tsentence2\tscore\na\tb\t1\nc\td\t0\n")
+    for _ in range(2):  # as a command that asks first what kind of task it is
+        assert subset(graded).gold.tolist() == [1, 0]
     with pytest.raises(InputError, match="is empty"):
         read_sentences(pipe(b""))
+
+
+def test_folders_of_devices_are_folders(tmp_path: Path) -> None:
+    """Users keep text and models in /dev/shm."""
+    assert local_path("/dev") == Path("/dev")
+    assert local_path("/dev/no-such-file.txt") == Path("/dev/no-such-file.txt")
+    with pytest.raises(InputError, match="cannot be read or copied"):
+        local_path("/dev/fd/987")
 
 
 def test_a_redirected_file_is_read_in_its_own_format(tmp_path: Path) -> None:
@@ -187,10 +220,11 @@ def test_a_redirected_file_is_read_in_its_own_format(tmp_path: Path) -> None:
 def test_a_named_pipe_has_a_format(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     os.mkfifo(path)
-    writer = threading.Thread(target=path.write_text, args=("text,positive\na man,someone\n",))
-    writer.start()
-    assert examples(path) == [("a man", "someone")]
-    writer.join()
+    for text in ("a man", "a dog"):
+        writer = threading.Thread(target=path.write_text, args=(f"text,positive\n{text},someone\n",))
+        writer.start()
+        assert examples(path) == [(text, "someone")]
+        writer.join()
 
 
 def test_columns_that_the_first_object_lacks_are_columns(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.tokenizers import free_rules, largest_id
 from simcse_jax.reports.progress import progress_bar
 
-_FORMAT = 2  # part of the cache key: raise it when the files below change
+_FORMAT = 1  # part of what a run knows its text by: raise it when the same text gives other tokens
+_FILES = 2  # part of a cache folder's name: raise it when the files below change
 _CHUNK = 8192
 
 
@@ -155,7 +156,7 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
     """
     identity = [_FORMAT, corpus.fingerprint, _behaviour(tokenizer), max_length]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    folder = Path(cache).expanduser() / f"tokens-{fingerprint}"
+    folder = Path(cache).expanduser() / f"tokens-{fingerprint}-{_FILES}"
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)

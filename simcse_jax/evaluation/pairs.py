@@ -1,11 +1,8 @@
 """Graded sentence pairs of the user's own, as tasks: files, and data sets of TFDS or of the hub."""
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from simcse_jax.config import DataConfig
 from simcse_jax.data import tfds
@@ -14,6 +11,7 @@ from simcse_jax.data.files import FORMATS, Files
 from simcse_jax.data.reading import format_of
 from simcse_jax.data.rows import is_null
 from simcse_jax.errors import InputError
+from simcse_jax.reports.progress import say
 
 KINDS = "files of graded pairs (.tsv, .csv, .jsonl, .parquet), tfds:NAME/CONFIG, and data sets of the hub (owner/name)"
 SPLITS = {"test": "test", "dev": "validation"}
@@ -72,7 +70,7 @@ def read_graded_pairs(name: str, mode: str) -> list[tuple[str, str, float]]:
         else:
             left_out += 1
     if left_out:
-        tqdm.write(f"{name}: {left_out:,} pairs with a blank sentence are left out", file=sys.stderr)
+        say(f"{name}: {left_out:,} pairs with a blank sentence are left out")
     if not pairs:
         raise InputError(f"{name} holds no scored pair")
     if len({grade for _, _, grade in pairs}) < 2 and not is_pairs_file(name):

@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float, Int
 
 from simcse_jax.config import DataConfig, RetrievalMetric
 from simcse_jax.data.corpus import open_source
-from simcse_jax.data.rows import check_columns
+from simcse_jax.data.files import Files
+from simcse_jax.data.rows import check_columns, is_null
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import alignment, uniformity
 from simcse_jax.evaluation.pairs import SPLITS, is_pairs
@@ -79,6 +80,8 @@ def load_retrieval(name: str, mode: str = "test", columns: Sequence[str] = ()) -
     if not is_pairs(name):
         return None
     source = open_source(DataConfig(train=name, split=SPLITS[mode]))
+    if isinstance(source, Files) and (columns or source.layout):
+        source = source.divided_for(lambda header: set(columns) <= set(header) if columns else len(header) == 2)
     header = source.header() or ()
     if columns and len(header) == 2:
         check_columns(name, header, tuple(columns))
@@ -90,9 +93,10 @@ def load_retrieval(name: str, mode: str = "test", columns: Sequence[str] = ()) -
     pairs: list[tuple[str, str]] = []
     blank = 0
     for where, number, values in source.rows(picked):
-        if any(value is not None and not isinstance(value, str) for value in values):
+        texts = ["" if is_null(value) else value for value in values]
+        if not all(isinstance(text, str) for text in texts):
             raise InputError(f"{where} {number} has no text in column {picked[0]} or {picked[1]}")
-        question, answer = (normal(value or "") for value in values)
+        question, answer = map(normal, texts)
         if question and answer:
             pairs.append((question, answer))
         else:

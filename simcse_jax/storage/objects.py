@@ -7,6 +7,7 @@ import atexit
 import glob
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -36,8 +37,8 @@ def local_path(name: str | Path, cache: str = CACHE) -> Path:
     """
     if not is_remote(name):
         local = Path(name).expanduser()
-        is_stream = local.parts[1:2] in (("dev",), ("proc",)) or not (local.is_file() or local.is_dir())
-        return _copy_of_stream(local) if is_stream and local.exists() else local
+        is_stream = local.exists() and not (local.is_file() or local.is_dir())
+        return _copy_of_stream(local) if is_stream or _OPEN.fullmatch(str(local)) else local
     store, path = open_store(name)
     with readable(name):
         try:
@@ -59,6 +60,21 @@ def _copy_of_stream(path: Path) -> Path:
     behind = path.resolve()
     if behind.is_file() and behind.suffix:
         return behind
+    if not (_OPEN.fullmatch(str(path)) and path.is_fifo()):  # a pipe with a name of its own may be filled again
+        return _copied(path)
+    key = (path.stat().st_dev, path.stat().st_ino)
+    if key not in _COPIES:
+        _COPIES[key] = _copied(path)
+    return _COPIES[key]
+
+
+_OPEN = re.compile(r"/dev/(stdin|fd/\d+)|/proc/\w+/fd/\d+")
+"""Matches the paths of what a process has open."""
+_COPIES: dict[tuple[int, int], Path] = {}
+"""Copies of the pipes that the process has open, by device and number."""
+
+
+def _copied(path: Path) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="simcse_jax-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
