@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,7 +47,19 @@ def test_threads_cut_to_lengths_of_their_own(tiny_bert: Path) -> None:
     assert in_threads(right, 600) == 0
 
 
+def test_threads_load_models_at_once(tiny_bert: Path) -> None:
+    """In a process that has loaded none: transformers imports its parts at their first use."""
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor; "
+        "from simcse_jax.pretrained.tokenizers import load_tokenizer; "
+        f"print(len(list(ThreadPoolExecutor(8).map(load_tokenizer, [{str(tiny_bert)!r}] * 8))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "8\n", done.stderr[-500:]
+
+
 @pytest.mark.full
+@pytest.mark.usefixtures("two_devices")
 def test_threads_share_a_model(tiny_bert: Path) -> None:
     """Two lengths and both treatments of long texts, in 10,000 calls."""
     model = SimCSE(tiny_bert, pooler="avg")

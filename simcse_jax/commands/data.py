@@ -33,7 +33,7 @@ class Inspect(Configured):
         from simcse_jax.data.corpus import open_corpus
         from simcse_jax.data.inspection import format_report, inspect_corpus
         from simcse_jax.pretrained.folders import read_checkpoint
-        from simcse_jax.pretrained.tokenizers import load_tokenizer
+        from simcse_jax.pretrained.tokenizers import check_tokenizer, load_tokenizer
         from simcse_jax.storage.files import write_json
 
         self.config.validate()
@@ -41,7 +41,9 @@ class Inspect(Configured):
             if self.json.suffix != ".json":  # no training text ends so: none can be overwritten
                 raise InputError(f"json {self.json} must end in .json")
             check_writable_file(self.json)
-        tokenizer = load_tokenizer(read_checkpoint(self.config.model.path).folder)
+        checkpoint = read_checkpoint(self.config.model.path)
+        tokenizer = load_tokenizer(checkpoint.folder)
+        check_tokenizer(tokenizer, checkpoint.config.vocab_size)
         corpus = open_corpus(self.config.data)
         report = inspect_corpus(corpus, self.config, tokenizer, progress=True)
         if self.json:

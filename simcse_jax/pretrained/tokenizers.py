@@ -1,6 +1,7 @@
 """Fast tokenizers: reading them from model folders and writing them there."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from simcse_jax.pretrained.pooling import TRANSFORMER_FILE, lower_cases, read_ob
 from simcse_jax.storage.files import write_json
 
 _TOKENIZERS = {"bert": "BertTokenizerFast", "roberta": "RobertaTokenizerFast"}
+_loading = threading.Lock()  # transformers imports its parts at their first use, which fails in two threads at once
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 
 
@@ -22,7 +24,8 @@ def load_tokenizer(folder: str | Path) -> Any:
     if not any((Path(folder) / name).is_file() for name in _VOCABULARIES):
         raise InputError(f"{folder} has no tokenizer: expected one of {', '.join(_VOCABULARIES)} (with merges.txt)")
     try:
-        tokenizer = _tokenizer_class(Path(folder)).from_pretrained(str(folder), local_files_only=True)
+        with _loading:
+            tokenizer = _tokenizer_class(Path(folder)).from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises many types, down to bare Exception from the Rust side
         raise InputError(f"{folder} has no readable tokenizer ({reason(error)}): copy the model again") from error
     if not tokenizer.is_fast:
