@@ -21,7 +21,7 @@ from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import load_task
 from simcse_jax.inference.encoder import BatchEncoder
 from simcse_jax.inference.export import export
-from simcse_jax.inference.loading import LoadedModel, load_model
+from simcse_jax.inference.loading import LoadedModel, kept_steps, load_model
 from simcse_jax.inference.simcse import SimCSE
 from simcse_jax.model.build import build_model
 from simcse_jax.poolers import POOLERS
@@ -213,6 +213,9 @@ def test_a_run_and_its_export_are_the_same_start(finished_run: tuple[Path, dict[
     assert started[0][:2] == started[1][:2]
     jax.tree.map(np.testing.assert_array_equal, started[0][2], started[1][2])
     jax.tree.map(np.testing.assert_array_equal, started[0][2], jax.tree.map(np.asarray, load_model(run).params))
+    for part, words in (("model", "has no weights"), (f"checkpoints/{kept_steps(run)[0]}", "is not a model folder")):
+        with pytest.raises(InputError, match=rf"{words}.* \(it is inside of the run {run}: give that folder\)"):
+            load_model(run / part, "avg")
 
 
 @pytest.mark.full

@@ -131,6 +131,13 @@ def test_checkpoints_of_is_cse(parent: str, tiny_bert: Path, tmp_path: Path, cap
     np.testing.assert_array_equal(SimCSE(folder).encode(SENTENCES), expected)
 
 
+def test_a_pooler_beside_the_encoder_is_its_head(tiny_bert: Path, tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> Tensors:
+        return {n if n.startswith("pooler.") else f"bert.{n}": x for n, x in tensors.items()}
+
+    assert_same(load(variant(tiny_bert, tmp_path, change)), load(tiny_bert))
+
+
 def test_the_trained_head_takes_the_place_of_the_encoders(tiny_bert: Path, tmp_path: Path) -> None:
     def change(tensors: Tensors) -> Tensors:
         poolers = {f"bert.{n}": np.ones_like(x) for n, x in tensors.items() if n.startswith("pooler.")}
@@ -148,6 +155,10 @@ REFUSED: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "a weight twice": (
         lambda t: t | {"embeddings.LayerNorm.gamma": t["embeddings.LayerNorm.weight"] + 1},
         r"hold embeddings\.LayerNorm\.gamma and embeddings\.LayerNorm\.weight, which differ",
+    ),
+    "a head twice": (
+        lambda t: {f"m.bert.{n}": x for n, x in t.items()} | {"m.pooler.dense.bias": t["pooler.dense.bias"] + 1},
+        r"hold m\.bert\.pooler\.dense\.bias and m\.pooler\.dense\.bias, which differ",
     ),
     "whole numbers": (
         lambda t: t | {"encoder.layer.0.output.dense.weight": np.ones((32, 48), np.int8)},

@@ -97,6 +97,12 @@ def locate(name_or_path: str | Path) -> Path:
     return folder
 
 
+def inside_run(folder: Path) -> str:
+    """Advice for the reader of an error, where a folder is a part of a run; otherwise empty."""
+    run = next((path for path in folder.absolute().parents if (path / "run.json").is_file()), None)
+    return f" (it is inside of the run {run}: give that folder)" if run else ""
+
+
 def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
     """Reads the configuration of a checkpoint, not its weights.
 
@@ -105,7 +111,7 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
     """
     root = locate(name_or_path)
     folder = encoder_folder(root)
-    hf_config = read_object(folder / "config.json", f"'{folder}' is not a model folder")
+    hf_config = read_object(folder / "config.json", f"'{folder}' is not a model folder{inside_run(folder)}")
     try:
         config = read_encoder_config(hf_config)
     except InputError as error:

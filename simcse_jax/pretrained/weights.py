@@ -12,7 +12,7 @@ import numpy as np
 from simcse_jax.errors import InputError, reason, warn
 from simcse_jax.model import EncoderConfig
 from simcse_jax.model.params import Params
-from simcse_jax.pretrained.folders import Checkpoint
+from simcse_jax.pretrained.folders import Checkpoint, inside_run
 from simcse_jax.pretrained.pooling import read_object
 
 # Hugging Face prefix -> ours, for modules that hold (weight, bias). `{i}` runs over the layers.
@@ -38,8 +38,8 @@ _MLM_NAMES = {
 _INSIDE = ("embeddings.", "encoder.", "pooler.")
 _WORDS = "embeddings.word_embeddings.weight"
 
-# Heads beside the encoder: that of the original SimCSE code, and those of pretraining.
-_BESIDE = ("mlp.dense.", "cls.", "lm_head.")
+# Heads beside the encoder: that of the original SimCSE code, one that is named as within it, and those of pretraining.
+_BESIDE = ("mlp.dense.", "pooler.dense.", "cls.", "lm_head.")
 
 # Weights of pretraining heads and constant buffers that a checkpoint may hold and a sentence encoder has no use for.
 _UNUSED = re.compile(r"^(cls\.|lm_head\.|embeddings\.position_ids$|embeddings\.token_type_ids$)")
@@ -172,10 +172,11 @@ def _sort(stored: dict[str, np.ndarray], folder: Path) -> tuple[dict[str, str], 
         else:
             outside.append(name)
             continue
-        other = found.setdefault(key, name)
-        if other.startswith(mlp) and other != name:
+        if (other := found.setdefault(key, name)) == name:
+            continue
+        if other.startswith(mlp):
             outside.append(name)
-        elif within.startswith(_INSIDE) and not np.array_equal(stored[other], stored[name]):
+        elif key.startswith(_INSIDE) and not np.array_equal(stored[other], stored[name]):
             raise InputError(f"the weights in {folder} hold {other} and {name}, which differ: remove one of them")
     return found, outside
 
@@ -217,7 +218,10 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """
     there = [folder / name for name in _FORMS if (folder / name).is_file()]
     if not there:
-        raise InputError(f"{folder} has no weights: expected model.safetensors, its sharded form, or pytorch_model.bin")
+        raise InputError(
+            f"{folder} has no weights: expected model.safetensors, its sharded form, or pytorch_model.bin"
+            + inside_run(folder)
+        )
     chosen, *others = there
     files = [chosen]
     if chosen.suffix == ".json":
