@@ -20,8 +20,8 @@ from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.tokenizers import free_rules, largest_id
 from simcse_jax.reports.progress import progress_bar
 
-_FORMAT = 1  # part of what a run knows its text by: raise it when the same text gives other tokens
-_FILES = 2  # part of a cache folder's name: raise it when the files below change
+_FORMAT = 2  # in the name of a cache folder: raise it when the files below change
+_IDENTITY = 1  # in the fingerprint, which runs keep: raise it when the same text gives other tokens
 _CHUNK = 8192
 
 
@@ -154,9 +154,9 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
     Raises:
       InputError: no sentence at all, a row that cannot be read, or a cache folder that cannot be written.
     """
-    identity = [_FORMAT, corpus.fingerprint, _behaviour(tokenizer), max_length]
+    identity = [_IDENTITY, corpus.fingerprint, _behaviour(tokenizer), max_length]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    folder = Path(cache).expanduser() / f"tokens-{fingerprint}-{_FILES}"
+    folder = Path(cache).expanduser() / f"tokens-{_FORMAT}-{fingerprint}"
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
