@@ -22,7 +22,7 @@ _POOLERS = {"mean": "avg", "pooling_mode_mean_tokens": "avg"}
 _POOLERS |= dict.fromkeys(("cls", "pooling_mode_cls_token"), "cls_before_pooler")
 
 # Names of the authors' checkpoints and of the folders that their scripts train into; IS-CSE's are all unsupervised.
-_ORIGINAL = re.compile(r"(?:^|[-_/])(?:(un)?sup-simcse|(iscse))(?:[-_/]|$)")
+_ORIGINAL = re.compile(r"(?:^|[-_/])(?:(un)?sup-simcse|(is-?cse))(?:[-_/]|$)")
 
 
 @dataclass(frozen=True)
