@@ -1,6 +1,7 @@
 """Figures say what happened: a loss that falls is seen to fall, and the points of a path name their steps."""
 
 import re
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -87,21 +88,63 @@ def steps_in(svg: Path) -> set[str]:
     return set(re.findall(r">(step [\d,]+)<", svg.read_text("utf-8")))
 
 
-def test_the_plane_of_an_analysis_and_the_paths_of_a_study_name_their_steps(tmp_path: Path) -> None:
-    pairs = GradedPairs(
-        Task("dev", [Subset("dev", ["a", "b"], ["c", "d"], np.array([0.0, 5.0]))], "all"),
-        np.array([0.0, 5.0]),
-        np.array([0, 4]),
-        [""] * 5,
-    )
+PAIRS = GradedPairs(
+    Task("a_dev_set_with_a_long_name", [Subset("dev", ["a", "b"], ["c", "d"], np.array([0.0, 5.0]))], "all"),
+    np.array([0.0, 5.0] * 4),
+    np.array([0, 4] * 4),
+    [f"{group} to {group + 1} (n = 2)" for group in range(5)],
+)
+
+
+def measured(number: int) -> list[Measured]:
     figures = {"score": 80.0, "uniformity": -2.0, "alignment": 0.2}
-    measured = [Measured("a", "a", None, {}, figures, {}, np.array([1.0, 0.5]), np.array([0.1, 0.9]))]
-    path = [{"step": s, "uniformity": -1 - s / 2000, "alignment": 0.1 + s / 9e3, "score": 70} for s in (0, 500, 1500)]
-    write_analysis(tmp_path, measured, {"a": path}, pairs)
+    names = [f"run {i} of a long name" for i in range(number)]
+    cosines = np.linspace(0.1, 0.9, 8)
+    return [Measured(name, name, None, {}, figures, {}, np.array([1.0, 0.5]), cosines) for name in names]
+
+
+def path(name: str, *steps: int) -> dict[str, Any]:
+    return {name: [{"step": s, "uniformity": -1 - s / 2e3, "alignment": 0.1 + s / 9e3, "score": 70} for s in steps]}
+
+
+def study(folder: Path) -> tuple[Study, dict[Cell, Any]]:
+    """A study of one batch under three rules, and the path of its cell."""
+    folder.mkdir()
+    measures = {Cell(64, "reference", 1): {"path": [[0, 0.1, -1.0], [20, 0.2, -1.5], [40, 0.3, -2.0]]}}
+    return Study(Config(), str(folder), (64,), ("constant", "sqrt", "linear"), (1,), 64, steps=40), measures
+
+
+def test_the_plane_of_an_analysis_and_the_paths_of_a_study_name_their_steps(tmp_path: Path) -> None:
+    models = measured(1)
+    write_analysis(tmp_path, models, path(models[0].name, 0, 500, 1500), PAIRS)
     assert steps_in(tmp_path / "plane.svg") == {"step 0", "step 500", "step 1,500"}
-    study = Study(Config(), str(tmp_path / "study"), (64,), ("constant",), (1,), 64, steps=40)
-    (tmp_path / "study").mkdir()
-    cell = Cell(64, "reference", 1)
-    measures = {cell: {"path": [[0, 0.1, -1.0], [20, 0.2, -1.5], [40, 0.3, -2.0]]}}
-    assert write_study(study, [], measures, {"Avg.": 1.0}) == ["path"]
+    (model,) = models
+    kept = [
+        replace(model, label=f"a, step {step}", step=step, figures={**model.figures, "uniformity": -step / 100})
+        for step in (80, 90)
+    ]
+    write_analysis(tmp_path, kept, {}, PAIRS)
+    assert steps_in(tmp_path / "plane.svg") == {"step 80", "step 90"}
+    grid, measures = study(tmp_path / "study")
+    assert write_study(grid, [], measures, {"Avg.": 1.0}) == ["path"]
     assert steps_in(tmp_path / "study" / "path.svg") == {"step 0", "step 40"}
+
+
+def test_nothing_of_a_figure_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Figure] = {}
+    monkeypatch.setattr(plots, "save", lambda figure, file: drawn.update({f"{len(drawn)} {file.name}": figure}))
+    for number in (1, 5):
+        models = measured(number)
+        write_analysis(tmp_path, models, path(models[0].name, 0, 500, 1500), PAIRS)
+    grid, measures = study(tmp_path / "study")
+    write_study(grid, [], measures, {"Avg.": 1.0})
+    with plots.style():
+        lines = [{"step": s, "dev_uniformity": -1.6 - s / 100, "dev_alignment": 0.15 + s / 500} for s in (0, 25, 50)]
+        drawn |= {"loss": _loss(losses(100, 1)), "path of a run": _path(lines, 25)}
+        for name, figure in drawn.items():
+            figure.draw_without_rendering()
+            inside, box = figure.bbox, figure.get_tightbbox().padded(-0.01)
+            low, high = np.array(box.get_points()) * figure.dpi
+            assert (low >= 0).all(), name
+            assert (high <= [inside.width, inside.height]).all(), name
+    assert len(drawn) == 9

@@ -360,17 +360,17 @@ def test_hits_go_to_the_plot(page: Page) -> None:
     page["plot-hits"].click()
     page.until(lambda: len(page.all("#plane circle")) == 10)
     assert page["lines"].get_attribute("value").splitlines()[:2] == ["a man plays a flute", SENTENCES[0]]
-    assert len(page.all("#plane .query path")) == 1
-    assert page.all("#plane .query text")[0].text == "a man plays a flute"
-    assert [item.text.split("\n")[0] for item in page.all("#points .query")] == ["a man plays a flute"]
+    assert len(page.all("#plane .asked path")) == 1
+    assert page.all("#plane .asked text")[0].text == "a man plays a flute"
+    assert [item.text.split("\n")[0] for item in page.all("#points .asked")] == ["a man plays a flute"]
     assert "◆ is the query" in page["plane-caption"].text
     page.shot("plot-query")
     page.type("lines", "a man plays a flute\ntwo dogs run")  # still the same query
     page.until(lambda: len(page.all("#plane circle")) == 1)
-    assert len(page.all("#plane .query path")) == 1
+    assert len(page.all("#plane .asked path")) == 1
     page["example"].click()
     page.until(lambda: len(page.all("#plane circle")) == 11)
-    assert not page.all("#plane .query")
+    assert not page.all("#plane .asked")
     assert "query" not in page["plane-caption"].text
 
 

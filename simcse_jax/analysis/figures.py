@@ -1,6 +1,7 @@
 """The figures of an analysis. Models differ by marker, line style and colour, also in grey print."""
 
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,8 +66,10 @@ def _plane(folder: Path, measured: list[Measured], paths: dict[str, list[Row]], 
     figure.colorbar(ScalarMappable(norm, _MAP), ax=axes, label=f"Spearman × 100, {_title(pairs)}")
     axes.set_title("Alignment and uniformity" + ("; small: in training" if any(map(len, paths.values())) else ""))
     _legend(figure, axes)
+    checkpoints = [[{"step": m.step, **m.figures}] for m in measured if m.label != m.name]
     names = ("step", "uniformity", "alignment")
-    plots.label_steps(axes, [np.array([[row[n] for n in names] for row in path]) for path in paths.values() if path])
+    labelled = [path for path in [*checkpoints, *paths.values()] if path]
+    plots.label_steps(axes, [np.array([[row[n] for n in names] for row in path], np.float64) for path in labelled])
     plots.save(figure, folder / "plane")
 
 
@@ -127,7 +130,8 @@ def _cosines(folder: Path, measured: list[Measured], pairs: GradedPairs) -> None
         axes.tick_params(axis="x", labelbottom=True)
     for axes in panels[:, 0]:
         axes.set_ylabel("gold score (pairs)")
-    figure.suptitle(f"Density of the cosine by gold score, {_title(pairs)} (| mean; one scale a panel)", fontsize=11)
+    title = f"Density of the cosine by gold score, {_title(pairs)} (| is the mean; each panel has a scale of its own)"
+    figure.suptitle("\n".join(wrap(title, int(10 * figure.get_figwidth()))), fontsize=11)
     plots.save(figure, folder / "cosines")
 
 

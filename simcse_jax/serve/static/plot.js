@@ -72,7 +72,7 @@ function list() {
     ...answer.points.map(({ sentence, x, y, cut }, number) => {
       const marks = [number === asked() && "◆ query", cut && "cut", `${signed(x)}, ${signed(y)}`];
       const at = element("span", "at", marks.filter(Boolean).join(" · "));
-      const item = element("li", number === asked() ? "query" : "", element("span", "", sentence), at);
+      const item = element("li", number === asked() ? "asked" : "", element("span", "", sentence), at);
       item.tabIndex = number ? -1 : 0;
       for (const [on, off] of [["mouseenter", "mouseleave"], ["focus", "blur"]]) {
         item.addEventListener(on, () => mark(number, true));
@@ -131,7 +131,7 @@ function draw() {
     const title = svg("title", {});
     title.textContent = answer.points[number].sentence;
     if (number === asked()) {
-      group.classList.add("query");
+      group.classList.add("asked");
       group.append(svg("path", { d: `M${x} ${y - 8}l8 8l-8 8l-8 -8z` }), title);
     } else group.append(svg("circle", { cx: x, cy: y, r: 6 }), title);
     group.addEventListener("mouseenter", () => mark(number, true));
