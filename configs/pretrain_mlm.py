@@ -7,7 +7,7 @@ prediction (as RoBERTa).
     simcse-jax vocabulary text.txt.gz runs/bert_small --size 8000 --layers 4 --hidden 256
     simcse-jax train pretrain_mlm --data.train text.txt.gz
     simcse-jax export runs/pretrain_mlm runs/pretrained
-    simcse-jax train unsup_bert_base --model.path runs/pretrained --data.train sentences.txt
+    simcse-jax train unsup_bert_base --model.path runs/pretrained --data.train sentences.txt --evaluation.dev dev.tsv
 """
 
 from simcse_jax.config import (

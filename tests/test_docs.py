@@ -18,9 +18,14 @@ import pytest
 from packaging.requirements import Requirement
 
 from simcse_jax.cli import main, parse
+from simcse_jax.commands.ablate import Ablate
+from simcse_jax.commands.analyze import Analyze
+from simcse_jax.commands.evaluate import Evaluate
 from simcse_jax.commands.train import Train
 from simcse_jax.config.load import load_config_file
 from simcse_jax.data import demo
+from simcse_jax.evaluation.sts import STS_TASKS
+from simcse_jax.evaluation.transfer_tasks import TRANSFER_TASKS
 from simcse_jax.model.build import build_model
 from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
@@ -111,6 +116,8 @@ def check_shell(block: Block, folder: Path) -> None:
     for program, *words in calls(block, folder):
         try:
             check_call(program, words)
+            if program == "simcse-jax":
+                check_data(parse(words), block)
         except (SystemExit, Exception) as error:
             if not (isinstance(error, SystemExit) and error.code == 0):  # which --help ends with
                 pytest.fail(f"{block.place}: {program} {' '.join(words)}\n{error}", pytrace=False)
@@ -141,6 +148,20 @@ def check_call(program: str, words: list[str]) -> None:
     else:
         assert program not in CHECKED
         assert program in SYNTAX_ONLY or (ROOT / program).is_file()
+
+
+def check_data(command: object, block: Block) -> None:
+    """Checks that a command which reads SentEval's data says where they are, or its page does."""
+    if isinstance(command, Train | Ablate):
+        config = command.config if isinstance(command, Train) else command.ablation.base
+        tasks, folder, where = (config.evaluation.dev, *config.evaluation.test), config.evaluation.data, block.text
+    elif isinstance(command, Evaluate | Analyze):
+        tasks = command.tasks if isinstance(command, Evaluate) else (command.task, *command.tasks)
+        folder, where = command.data, (ROOT / block.page).read_text("utf-8")
+    else:
+        return
+    named = {*STS_TASKS, *TRANSFER_TASKS, "sts", "transfer", "full"} & set(tasks)
+    assert not named or folder or "SIMCSE_DATA" in where, f"reads {', '.join(named)}: from where?"
 
 
 def check_requirements(words: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 Synonyms need a table of them: see docs/reproduce.md.
 
-    simcse-jax ablate augmentations --base.data.train wiki1m_for_simcse.txt
+    simcse-jax ablate augmentations --base.data.train wiki1m_for_simcse.txt --base.evaluation.data SentEval
 """
 
 from simcse_jax.ablation.settings import Ablation

@@ -1,6 +1,6 @@
 """Dropout probability, and the same noise for both passes (SimCSE, table 3; STS-B dev, one seed).
 
-simcse-jax ablate dropout --base.data.train wiki1m_for_simcse.txt
+simcse-jax ablate dropout --base.data.train wiki1m_for_simcse.txt --base.evaluation.data SentEval
 """
 
 from simcse_jax.ablation.settings import Ablation

@@ -1,7 +1,7 @@
 """Hard negatives: their weight, training without them, and training with nothing but a pair's own (SimCSE, appendix;
 STS-B dev).
 
-simcse-jax ablate hard_negatives --base.data.train nli_for_simcse.csv
+simcse-jax ablate hard_negatives --base.data.train nli_for_simcse.csv --base.evaluation.data SentEval
 """
 
 from simcse_jax.ablation.settings import Ablation

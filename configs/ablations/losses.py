@@ -1,6 +1,6 @@
 """Other contrastive losses and widths on the unsupervised task (docs/objectives.md).
 
-simcse-jax ablate losses --base.data.train wiki1m_for_simcse.txt
+simcse-jax ablate losses --base.data.train wiki1m_for_simcse.txt --base.evaluation.data SentEval
 """
 
 from simcse_jax.ablation.settings import Ablation

@@ -1,6 +1,6 @@
 """Weight of the masked language model beside the contrast (SimCSE, appendix; STS-B dev).
 
-simcse-jax ablate mlm --base.data.train nli_for_simcse.csv
+simcse-jax ablate mlm --base.data.train nli_for_simcse.csv --base.evaluation.data SentEval
 """
 
 from simcse_jax.ablation.settings import Ablation

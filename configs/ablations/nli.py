@@ -2,7 +2,7 @@
 
 The columns are those of nli_for_simcse.csv: premise, entailed hypothesis, contradictory hypothesis.
 
-    simcse-jax ablate nli --base.data.train nli_for_simcse.csv
+    simcse-jax ablate nli --base.data.train nli_for_simcse.csv --base.evaluation.data SentEval
 """
 
 from simcse_jax.ablation.settings import Ablation

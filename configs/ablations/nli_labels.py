@@ -2,7 +2,7 @@
 
 The columns are sentence1, sentence2 and gold_label; the files may be .jsonl, as SNLI and MultiNLI are published.
 
-    simcse-jax ablate nli_labels --base.data.train snli_1.0_train.jsonl
+    simcse-jax ablate nli_labels --base.data.train snli_1.0_train.jsonl --base.evaluation.data SentEval
 """
 
 from dataclasses import replace

@@ -2,7 +2,7 @@
 
 Next sentences need running text: one sentence per line, a blank line between documents.
 
-    simcse-jax ablate objectives --base.data.train wiki1m_for_simcse.txt
+    simcse-jax ablate objectives --base.data.train wiki1m_for_simcse.txt --base.evaluation.data SentEval
 """
 
 from simcse_jax.ablation.settings import Ablation

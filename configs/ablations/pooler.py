@@ -1,6 +1,6 @@
 """Pooler and head (SimCSE, table 6; STS-B dev).
 
-simcse-jax ablate pooler --base.data.train wiki1m_for_simcse.txt
+simcse-jax ablate pooler --base.data.train wiki1m_for_simcse.txt --base.evaluation.data SentEval
 """
 
 from simcse_jax.ablation.settings import Ablation

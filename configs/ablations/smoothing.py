@@ -1,6 +1,6 @@
 """Instance smoothing: aggregation, grouping, neighbours, buffer, temperature (IS-CSE, section 5).
 
-simcse-jax ablate smoothing --base.data.train wiki1m_for_simcse.txt
+simcse-jax ablate smoothing --base.data.train wiki1m_for_simcse.txt --base.evaluation.data SentEval
 """
 
 from simcse_jax.ablation.settings import Ablation

@@ -1,6 +1,6 @@
 """Temperature of the supervised objective (SimCSE, appendix; STS-B dev).
 
-simcse-jax ablate temperature --base.data.train nli_for_simcse.csv
+simcse-jax ablate temperature --base.data.train nli_for_simcse.csv --base.evaluation.data SentEval
 """
 
 from simcse_jax.ablation.settings import Ablation
