@@ -31,7 +31,7 @@ html_show_sphinx = False
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
-smartquotes = False  # quotes and dashes stay as they are written: some belong to code
+smartquotes_action = "D"  # dashes alone: quotes stay as they are written, since some belong to code
 toc_object_entries_show_parents = "hide"
 
 myst_heading_anchors = 4  # as on GitHub; with -W a link to a page, a heading or a file that is not there is an error
