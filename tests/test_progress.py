@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pty
 import re
 import sys
 from pathlib import Path
@@ -72,6 +73,17 @@ def test_a_terminal_draws_over_one_line(monkeypatch: pytest.MonkeyPatch, clock: 
     assert text.count("\n") == 1
     assert text.count("\r") > 50
     assert "encoding: 1,000 of 1,000 sentences" in text
+
+
+def test_a_terminal_without_a_size_shows_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's, say, whose rows and columns are 0."""
+    terminal, end = pty.openpty()
+    with os.fdopen(end, "w") as file, monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", file)
+        with progress_bar(5, "sentences", "encoding") as bar:
+            bar.update(5)
+        assert b"encoding: 5 of 5 sentences" in os.read(terminal, 10_000)
+    os.close(terminal)
 
 
 def test_a_long_run_writes_few_lines(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:

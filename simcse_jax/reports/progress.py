@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 _SECONDS = 10  # between two lines of progress in a file or a pipe
+_SIZE = 80, 24
 _quiet, _notes = False, False
 
 
@@ -75,6 +76,11 @@ def progress_bar(
         bar = f"{head} {{bar}}{{percentage:3.0f}}%{left}{{postfix}}" if total else f"{head}{{postfix}}"
         settings: dict[str, Any] = {"mininterval": 0.5, "dynamic_ncols": True, "leave": None if what else True}
         made: tqdm = automatic(total=total, initial=start, smoothing=0.05, bar_format=bar, disable=disable, **settings)
+        sizes = (getattr(made, "ncols", None), getattr(made, "nrows", None))
+        if any(isinstance(size, int) and size < 0 for size in sizes):
+            # A terminal that does not know its size, as in a container: tqdm would show nothing.
+            made.ncols, made.nrows, made.dynamic_ncols = *_SIZE, None
+            made.refresh()
         return made
     return tqdm(
         total=total,
