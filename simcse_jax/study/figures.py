@@ -35,7 +35,7 @@ def write_figures(study: Study, rows: list[Row], measures: dict[Cell, Any], befo
     """
     seeds = len(study.seeds)
     spread = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    score = [("dev", "Dev", "Spearman × 100", False), ("test", "Test average", "Spearman × 100", False)]
+    score = [("dev", "Dev", "score × 100", False), ("test", "Test average", "Spearman × 100", False)]
     hardness = [
         ("loss", "Loss, last quarter of steps", "nats", False),
         ("effective_negatives", "Effective number of negatives", "perplexity", True),
