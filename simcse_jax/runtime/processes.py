@@ -14,6 +14,14 @@ from simcse_jax.errors import InputError, is_full, reason
 from simcse_jax.runtime.compilation_cache import drop_programs
 
 
+def is_first() -> bool:
+    """Whether this is process 0 of its job; also where JAX finds no device, which `make_mesh` reports."""
+    try:
+        return jax.process_index() == 0
+    except RuntimeError:
+        return True
+
+
 def join_processes(multi_host: bool = False) -> None:
     """Connects this process to the others of a multi-host run; does nothing on a single host.
 

@@ -21,7 +21,7 @@ from simcse_jax.runs.monitor import Monitor
 from simcse_jax.runs.speed import StepClock, work_of
 from simcse_jax.runtime.mesh import state_sharding, with_sharding
 from simcse_jax.runtime.preemption import StopRequest, stop_on_signal
-from simcse_jax.runtime.processes import join_processes
+from simcse_jax.runtime.processes import is_first, join_processes
 from simcse_jax.storage.files import write_json
 from simcse_jax.storage.mirror import Mirror, mirrored
 from simcse_jax.training.describe import describe
@@ -72,7 +72,7 @@ def train(config: Config) -> dict[str, Any]:
             'simcse_jax.config.load_config_file("quickstart")'
         )
     join_processes(config.multi_host)
-    with telling(quiet=jax.process_index() != 0):
+    with telling(quiet=not is_first()):
         return _train(config)
 
 
