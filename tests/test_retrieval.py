@@ -103,6 +103,21 @@ def test_questions_and_answers_are_the_distinct_texts(tmp_path: Path) -> None:
     assert "question ← question: 'who?', answer ← answer: 'me'; 3 questions, 3 answers, 1 rows" in task.describe()
 
 
+def test_other_delimiters_are_found_and_lost_rows_said(tmp_path: Path) -> None:
+    (path := tmp_path / "qa.csv").write_text("Who is it?;It is me.\nwhy?;so\nwhen?;now, or later\n")
+    task = load_retrieval(str(path))
+    assert task is not None
+    assert task.corpus == ["so", "now, or later"]
+    assert "NOTE: the first row is taken for the columns' names" in task.describe()
+
+
+def test_named_columns_are_taken_as_they_are(tmp_path: Path) -> None:
+    rows = [("answer", "question"), ("1", "who?"), ("2", "why?")]
+    task = load_retrieval(write(tmp_path / "qa.csv", rows), columns=("question", "answer"))
+    assert task is not None
+    assert (task.questions, task.corpus) == (["who?", "why?"], ["1", "2"])
+
+
 def test_columns_decide_the_kind_of_task(tmp_path: Path) -> None:
     graded = write(tmp_path / "graded.csv", [("sentence1", "sentence2", "score"), ("a", "b", "1"), ("c", "d", "2")])
     more = write(tmp_path / "more.csv", [("id", "q", "a"), ("1", "who?", "me"), ("2", "why?", "so")])
@@ -118,11 +133,13 @@ def test_columns_decide_the_kind_of_task(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "columns", "says"),
     [
-        ([("id", "text"), ("1", "a"), ("2", "b")], (), "column id of .* holds numbers alone: name the columns"),
-        ([("text", "score"), ("a", "0.5"), ("b", "1")], (), "column score of .* holds numbers alone"),
+        ([("id", "text"), ("1", "a"), ("2", "b")], (), "but column id holds numbers: name the columns of the question"),
+        ([("text", "gold"), ("a b", "yes"), ("b c", "no")], (), "but column gold holds labels"),
+        ([("", "text"), ("a b", "me"), ("b c", "you")], (), "but column '' has no name of its own"),
+        ([("answer", "question"), ("me", "who?"), ("so", "why?")], (), "but column answer comes first"),
+        ([("q", "q"), ("who?", "me"), ("why?", "so")], (), "has two columns 'q': give each a name of its own"),
         ([("q", "a"), ("who?", "me"), ("why?", "me")], (), "has 1 different answers: retrieval needs two or more"),
         ([("q", "a")], (), "has 0 different answers"),
-        ([("", "a"), ("who?", "me"), ("why?", "so")], (), "give the question's and the answer's a name of its own"),
         ([("q", "a"), ("who?", "me"), ("why?", "so")], ("question", "a"), "has no column question; it has q, a"),
     ],
 )

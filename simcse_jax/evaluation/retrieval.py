@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from simcse_jax.config import DataConfig, RetrievalMetric
 from simcse_jax.data.corpus import open_source
 from simcse_jax.data.files import Files
+from simcse_jax.data.kinds import fault, is_sentence, words_of
 from simcse_jax.data.rows import check_columns, is_null
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import alignment, uniformity
@@ -34,6 +35,10 @@ from simcse_jax.reports.progress import progress_bar
 METRICS: tuple[RetrievalMetric, ...] = get_args(RetrievalMetric)
 _DEPTH = 10  # ranks that count
 _BLOCK = 4096  # questions, or texts of the corpus, whose vectors are scaled at a time
+_QUESTION, _ANSWER = (
+    {"question", "questions", "query", "queries", "anchor"},
+    {"answer", "answers", "positive", "passage"},
+)
 _SAMPLE = 2000  # pairs for the geometry, which takes quadratic time
 
 
@@ -59,10 +64,12 @@ class RetrievalTask:
     def describe(self) -> str:
         """The columns' roles, with an example of each, and the sizes."""
         question, answer = (f"{text[:40]}…" if len(text) > 40 else text for text in (self.questions[0], self.corpus[0]))
-        blank = f", {self.blank:,} rows with a blank left out" if self.blank else ""
+        notes = f", {self.blank:,} rows with a blank left out" if self.blank else ""
+        if any(map(is_sentence, self.columns)):
+            notes += "; NOTE: the first row is taken for the columns' names, and looks like sentences"
         return (
             f"retrieval, question ← {self.columns[0]}: {question!r}, answer ← {self.columns[1]}: {answer!r}; "
-            f"{len(self.questions):,} questions, {len(self.corpus):,} answers{blank}"
+            f"{len(self.questions):,} questions, {len(self.corpus):,} answers{notes}"
         )
 
 
@@ -70,43 +77,48 @@ def load_retrieval(name: str, mode: str = "test", columns: Sequence[str] = ()) -
     """Reads a task of questions and answers; None where `name` is another kind of task.
 
     Args:
-      name: a file, tfds:NAME/CONFIG, or a data set of the hub, of two columns or with those that `columns` names.
+      name: a file, tfds:NAME/CONFIG, or a data set of the hub, of two columns or with those that `columns` names; of
+        tables in files, the delimiter is found.
       mode: in data sets, `dev` takes the split validation, `test` the split test.
       columns: the columns of the question and of its answer, of a task that has them.
 
     Raises:
-      InputError: a file that cannot be read, columns that hold numbers or no text, fewer than two different answers.
+      InputError: a file that cannot be read, a column that is no text, columns that are not named and do not look like
+        questions and answers, or fewer than two different answers.
     """
     if not is_pairs(name):
         return None
+
+    def pick(header: tuple[str, ...]) -> tuple[str, ...] | None:
+        named = tuple(columns) if columns and set(columns) <= set(header) else None
+        return named or (header if len(header) == 2 else None)
+
     source = open_source(DataConfig(train=name, split=SPLITS[mode]))
     if isinstance(source, Files) and (columns or source.layout):
-        source = source.divided_for(lambda header: set(columns) <= set(header) if columns else len(header) == 2)
+        source = source.divided_for(pick)
     header = source.header() or ()
-    if columns and len(header) == 2:
-        check_columns(name, header, tuple(columns))
-    picked = tuple(columns) if columns and set(columns) <= set(header) else header
-    if len(picked) != 2:
+    if (picked := pick(header)) is None:
         return None
-    if not all(column.strip() for column in picked) or picked[0] == picked[1]:
-        raise InputError(f"{name} has the columns {picked}: give the question's and the answer's a name of its own")
+    if columns:
+        check_columns(name, header, tuple(columns))
+    if twice := next((column for column in picked if header.count(column) > 1), None):
+        raise InputError(f"{name} has two columns {twice!r}: give each a name of its own")
     pairs: list[tuple[str, str]] = []
     blank = 0
     for where, number, values in source.rows(picked):
-        texts = ["" if is_null(value) else value for value in values]
-        if not all(isinstance(text, str) for text in texts):
+        question, answer = ("" if is_null(value) else value for value in values)
+        if not isinstance(question, str) or not isinstance(answer, str):
             raise InputError(f"{where} {number} has no text in column {picked[0]} or {picked[1]}")
-        question, answer = map(normal, texts)
+        question, answer = normal(question), normal(answer)
         if question and answer:
             pairs.append((question, answer))
         else:
             blank += bool(question or answer)
-    for place, column in enumerate(picked):
-        if pairs and all(_is_number(pair[place]) for pair in pairs):
-            raise InputError(
-                f"column {column} of {name} holds numbers alone: name the columns of the question and of its answer "
-                "(evaluate --columns QUESTION ANSWER, or evaluation.columns)"
-            )
+    if not columns and (why := _doubt(picked, pairs)):
+        raise InputError(
+            f"{name} has two columns and no score, as questions and answers do, but {why}: name the columns of the "
+            "question and of its answer (evaluate --columns, or evaluation.columns), or give other pairs"
+        )
     numbers: tuple[dict[str, int], dict[str, int]] = {}, {}
     found = dict.fromkeys(
         tuple(ids.setdefault(text, len(ids)) for ids, text in zip(numbers, pair, strict=True)) for pair in pairs
@@ -187,9 +199,11 @@ def _unit(vectors: Float[np.ndarray, "S H"]) -> Float[np.ndarray, "S H"]:
     return unit(np.where(finite, vectors, 0))
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _doubt(columns: tuple[str, ...], pairs: list[tuple[str, str]]) -> str:
+    """What speaks against taking two columns for questions and answers in their order; empty where nothing does."""
+    for column, values in zip(columns, zip(*pairs, strict=True), strict=False):
+        if why := fault(column, list(values), alone=False):
+            return f"column {column or repr(column)} {why}"
+    if _ANSWER.intersection(words_of(columns[0])) and _QUESTION.intersection(words_of(columns[1])):
+        return f"column {columns[0]} comes first"
+    return ""
