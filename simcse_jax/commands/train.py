@@ -54,12 +54,12 @@ class Train(Configured):
             raise SystemExit(self.stopped_status)
         if jax.process_index() != 0:
             return
-        if "after" in results:
-            print(f"{metric_title(results.get('test_metric', 'spearman'))} × 100, test")
-            print(format_table({moment: results[moment] for moment in ("before", "after")}))
         run = open_run(working_folder(self.config.output, self.config.data.cache))
         figures = _draw(run)
         copy_again(run.folder, self.config.output)  # the figures
+        if "after" in results:
+            print(f"{metric_title(results.get('test_metric', 'spearman'))} × 100, test")
+            print(format_table({moment: results[moment] for moment in ("before", "after")}))
         print(summary(replace(run, config=self.config), results, figures))
 
 
