@@ -1,9 +1,9 @@
 """Train sentence encoders with SimCSE, score them, encode with them, and export them to PyTorch.
 
-Every command takes --debug, which shows the traceback of an error, --quiet and --verbose.
+Every command takes --help, which lists its options; --debug, which shows the traceback of an error; --quiet and
+--verbose.
 """
 
-import difflib
 import logging
 import os
 import signal
@@ -12,17 +12,20 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import make_dataclass
 from importlib import import_module
+from importlib.metadata import version
 from io import TextIOWrapper
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
+from simcse_jax.commands.names import check_options
 from simcse_jax.commands.options import Command, Configured, pairs_of_values
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, did_you_mean, reason
 from simcse_jax.reports.progress import discard, telling
 
 COMMANDS = {
     "train": ("train:Train", "Train a model, or continue the run in the output folder."),
+    "configs": ("configs:Configs", "List the configs that come with the package, or show one with all its settings."),
     "plan": (
         "plan:PlanCommand",
         "Compile a run's train step for devices that are not here: memory, collectives, FLOPs, and what they allow.",
@@ -79,6 +82,20 @@ COMMANDS = {
 GROUPS = {"data": "Inspect training text, and make triplets from labelled pairs."}
 """First words that several commands share."""
 
+_OTHER_NAMES = {
+    **dict.fromkeys(("fit", "finetune", "run", "pretrain", "resume"), "train"),
+    **dict.fromkeys(("eval", "test", "score", "sts", "benchmark"), "evaluate"),
+    **dict.fromkeys(("embed", "embedding", "embeddings", "vectors", "infer", "inference", "predict"), "encode"),
+    **dict.fromkeys(("query", "find", "similarity", "index"), "search"),
+    **dict.fromkeys(("convert", "save", "push", "tohuggingface"), "export"),
+    **dict.fromkeys(("whiten", "whitening", "flow"), "postprocess"),
+    **dict.fromkeys(("ablation", "ablations"), "ablate"),
+    **dict.fromkeys(("tokenizer", "vocab"), "vocabulary"),
+    **dict.fromkeys(("list", "show", "ls", "config"), "configs"),
+    **{"server": "serve", "help": "--help", "version": "--version"},
+}
+"""What other programs call a command, as `did_you_mean` compares names."""
+
 _ANYWHERE = ("--debug", "--quiet", "--verbose")
 """Options of every command, which may stand anywhere."""
 
@@ -110,23 +127,31 @@ def _chosen(argv: list[str]) -> str | None:
 def _known(word: str, words: Sequence[str], group: str = "") -> str:
     if word in words:
         return word
-    near = difflib.get_close_matches(word, words, n=1)
-    guess = f"did you mean '{near[0]}'? " if near else ""
+    others = {} if group else _OTHER_NAMES | {name.split()[-1]: name for name in COMMANDS if " " in name}
     command = f"simcse-jax {group}".strip()
+    guess = did_you_mean(word, words, others)
     raise InputError(f"'{command}' has no command '{word}': {guess}Its commands are {', '.join(words)}")
 
 
-def _subcommands(chosen: str | None, preset: Configured | None) -> Any:
-    """One type of all commands, for tyro. Only the chosen command has its options; the others have a line of help."""
+def _program(group: str = "", detailed: bool = False) -> Any:
+    """What tyro shows where no command is chosen: the program, or a group of commands.
+
+    Args:
+      group: the group.
+      detailed: whether commands have their options, not a line of help alone.
+    """
     members: dict[str, list[Any]] = {}
     for name, (_, about) in COMMANDS.items():
         first, _, last = name.partition(" ")
-        kind = command_class(name) if name == chosen else make_dataclass("Unchosen", [], namespace={"__doc__": about})
-        default: dict[str, Any] = {"default": preset} if name == chosen and preset is not None else {}
-        members.setdefault(first, []).append(Annotated[kind, tyro.conf.subcommand(last or first, **default)])
-    for group, about in GROUPS.items():
-        members[group] = [Annotated[_union(members[group]), tyro.conf.subcommand(group, description=about)]]
-    return _union([kind for kinds in members.values() for kind in kinds])
+        kind = command_class(name) if detailed else make_dataclass("Brief", [], namespace={"__doc__": about})
+        members.setdefault(first, []).append(Annotated[kind, tyro.conf.subcommand(last or first)])
+    if group:
+        return _union(members[group])
+    for name, about in GROUPS.items():
+        members[name] = [Annotated[_union(members[name]), tyro.conf.subcommand(name, description=about)]]
+    commands: Any = Annotated[_union([kind for kinds in members.values() for kind in kinds]), tyro.conf.arg(name="")]
+    flag: Any = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="Print the version, and end.")]
+    return make_dataclass("Program", [("command", commands), ("version", flag, False)], bases=(Command,), frozen=True)
 
 
 def _union(kinds: list[Any]) -> Any:
@@ -136,25 +161,41 @@ def _union(kinds: list[Any]) -> Any:
     return union
 
 
+def _end(words: list[str]) -> NoReturn:
+    """Prints help, or a shell's script that completes options, or that a command lacks, and ends the program."""
+    group = words[0] if words and words[0] in GROUPS else ""
+    rest = words[1:] if group else words
+    program = _program(group, detailed=bool(rest) and rest[0].startswith("--tyro-"))
+    with pairs_of_values():
+        tyro.cli(
+            program,
+            prog=f"simcse-jax {group}".strip(),
+            description=GROUPS.get(group, __doc__),
+            args=rest or ["--help"],
+        )
+    raise InputError("name the command first: simcse-jax COMMAND ..., and then its options")
+
+
 def parse(argv: list[str]) -> Command:
     """The command that the arguments name, with its settings, ready to `run`.
 
     Raises:
-      InputError: an unknown command, or a config that cannot be used. (Where tyro refuses the arguments, it ends the
-        program with a message of its own.)
+      InputError: an unknown command or option, or a config that cannot be used. (Where tyro refuses the arguments, it
+        ends the program with a message of its own, as it does after help.)
     """
     words = [word for word in argv if word not in _ANYWHERE]
     chosen = _chosen(words)
-    preset: Configured | None = None
-    if chosen:
-        number = len(chosen.split())
-        kind, rest = command_class(chosen), words[number:]
-        if issubclass(kind, Configured) and rest and not rest[0].startswith("-"):
-            preset = kind.from_file(rest[0])
-        words[number:number] = [word for word in _ANYWHERE if word in argv]
+    if chosen is None:
+        _end(words)
+    kind, rest = command_class(chosen), words[len(chosen.split()) :]
+    preset: dict[str, Any] = {}
+    check_options(chosen, kind, rest)
+    if issubclass(kind, Configured) and rest and not rest[0].startswith("-"):
+        preset = {"default": kind.from_file(rest[0])}
+    anywhere = [word for word in _ANYWHERE if word in argv]
     with pairs_of_values():
-        command: Command = tyro.cli(_subcommands(chosen, preset), prog="simcse-jax", description=__doc__, args=words)
-    if isinstance(command, Configured) and preset is None:
+        command: Command = tyro.cli(kind, prog=f"simcse-jax {chosen}", args=anywhere + rest, **preset)
+    if isinstance(command, Configured) and not preset:
         raise InputError(f"give the config file right after {chosen}: simcse-jax {chosen} {command.config_file} ...")
     return command
 
@@ -176,12 +217,15 @@ def _telling(quiet: bool, verbose: bool) -> AbstractContextManager[None]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command. Bad input gives one line on stderr and exit status 2; with --debug, a traceback.
+    """Runs a command. Bad input gives an error on stderr and exit status 2; with --debug, a traceback.
 
     No text ends a command because the terminal cannot print it: `?` stands for each character that it lacks.
     """
     argv = sys.argv[1:] if argv is None else argv
     debug = "--debug" in argv
+    if "--version" in argv[:2] or argv[:1] == ["-V"]:
+        print(f"simcse-jax {version('simcse-jax')}")
+        return
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -201,6 +245,15 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, `head` say, has closed the pipe
         discard(sys.stdout)  # Python still flushes it at exit
         raise SystemExit(128 + signal.SIGPIPE) from None
+    except OSError as error:  # of a file that nothing has checked
+        if debug or error.filename is None:
+            raise
+        print(
+            f"simcse-jax: error: {error.filename} cannot be used ({reason(error)}): check that it exists, that you may "
+            "read it and, where it is an output, that you may write there; --debug shows more",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         if debug:
             raise

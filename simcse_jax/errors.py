@@ -1,10 +1,13 @@
-"""The one exception for bad input, the words in which its messages report the exceptions of others, and warnings."""
+"""The one exception for bad input, the words of its messages (guesses, the exceptions of others), and warnings."""
 
+import difflib
 import errno
 import logging
 import os
 import re
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from typing import Any
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NUMBER = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)")
@@ -14,7 +17,51 @@ _NUMPY = re.compile(r"\d+ requested and \d+ written")
 
 
 class InputError(ValueError):
-    """Bad input. The message says what was given, what was expected and what to do."""
+    """Bad input. Each argument is a message that says what was given, what was expected and what to do."""
+
+    def __str__(self) -> str:
+        if len(self.args) == 1:
+            return str(self.args[0])
+        return "\n".join([f"{len(self.args)} problems", *(f"  - {message}" for message in self.args)])
+
+
+def check_all(*checks: Callable[[], Any]) -> list[Any]:
+    """Runs checks that do not need one another.
+
+    Returns:
+      What each returns.
+
+    Raises:
+      InputError: one or more do; it has the messages of all.
+    """
+    results: list[Any] = []
+    messages: list[str] = []
+    for check in checks:
+        try:
+            results.append(check())
+        except InputError as error:
+            messages += error.args
+    if messages:
+        raise InputError(*dict.fromkeys(messages))
+    return results
+
+
+def did_you_mean(word: str, words: Iterable[str], other_names: Mapping[str, str] | None = None) -> str:
+    """The question "did you mean 'train'? " after a misspelt name; empty where no name is close.
+
+    Args:
+      word: the name given. Case, hyphens and underscores do not count.
+      words: the names there are.
+      other_names: names that other programs give to some of these, in lower case, without hyphens and underscores.
+    """
+    close = {**(other_names or {}), **{plain(name): name for name in words}}
+    found = difflib.get_close_matches(plain(word), close, 1)
+    return f"did you mean '{close[found[0]]}'? " if found else ""
+
+
+def plain(name: str) -> str:
+    """A name without case, hyphens, underscores and points, to be compared."""
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 @cache

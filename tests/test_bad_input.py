@@ -19,6 +19,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from simcse_jax.cli import main
+from simcse_jax.config import Config
 from simcse_jax.errors import InputError, is_full
 from simcse_jax.inference.loading import load_model
 from simcse_jax.inference.simcse import SimCSE
@@ -184,7 +185,10 @@ def test_columns_that_are_not_there(text_file: Path, train_fails: Fails, tmp_pat
         (["--model.dropout", "1"], ["model.dropout is 1", "below 1"]),
         (["--model.pooler", "avg"], ["model.mlp_only_train", "'avg'", "set mlp_only_train to False or the pooler"]),
         (["--model.dtype", "float64"], ["float64", "JAX_ENABLE_X64=1"]),
-        (["--objective.loss", "infonce"], ["no objective 'infonce'", "simcse_jax/objectives"]),
+        (
+            ["--objective.loss", "infonce"],
+            ["no objective 'infonce'", "did you mean 'info_nce'?", "simcse_jax/objectives"],
+        ),
         (["--objective.loss", "contrast"], ["'contrast' is not an objective"]),
         (["--objective.options", "margin", "0.1"], ["'margin'", "'info_nce' takes no options"]),
         (["--objective.loss", "focal", "--objective.options", "margin", "nan"], ["margin is nan", "finite"]),
@@ -204,8 +208,12 @@ def test_columns_that_are_not_there(text_file: Path, train_fails: Fails, tmp_pat
         (["--data.augment", "crop", "--data.neighbours", "1"], ["data.augment is 'crop' and data.neighbours 1"]),
         (["--data.augment", "synonyms"], ["data.synonyms is empty"]),
         (["--objective.temperature", "nan"], ["objective.temperature is nan", "greater than 0"]),
-        (["--evaluation.dev", "STSb"], ["unknown task 'STSb'"]),
-        (["--evaluation.dev", "STSBenchmark"], ["needs SentEval's data: give the folder"]),
+        (["--evaluation.dev", "STSb"], ["unknown task 'STSb': did you mean 'STSBenchmark'?"]),
+        (
+            ["--evaluation.dev", "STSBenchmark"],
+            ["--evaluation.data FOLDER", "--evaluation.dev PAIRS.tsv", "--evaluation.dev ''"],
+        ),
+        (["--evaluation.test", "sts"], ["evaluation.test STS12 needs SentEval's data", "--evaluation.test PAIRS.tsv"]),
         (["--evaluation.test", "none.tsv"], ["no file none.tsv"]),
     ],
 )
@@ -218,11 +226,12 @@ def test_settings(overrides: list[str], expected: list[str], train_fails: Fails)
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["--batch-siz", "16"], ["Unrecognized options: --batch-siz", "--batch-size"]),
-        (["--data.max-lenght", "16"], ["--data.max-lenght", "--data.max-length"]),
+        (["--batch-siz", "16"], ["train has no option --batch-siz: did you mean --batch-size?"]),
+        (["--data.max-lenght", "16"], ["no option --data.max-lenght: did you mean --data.max-length?"]),
         (["--batch-size", "many"], ["--batch-size", "'many'"]),
         (["--optimizer.learning-rate", "fast"], ["--optimizer.learning-rate", "fast"]),
-        (["--model.pooler", "clz"], ["'clz'", "--model.pooler", "'cls'", "avg_first_last"]),
+        (["--model.pooler", "clz"], ["--model.pooler is 'clz': did you mean 'cls'?", "avg_first_last"]),
+        (["--model.pooler=mean", "--lr", "1"], ["2 problems", "did you mean 'avg'?", "no option --lr"]),
     ],
 )
 def test_overrides(
@@ -258,11 +267,83 @@ def test_config_files(content: str, expected: list[str], fails: Fails, tmp_path:
         assert part in message
 
 
-def test_config_names(fails: Fails) -> None:
+def test_config_names(fails: Fails, tmp_path: Path) -> None:
     message = fails("train", "unsup_bert_bas")
-    known = "configs that come with the package: iscse_bert_base, iscse_bert_large, "
-    assert message.startswith(f"no config file 'unsup_bert_bas'; {known}")
-    assert "unsup_bert_base" in message
+    known = "Configs that come with the package: iscse_bert_base, iscse_bert_large, "
+    assert message.startswith(f"no config file 'unsup_bert_bas': did you mean 'unsup_bert_base'? {known}")
+    assert "did you mean 'sup_roberta_base'?" in fails("train", "Sup-RoBERTa-base.py")
+    assert "'dropout': it is one for simcse-jax ablate." in fails("train", "dropout")
+    assert "'sup_bert_base': it is one for simcse-jax train." in fails("ablate", "sup_bert_base")
+    (run := tmp_path / "run").mkdir()
+    assert f"'{run}': it is a folder." in fails("train", run)
+    (run / "run.json").write_text("{}")
+    assert f"it is a run: give the config that it was begun with, and --output {run}." in fails("train", run)
+
+
+def test_what_a_published_config_lacks_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not in one error after the other: text of one's own, no SentEval, and the config's folder in use."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.csv").write_text("question,answer\na,b\n")
+    (tmp_path / "runs/sup_bert_base").mkdir(parents=True)
+    (tmp_path / "runs/sup_bert_base/notes.txt").touch()
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "sup_bert_base", "--data.train", "own.csv"])
+    message = capsys.readouterr().err
+    assert message.startswith("simcse-jax: error: 3 problems\n  - ")
+    for part in (
+        *("has no column sent0, sent1, hard_neg; its columns are question ", "--data.columns question answer"),
+        *("--evaluation.data FOLDER", "--evaluation.dev PAIRS.tsv", "--evaluation.dev ''", "--output runs/NEW"),
+    ):
+        assert part in message
+
+
+def test_all_values_that_no_run_can_use_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.py"
+    values = "batch_size=-8, data=DataConfig(max_length=2), optimizer=OptimizerConfig(b1=1.5)"
+    path.write_text(f"from simcse_jax.config import *\nconfig = Config({values})\n")
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", str(path)])
+    message = capsys.readouterr().err
+    for name in ("batch_size is -8", "data.max_length is 2", "optimizer.b1 is 1.5", "data.train is empty"):
+        assert message.count(name) == 1
+    config = Config()
+    for name, value in {"seed": None, "batch_size": "8"}.items():
+        object.__setattr__(config, name, value)
+    with pytest.raises(InputError, match=r"2 problems\n  - seed is None; .* int\n  - batch_size is '8'; expected int$"):
+        config.validate()
+
+
+@pytest.mark.parametrize(
+    "error", [AssertionError(), RuntimeError("Unable to initialize backend 'tpu': no libtpu.so")], ids=type
+)
+def test_a_platform_that_is_not_there(
+    error: Exception, text_file: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JAX raises an AssertionError without a word for JAX_PLATFORMS=cuda where no GPU is visible."""
+
+    def devices() -> None:
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    why = str(error) or "no GPU is visible"
+    encode = ["encode", "model", str(text_file), str(text_file.parent / "vectors.npy")]
+    for words in (encode, ["train", "sup_bert_base"], ["ablate", "dropout"]):
+        assert f"JAX finds no device for JAX_PLATFORMS=cuda ({why}" in fails(*words)
+
+
+def test_a_file_that_nothing_has_checked(
+    fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("simcse_jax.cli.parse", lambda argv: refuse(tmp_path / "locked"))
+    assert fails("train").startswith(f"{tmp_path / 'locked'} cannot be used (Permission denied): check that")
+    with pytest.raises(PermissionError):
+        main(["train", "--debug"])
 
 
 def run_python(program: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -616,7 +697,7 @@ def test_a_run_of_other_settings_is_not_continued(
     message = fails("train", finished / "config.py", "--output", finished / "run", *overrides)
     assert f"{finished / 'run'} is a run with other settings" in message
     assert expected in message
-    assert "another --output" in message
+    assert "another folder, e.g. --output runs/NEW" in message
     assert snapshot(finished) == before
 
 
@@ -629,7 +710,7 @@ def test_a_run_of_other_text_is_not_continued(finished: Path, fails: Fails) -> N
         message = fails("train", finished / "config.py", "--output", finished / "run")
     finally:
         text.write_bytes(original)
-    assert f"{finished / 'run'} was trained on other text than {text} now holds: choose another --output" in message
+    assert f"{finished / 'run'} was trained on other text than {text} now holds: choose another folder" in message
     assert snapshot(finished / "run") == before
 
 
@@ -683,7 +764,7 @@ def test_evaluate(tiny_bert: Path, fails: Fails, tmp_path: Path) -> None:
     assert message.startswith(f"{tiny_bert} does not say how its sentence vectors are pooled: give the pooler")
     assert "no task given" in fails("evaluate", tiny_bert, "--tasks")
     assert "batch_size is 0" in fails("evaluate", tiny_bert, "--batch-size", "0")
-    assert "did you mean SICKRelatedness?" in fails("evaluate", tiny_bert, "--tasks", "SICK-Relatedness")
+    assert "did you mean 'SICKRelatedness'?" in fails("evaluate", tiny_bert, "--tasks", "SICK-Relatedness")
     assert f"no file {tmp_path}/STS/" in fails("evaluate", tiny_bert, "--data", tmp_path, "--tasks", "STS12")
     unwritable = tmp_path / "none" / "scores.json"
     for option in ("--json", "--csv", "--markdown"):
@@ -694,7 +775,7 @@ def test_evaluate(tiny_bert: Path, fails: Fails, tmp_path: Path) -> None:
     assert f"model {tiny_bert} is given twice" in fails("evaluate", tiny_bert, tiny_bert, "--tasks", dev)
     assert f"model {tiny_bert}/ is given twice" in fails("evaluate", tiny_bert, f"{tiny_bert}/", "--tasks", dev)
     assert "no model given" in fails("evaluate", "--tasks", dev)
-    assert "unknown task 'MPQ': did you mean MPQA?" in fails("evaluate", tiny_bert, "--tasks", "MPQ")
+    assert "unknown task 'MPQ': did you mean 'MPQA'?" in fails("evaluate", tiny_bert, "--tasks", "MPQ")
     assert f"no file {tmp_path}/MR/" in fails("evaluate", tiny_bert, "--data", tmp_path, "--tasks", "MR")
     # Data are read before the models, and all models before any is encoded with.
     assert f"no file {tmp_path}/none.tsv" in fails("evaluate", "no-such-model", "--tasks", tmp_path / "none.tsv")
@@ -721,7 +802,7 @@ def test_encode(tiny_bert: Path, text_file: Path, fails: Fails, tmp_path: Path) 
 
 
 def test_the_python_interface_raises_the_same(tiny_bert: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="unknown pooler 'clz'; choose one of cls, "):
+    with pytest.raises(InputError, match="unknown pooler 'clz': did you mean 'cls'\\? choose one of cls, "):
         SimCSE(tiny_bert, "clz")
     headless = write_model(tmp_path / "headless", json.loads((tiny_bert / "config.json").read_text()))
     change_weights(headless, lambda t: [t.pop(f"pooler.dense.{name}") for name in ("weight", "bias")])

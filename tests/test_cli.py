@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 from simcse_jax import SimCSE
 from simcse_jax.cli import COMMANDS, GROUPS, command_class, main, parse
+from simcse_jax.commands import names
+from simcse_jax.commands.names import arguments_of
 from simcse_jax.commands.train import Train
 from simcse_jax.config import Config
 from simcse_jax.config.load import load_config_file
@@ -130,7 +133,7 @@ def test_help_lists_each_command_with_its_docstring(capsys: pytest.CaptureFixtur
             assert f"• {name} {about}" in shown
     for group, about in GROUPS.items():
         assert f"• {group} {about}" in shown
-    assert "Every command takes --debug" in shown
+    assert "Every command takes --help" in shown
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,11 @@ def test_help_lists_each_command_with_its_docstring(capsys: pytest.CaptureFixtur
     [
         (["trian", "unsup_bert_base"], "'simcse-jax' has no command 'trian': did you mean 'train'? Its commands are"),
         (["replace_words"], "did you mean 'replace-words'?"),
-        (["xyz"], "'simcse-jax' has no command 'xyz': Its commands are train, plan,"),
+        (["xyz"], "'simcse-jax' has no command 'xyz': Its commands are train, configs,"),
+        (["eval", "model"], "did you mean 'evaluate'?"),
+        (["embed"], "did you mean 'encode'?"),
+        (["inspect"], "did you mean 'data inspect'?"),
+        (["--debug-not-known"], "Unrecognized options: --debug-not-known"),
         (["data", "inspekt"], "'simcse-jax data' has no command 'inspekt': did you mean 'inspect'? Its commands are"),
     ],
 )
@@ -152,8 +159,140 @@ def test_a_misspelt_command(words: list[str], message: str, capsys: pytest.Captu
 def test_every_command_takes_debug(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([*name.split(), "--help"])
-    assert "--debug" in (shown := capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert "--debug" in shown
     assert "Show the traceback of an error." in shown
+    options = {
+        o for line in re.findall(r"^[│ ] (--\w.*)", shown, re.M) for o in re.findall(r"--[\w.-]+", line.split("  ")[0])
+    }
+    known = {spelling for argument in arguments_of(command_class(name)) for spelling in argument.spellings}
+    assert options == known, "what is checked is what tyro takes"
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["encode"], "simcse-jax encode [-h] [OPTIONS] MODEL INPUT OUTPUT"),
+        (["search"], "simcse-jax search [-h] [OPTIONS] MODEL SENTENCES [QUERY ...]"),
+        (["evaluate"], "simcse-jax evaluate [-h] [OPTIONS] MODEL [MODEL ...]"),
+        (["train"], "simcse-jax train [-h] [OPTIONS] CONFIG"),
+        (["data"], "simcse-jax data [-h] {inspect,nli}"),
+        ([], "simcse-jax [-h] [--debug] [--quiet] [--verbose] [--version] {train,"),
+    ],
+)
+def test_usage_names_the_arguments(words: list[str], usage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([*words, "--help"])
+    assert f"usage: {usage}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["train", "quickstart", "--lr", "1e-5"],
+            ["train has no option --lr: did you mean --optimizer.learning-rate?"],
+        ),
+        (["train", "quickstart", "--learning_rate=1"], ["did you mean --optimizer.learning-rate?"]),
+        (
+            ["train", "quickstart", "--temp", "1", "--lr", "1"],
+            ["2 problems", "--objective.temperature?", "--optimizer."],
+        ),
+        (["train", "quickstart", "--temperature", "1"], ["--objective.temperature or --objective.smoothing.temp"]),
+        (["train", "quickstart", "--per_device_train_batch_size", "8"], ["did you mean --batch-size?"]),
+        (["train", "quickstart", "--num_train_epochs", "1"], ["did you mean --epochs?"]),
+        (["train", "--model_name_or_path", "bert"], ["did you mean --model.path?"]),
+        (["ablate", "dropout", "--lr", "1"], ["did you mean --base.optimizer.learning-rate?"]),
+        (
+            ["encode", "--model", "m", "--input", "t"],
+            ["give MODEL without an option: simcse-jax encode MODEL INPUT OUTPUT"],
+        ),
+        (["encode", "--poler", "avg"], ["encode has no option --poler: did you mean --pooler?"]),
+        (
+            ["evaluate", "m", "--mode", "validation"],
+            ["--mode is 'validation': did you mean 'dev'? expected one of test,"],
+        ),
+        (
+            ["encode", "m", "--checkpoint.every", "3"],
+            ["encode has no option --checkpoint.every: simcse-jax encode MODEL"],
+        ),
+        (["train", "quickstart", "word"], ["For full helptext, run simcse-jax train --help"]),
+    ],
+)
+def test_an_option_that_a_command_does_not_have(
+    words: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    message = capsys.readouterr().err
+    for part in expected:
+        assert part in message
+
+
+def test_names_of_other_programs_stand_for_arguments_of_ours() -> None:
+    ours = {argument.name for name in COMMANDS for argument in arguments_of(command_class(name))}
+    assert set(names._OTHER_NAMES) <= ours
+
+
+def test_the_flags_of_the_page_for_movers_are_answered_with_its_options() -> None:
+    page = (Path(__file__).parents[1] / "docs/from_simcse.md").read_text().partition("## `evaluation.py`")[0]
+    arguments = list(arguments_of(Train))
+    rows = re.findall(r"^\| ((?:`--[^|]*`(?:, )?)+) \| ((?:`--[^|]*`(?:, )?)+) \|", page, re.M)
+    assert len(rows) > 10
+    for theirs, ours in rows:
+        shown = re.findall(r"`(--[\w.-]+)", ours)
+        for n, flag in enumerate(re.findall(r"`(--\w+)", theirs)):
+            if flag not in ("--max_steps", "--seed"):  # ours, too
+                assert shown[min(n, len(shown) - 1)] in [a.shown for a in names._meant(flag, arguments)]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"simcse-jax {version('simcse-jax')}\n"
+
+
+def test_configs_are_listed_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["configs"])
+    shown = capsys.readouterr().out
+    assert re.search(r"sup_bert_base +Supervised SimCSE from BERT-base, as published: NLI triplets", shown)
+    assert shown.index("simcse-jax ablate CONFIG") < shown.index("  dropout  ")
+    main(["configs", "sup_bert_base"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("configs/sup_bert_base.py")
+    assert {"batch_size = 512", "objective.mlm.weight = 0.0", "data.columns = ('sent0', 'sent1', 'hard_neg')"} <= set(
+        lines
+    )
+    main(["configs", "dropout", "--json"])
+    assert json.loads(capsys.readouterr().out)["variants"]["0.5"] == {"model.dropout": 0.5}
+    (own := tmp_path / "own.py").write_text("config = 3\n")
+    with pytest.raises(SystemExit, match="2"):
+        main(["configs", str(own)])
+    assert f"{own} defines none of config, study, ablation" in capsys.readouterr().err
+
+
+def test_a_shell_completes_the_options_of_each_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--tyro-print-completion", "bash"])
+    script = capsys.readouterr().out
+    for name in ("--optimizer.learning-rate", "--base.optimizer.learning-rate", "replace-words", "nli"):
+        assert name in script
+
+
+def test_a_dry_run_checks_prints_and_writes_nothing(
+    tiny_bert: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, cache = tmp_path / "run", tmp_path / "cache"
+    words = ["train", "unsup_bert_base", "--dry-run", "--model.path", str(tiny_bert), "--output", str(output)]
+    words += ["--data.train", str(text_file), "--data.cache", str(cache), "--batch-size", "16", "--evaluation.dev", ""]
+    main(words)
+    shown = capsys.readouterr().out
+    assert "\noptimizer.learning_rate = 3e-05\n" in shown
+    assert "\nbatch     16 over all devices: 15 negatives per anchor, dense InfoNCE\n" in shown
+    assert shown.endswith("dry run   nothing was written there; leave out --dry-run to train\n")
+    assert [path for path in tmp_path.iterdir() if path != cache] == []
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--data.max-length", "41"])
+    assert "positions for 40 tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3])

@@ -139,8 +139,14 @@ def test_malformed_files_of_the_layout_are_refused(tmp_path: Path) -> None:
 
 
 def test_task_names(senteval: Path) -> None:
-    with pytest.raises(InputError, match="unknown task 'STSbenchmark': did you mean STSBenchmark"):
-        load_task("STSbenchmark", senteval)
+    meant = {
+        **dict.fromkeys(("STSbenchmark", "STSB", "STS-B", "stsb", "sts", "stsb_spearman"), "STSBenchmark"),
+        **dict.fromkeys(("SICK-R", "sick", "sickr"), "SICKRelatedness"),
+        **{"sts12": "STS12", "STS-16": "STS16"},
+    }
+    for name, task in meant.items():
+        with pytest.raises(InputError, match=f"unknown task '{name}': did you mean '{task}'"):
+            load_task(name, senteval)
     with pytest.raises(InputError, match="unknown task 'zzz': known are STS12"):
         load_task("zzz", senteval)
     with pytest.raises(InputError, match="STS12 has no dev split"):

@@ -268,7 +268,7 @@ def test_sets_of_tasks(senteval: Path) -> None:
     assert expand_tasks(["sts"], "dev") == ["STSBenchmark", "SICKRelatedness"]
     assert expand_tasks(["full"], "test") == [*STS_TASKS, *TRANSFER_TASKS]
     assert expand_tasks(["full"], "dev") == ["STSBenchmark", "SICKRelatedness", *TRANSFER_TASKS]
-    with pytest.raises(InputError, match="unknown task 'SST-2': did you mean SST2"):
+    with pytest.raises(InputError, match="unknown task 'SST-2': did you mean 'SST2'"):
         load_suite(["SST-2"], senteval)
     with pytest.raises(InputError, match="no task given"):
         load_suite([], senteval)

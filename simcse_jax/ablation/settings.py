@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from simcse_jax.config import Config
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, did_you_mean
 from simcse_jax.storage.files import local_only
 
 
@@ -35,7 +35,8 @@ class Ablation:
           InputError: an unknown variant, or a setting that a config does not have.
         """
         if unknown := [name for name in self.only if name not in self.variants]:
-            raise InputError(f"no variant {', '.join(unknown)}; there are {', '.join(self.variants)}")
+            guess = did_you_mean(unknown[0], self.variants)
+            raise InputError(f"no variant {', '.join(unknown)}: {guess}there are {', '.join(self.variants)}")
         if not self.seeds or not self.variants or len(set(self.seeds)) < len(self.seeds):
             raise InputError(
                 f"seeds is {list(self.seeds)}, variants are {len(self.variants)}: give one or more, each once"

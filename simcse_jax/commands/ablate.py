@@ -14,7 +14,7 @@ from simcse_jax.config.load import load_variable
 class Ablate(Configured):
     """Train the variants of a config, each with each seed, or continue; print and write the table."""
 
-    config_file: tyro.conf.Positional[str]
+    config_file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
     """Python file that defines `ablation`, or the name of one that comes with the package, e.g. dropout."""
     ablation: Annotated[Ablation, tyro.conf.arg(name="")] = field(default_factory=Ablation)
 

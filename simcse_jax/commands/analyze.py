@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -15,7 +15,7 @@ from simcse_jax.poolers import PoolerName
 class Analyze(Command):
     """Measure where models' vectors lie (alignment, uniformity, isotropy, spectrum); write tables, figures, report."""
 
-    models: tyro.conf.Positional[tuple[str, ...]]
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL [MODEL ...]")]
     """Runs, exported folders, Hugging Face folders or names on the hub. The figures also show a run's path in
     training."""
     output: Path

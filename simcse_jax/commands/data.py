@@ -17,7 +17,7 @@ from simcse_jax.storage.files import check_writable_file, writing
 class Inspect(Configured):
     """Report what a model will see of its training text: counts, lengths, cuts, repetitions, three examples."""
 
-    config_file: tyro.conf.Positional[str]
+    config_file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
     """Python file that defines `config`, or the name of a config that comes with the package; as for train."""
     json: Path | None = None
     """Write all figures to this .json file."""
@@ -56,7 +56,7 @@ class Inspect(Configured):
 class Nli(Command):
     """Write triplets (premise, entailment, contradiction) from the labelled pairs of SNLI, MultiNLI and the like."""
 
-    paths: tyro.conf.Positional[tuple[str, ...]]
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE [SOURCE ...] OUTPUT")]
     """Sources, then the .csv file to write. A source is anything that data.train may be, with the columns premise,
     hypothesis and label, or sentence1, sentence2 and gold_label. The .csv file must not exist yet."""
     split: str = "train"

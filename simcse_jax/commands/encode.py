@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -16,11 +17,11 @@ from simcse_jax.storage.files import check_writable_file, writing
 class Encode(Command):
     """Write the vectors of a file's sentences, one row per line, as float32 .npy."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run, an exported folder, a Hugging Face folder or a name on the hub."""
-    input: tyro.conf.Positional[Path]
+    input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
     """Text file, one sentence per line (also .gz, /dev/stdin); a blank line gets the vector of the empty sentence."""
-    output: tyro.conf.Positional[Path]
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """The .npy file to write."""
     pooler: PoolerName | None = None
     """Overrides the pooler saved with the model."""

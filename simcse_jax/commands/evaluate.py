@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -17,7 +17,7 @@ from simcse_jax.storage.files import check_writable_file, writing
 class Evaluate(Command):
     """Score models on STS, transfer and retrieval tasks; several in one table."""
 
-    models: tyro.conf.Positional[tuple[str, ...]]
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL [MODEL ...]")]
     """Runs, exported folders, Hugging Face folders or names on the hub."""
     data: str = field(default_factory=senteval_folder)
     """Folder in SentEval's layout (holds STS/ and SICK/, MR/ ...); $SIMCSE_DATA/senteval where that is set."""

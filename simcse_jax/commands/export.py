@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -13,9 +14,9 @@ from simcse_jax.poolers import PoolerName
 class Export(Command):
     """Write a model as a folder that transformers, sentence-transformers and this package read."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run (its best checkpoint), or any model this package reads."""
-    output: tyro.conf.Positional[Path]
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder to make."""
     pooler: PoolerName | None = None
     """Overrides the pooler saved with the model."""

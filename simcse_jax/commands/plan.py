@@ -37,7 +37,7 @@ class PlanConfig(Config):
 class PlanCommand(Configured):
     """Compile a run's train step for devices that are not here: memory, collectives, FLOPs, and what they allow."""
 
-    config_file: tyro.conf.Positional[str]
+    config_file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
     """Python file that defines `config`, or the name of a config that comes with the package."""
     topology: tuple[str, ...] = ()
     """TPU slices (v5e:16x16, v4:4x4x4), GPUs (h200:8 is one node, h200:4x8 four nodes of 8) or cpu:8."""

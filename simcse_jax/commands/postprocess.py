@@ -7,20 +7,20 @@ from typing import Annotated
 import tyro
 
 from simcse_jax.commands.options import Command, senteval_folder
+from simcse_jax.config.postprocess import FitSettings
 from simcse_jax.errors import InputError
 from simcse_jax.poolers import PoolerName
-from simcse_jax.postprocess.fit import FitSettings
 
 
 @dataclass(frozen=True)
 class Postprocess(Command):
     """Fit whitening, all-but-the-top or a flow to sentences without labels, and write the model that applies it."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run, an exported folder, a Hugging Face folder or a name on the hub."""
-    sentences: tyro.conf.Positional[str]
+    sentences: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SENTENCES")]
     """Text file, one sentence per line (.txt, .txt.gz); or STS tasks joined by commas: STSBenchmark, sts, pairs.tsv."""
-    output: tyro.conf.Positional[Path]
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder to make, with the files that `export` writes."""
     fit: Annotated[FitSettings, tyro.conf.arg(name="")] = field(default_factory=FitSettings)
     data: str = field(default_factory=senteval_folder)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -14,12 +15,12 @@ from simcse_jax.storage.files import check_writable_file, writing
 class ReplaceWords(Command):
     """Write training pairs: each sentence, and the same with words that a masked language model predicts instead."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run that trained a masked language model (pretrain_mlm), its export, a Hugging Face folder or a name on the
     hub."""
-    input: tyro.conf.Positional[Path]
+    input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
     """Text file, one sentence per line (also .gz); blank lines are left out."""
-    output: tyro.conf.Positional[Path]
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """The .csv file to write, columns sentence and positive."""
     share: float = 0.15
     """Share of the words to replace; at least one word per sentence."""

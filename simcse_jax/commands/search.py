@@ -3,6 +3,7 @@
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -16,11 +17,11 @@ from simcse_jax.poolers import PoolerName
 class Search(Command):
     """Find the sentences of a file that are most similar to a query."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run, an exported folder, a Hugging Face or sentence-transformers folder, or a name on the hub."""
-    sentences: tyro.conf.Positional[Path]
+    sentences: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SENTENCES")]
     """Text file, one sentence per line (also .gz), or the folder of an index saved before with the same model."""
-    queries: tyro.conf.Positional[tuple[str, ...]] = ()
+    queries: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[QUERY ...]")] = ()
     """Sentences to look for, each in quotes."""
     top_k: int = 5
     """Most sentences to find per query."""

@@ -17,9 +17,9 @@ from simcse_jax.serve.limits import Limits
 class Serve(Command):
     """Serve search over sentences to browsers and through an HTTP API; it also compares and plots any sentences."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run, an exported folder, a Hugging Face or sentence-transformers folder, or a name on the hub."""
-    sentences: tyro.conf.Positional[Path | None] = None
+    sentences: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SENTENCES]")] = None
     """Sentences to search: a text file, one sentence per line (also .gz), or the folder of an index saved before with
     the same model, which loads without encoding. Without it, the service encodes, compares and plots."""
     host: str = "127.0.0.1"

@@ -15,7 +15,7 @@ from simcse_jax.study import Study as StudySettings
 class StudyCommand(Configured):
     """Train over a grid of batch × learning-rate rule × seed, or continue; write table, figures and report."""
 
-    config_file: tyro.conf.Positional[str]
+    config_file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
     """Python file that defines `study`, or the name of one that comes with the package: study_batch_size."""
     study: Annotated[StudySettings, tyro.conf.arg(name="")] = field(default_factory=StudySettings)
 

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 class Train(Configured):
     """Train a model, or continue the run in the output folder."""
 
-    config_file: tyro.conf.Positional[str]
+    config_file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
     """Python file that defines `config`, or the name of a config that comes with the package."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Check everything and compile the step, print all settings and the plan, and end without training."""
     stopped_status: int = 0
     """Exit status when a signal stops the run early, after it has saved: e.g. 75, for a scheduler to start it again."""
 
@@ -40,6 +42,9 @@ class Train(Configured):
         from simcse_jax.storage.mirror import copy_again, working_folder
         from simcse_jax.training.trainer import TrainingDiverged, train
 
+        if self.dry_run:
+            print(plan_of(self.config))
+            return
         quiet_orbax()
         try:
             results = train(self.config)
@@ -61,6 +66,20 @@ class Train(Configured):
             print(f"{metric_title(results.get('test_metric', 'spearman'))} × 100, test")
             print(format_table({moment: results[moment] for moment in ("before", "after")}))
         print(summary(replace(run, config=self.config), results, figures))
+
+
+def plan_of(config: Config) -> str:
+    """All settings of a run and what it would do, checked as a run is; nothing but caches is written."""
+    from simcse_jax.config.values import listed
+    from simcse_jax.runs.folder import is_run
+    from simcse_jax.runtime.processes import join_processes
+    from simcse_jax.training.describe import describe
+    from simcse_jax.training.prepare import prepare
+
+    join_processes(config.multi_host)
+    prepared = prepare(config, write=False)
+    there = "the run there would continue" if is_run(prepared.run.folder) else "nothing was written there"
+    return "\n".join([*listed(config), "", describe(prepared), f"dry run   {there}; leave out --dry-run to train"])
 
 
 def _draw(run: "Run") -> list[str]:

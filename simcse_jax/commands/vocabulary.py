@@ -3,6 +3,7 @@
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -13,9 +14,9 @@ from simcse_jax.commands.options import Command
 class VocabularyCommand(Command):
     """Learn a WordPiece vocabulary from text and write a BERT without weights, to be pretrained (pretrain_mlm)."""
 
-    text: tyro.conf.Positional[str]
+    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
     """Training text, as for data.train."""
-    output: tyro.conf.Positional[Path]
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder to make."""
     size: int = 8000
     """Tokens of the vocabulary."""

@@ -1,16 +1,20 @@
 """Config files: Python files that define a dataclass, given by path or, if the package ships them, by name."""
 
+import ast
 import runpy
 import traceback
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from simcse_jax.config.settings import Config
 from simcse_jax.config.values import check_types
-from simcse_jax.errors import InputError, reason
+from simcse_jax.errors import InputError, did_you_mean, reason
 
 T = TypeVar("T")
+
+VARIABLES = {"train": "config", "study": "study", "ablate": "ablation"}
+"""For each command that trains, the variable that its config files define."""
 
 
 def load_config_file(name: str) -> Config:
@@ -30,25 +34,8 @@ def load_variable(name: str, variable: str, kind: type[T]) -> T:
       InputError: no such file or name, a file that cannot be run, or a file that does not define the variable as a
         `kind`.
     """
-    path = Path(name)
-    if not path.is_file():
-        shipped = _shipped_configs(variable)
-        if path.stem not in shipped or len(path.parts) > 2:
-            raise InputError(f"no config file '{name}'; configs that come with the package: {', '.join(shipped)}")
-        path = shipped[path.stem]
-    try:
-        value = runpy.run_path(str(path)).get(variable)
-    except InputError:
-        raise
-    except Exception as error:  # whatever the file's own code raises
-        if isinstance(error, SyntaxError) and path.suffix != ".py":
-            raise InputError(
-                f"{path} is not a Python file; give one that defines `{variable}`, or a config of the package "
-                f"({', '.join(_shipped_configs(variable))}): text goes to --data.train"
-            ) from None
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f", line {lines[-1]}" if lines else ""
-        raise InputError(f"config file {path}{where}: {type(error).__name__}: {reason(error)}") from error
+    path = find_config(name, variable)
+    value = run_config(path, variable).get(variable)
     if not isinstance(value, kind):
         found = "there is no such variable" if value is None else f"it is a {type(value).__name__}"
         raise InputError(f"{path} does not define `{variable} = {kind.__name__}(...)`: {found}")
@@ -56,10 +43,63 @@ def load_variable(name: str, variable: str, kind: type[T]) -> T:
     return value
 
 
-def _shipped_configs(variable: str) -> dict[str, Path]:
+def find_config(name: str, *variables: str) -> Path:
+    """The config file with this path or, among those of the package that define one of the variables, this name.
+
+    Raises:
+      InputError: no such file or name.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {stem: file for variable in variables for stem, file in shipped_configs(variable).items()}
+    if path.stem in shipped and len(path.parts) <= 2 and not path.exists():
+        return shipped[path.stem]
+    hint = did_you_mean(path.stem, shipped)
+    if path.is_dir():
+        hint = "it is a folder. "
+        if (path / "run.json").is_file():
+            hint = f"it is a run: give the config that it was begun with, and --output {name}. "
+    elif other := next((use for use, v in VARIABLES.items() if path.stem in shipped_configs(v)), None):
+        hint = f"it is one for simcse-jax {other}. "
+    raise InputError(f"no config file '{name}': {hint}Configs that come with the package: {', '.join(shipped)}")
+
+
+def run_config(path: Path, variable: str) -> dict[str, Any]:
+    """The variables of a config file.
+
+    Args:
+      path: the file.
+      variable: the one that is wanted, for messages.
+
+    Raises:
+      InputError: the file cannot be run.
+    """
+    try:
+        return runpy.run_path(str(path))
+    except InputError:
+        raise
+    except Exception as error:  # whatever the file's own code raises
+        if isinstance(error, SyntaxError) and path.suffix != ".py":
+            raise InputError(
+                f"{path} is not a Python file; give one that defines `{variable}`, or a config of the package "
+                f"({', '.join(shipped_configs(variable))}): text goes to --data.train"
+            ) from None
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f", line {lines[-1]}" if lines else ""
+        raise InputError(f"config file {path}{where}: {type(error).__name__}: {reason(error)}") from error
+
+
+def shipped_configs(variable: str) -> dict[str, Path]:
     """The package's files that define the variable: studies begin with study_, ablations have a folder of their own."""
     folder = Path(str(resources.files("simcse_jax.configs")))
     if variable == "ablation":
         folder /= "ablations"
     files = [p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"]
     return {p.stem: p for p in files if p.stem.startswith("study_") == (variable == "study")}
+
+
+def summary(path: Path) -> str:
+    """The first paragraph of a config file's docstring."""
+    about = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    return " ".join(about.partition("\n\n")[0].split())

@@ -1,10 +1,11 @@
 """One typed, frozen description of a run. Configs are built in Python files, overridden on the command line, and saved
 as JSON beside the checkpoints."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from simcse_jax.config.values import BELOW_ONE, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, check_bounds, check_types
+from simcse_jax.config.values import BELOW_ONE, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, check_types, out_of_bounds
 from simcse_jax.errors import InputError
 from simcse_jax.poolers import PoolerName
 from simcse_jax.storage.files import CACHE
@@ -265,13 +266,17 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def validate(self) -> None:
-        """Raises `InputError` for a value that no run can use."""
+        """Raises `InputError` for values that no run can use, all of them."""
         check_types(self)
-        check_bounds(self)
+        if problems := [*out_of_bounds(self), *self._conflicts()]:
+            raise InputError(*problems)
+
+    def _conflicts(self) -> Iterator[str]:
+        """A message for each value that does not go with the others."""
         if self.seed >= 2**32:
-            raise InputError(f"seed is {self.seed}; it must be below 2**32 = {2**32}")
+            yield f"seed is {self.seed}; it must be below 2**32 = {2**32}"
         if self.data.max_length < MIN_LENGTH:
-            raise InputError(
+            yield (
                 f"data.max_length is {self.data.max_length}; it must be at least {MIN_LENGTH}: "
                 "two special tokens and one of the sentence"
             )
@@ -281,17 +286,17 @@ class Config:
                 f"data.delimiter is {self.data.delimiter!r}; it must be one character, such as ; or \\t for a tab"
             )
         if 0 < self.data.packed_length < self.data.max_length:
-            raise InputError(
+            yield (
                 f"data.packed_length is {self.data.packed_length} and data.max_length {self.data.max_length}: a row "
                 "must hold the longest sentence, so set packed_length to at least that, or to 0 not to pack"
             )
         if self.model.mlp_only_train and self.model.pooler != "cls":
-            raise InputError(
+            yield (
                 f"model.mlp_only_train drops the head of pooler 'cls' after training, but model.pooler is "
                 f"'{self.model.pooler}', which has no head: set mlp_only_train to False or the pooler to 'cls'"
             )
         if self.objective.product_dtype == "bfloat16" and self.objective.implementation != "tiled":
-            raise InputError(
+            yield (
                 f"objective.product_dtype is 'bfloat16' but objective.implementation is "
                 f"'{self.objective.implementation}': only 'tiled' can use it, so set that"
             )
@@ -301,28 +306,28 @@ class Config:
             if smoothing.grouping == "kmeans":
                 name, size = ("clusters", smoothing.clusters)
             if size > smoothing.buffer_size:
-                raise InputError(
+                yield (
                     f"objective.smoothing.{name} is {getattr(smoothing, name)} but objective.smoothing.buffer_size is "
                     f"{smoothing.buffer_size}: use fewer, or a larger buffer"
                 )
             if smoothing.buffer_size < self.batch_size:
-                raise InputError(
+                yield (
                     f"objective.smoothing.buffer_size is {smoothing.buffer_size} but batch_size is {self.batch_size}: "
                     "the buffer must hold the whole batch, so use a larger one"
                 )
         if not self.objective.contrastive_weight:
-            self._validate_without_contrast()
+            yield from self._conflicts_without_contrast()
         if self.objective.product_dtype == "bfloat16" and self.model.dtype == "float64":
-            raise InputError("objective.product_dtype is 'bfloat16' but model.dtype is 'float64': leave one out")
+            yield "objective.product_dtype is 'bfloat16' but model.dtype is 'float64': leave one out"
         if self.data.augment != "none" and self.data.neighbours:
-            raise InputError(
+            yield (
                 f"data.augment is '{self.data.augment}' and data.neighbours {self.data.neighbours}: both say what the "
                 "positive of a sentence is, so leave one out"
             )
         if self.data.augment == "synonyms" and not self.data.synonyms:
-            raise InputError("data.augment is 'synonyms' but data.synonyms is empty: give a table of synonyms")
+            yield "data.augment is 'synonyms' but data.synonyms is empty: give a table of synonyms"
         if self.evaluation.geometry_every and not self.evaluation.dev:
-            raise InputError(
+            yield (
                 f"evaluation.geometry_every is {self.evaluation.geometry_every} but evaluation.dev is empty: "
                 "name the pairs to measure, e.g. --evaluation.dev STSBenchmark"
             )
@@ -332,26 +337,26 @@ class Config:
                 "and of its answer, or none"
             )
         if not self.data.train:
-            raise InputError("data.train is empty: give a file of sentences, e.g. --data.train wiki.txt")
+            yield "data.train is empty: give a file of sentences, e.g. --data.train wiki.txt"
 
-    def _validate_without_contrast(self) -> None:
+    def _conflicts_without_contrast(self) -> Iterator[str]:
         if not self.objective.mlm.weight:
-            raise InputError(
+            yield (
                 "objective.contrastive_weight and objective.mlm.weight are both 0: nothing is left to minimise, so "
                 "set one above 0"
             )
         if self.objective.smoothing.weight:
-            raise InputError(
+            yield (
                 f"objective.smoothing.weight is {self.objective.smoothing.weight} but objective.contrastive_weight is "
                 "0: smoothing is a part of the contrast, so leave one out"
             )
         if self.data.augment != "none" or self.data.neighbours:
-            raise InputError(
+            yield (
                 "data.augment and data.neighbours say what the positive is, but objective.contrastive_weight is 0: "
                 "leave them out"
             )
         if self.model.encoders == 2:
-            raise InputError(
+            yield (
                 "model.encoders is 2 but objective.contrastive_weight is 0: only the contrast uses two "
                 "encoders, so set model.encoders to 1"
             )

@@ -5,7 +5,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,27 +28,33 @@ SHARE = Bound(lambda x: 0 < x <= 1, "above 0 and at most 1")
 FINITE = Bound(math.isfinite, "a finite number")
 
 
-def check_bounds(config: Any, prefix: str = "") -> None:
-    """Raises `InputError` for a number outside the bounds in its field's annotation."""
+def out_of_bounds(config: Any, prefix: str = "") -> Iterator[str]:
+    """A message for each number outside the bounds in its field's annotation."""
     hints = typing.get_type_hints(type(config), include_extras=True)
     for f in dataclasses.fields(config):
         name, value = prefix + f.name, getattr(config, f.name)
         if dataclasses.is_dataclass(value):
-            check_bounds(value, f"{name}.")
+            yield from out_of_bounds(value, f"{name}.")
         for bound in getattr(hints[f.name], "__metadata__", ()):
             if isinstance(bound, Bound) and isinstance(value, int | float) and not bound.holds(value):
-                raise InputError(f"{name} is {value}; it must be {bound.words}")
+                yield f"{name} is {value}; it must be {bound.words}"
+                break
 
 
-def check_types(config: Any, prefix: str = "") -> None:
-    """Raises `InputError` for a value that its field's annotation does not allow; Python itself does not check."""
+def check_types(config: Any) -> None:
+    """Raises `InputError` for values that their fields' annotations do not allow; Python itself does not check."""
+    if problems := list(_of_other_types(config, "")):
+        raise InputError(*problems)
+
+
+def _of_other_types(config: Any, prefix: str) -> Iterator[str]:
     hints = typing.get_type_hints(type(config))
     for f in dataclasses.fields(config):
         name, value, hint = prefix + f.name, getattr(config, f.name), hints[f.name]
         if not _fits(value, hint):
-            raise InputError(f"{name} is {value!r}; expected {_described(hint)}")
-        if dataclasses.is_dataclass(value):
-            check_types(value, f"{name}.")
+            yield f"{name} is {value!r}; expected {_described(hint)}"
+        elif dataclasses.is_dataclass(value):
+            yield from _of_other_types(value, f"{name}.")
 
 
 def _described(hint: Any) -> str:
@@ -85,6 +91,16 @@ def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain JSON values."""
     result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return result
+
+
+def listed(config: Any, prefix: str = "") -> list[str]:
+    """A line for each field of a dataclass: its dotted name and its value."""
+    lines: list[str] = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        nested = dataclasses.is_dataclass(value)
+        lines += listed(value, f"{prefix}{f.name}.") if nested else [f"{prefix}{f.name} = {value!r}"]
+    return lines
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:

@@ -5,8 +5,7 @@ cosine of each pair's vectors with the gold score. STS12-16 are reported as Spea
 (`all`), STS-B and SICK-R as Spearman on the test split.
 """
 
-import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, did_you_mean
 from simcse_jax.evaluation.pairs import KINDS, is_pairs, read_graded_pairs, title
 from simcse_jax.evaluation.tables import text_table
 from simcse_jax.evaluation.text import fields, normal, read_lines
@@ -42,6 +41,13 @@ STS_TASKS = (*_SUBSETS, *_SPLITS)
 """The seven tasks of the usual table, in its order."""
 STS_DEV_TASKS = tuple(_SPLITS)
 """The tasks with a dev split."""
+_OTHER_NAMES = {
+    **dict.fromkeys(("sts", "stsb", "stsbspearman", "stsbenchmarkspearman"), "STSBenchmark"),
+    **dict.fromkeys(("sick", "sickr", "sickrspearman"), "SICKRelatedness"),
+    "sicke": "SICKEntailment",
+    "sst": "SST2",
+}
+"""What GLUE, mteb and the SimCSE authors' code call tasks and their scores, as `did_you_mean` compares names."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,13 @@ class Task:
     reported: str
 
 
+def unknown_tasks(names: Iterable[str], known: Collection[str]) -> InputError:
+    """The error for names that are not among those of `known`, with the ones that they may stand for."""
+    others = {plain: task for plain, task in _OTHER_NAMES.items() if task in known}
+    guesses = "".join(f"unknown task '{name}': {did_you_mean(name, known, others)}" for name in names)
+    return InputError(f"{guesses}known are {', '.join(known)}, {KINDS}")
+
+
 def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool = False) -> Task:
     """Reads a task.
 
@@ -86,9 +99,7 @@ def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool
         first, second, gold = zip(*read_graded_pairs(name, mode), strict=True)
         return Task(name, [Subset("all", [*map(normal, first)], [*map(normal, second)], np.array(gold))], "all")
     if name not in STS_TASKS:
-        close = difflib.get_close_matches(name, STS_TASKS, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise InputError(f"unknown task '{name}': {hint}known are {', '.join(STS_TASKS)}, {KINDS}")
+        raise unknown_tasks([name], STS_TASKS)
     if not str(data):
         raise InputError(
             f"task {name} needs SentEval's data: give the folder that holds STS/ and SICK/ (--data), or set SIMCSE_DATA"

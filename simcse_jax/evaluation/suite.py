@@ -1,6 +1,5 @@
 """Tasks of both kinds for one model or several: all are read first, and each model encodes each sentence once."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation import bootstrap
-from simcse_jax.evaluation.pairs import KINDS, is_pairs
+from simcse_jax.evaluation.pairs import is_pairs
 from simcse_jax.evaluation.probe import TransferMode
 from simcse_jax.evaluation.retrieval import RetrievalTask, load_retrieval, retrieve
 from simcse_jax.evaluation.sts import (
@@ -24,6 +23,7 @@ from simcse_jax.evaluation.sts import (
     evaluate,
     load_task,
     reported_pairs,
+    unknown_tasks,
 )
 from simcse_jax.evaluation.transfer import evaluate_transfer
 from simcse_jax.evaluation.transfer_tasks import (
@@ -78,12 +78,8 @@ def load_suite(
     if not expanded:
         raise InputError("no task given: name tasks, sets or .tsv files with --tasks, or leave it out for STS")
     known = (*STS_TASKS, *ALL_TRANSFER_TASKS)
-    for name in expanded:
-        if name not in known and not is_pairs(name):
-            close = difflib.get_close_matches(name, (*known, "sts", "transfer", "full"), 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            sets = f"the sets sts, transfer and full, {KINDS}"
-            raise InputError(f"unknown task '{name}': {hint}known are {', '.join(known)}, {sets}")
+    if unknown := [name for name in expanded if name not in known and not is_pairs(name)]:
+        raise unknown_tasks(unknown, (*known, "sts", "transfer", "full"))
     split: Mode = "dev" if mode == "dev" else "test"
     retrieval = {name: task for name in expanded if (task := load_retrieval(name, split, columns))}
     return Suite(

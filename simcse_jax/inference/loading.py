@@ -22,7 +22,7 @@ from simcse_jax.pretrained.weights import load_params, param_shapes
 from simcse_jax.reports.progress import note
 from simcse_jax.runs.checkpoints import open_checkpoints
 from simcse_jax.runs.folder import Run, is_run, open_run
-from simcse_jax.runtime.mesh import make_mesh, put, replicated, state_sharding, with_sharding
+from simcse_jax.runtime.mesh import find_devices, make_mesh, put, replicated, state_sharding, with_sharding
 from simcse_jax.storage.objects import local_path
 
 
@@ -111,11 +111,12 @@ def load_model(
       step: the kept checkpoint of a run to load instead, see `kept_steps`.
 
     Raises:
-      InputError: no such model, damaged weights, no checkpoint (yet, or of that step), no pooler known, or one given
-        for a model whose post-processor was fitted to the vectors of another.
+      InputError: no device, no such model, damaged weights, no checkpoint (yet, or of that step), no pooler known, or
+        one given for a model whose post-processor was fitted to the vectors of another.
     """
     if pooler is not None:
         check_pooler(pooler)
+    find_devices()
     note(f"loading {name_or_path}" + ("" if step is None else f", step {step:,}"))
     folder = local_path(name_or_path)
     run = open_run(folder) if is_run(folder) else None

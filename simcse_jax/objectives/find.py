@@ -4,16 +4,18 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from simcse_jax.config import ObjectiveConfig
-from simcse_jax.errors import InputError, reason
+from simcse_jax.errors import InputError, did_you_mean, reason
 from simcse_jax.objectives.contrast import Settings, contrast
 
 Loss = Callable[..., Any]
 """`z1, z2, z3, **settings -> loss, metrics`; see `info_nce`."""
 
 _SETTINGS = tuple(Settings.__annotations__)
+_OTHER_NAMES = dict.fromkeys(("ntxent", "simcse", "contrastive", "mnrl", "multiplenegativesranking"), "info_nce")
 _VECTORS = ("z1", "z2", "z3", "clean")
 
 
@@ -32,9 +34,12 @@ def find_loss(name: str) -> Loss:
     try:
         loss: Loss = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever a module of the user's own raises
+        files = {path.stem: path.read_text("utf-8") for path in Path(__file__).parent.glob("*.py")}
+        guess = did_you_mean(name, [stem for stem, text in files.items() if f"def {stem}(" in text], _OTHER_NAMES)
         raise InputError(
-            f"no objective '{name}' ({type(error).__name__}: {reason(error)}): name a file in simcse_jax/objectives "
-            "that holds a function of the same name, e.g. info_nce, or give your own as module:function"
+            f"no objective '{name}' ({type(error).__name__}: {reason(error)}): {guess}name a file in "
+            "simcse_jax/objectives that holds a function of the same name, e.g. info_nce, or give your own as "
+            "module:function"
         ) from error
     parameters = inspect.signature(loss).parameters if callable(loss) else {}
     takes = any(p.kind == p.VAR_KEYWORD for p in parameters.values()) or set(_SETTINGS) <= set(parameters)

@@ -112,7 +112,9 @@ def check_output(folder: Path) -> None:
     if is_run(folder):
         parent = folder
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"output {folder} exists and is not a run of ours: choose another --output, or remove it")
+        raise InputError(
+            f"output {folder} exists and is not a run of ours: choose another, e.g. --output runs/NEW, or remove it"
+        )
     else:
         parent = next(p for p in folder.absolute().parents if p.exists())
     check_writable_folder(folder, parent)
@@ -128,10 +130,14 @@ def check_resume(run: Run, config: Config, data_fingerprint: str) -> None:
     changed = changes(run.config, config)
     if changed:
         shown = "; ".join(f"{n} was {field_value(run.config, n)!r}, is {field_value(config, n)!r}" for n in changed)
-        raise InputError(f"{run.folder} is a run with other settings ({shown}): give those or another --output")
+        raise InputError(
+            f"{run.folder} is a run with other settings ({shown}): give those, or another folder, "
+            "e.g. --output runs/NEW"
+        )
     if data_fingerprint != run.data_fingerprint:
         raise InputError(
-            f"{run.folder} was trained on other text than {config.data.train} now holds: choose another --output"
+            f"{run.folder} was trained on other text than {config.data.train} now holds: choose another folder, "
+            "e.g. --output runs/NEW"
         )
 
 

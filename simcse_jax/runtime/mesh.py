@@ -1,5 +1,6 @@
 """The device mesh, and the place of each array of a run on it."""
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,6 +16,23 @@ BATCH = PartitionSpec(("data", "fsdp"))
 REPLICATED = PartitionSpec()
 
 
+def find_devices() -> list[jax.Device]:
+    """All devices of the job.
+
+    Raises:
+      InputError: the platform that JAX_PLATFORMS asks for is not available.
+    """
+    try:
+        return list(jax.devices())
+    except (RuntimeError, AssertionError) as error:  # the latter, without a word, where cuda is asked for and none seen
+        asked = os.environ.get("JAX_PLATFORMS")
+        why = reason(error) if str(error) else "no GPU is visible: see nvidia-smi and CUDA_VISIBLE_DEVICES"
+        raise InputError(
+            f"JAX finds no device{f' for JAX_PLATFORMS={asked}' if asked else ''} ({why}): install the extra of this "
+            "package for the hardware, cuda or tpu, or set JAX_PLATFORMS=cpu"
+        ) from error
+
+
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Iterable[jax.Device] | None = None) -> Mesh:
     """A mesh with axes `data` and `fsdp`.
 
@@ -24,16 +42,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Iterable[jax.Device] | Non
       devices: the devices to use; if None, all of the job.
 
     Raises:
-      InputError: the axes do not multiply to the number of devices, or the platform that JAX_PLATFORMS asks for is
-        not available.
+      InputError: the axes do not multiply to the number of devices; see also `find_devices`.
     """
-    try:
-        chosen = list(jax.devices() if devices is None else devices)
-    except RuntimeError as error:
-        raise InputError(
-            f"JAX finds no device ({reason(error)}): install the extra of this package for the hardware, cuda or tpu, "
-            "or unset JAX_PLATFORMS"
-        ) from error
+    chosen = find_devices() if devices is None else list(devices)
     if fsdp < 1 or len(chosen) % fsdp or (data != -1 and data * fsdp != len(chosen)):
         raise InputError(
             f"mesh data {data} × fsdp {fsdp} does not fit {len(chosen)} devices: "

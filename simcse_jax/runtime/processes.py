@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from simcse_jax.errors import InputError, is_full, reason
 from simcse_jax.runtime.compilation_cache import drop_programs
+from simcse_jax.runtime.mesh import find_devices
 
 
 def is_first() -> bool:
@@ -23,16 +24,20 @@ def is_first() -> bool:
 
 
 def join_processes(multi_host: bool = False) -> None:
-    """Connects this process to the others of a multi-host run; does nothing on a single host.
+    """Connects this process to the others of a multi-host run, and finds the devices of the job.
 
     With JAX_COORDINATOR_ADDRESS set, JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set too. Otherwise, with
     `multi_host`, JAX finds the job on its own (Cloud TPU, SLURM, Open MPI).
 
     Raises:
-      InputError: JAX_COORDINATOR_ADDRESS without the other two, or no job found.
+      InputError: JAX_COORDINATOR_ADDRESS without the other two, or no job found, or no device.
     """
-    if jax.distributed.is_initialized():
-        return
+    if not jax.distributed.is_initialized():
+        _join(multi_host)
+    find_devices()  # before anything else asks JAX, which has words of its own for a platform that is not there
+
+
+def _join(multi_host: bool) -> None:
     if multi_host or "JAX_COORDINATOR_ADDRESS" in os.environ:
         drop_programs()
     if "JAX_COORDINATOR_ADDRESS" in os.environ:

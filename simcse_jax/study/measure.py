@@ -24,6 +24,7 @@ from simcse_jax.runtime.mesh import check_batch_size, make_mesh, put, state_shar
 from simcse_jax.study.false_negatives import Reference, false_negatives, load_reference, reference_pooler
 from simcse_jax.study.grid import Cell, Study
 from simcse_jax.study.noise_scale import Gradient, batch_gradients, make_gradient, noise_scale
+from simcse_jax.training.scores import check_data
 from simcse_jax.training.spec import StepSpec
 from simcse_jax.training.state import initial_params, sentence_encoder
 
@@ -42,6 +43,7 @@ class Meter:
         config = study.base
         self._study = study
         self._mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+        check_data(config.evaluation)
         self._tasks = [load_task(name, config.evaluation.data, "test") for name in config.evaluation.test]
         checkpoint = read_checkpoint(config.model.path)
         self._model = build_model(checkpoint.config, config.model)

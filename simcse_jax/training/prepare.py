@@ -1,25 +1,29 @@
 """Before the first step: a config checked against the machine and the files it names, and all that a run needs.
 
-Five functions, in this order: `check_request` reads no text and no weights, `load_parts` reads the model and the tasks,
+Five functions, in this order: `check_request` reads the tasks and the first lines of the text, `load_parts` the model,
 `make_feed` the text, `fit` compiles the step, and `begin` alone writes.
 """
 
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
 
-from simcse_jax.config import Config
+from simcse_jax.config import Config, DataConfig
+from simcse_jax.config.values import check_types
 from simcse_jax.data.augment import make_augmenter
-from simcse_jax.data.corpus import open_corpus
+from simcse_jax.data.columns import pick_columns
+from simcse_jax.data.corpus import Corpus, open_corpus
 from simcse_jax.data.feed import Feed
+from simcse_jax.data.files import Files
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import read_vocabulary, tokenize_corpus
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, check_all
 from simcse_jax.inference.encoder import BatchEncoder
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.model.build import build_model
@@ -36,7 +40,7 @@ from simcse_jax.runtime.processes import check_shared, first_on_process_0
 from simcse_jax.storage.files import is_remote
 from simcse_jax.storage.mirror import Manifest, fetch_run, working_folder
 from simcse_jax.training.compiled_step import CompiledStep, compile_step
-from simcse_jax.training.scores import Scorer, make_scorers
+from simcse_jax.training.scores import Scorer, Tasks, load_tasks, make_scorers
 from simcse_jax.training.spec import StepSpec
 from simcse_jax.training.state import initial_params
 
@@ -47,6 +51,8 @@ class Request:
 
     config: Config
     mesh: Mesh
+    tasks: Tasks
+    corpus: Corpus
     folder: Path
     """The local folder that the run is worked on in."""
     fetched: Manifest | None
@@ -97,8 +103,12 @@ class Prepared:
     start: Start
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, write: bool = True) -> Prepared:
     """Checks a config against the machine and the files it names, tokenises the text, and makes the run folder.
+
+    Args:
+      config: the run.
+      write: whether to make the run folder; without it, only caches are written.
 
     Raises:
       InputError: anything that the run could not work with; the run folder is then as it was.
@@ -107,21 +117,49 @@ def prepare(config: Config) -> Prepared:
     parts = load_parts(request)
     feed = make_feed(request, parts)
     feed, spec, step, start = fit(request, parts, feed)
-    run = begin(request, parts, feed)
+    run = begin(request, parts, feed) if write else Run(request.folder, config, feed.fingerprint)
     return Prepared(run, request.fetched, parts, feed, spec, step, start)
 
 
 def check_request(config: Config) -> Request:
-    """Checks all that can be checked without text and weights.
+    """Checks all that can be checked without the model and the whole text, and reads the tasks.
 
     Raises:
-      InputError: see `prepare`.
+      InputError: see `prepare`; it has the messages of all checks that need no other.
     """
-    config.validate()
-    check_objective(config.objective)
-    check_tracking(config.tracking)
+    check_types(config)
+    checks: list[Callable[[], Any]] = [
+        *(partial(_find_mesh, config), partial(load_tasks, config.evaluation), partial(_find_text, config.data)),
+        *(config.validate, partial(check_objective, config.objective), partial(check_tracking, config.tracking)),
+    ]
+    find_run = partial(_find_run, config)
+    if is_remote(config.output):  # nothing is fetched for a run that cannot be
+        mesh, tasks, corpus, *_ = check_all(*checks)
+        return Request(config, mesh, tasks, corpus, *find_run())
+    mesh, tasks, corpus, *_, found = check_all(*checks, find_run)
+    return Request(config, mesh, tasks, corpus, *found)
+
+
+def _find_mesh(config: Config) -> Mesh:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     check_batch_size(mesh, config.batch_size)
+    return mesh
+
+
+def _find_text(data: DataConfig) -> Corpus | None:
+    """The text; None where none is named, which `validate` says.
+
+    Raises:
+      InputError: no such text, or, in files, no columns as the config asks for.
+    """
+    corpus = open_corpus(data) if data.train else None
+    if corpus and isinstance(corpus.source, Files):  # the first rows of a data set may have to be downloaded
+        pick_columns(corpus.source, data)
+    return corpus
+
+
+def _find_run(config: Config) -> tuple[Path, Manifest | None, Run | None]:
+    """The folder of the run; what an object store had of it; and the run that it holds already."""
     folder = working_folder(config.output, config.data.cache)
     fetched: Manifest | None = None
     if is_remote(config.output):
@@ -137,11 +175,11 @@ def check_request(config: Config) -> Request:
     if resuming:
         # Before anything is loaded: settings that changed make the rest pointless.
         check_resume(resuming, config, resuming.data_fingerprint)
-    return Request(config, mesh, folder, fetched, resuming)
+    return folder, fetched, resuming
 
 
 def load_parts(request: Request) -> Parts:
-    """Reads the configuration of the model, its tokenizer and the tasks.
+    """Reads the configuration of the model and its tokenizer.
 
     Raises:
       InputError: see `prepare`.
@@ -159,7 +197,7 @@ def load_parts(request: Request) -> Parts:
     vocabulary = None
     if config.objective.mlm.weight:
         vocabulary = read_vocabulary(tokenizer, checkpoint.config.vocab_size)
-    scorers = make_scorers(config.evaluation, BatchEncoder(model, tokenizer, request.mesh))
+    scorers = make_scorers(request.tasks, config.evaluation, BatchEncoder(model, tokenizer, request.mesh))
     return Parts(checkpoint, model, tokenizer, vocabulary, *scorers)
 
 
@@ -170,10 +208,12 @@ def make_feed(request: Request, parts: Parts) -> Feed:
       InputError: see `prepare`.
     """
     config, tokenizer = request.config, parts.tokenizer
-    corpus = open_corpus(config.data)
+    settings = config.data
     # Process 0 fills a cache that others may share; where they do not, each fills its own afterwards.
     table = first_on_process_0(
-        lambda: tokenize_corpus(corpus, tokenizer, config.data.max_length, config.data.cache, jax.process_index() == 0)
+        lambda: tokenize_corpus(
+            request.corpus, tokenizer, settings.max_length, settings.cache, jax.process_index() == 0
+        )
     )
     if len(table) < 2 and config.objective.contrastive_weight:
         raise InputError(f"{config.data.train} holds one example; contrast needs two or more")

@@ -1,10 +1,12 @@
 """The dev and test scores of a run, as functions of its parameters."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from simcse_jax.config import EvaluationConfig, RetrievalMetric
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, check_all
 from simcse_jax.evaluation.geometry import geometry
 from simcse_jax.evaluation.retrieval import (
     METRICS,
@@ -14,7 +16,8 @@ from simcse_jax.evaluation.retrieval import (
     load_retrieval,
     retrieve,
 )
-from simcse_jax.evaluation.sts import Mode, Task, distinct_sentences, encode_once, evaluate, load_task
+from simcse_jax.evaluation.sts import STS_TASKS, Mode, Task, distinct_sentences, encode_once, evaluate, load_task
+from simcse_jax.evaluation.suite import expand_tasks
 from simcse_jax.inference.encoder import BatchEncoder
 from simcse_jax.model.params import Params
 
@@ -35,19 +38,51 @@ class Scorers(NamedTuple):
     """The dev task in words."""
 
 
-def make_scorers(settings: EvaluationConfig, encoder: BatchEncoder) -> Scorers:
-    """Reads the tasks of a run.
+@dataclass(frozen=True)
+class Tasks:
+    """The tasks that a run is scored on."""
+
+    dev: Task | RetrievalTask | None
+    test: list[Task | RetrievalTask]
+
+
+def load_tasks(settings: EvaluationConfig) -> Tasks:
+    """Reads the tasks of a run; in `test`, `sts` stands for all seven.
 
     Raises:
-      InputError: a task that cannot be read, a metric that it does not have, or test tasks of both kinds.
+      InputError: tasks that cannot be read, all of them; a metric that `dev` lacks, or test tasks of both kinds.
     """
-    dev = _load(settings.dev, settings, "dev") if settings.dev else None
-    test = [_load(name, settings, "test") for name in settings.test]
-    if len({type(task) for task in test}) > 1:
+    dev: list[tuple[str, Mode]] = [(settings.dev, "dev")] if settings.dev else []
+    named = [*dev, *((name, "test") for name in expand_tasks(settings.test, "test"))]
+    here = [(name, mode) for name, mode in named if settings.data or name not in STS_TASKS]
+    _, *tasks = check_all(partial(check_data, settings), *(partial(_load, name, settings, mode) for name, mode in here))
+    found = Tasks(tasks.pop(0) if dev else None, tasks)
+    if len({type(task) for task in found.test}) > 1:
         raise InputError(
             "evaluation.test names graded pairs and questions with their answers, whose scores have no common mean: "
             "name tasks of one kind here, and score the others with simcse-jax evaluate"
         )
+    if found.dev:
+        _metric(found.dev, settings)
+    return found
+
+
+def check_data(settings: EvaluationConfig) -> None:
+    """Raises `InputError` for tasks of SentEval without its folder."""
+    named = {"dev": [settings.dev], "test": expand_tasks(settings.test, "test")}
+    for option, names in named.items() if not settings.data else ():
+        if lacking := next((name for name in names if name in STS_TASKS), None):
+            nothing = "''" if option == "dev" else "with nothing after it"
+            raise InputError(
+                f"evaluation.{option} {lacking} needs SentEval's data: give the folder that holds STS/ and SICK/ "
+                f"(--evaluation.data FOLDER), or name graded pairs of your own (--evaluation.{option} PAIRS.tsv), or "
+                f"leave it out (--evaluation.{option} {nothing})"
+            )
+
+
+def make_scorers(tasks: Tasks, settings: EvaluationConfig, encoder: BatchEncoder) -> Scorers:
+    """The scorers of the tasks that `load_tasks` has read."""
+    dev, test = tasks.dev, tasks.test
     dev_metric = _metric(dev, settings) if dev else ""
     test_metric = "spearman"
     if test and isinstance(test[0], RetrievalTask):
