@@ -134,5 +134,11 @@ def writing(file: Path) -> Iterator[None]:
 def check_writable_file(path: Path) -> None:
     """Raises `InputError` if a file cannot be made at `path`, before the work that fills it."""
     path = local_only(path)
-    if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise InputError(f"{path} cannot be written: give a file in a folder that exists and is writable")
+    folder = path.absolute().parent
+    problems = {
+        "it is a folder": path.is_dir(),
+        f"there is no folder {folder}": not folder.is_dir(),
+        f"no permission in {folder}": not os.access(folder, os.W_OK),
+    }
+    if problem := next((words for words, applies in problems.items() if applies), None):
+        raise InputError(f"{path} cannot be written ({problem}): give a file in a folder that exists and is writable")

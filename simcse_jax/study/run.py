@@ -19,7 +19,7 @@ from simcse_jax.config.values import field_value, from_dict, to_dict
 from simcse_jax.errors import InputError, reason
 from simcse_jax.reports.progress import say
 from simcse_jax.runtime.processes import join_processes
-from simcse_jax.storage.files import finite, write_json, writing
+from simcse_jax.storage.files import check_writable_folder, finite, write_json, writing
 from simcse_jax.study.grid import Cell, Study, changes
 from simcse_jax.study.measure import Measures, Meter
 from simcse_jax.study.report import write_report
@@ -89,12 +89,13 @@ def _check_folder(study: Study) -> str | None:
     """The text's fingerprint in the study that the folder holds; None without a study.
 
     Raises:
-      InputError: the folder holds a study with other settings, or something else.
+      InputError: the folder holds a study with other settings, or something else, or cannot be made.
     """
     folder, file = study.folder, study.folder / "study.json"
     if not file.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"output {folder} exists and is not a study: choose another --output, or remove it")
+        check_writable_folder(folder, next(p for p in (folder, *folder.absolute().parents) if p.exists()))
         return None
     try:
         about = json.loads(file.read_text("utf-8"))
