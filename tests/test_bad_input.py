@@ -255,7 +255,10 @@ def test_overrides(
         ("config = 3", ["does not define `config = Config(...)`", "int"]),
         ("", ["does not define `config"]),
         ("config = (", ["config.py", "line 1", "never closed"]),
-        ("from simcse_jax.config import *\n\nconfig = Config(bach_size=3)", ["line 3", "bach_size"]),
+        (
+            "from simcse_jax.config import *\n\nconfig = Config(bach_size=3)",
+            ["line 3", "'bach_size'", "id you mean 'batch_size'?"],
+        ),
         ("1 / 0", ["line 1", "ZeroDivisionError"]),
     ],
 )

@@ -1,12 +1,15 @@
 """Config files: Python files that define a dataclass, given by path or, if the package ships them, by name."""
 
 import ast
+import re
 import runpy
 import traceback
+from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
+from simcse_jax.config import settings
 from simcse_jax.config.settings import Config
 from simcse_jax.config.values import check_types
 from simcse_jax.errors import InputError, did_you_mean, reason
@@ -87,7 +90,17 @@ def run_config(path: Path, variable: str) -> dict[str, Any]:
             ) from None
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f", line {lines[-1]}" if lines else ""
-        raise InputError(f"config file {path}{where}: {type(error).__name__}: {reason(error)}") from error
+        guess = _guess(str(error))
+        raise InputError(
+            f"config file {path}{where}: {type(error).__name__}: {reason(error)}{guess and f': {guess}'}"
+        ) from error
+
+
+def _guess(message: str) -> str:
+    """The field that an unknown argument of one of our settings may mean, as a question; Python 3.13 asks itself."""
+    found = re.fullmatch(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    kind = getattr(settings, found[1], None) if found else None
+    return did_you_mean(found[2], (f.name for f in fields(kind))).strip() if found and is_dataclass(kind) else ""
 
 
 def shipped_configs(variable: str) -> dict[str, Path]:
