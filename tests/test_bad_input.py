@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from simcse_jax.cli import main
 from simcse_jax.config import Config
+from simcse_jax.config.load import guess_field
 from simcse_jax.errors import InputError, is_full
 from simcse_jax.inference.loading import load_model
 from simcse_jax.inference.simcse import SimCSE
@@ -255,10 +256,7 @@ def test_overrides(
         ("config = 3", ["does not define `config = Config(...)`", "int"]),
         ("", ["does not define `config"]),
         ("config = (", ["config.py", "line 1", "never closed"]),
-        (
-            "from simcse_jax.config import *\n\nconfig = Config(bach_size=3)",
-            ["line 3", "'bach_size'", "id you mean 'batch_size'?"],
-        ),
+        ("from simcse_jax.config import *\n\nconfig = Config(bach_size=3)", ["line 3", "bach_size"]),
         ("1 / 0", ["line 1", "ZeroDivisionError"]),
     ],
 )
@@ -268,6 +266,14 @@ def test_config_files(content: str, expected: list[str], fails: Fails, tmp_path:
     message = fails("train", path)
     for part in (str(path), *expected):
         assert part in message
+
+
+def test_a_misspelt_field_of_a_config() -> None:
+    assert (
+        guess_field("DataConfig.__init__() got an unexpected keyword argument 'max_len'")
+        == "did you mean 'max_length'?"
+    )
+    assert guess_field("Own.__init__() got an unexpected keyword argument 'max_len'") == ""
 
 
 def test_config_names(fails: Fails, tmp_path: Path) -> None:

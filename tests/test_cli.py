@@ -194,6 +194,8 @@ def test_usage_names_the_arguments(words: list[str], usage: str, capsys: pytest.
             ["train has no option --lr: did you mean --optimizer.learning-rate?"],
         ),
         (["train", "quickstart", "--learning_rate=1"], ["did you mean --optimizer.learning-rate?"]),
+        (["train", "quickstart", "--optimizer.lr", "1"], ["no option --optimizer.lr: did you mean --optimizer.lea"]),
+        (["train", "quickstart", "--data.path", "x"], ["no option --data.path: did you mean --data.train?"]),
         (
             ["train", "quickstart", "--temp", "1", "--lr", "1"],
             ["2 problems", "--objective.temperature?", "--optimizer."],
@@ -207,6 +209,7 @@ def test_usage_names_the_arguments(words: list[str], usage: str, capsys: pytest.
             ["encode", "--model", "m", "--input", "t"],
             ["give MODEL without an option: simcse-jax encode MODEL INPUT OUTPUT"],
         ),
+        (["encode", "--max_seq_length", "9"], ["encode has no option --max_seq_length: did you mean --max-length?"]),
         (["encode", "--poler", "avg"], ["encode has no option --poler: did you mean --pooler?"]),
         (
             ["evaluate", "m", "--mode", "validation"],

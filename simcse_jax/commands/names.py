@@ -17,17 +17,26 @@ from simcse_jax.poolers import OTHER_POOLERS
 _OTHER_NAMES = {
     **dict.fromkeys(
         ("model.path", "model", "models"),
-        "model model_name model_name_or_path model_path base_model checkpoint pretrained backbone",
+        "m model model_name model_name_or_path model_path base_model checkpoint pretrained backbone",
     ),
-    "model.pooler": "pooler_type pooling pooling_mode pooling_strategy",
-    "model.dtype": "fp16 bf16 fp32 precision mixed_precision torch_dtype amp",
+    "pooler": "pooler_type pooling pooling_mode pooling_strategy",
+    "dtype": "fp16 bf16 fp32 precision mixed_precision torch_dtype amp",
     "model.dropout": "dropout_rate dropout_prob hidden_dropout_prob attention_probs_dropout_prob",
     "model.remat": "gradient_checkpointing activation_checkpointing",
-    "data.train": "data train_file train_data train_path training_data dataset dataset_name text corpus input",
+    "data.train": "data train_file train_data train_path training_data dataset dataset_name data.path data.file text "
+    "corpus input",
     **dict.fromkeys(("input", "sentences"), "input_file text_file file corpus text"),
     "queries": "query q",
+    "top_k": "k n num_results limit",
+    "size": "vocab_size vocabulary_size",
+    "layers": "num_layers num_hidden_layers",
+    "heads": "num_heads num_attention_heads",
+    "positions": "max_position_embeddings",
+    "dim": "dims dimension dimensions n_components",
+    "method": "whiten whitening flow",
+    "data.delimiter": "sep separator seperator delim",
     "data.subset": "dataset_config_name config_name",
-    "data.max_length": "max_seq_length max_seq_len max_sequence_length max_len seq_len seq_length",
+    "max_length": "max_seq_length max_seq_len max_sequence_length max_len seq_len seq_length",
     "data.cache": "cache_dir",
     "objective.temperature": "temp tau",
     "objective.hard_negative_log_weight": "hard_negative_weight",
@@ -49,7 +58,8 @@ _OTHER_NAMES = {
     "evaluation.patience": "early_stopping early_stopping_patience",
     "checkpoint.every": "save_steps save_strategy save_every save_interval",
     "checkpoint.keep": "save_total_limit",
-    "output": "output_dir output_path out out_dir save_dir run_dir overwrite_output_dir resume resume_from_checkpoint",
+    "output": "o output_dir output_path out out_dir save_dir run_dir overwrite_output_dir resume "
+    "resume_from_checkpoint",
     "epochs": "num_train_epochs num_epochs n_epochs",
     "max_steps": "steps num_steps train_steps total_steps",
     "batch_size": "per_device_train_batch_size per_device_eval_batch_size per_gpu_train_batch_size train_batch_size "
@@ -165,9 +175,10 @@ def _choices(hint: Any) -> tuple[str, ...]:
 def _meant(word: str, arguments: Sequence[_Argument]) -> list[_Argument]:
     """The arguments that an unknown option may stand for."""
     bare, last = plain(word), plain(word.rpartition(".")[2])
-    ours = [name for name, others in _OTHER_NAMES.items() if bare in map(plain, others.split())]
-    if found := [a for a in arguments if any(f".{a.name}".endswith(f".{name}") for name in ours)]:
-        return found
+    for asked in (bare, last):
+        ours = [name for name, others in _OTHER_NAMES.items() if asked in map(plain, others.split())]
+        if found := [a for a in arguments if any(f".{a.name}".endswith(f".{name}") for name in ours)]:
+            return found
     if found := [a for a in arguments if plain(a.last) == last or plain(a.name) == bare]:
         return found
     near = {plain(key): a for a in arguments for key in (a.last, a.name)}

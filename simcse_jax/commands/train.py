@@ -43,7 +43,9 @@ class Train(Configured):
         from simcse_jax.training.trainer import TrainingDiverged, train
 
         if self.dry_run:
-            print(plan_of(self.config))
+            plan = plan_of(self.config)
+            if jax.process_index() == 0:
+                print(plan)
             return
         quiet_orbax()
         try:

@@ -90,13 +90,13 @@ def run_config(path: Path, variable: str) -> dict[str, Any]:
             ) from None
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f", line {lines[-1]}" if lines else ""
-        guess = _guess(str(error))
+        guess = guess_field(str(error))
         raise InputError(
             f"config file {path}{where}: {type(error).__name__}: {reason(error)}{guess and f': {guess}'}"
         ) from error
 
 
-def _guess(message: str) -> str:
+def guess_field(message: str) -> str:
     """The field that an unknown argument of one of our settings may mean, as a question; Python 3.13 asks itself."""
     found = re.fullmatch(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     kind = getattr(settings, found[1], None) if found else None
