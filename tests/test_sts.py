@@ -10,10 +10,12 @@ import pytest
 from scipy.stats import pearsonr, rankdata, spearmanr
 
 from simcse_jax.cli import main
+from simcse_jax.config import EvaluationConfig
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation import sts
 from simcse_jax.evaluation.sts import STS_TASKS, Subset, Task, cosine, evaluate, format_table, load_task, reported_pairs
 from simcse_jax.inference.simcse import SimCSE
+from simcse_jax.training.scores import load_tasks
 
 WORDS = ("man", "woman", "dog", "cat", "runs", "eats", "red", "house", "river", "never")
 
@@ -136,6 +138,19 @@ def test_malformed_files_of_the_layout_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "STS/STS13-en-test/STS.gs.FNWN.txt", "1", "2")
     with pytest.raises(InputError, match=r"FNWN\.txt, line 2 has 1 columns"):
         load_task("STS13", tmp_path)
+
+
+def test_the_tasks_of_a_run(senteval: Path) -> None:
+    found = load_tasks(EvaluationConfig(data=str(senteval), dev="STSBenchmark", test=("sts",)))
+    assert [task.name for task in found.test] == list(STS_TASKS)
+    assert found.dev is not None
+    assert found.dev.name == "STSBenchmark"
+    with pytest.raises(InputError) as caught:
+        load_tasks(EvaluationConfig(dev="STSBenchmark", test=("STS12", "STSB", "none.tsv")))
+    lacking, unknown, missing = caught.value.args
+    assert "evaluation.dev STSBenchmark needs SentEval's data" in lacking
+    assert "unknown task 'STSB'" in unknown
+    assert "no file none.tsv" in missing
 
 
 def test_task_names(senteval: Path) -> None:

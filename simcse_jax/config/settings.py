@@ -220,7 +220,8 @@ class EvaluationConfig:
     patience: Annotated[int, NOT_NEGATIVE] = 0
     """Stop after this many evaluations without a better score; 0 never stops early."""
     test: tuple[str, ...] = ()
-    """Tasks whose test split is scored before the first step and, with the best checkpoint, at the end."""
+    """Tasks whose test split is scored before the first step and, with the best checkpoint, at the end; `sts` stands
+    for all seven."""
 
 
 @dataclass(frozen=True)
