@@ -9,7 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ROOM = {
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "free space",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
+}
 _NUMBER = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)")
 
 _NUMPY = re.compile(r"\d+ requested and \d+ written")
@@ -88,9 +92,10 @@ def system_error(error: BaseException) -> int | None:
         return int(match[1] or match[2])
     if _NUMPY.fullmatch(str(error)):
         return errno.ENOSPC
-    return next((number for number in _FULL if os.strerror(number) in str(error)), None)
+    return next((number for number in _ROOM if os.strerror(number) in str(error)), None)
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether an exception says that a disk is full, a quota used up, or a file larger than allowed."""
-    return system_error(error) in _FULL
+def room(error: BaseException) -> str:
+    """What makes room where an exception says that a disk is full, a quota used up, or a file larger than allowed; ""
+    for any other exception."""
+    return _ROOM.get(system_error(error) or 0, "")

@@ -63,7 +63,7 @@ def analyze(models: tuple[str, ...], output: Path, settings: AnalysisSettings) -
     tasks = [load_task(name, settings.data) for name in expand_tasks(settings.tasks, "test")]
     measured = [m for source in sources for m in _measure(source, pairs, tasks, settings)]
     paths = {source.name: training_path(source, pairs.task, settings.mode) for source in sources}
-    with new_folder(folder) as partial:
+    with new_folder(folder, last="report.md") as partial:
         write_csv(partial / "measures.csv", [{"model": m.name, "step": _step(m), **_row(m)} for m in measured])
         write_csv(partial / "plane.csv", _plane(measured, paths))
         write_csv(partial / "spectrum.csv", _spectra(measured))

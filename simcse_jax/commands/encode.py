@@ -10,7 +10,7 @@ from simcse_jax.commands.options import Command
 from simcse_jax.config import ENCODE_ROW
 from simcse_jax.errors import InputError
 from simcse_jax.poolers import PoolerName
-from simcse_jax.storage.files import check_writable_file, writing
+from simcse_jax.storage.files import check_writable_file, new_file, write_or_rescue, writing
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,10 @@ class Encode(Command):
         sentences = read_sentences(self.input)
         model = SimCSE(self.model, self.pooler, self.max_length, self.packed_length)
         vectors = model.encode(sentences, normalize=self.normalize, progress=True)
-        output = self.output.expanduser()
-        partial = output.with_name(f".{output.name}.partial.npy")
-        with writing(self.output):
-            try:
+
+        def write(file: Path) -> None:
+            with writing(file), new_file(file) as partial:
                 np.save(partial, vectors)
-                partial.replace(output)
-            finally:
-                partial.unlink(missing_ok=True)
+
+        write_or_rescue(write, self.output)
         print(f"{self.output}: {vectors.shape[0]:,} vectors of width {vectors.shape[1]}")

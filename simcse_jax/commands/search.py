@@ -45,7 +45,7 @@ class Search(Command):
         import json
 
         from simcse_jax.inference.simcse import SimCSE
-        from simcse_jax.storage.files import check_new_folder
+        from simcse_jax.storage.files import check_new_folder, write_or_rescue
 
         if not self.queries and self.save_index is None:
             raise InputError('nothing to look for: give a query in quotes, e.g. "a man plays music"')
@@ -55,7 +55,7 @@ class Search(Command):
         model = SimCSE(self.model, self.pooler, self.max_length, long_text=self.long_text)
         make_searchable(model, self.sentences, self.backend)
         if self.save_index is not None:
-            model.save_index(self.save_index)
+            write_or_rescue(model.save_index, self.save_index)
         for query, hits in zip(self.queries, model.search(list(self.queries), self.top_k, self.threshold), strict=True):
             if self.json:
                 found = {"query": query, "hits": [asdict(hit) for hit in hits]}

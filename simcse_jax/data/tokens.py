@@ -15,7 +15,7 @@ from jaxtyping import Int, Integer
 
 from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.rows import Example
-from simcse_jax.errors import InputError, is_full, reason
+from simcse_jax.errors import InputError, reason, room
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.tokenizers import free_rules, largest_id
 from simcse_jax.reports.progress import progress_bar
@@ -171,7 +171,7 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
             _write(corpus, tokenizer, max_length, partial, progress)
             _publish(partial, folder)
         except OSError as error:
-            advice = "free space or set data.cache" if is_full(error) else "set data.cache to another folder"
+            advice = f"{room(error)} or set data.cache to another folder".removeprefix(" or ")
             raise InputError(f"cannot write tokens to {folder.parent} ({reason(error)}): {advice}") from error
         finally:
             shutil.rmtree(private, ignore_errors=True)

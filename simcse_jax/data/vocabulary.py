@@ -101,7 +101,7 @@ def make_model_folder(
     read_encoder_config(config)  # refuses sizes that do not go together
     words = learn_words(text, size, lowercase)
     tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase, "model_max_length": positions}
-    with new_folder(folder) as partial:
+    with new_folder(folder, last="config.json") as partial:
         write_json(partial / "config.json", config | {"vocab_size": len(words)})
         write_json(partial / "tokenizer_config.json", tokenizer)
         (partial / "vocab.txt").write_text("\n".join(words) + "\n", "utf-8")

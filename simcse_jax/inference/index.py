@@ -144,7 +144,7 @@ class Index:
           InputError: the folder exists and is not empty, or cannot be written.
         """
         path = check_new_folder(folder)
-        with new_folder(path) as partial:
+        with new_folder(path, last=_ABOUT) as partial:
             np.save(partial / _VECTORS, self.vectors)
             if isinstance(self._nearest, Faiss) and self._nearest.cells is not None:
                 np.save(partial / _CELLS, self._nearest.cells)

@@ -1,6 +1,7 @@
 """The run folder: its layout, its creation in one step, and the settings that may differ when a run is resumed.
 
-run.json            the resolved config, and the fingerprint of the training text
+run.json            the resolved config, the fingerprint of the training text, digests of the model and the dev and test
+                    pairs
 model/              config.json and tokenizer of the encoder; a checkpoint adds the weights
 checkpoints/<step>  latest and best train states
 metrics.jsonl       one line every `log_every` steps and one for every evaluation
@@ -10,19 +11,28 @@ tensorboard/        files of TensorBoard, if it tracks the run; wandb/ and wandb
 """
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from simcse_jax.config import Config
 from simcse_jax.config.values import differences, field_value, from_dict, to_dict
-from simcse_jax.errors import InputError, is_full, reason, system_error
+from simcse_jax.errors import InputError, reason, room, system_error
 from simcse_jax.pretrained.folders import Checkpoint
 from simcse_jax.pretrained.pooling import SETTINGS
 from simcse_jax.pretrained.tokenizers import save_tokenizer
-from simcse_jax.storage.files import check_writable_folder, new_folder, write_json
+from simcse_jax.storage.files import (
+    check_new_folder,
+    check_readable,
+    check_writable_folder,
+    expanded,
+    is_remote,
+    new_folder,
+    write_json,
+)
 
 # Settings that may change between the parts of one run: none changes the parameters by more than rounding.
 _FREE_SETTINGS = (
@@ -31,6 +41,8 @@ _FREE_SETTINGS = (
     *("micro_batch", "objective.implementation", "objective.block_size", "data.packed_length"),
     *("data.cache", "data.train", "data.revision"),  # the fingerprint of the text is compared, not the path
 )
+_PLACES = ("model.path", "evaluation.dev", "evaluation.test")
+"""Settings that name files or folders, by any spelling of their paths."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,8 @@ class Run:
     folder: Path
     config: Config
     data_fingerprint: str
+    contents: dict[str, Any] = field(default_factory=dict)
+    """Digests of what settings named when the run began, by setting; runs of earlier versions have none."""
 
     @property
     def model_folder(self) -> Path:
@@ -61,10 +75,15 @@ class Run:
         return "step" in self.results()
 
     def results(self) -> dict[str, Any]:
-        """The content of `results_file`: first the scores before training, all scores once the run has ended; or {}."""
+        """The content of `results_file`: first the scores before training, all scores once the run has ended; or {}.
+
+        A test score that is not a number, null in the file, is NaN.
+        """
         if not self.results_file.is_file():
             return {}
         results: dict[str, Any] = json.loads(self.results_file.read_text("utf-8"))
+        for moment in {"before", "after"} & results.keys():
+            results[moment] = {task: math.nan if x is None else x for task, x in results[moment].items()}
         return results
 
 
@@ -80,7 +99,7 @@ def writing_to(folder: Path) -> Iterator[None]:
         gone = not is_run(folder)  # orbax raises different errors for a missing folder, by what it was about to do
         if system_error(error) is None and not gone:
             raise
-        remedy = "free space there" if is_full(error) else "make it writable"
+        remedy = room(error) or "make it writable"
         advice = f"{remedy} and run the same command again; it continues from the last complete checkpoint"
         if gone:
             advice = "the folder is gone, and the same command starts from the beginning"
@@ -100,7 +119,10 @@ def open_run(folder: Path) -> Run:
     """
     try:
         about = json.loads((folder / "run.json").read_text("utf-8"))
-        return Run(folder, from_dict(Config, about["config"]), about["data_fingerprint"])
+        config = from_dict(Config, about["config"])
+        return Run(folder, config, about["data_fingerprint"], dict(about.get("contents", {})))
+    except OSError as error:
+        raise InputError(f"{folder / 'run.json'} cannot be read ({reason(error)}): get permission for it") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder / 'run.json'} is not a run's config ({reason(error)}): restore it, or remove the folder"
@@ -108,31 +130,48 @@ def open_run(folder: Path) -> Run:
 
 
 def check_output(folder: Path) -> None:
-    """Raises `InputError` unless `folder` is a run, or absent or empty and can be created."""
+    """Raises `InputError` unless `folder` is a run, or absent or empty and can be created outside of other runs."""
+    check_readable(folder)
     if is_run(folder):
-        parent = folder
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(
-            f"output {folder} exists and is not a run of ours: choose another, e.g. --output runs/NEW, or remove it"
-        )
-    else:
-        parent = next(p for p in folder.absolute().parents if p.exists())
-    check_writable_folder(folder, parent)
+        check_writable_folder(folder, folder)
+        return
+    path = check_new_folder(folder, "a run of ours", "choose another, e.g. --output runs/NEW, or remove it")
+    if outer := next((parent for parent in path.resolve().parents if is_run(parent)), None):
+        raise InputError(f"output {folder} lies in the folder of another run, {outer}: choose another --output")
 
 
 def changes(before: Config, now: Config) -> list[str]:
     """Names of the fields that differ and make `now` another run than `before`."""
-    return [name for name in differences(before, now) if not name.startswith(_FREE_SETTINGS)]
+    changed = [name for name in differences(before, now) if not name.startswith(_FREE_SETTINGS)]
+    return [name for name in changed if name not in _PLACES or not _same_places(before, now, name)]
+
+
+def _same_places(before: Config, now: Config, name: str) -> bool:
+    """Whether a setting of `_PLACES` names the same files, however their paths are written."""
+    a, b = ([value] if isinstance(value := field_value(c, name), str) else list(value) for c in (before, now))
+    return len(a) == len(b) and all(_same_place(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _same_place(a: str, b: str) -> bool:
+    local = a and b and not is_remote(a) and not is_remote(b)
+    return a == b or bool(local and expanded(a).resolve() == expanded(b).resolve())
 
 
 def check_resume(run: Run, config: Config, data_fingerprint: str) -> None:
-    """Raises `InputError` if a run with `config` would not continue `run`."""
-    changed = changes(run.config, config)
+    """Raises `InputError` if a run with `config` would not continue `run`.
+
+    Settings whose content the run knows are left to `check_contents`.
+    """
+    compared = set(run.contents)
+    if not (is_remote(config.model.path) or expanded(config.model.path).is_dir()):
+        compared.discard("model.path")  # nothing is downloaded for a comparison
+    changed = [name for name in changes(run.config, config) if name not in compared]
     if changed:
         shown = "; ".join(f"{n} was {field_value(run.config, n)!r}, is {field_value(config, n)!r}" for n in changed)
+        other = f"; {_OTHER_PAIRS.format(run.folder)}" if any(n.startswith("evaluation.") for n in changed) else ""
         raise InputError(
             f"{run.folder} is a run with other settings ({shown}): give those, or another folder, "
-            "e.g. --output runs/NEW"
+            f"e.g. --output runs/NEW{other}"
         )
     if data_fingerprint != run.data_fingerprint:
         raise InputError(
@@ -141,11 +180,44 @@ def check_resume(run: Run, config: Config, data_fingerprint: str) -> None:
         )
 
 
-def create_run(folder: Path, config: Config, data_fingerprint: str, checkpoint: Checkpoint, tokenizer: Any) -> Run:
-    """Makes a run folder, complete or not at all."""
-    with new_folder(folder) as partial:
+_OTHER_PAIRS = "simcse-jax evaluate {} --tasks FILE scores it on other pairs"
+
+
+def check_contents(run: Run, config: Config, contents: dict[str, Any]) -> None:
+    """Raises `InputError` if settings no longer name what `run` began with.
+
+    Args:
+      run: the run.
+      config: the settings to go on with.
+      contents: digests by setting, as in `Run.contents`, of those that are to be compared.
+    """
+    for name, digest in contents.items():
+        if run.contents.get(name, digest) == digest:
+            continue
+        was, now = field_value(run.config, name), field_value(config, name)
+        what, advice = "weights", "give those of its beginning"
+        if name != "model.path":
+            what = "pairs"
+            advice = f"its scores would be of two kinds, so give the earlier pairs ({_OTHER_PAIRS.format(run.folder)})"
+        raise InputError(
+            f"{run.folder} is a run with other {what} than {name} names now (was {was!r}, is {now!r}): {advice} or "
+            "another --output"
+        )
+
+
+def create_run(
+    folder: Path,
+    config: Config,
+    data_fingerprint: str,
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    contents: dict[str, Any] | None = None,
+) -> Run:
+    """Makes a run folder, complete or not at all; for the last two arguments see `Run`."""
+    with new_folder(folder, last="run.json") as partial:
         save_tokenizer(tokenizer, partial / "model")
         hf_config = {k: v for k, v in checkpoint.hf_config.items() if k != SETTINGS}
         write_json(partial / "model" / "config.json", hf_config)
-        write_json(partial / "run.json", {"config": to_dict(config), "data_fingerprint": data_fingerprint})
-    return Run(folder, config, data_fingerprint)
+        about = {"config": to_dict(config), "data_fingerprint": data_fingerprint, "contents": contents or {}}
+        write_json(partial / "run.json", about)
+    return Run(folder, config, data_fingerprint, contents or {})

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from simcse_jax.errors import InputError, is_full, reason
+from simcse_jax.errors import InputError, reason, room
 from simcse_jax.runtime.compilation_cache import drop_programs
 from simcse_jax.runtime.mesh import find_devices
+from simcse_jax.storage.files import UNFINISHED
 
 
 def is_first() -> bool:
@@ -65,7 +66,7 @@ def check_shared(folder: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    name = f".shared-{int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))):08x}"
+    name = f"{UNFINISHED}{int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))):08x}"
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     first, problem, advice = jax.process_index() == 0, "", "choose another"
     if first:
@@ -73,7 +74,7 @@ def check_shared(folder: Path) -> None:
             (nearest / name).touch()
         except OSError as error:  # raised by all below: the others wait for this process
             problem = reason(error)
-            advice = "free space or choose another" if is_full(error) else advice
+            advice = f"{room(error)} or choose another".removeprefix(" or ")
     multihost_utils.sync_global_devices("written")
     outcome = multihost_utils.process_allgather(np.array([(nearest / name).exists(), not problem]))
     seen, written = outcome[:, 0], outcome[:, 1].all()

@@ -1,21 +1,27 @@
 """Files and folders that are there complete or not at all."""
 
+import errno
 import json
 import math
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from simcse_jax.errors import InputError, is_full, reason, system_error
+from simcse_jax.errors import InputError, reason, room, system_error
 
 CACHE = "~/.cache/simcse_jax"
 """Folder for files that can be made again: tokenised text, copies from object stores, compiled programs."""
+
+UNFINISHED = ".simcse_jax-"
+"""Begins the names of folders that are being filled and of trials whether a folder can be written: a folder that holds
+nothing else is empty."""
 
 REMOTE = re.compile(r"(gs|s3):/+(?=[^/])")
 """Matches the beginning of an object store's URL; pathlib turns the two slashes into one."""
@@ -26,27 +32,89 @@ def is_remote(name: str | Path) -> bool:
     return bool(REMOTE.match(str(name)))
 
 
+def expanded(name: str | Path) -> Path:
+    """A local path with `~` as the user's home folder; raises `InputError` where there is no such folder."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{name} names no folder ({reason(error)}): write the path out, or set HOME") from error
+
+
 def local_only(name: str | Path) -> Path:
     """A local path to write to; raises `InputError` for an object store's URL, where only runs and exports can go."""
     if is_remote(name):
         raise InputError(f"{name} is on an object store, where only runs and exports can be written: give a local path")
-    return Path(name).expanduser()
+    return expanded(name)
+
+
+def check_readable(path: Path) -> None:
+    """Raises `InputError` for a path that the system does not let this user read; not for one that is not there."""
+    try:
+        if path.is_dir():
+            (path / ".").stat()
+            os.scandir(path).close()
+        elif path.is_file():
+            path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}): get permission for it, or give another") from error
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A path to write to, whose file takes the place of `path` once the block has ended without an error.
+
+    A link stays, and what it names is replaced. A file that cannot be replaced (a device, a file that is mounted or
+    whose folder cannot be written) is written to instead.
+    """
+    path = path.expanduser()
+    place = path.resolve()
+    partial = place.with_name(f".{place.stem}.partial{place.suffix}")
+    with ExitStack() as stack:
+        beside = _is_replaceable(path)
+        if not beside:
+            partial = Path(stack.enter_context(tempfile.TemporaryDirectory())) / partial.name
+        stack.callback(partial.unlink, missing_ok=True)
+        yield partial
+        try:
+            if beside:
+                partial.replace(place)
+        except OSError as error:
+            if error.errno != errno.EBUSY:  # that of a mounted file
+                raise
+            beside = False
+        if not beside:
+            # /dev/stdout may be a file, too, and what is in it stays.
+            with path.open("ab" if path.is_relative_to("/dev") else "wb") as file, partial.open("rb") as source:
+                shutil.copyfileobj(source, file)
+
+
+def _is_replaceable(path: Path) -> bool:
+    if not path.exists():
+        return True
+    if not path.is_file() or path.is_relative_to("/dev"):
+        return False
+    try:
+        _try_writing(path.resolve().parent)
+    except OSError:
+        return False
+    return True
+
+
+def _try_writing(folder: Path) -> None:
+    """Raises the system's error where no file can be made in a folder, which permissions alone do not tell."""
+    with tempfile.TemporaryFile(prefix=UNFINISHED, dir=folder):
+        pass
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file in one step; `~` is the user's home folder, as in `check_writable_file`."""
-    path = path.expanduser()
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with new_file(path) as partial:
         partial.write_text(text, "utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON in one step."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Writes indented JSON in one step, null for each number that is not finite."""
+    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:
@@ -66,48 +134,97 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
-def check_new_folder(output: str | Path) -> Path:
+def check_new_folder(
+    output: str | Path, expected: str = "an empty folder", advice: str = "choose another, or remove it"
+) -> Path:
     """The absolute path of a new folder, checked before the work that fills it.
 
+    Args:
+      output: the folder: one that does not exist, or that exists and is empty, also as a link to one.
+      expected: what the message says that was expected.
+      advice: what it says to do where something is there already.
+
     Raises:
-      InputError: something is there already, or the folder cannot be made.
+      InputError: something is there already, or the folder cannot be made or written.
     """
     folder = local_only(output).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"output {folder} exists and is not an empty folder: choose another, or remove it")
-    check_writable_folder(folder, next(p for p in folder.parents if p.exists()))
+    try:
+        place = folder.resolve()
+        taken = bool(_held(place)) if place.is_dir() else place.exists()
+        nearest = next(path for path in (place, *place.parents) if path.exists())
+    except (OSError, RuntimeError) as error:  # no permission; links in a circle
+        raise InputError(f"output {folder} cannot be read ({reason(error)}): choose another") from error
+    if taken:
+        holds = f" (it holds {_held(place)[0]})" if place.is_dir() else ""
+        raise InputError(f"output {folder} exists and is not {expected}{holds}: {advice}")
+    check_writable_folder(folder, nearest)
     return folder
 
 
+def _held(folder: Path) -> list[str]:
+    """The names in a folder, without those of `new_folder` and of trials."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(UNFINISHED))
+
+
 def check_writable_folder(output: Path, folder: Path) -> None:
-    """Raises `InputError` unless `folder`, the existing place for `output`, is a folder and can be written."""
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        problem = f"no permission in {folder}" if folder.is_dir() else f"{folder} is not a folder"
-        raise InputError(f"output {output} cannot be written ({problem}): choose another")
+    """Raises `InputError` unless `folder`, the existing place for `output`, is a folder and can be written: tried."""
+    problem = f"{folder} is not a folder"
+    try:
+        if folder.is_dir():
+            _try_writing(folder)
+            return
+    except OSError as error:
+        problem = f"{reason(error)} in {folder}"
+    raise InputError(f"output {output} cannot be written ({problem}): choose another")
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the name `folder` once the block has ended without an error.
+def new_folder(folder: Path, last: str = "") -> Iterator[Path]:
+    """A folder to fill, which is `folder` once the block has ended without an error.
+
+    It takes the name `folder` in one step. Where an empty folder has that name already, which may be mounted, a link or
+    the present folder, that folder takes the content instead, name by name.
+
+    Args:
+      folder: the folder.
+      last: the name in it without which its content is nothing; it comes last.
 
     Raises:
-      InputError: the folder cannot be written, or another has taken the name. A system error about other files passes
-        as it is.
+      InputError: the folder cannot be written, or another has filled it. A system error about other files passes as it
+        is.
     """
+    place = folder.resolve()
+    existing = place.is_dir()
+    around = place if existing else place.parent
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
-        ) as private:
-            partial = Path(private) / folder.name  # unlike the folder around it, with the user's usual permissions
+        around.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=around, ignore_cleanup_errors=True) as private:
+            partial = Path(private) / "new"  # unlike the folder around it, with the user's usual permissions
             partial.mkdir()
             yield partial
-            partial.rename(folder)
+            if existing:
+                _fill(place, partial, last)
+            else:
+                partial.rename(place)
     except OSError as error:
-        if not _is_about(error, folder.parent):
+        if not _is_about(error, around):
             raise
-        advice = "free space or choose another" if is_full(error) else "choose another"
+        advice = f"{room(error)} or choose another".removeprefix(" or ")
         raise InputError(f"output {folder} cannot be written ({reason(error)}): {advice}") from error
+
+
+def _fill(folder: Path, partial: Path, last: str) -> None:
+    """Moves the content of `partial` into `folder`, an empty one; all of it or none."""
+    if _held(folder):
+        raise FileExistsError(errno.EEXIST, "another process has filled it", str(folder))
+    with ExitStack() as moved:
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
+            target = path.rename(folder / path.name)
+            moved.callback(shutil.rmtree if target.is_dir() else os.unlink, target)
+        moved.pop_all()
+    for path in folder.glob(f"{UNFINISHED}*"):  # what killed processes have left
+        if path != partial.parent:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_about(error: OSError, folder: Path) -> bool:
@@ -127,18 +244,47 @@ def writing(file: Path) -> Iterator[None]:
     except OSError as error:
         if system_error(error) is None:
             raise
-        advice = "free space there" if is_full(error) else "give a file in a folder that exists and is writable"
+        advice = room(error) or "give a file in a folder that exists and is writable"
         raise InputError(f"{file} cannot be written ({reason(error)}): {advice}") from error
+
+
+def write_or_rescue(write: Callable[[Path], Any], path: Path) -> None:
+    """Writes what took long to make: where `path` cannot be written after all, to a temporary place.
+
+    Args:
+      write: writes to the path that it is given, or raises `InputError`.
+      path: a file, or a folder to make.
+
+    Raises:
+      InputError: `path` cannot be written; the message names the other place.
+    """
+    try:
+        write(path)
+    except InputError as error:
+        rescue = Path(tempfile.mkdtemp(prefix="simcse_jax-rescued-"))
+        other = rescue / path.absolute().name
+        try:
+            write(other)
+        except (InputError, OSError):
+            shutil.rmtree(rescue, ignore_errors=True)
+            raise error from None
+        raise InputError(f"{error}. Nothing is lost: it is in {other}") from error
 
 
 def check_writable_file(path: Path) -> None:
     """Raises `InputError` if a file cannot be made at `path`, before the work that fills it."""
     path = local_only(path)
-    folder = path.absolute().parent
-    problems = {
-        "it is a folder": path.is_dir(),
-        f"there is no folder {folder}": not folder.is_dir(),
-        f"no permission in {folder}": not os.access(folder, os.W_OK),
-    }
-    if problem := next((words for words, applies in problems.items() if applies), None):
+    folder, problem = path.absolute().parent, ""
+    try:
+        if path.is_dir():
+            problem = "it is a folder"
+        elif not folder.is_dir():
+            problem = f"there is no folder {folder}"
+        elif not _is_replaceable(path):
+            os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
+        elif not path.exists():
+            _try_writing(path.resolve().parent)
+    except (OSError, RuntimeError) as error:  # the latter of links in a circle
+        problem = reason(error)
+    if problem:
         raise InputError(f"{path} cannot be written ({problem}): give a file in a folder that exists and is writable")

@@ -16,8 +16,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from simcse_jax.errors import InputError, is_full, reason
-from simcse_jax.storage.files import CACHE, REMOTE, check_new_folder, is_remote, new_folder
+from simcse_jax.errors import InputError, reason, room
+from simcse_jax.storage.files import (
+    CACHE,
+    REMOTE,
+    check_new_folder,
+    check_readable,
+    expanded,
+    is_remote,
+    new_folder,
+)
 
 MANIFEST = ".simcse_jax.json"
 """Name of the object that lists the files of a run on a store."""
@@ -33,10 +41,11 @@ def local_path(name: str | Path, cache: str = CACHE) -> Path:
 
     Raises:
       InputError: nothing is there, or a run without a checkpoint; the store cannot be reached; or its package is not
-        installed.
+        installed. Of a local path: this user may not read it.
     """
     if not is_remote(name):
-        local = Path(name).expanduser()
+        local = expanded(name)
+        check_readable(local)
         is_stream = local.exists() and not (local.is_file() or local.is_dir())
         return _copy_of_stream(local) if is_stream or _OPEN.fullmatch(str(local)) else local
     store, path = open_store(name)
@@ -153,7 +162,7 @@ def written_folder(output: str | Path) -> Iterator[Path]:
       InputError: something is there already, or the folder cannot be written.
     """
     if not is_remote(output):
-        with new_folder(Path(output)) as partial:
+        with new_folder(Path(output), last="config.json") as partial:
             yield partial
         return
     store, path = open_store(output)
@@ -207,5 +216,6 @@ def readable(name: str | Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"there is nothing at {name}: check the bucket and the path") from error
     except Exception as error:  # dozens of types, from missing credentials to lost connections
-        advice = "free space on the local disk" if is_full(error) else "check the name, credentials and network"
+        space = room(error)
+        advice = f"{space} on the local disk" if space else "check the name, credentials and network"
         raise InputError(f"{name} cannot be read or written ({reason(error)}): {advice}") from error
