@@ -185,7 +185,9 @@ def test_the_model_card_of_a_run(
     about = json.loads((run / "run.json").read_text("utf-8"))
     assert f"- text: `{text_file.name}` (content {about['data_fingerprint']})" in card
     assert f"- starting point: `{tiny_bert.name}`" in card
-    assert f"- parameters of step {results['best_step']}\n" in card
+    best = f"the best dev score ({results['dev']:.2f})"
+    untrained = "" if results["best_step"] else ": the model before training"
+    assert f"- parameters of step {results['best_step']}, {best}{untrained}\n" in card
     assert json.loads(card.split("```json")[1].split("```")[0]) == portable(about)
     assert str(tiny_bert) in json.dumps(about)
     assert str(tiny_bert.parent) not in card

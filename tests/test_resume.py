@@ -17,6 +17,8 @@ import jax
 import numpy as np
 import pytest
 
+from simcse_jax.cli import main
+from simcse_jax.commands.train import summary
 from simcse_jax.config import (
     CheckpointConfig,
     Config,
@@ -30,6 +32,7 @@ from simcse_jax.config import (
     SmoothingConfig,
 )
 from simcse_jax.errors import InputError
+from simcse_jax.inference.export import export
 from simcse_jax.inference.loading import load_model
 from simcse_jax.model.build import build_model
 from simcse_jax.pretrained.folders import read_checkpoint
@@ -282,7 +285,7 @@ def test_resumes_on_other_devices(
 
 
 def test_keeps_the_latest_and_the_best(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The best is 0, which is a score like any other, and equalled later: the first counts.
+    # The best is 0, which is a score like any other, and equalled later: the last counts, which has learnt more.
     scores = iter([-10.0, 0.0, -20.0, 0.0])
     evaluations = {"reported": {}}
 
@@ -291,15 +294,35 @@ def test_keeps_the_latest_and_the_best(config: Config, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("simcse_jax.training.scores.evaluate", evaluate)
     results = train(replace(config, checkpoint=CheckpointConfig(every=9, keep=2)))
+    assert (results["best_step"], results["dev"]) == (12, 0.0)
+    assert "untrained" not in results
+    kept = {int(path.name) for path in (Path(config.output) / "checkpoints").iterdir()}
+    assert kept == {9, 12}
+    assert load_model(config.output).step == 12
+
+
+def test_the_best_is_kept_beside_the_latest(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([-10.0, 0.0, -20.0, -5.0])
+    monkeypatch.setattr(
+        "simcse_jax.training.scores.evaluate", lambda tasks, encode: {"reported": {tasks[0].name: next(scores)}}
+    )
+    results = train(replace(config, checkpoint=CheckpointConfig(every=9, keep=2)))
     assert (results["best_step"], results["dev"]) == (4, 0.0)
     kept = {int(path.name) for path in (Path(config.output) / "checkpoints").iterdir()}
     assert kept == {4, 9, 12}
     loaded = load_model(config.output)
-    assert loaded.step == 4
+    assert (loaded.step, loaded.origin) == (4, "parameters of step 4, the best dev score (0.00)")
     assert_identical(loaded.params, final_state(Path(config.output), 4).params)
+    for step, found in (("latest", 12), (9, 9), ("best", 4)):
+        assert load_model(config.output, step=step).step == found
+    with pytest.raises(InputError, match="keeps no checkpoint of step 5; it keeps 4, 9, 12: choose one of these"):
+        load_model(config.output, step=5)
 
 
-def test_early_stopping(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_stops_early_at_its_worst_says_so(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its best checkpoint is that of step 0; the results, the last line and what exports it name that."""
     scores = iter([50.0, 40.0, 30.0, 20.0])
     monkeypatch.setattr(
         "simcse_jax.training.scores.evaluate", lambda tasks, encode: {"reported": {tasks[0].name: next(scores)}}
@@ -307,6 +330,27 @@ def test_early_stopping(config: Config, monkeypatch: pytest.MonkeyPatch) -> None
     patient = replace(config, evaluation=replace(config.evaluation, patience=2))
     results = train(patient)
     assert (results["step"], results["best_step"]) == (8, 0)
+    assert results["untrained"].startswith("no evaluation scored higher than the model before training (dev 50.00 at")
+    assert json.loads((Path(config.output) / "results.json").read_text())["untrained"] == results["untrained"]
+    last = summary(open_run(Path(config.output)), results, []).splitlines()[-1]
+    assert last.startswith("WARNING   no evaluation scored higher")
+    assert last.endswith(f"simcse-jax export {config.output} OUT --step latest takes the last step")
+    capsys.readouterr()
+    main(["export", config.output, str(tmp_path / "best")])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "took parameters of step 0, the best dev score (50.00): the model before training"
+    assert shown[-1].startswith("WARNING: this is the model before training. --step latest exports")
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert "- parameters of step 0, the best dev score (50.00): the model before training\n" in card
+    main(["export", config.output, str(tmp_path / "latest"), "--step", "latest"])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "took parameters of step 8, the latest"
+    assert len(shown) == 2
+    assert "- parameters of step 8, the latest\n" in (tmp_path / "latest" / "README.md").read_text()
+    with pytest.raises(InputError, match="keeps no checkpoint of step 5; it keeps 0, "):
+        export(config.output, tmp_path / "other", step=5)
+    with pytest.raises(InputError, match="for a model that is loaded already: give it to load_model"):
+        export(load_model(config.output), tmp_path / "other", step=0)
 
 
 def test_a_checkpoint_is_a_copy_of_its_moment(config: Config) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -20,11 +20,21 @@ class Export(Command):
     """Folder to make."""
     pooler: PoolerName | None = None
     """Overrides the pooler saved with the model."""
+    step: int | Literal["best", "latest"] | None = None
+    """Checkpoint of a run: a kept step, the best dev score, or the latest; by default the best, or the latest where the
+    run has no dev scores."""
 
     def run(self) -> None:
         """Writes the folder."""
         from simcse_jax.inference.export import export
         from simcse_jax.inference.loading import load_model
+        from simcse_jax.storage.objects import check_new_output
 
-        folder = export(load_model(self.model, self.pooler), self.output)
+        check_new_output(self.output)
+        loaded = load_model(self.model, self.pooler, step=self.step)
+        folder = export(loaded, self.output)
+        if loaded.origin:
+            print(f"took {loaded.origin}")
         print(f'exported to {folder}; use it with sentence_transformers.SentenceTransformer("{folder}")')
+        if loaded.step == 0:
+            print("WARNING: this is the model before training. --step latest exports the last step of the run")

@@ -55,3 +55,5 @@ class Postprocess(Command):
         about["source"] = ", ".join(Path(name).name for name in self.sentences.split(","))
         folder = export(loaded.with_postprocessor(post, about), self.output)
         print(f"{describe(about)}: written to {folder}")
+        if loaded.origin:
+            print(f"made from {loaded.origin}")

@@ -111,7 +111,7 @@ def summary(run: "Run", results: dict[str, Any], figures: list[str]) -> str:
     tasks = f" --tasks {shlex.join(settings.test)}" if settings.test and settings.test != STS_TASKS else ""
     if not (data or tasks or senteval_folder()):
         tasks = " --tasks PAIRS.tsv"
-    best = ""
+    best, untrained = "", results.get("untrained", "")
     if results["best_step"] is not None:
         best = f"dev {results.get('metric', 'spearman')} {results['dev']:.2f} at step {results['best_step']:,}"
     found = {
@@ -123,5 +123,6 @@ def summary(run: "Run", results: dict[str, Any], figures: list[str]) -> str:
         "tracked": f"tensorboard --logdir {folder}/tensorboard" if "tensorboard" in run.config.tracking else "",
         "evaluate": f"simcse-jax evaluate {folder}{data}{tasks}",
         "export": f"simcse-jax export {folder} OUT",
+        "WARNING": untrained and f"{untrained}: simcse-jax export {folder} OUT --step latest takes the last step",
     }
     return "\n".join(f"{name:<9} {text}" for name, text in found.items() if text)

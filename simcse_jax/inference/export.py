@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from simcse_jax.inference.loading import LoadedModel, load_model
+from simcse_jax.errors import InputError
+from simcse_jax.inference.loading import LoadedModel, Step, load_model
 from simcse_jax.postprocess import KEY, Affine, Dense, Flow, Modules, describe, tensors_of
 from simcse_jax.pretrained.pooling import SETTINGS, Pooling, lower_cases
 from simcse_jax.pretrained.tokenizers import load_tokenizer, save_tokenizer
@@ -26,13 +27,13 @@ _NO_MODULE = "simcse_jax.only_simcse_jax_applies_this_flow"
 _LAYERS = {"avg_top2": (-2, -1), "avg_first_last": (1, -1), "avg_static_last": (0, -1), "avg_static": (0, 0)}
 
 
-def export(model: LoadedModel | str | Path, output: str | Path) -> str | Path:
+def export(model: LoadedModel | str | Path, output: str | Path, step: Step | None = None) -> str | Path:
     """Writes a model as a Hugging Face folder.
 
     The folder holds config.json (with our pooler settings), model.safetensors under Hugging Face's names (the head as
     `pooler.dense`), the tokenizer, the sentence-transformers modules that pool as the model does at evaluation, and a
     model card. `export` writes it beside the target and renames it, so that it exists complete or not at all; on an
-    object store it writes config.json last, without which the folder is no model.
+    object store, and in an empty folder that is there, config.json comes last, without which the folder is no model.
 
     A run that trained a masked language model and nothing else keeps its prediction head, under the names of
     `BertForMaskedLM` or `RobertaForMaskedLM`; `AutoModel` ignores it.
@@ -40,6 +41,7 @@ def export(model: LoadedModel | str | Path, output: str | Path) -> str | Path:
     Args:
       model: from `load_model`; or a run, a model folder or a name on the hub, which `load_model` then reads.
       output: a folder that does not exist yet, or is empty; also of an object store (gs://, s3://).
+      step: the checkpoint of a run that is given by its path; by default the best, or the latest without dev scores.
 
     Returns:
       The absolute path of the folder, or its URL.
@@ -48,7 +50,9 @@ def export(model: LoadedModel | str | Path, output: str | Path) -> str | Path:
       InputError: the folder exists and is not empty, or cannot be written; or see `load_model`.
     """
     folder = check_new_output(output)
-    loaded = load_model(model) if isinstance(model, str | Path) else model
+    if isinstance(model, LoadedModel) and step is not None:
+        raise InputError(f"step {step} is given for a model that is loaded already: give it to load_model")
+    loaded = model if isinstance(model, LoadedModel) else load_model(model, step=step)
     checkpoint, config = loaded.checkpoint, loaded.checkpoint.config
     params = jax.tree.map(np.asarray, loaded.params)
     tensors = to_tensors(params, config)
@@ -195,7 +199,7 @@ def model_card(loaded: LoadedModel) -> str:
             "",
             f"- starting point: `{portable(config.model.path)}`",
             f"- text: `{portable(config.data.train)}` (content {loaded.run.data_fingerprint})",
-            f"- parameters of step {loaded.step}",
+            f"- {loaded.origin}",
             "",
             "```json",
             json.dumps(portable(about), indent=2, ensure_ascii=False),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -20,10 +20,13 @@ from simcse_jax.pretrained.pooling import Pooling
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.pretrained.weights import load_params, param_shapes
 from simcse_jax.reports.progress import note
-from simcse_jax.runs.checkpoints import open_checkpoints
+from simcse_jax.runs.checkpoints import Checkpoints, open_checkpoints
 from simcse_jax.runs.folder import Run, is_run, open_run
 from simcse_jax.runtime.mesh import find_devices, make_mesh, put, replicated, state_sharding, with_sharding
 from simcse_jax.storage.objects import local_path
+
+Step = int | Literal["best", "latest"]
+"""A checkpoint of a run: its step, that of the best dev score, or the last."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ class LoadedModel:
     normalizes: bool = False
     """Whether an export tells sentence-transformers to scale vectors to length 1, as the folder that was read does.
     In this package the callers of `encode` decide."""
+    selection: str = ""
+    """The reason why `step` was taken, in words."""
+
+    @property
+    def origin(self) -> str:
+        """The step of the run whose parameters these are, and why it was taken, in words; "" for a model of no run."""
+        if self.run is None:
+            return ""
+        untrained = ": the model before training" if self.step == 0 else ""
+        return f"parameters of step {self.step:,}, {self.selection}{untrained}"
 
     @property
     def width(self) -> int:
@@ -98,7 +111,7 @@ class LoadedModel:
 
 
 def load_model(
-    name_or_path: str | Path, pooler: str | None = None, dtype: str = "float32", step: int | None = None
+    name_or_path: str | Path, pooler: str | None = None, dtype: str = "float32", step: Step | None = None
 ) -> LoadedModel:
     """Loads a run folder (its best checkpoint, or its latest without dev scores), an export of ours, a Hugging Face
     folder or a name on the hub.
@@ -108,7 +121,7 @@ def load_model(
       pooler: overrides the pooler saved with the model, and drops the modules that a sentence-transformers folder has
         after pooling; needed for a model that names no pooler.
       dtype: compute type.
-      step: the kept checkpoint of a run to load instead, see `kept_steps`.
+      step: the kept checkpoint of a run to load instead, see `kept_steps`; `best` or `latest`.
 
     Raises:
       InputError: no device, no such model, damaged weights, no checkpoint (yet, or of that step), no pooler known, or
@@ -137,7 +150,7 @@ def load_model(
     if run:
         return LoadedModel(model, run=run, checkpoint=checkpoint, **_restore(run, model, step))
     if step is not None:
-        raise InputError(f"{name_or_path} is not a run: it has no checkpoint of step {step}")
+        raise InputError(f"{name_or_path} is not a run, and has no steps to choose from: leave out the step, {step}")
     host = load_params(checkpoint, model.param_dtype)
     if "head" not in host:
         if pooling.at_evaluation == "cls":
@@ -195,25 +208,43 @@ def kept_steps(folder: Path) -> list[int]:
     run = open_run(folder)
     with open_checkpoints(run.folder, run.config.checkpoint, writing=False) as checkpoints:
         if not checkpoints.steps:
-            raise InputError(f"{run.folder} has no checkpoint yet: continue the training first")
+            raise _no_checkpoint(run)
         return checkpoints.steps
 
 
-def _restore(run: Run, model: SentenceEncoder, step: int | None) -> dict[str, Any]:
-    """`step`, `params` and, where the run trained nothing else, `mlm`."""
+def _no_checkpoint(run: Run) -> InputError:
+    if run.has_ended():
+        return InputError(f"{run.folder} has ended and its checkpoints are gone: copy them back, or train it again")
+    return InputError(f"{run.folder} has no checkpoint yet: continue the training first")
+
+
+def _restore(run: Run, model: SentenceEncoder, wanted_step: Step | None) -> dict[str, Any]:
+    """`step`, `selection`, `params` and, where the run trained nothing else, `mlm`."""
     mesh, shapes = make_mesh(), param_shapes(model.config, model.param_dtype)
     with open_checkpoints(run.folder, run.config.checkpoint, writing=False) as checkpoints:
-        if checkpoints.latest is None:
-            raise InputError(f"{run.folder} has no checkpoint yet: continue the training first")
-        if step is None:
-            best = checkpoints.progress().best_step
-            step = checkpoints.latest if best is None else best
-        elif step not in checkpoints.steps:
-            raise InputError(f"{run.folder} keeps no checkpoint of step {step}; it has {checkpoints.steps}")
+        step, selection = _choose(run, checkpoints, wanted_step)
         wanted = {"params": with_sharding(shapes, state_sharding(mesh, shapes))}
         if not run.config.objective.contrastive_weight:
             table = shapes["encoder"]["embeddings"]["word_embeddings"]["embedding"]
             heads = {"mlm": jax.eval_shape(lambda t: init_mlm_head(rng.key(0, "init_mlm"), t, 1.0), table)}
             wanted["auxiliary"] = with_sharding(heads, state_sharding(mesh, heads))
         found = checkpoints.restore(step, wanted)
-        return {"step": step, "params": found["params"], **found.get("auxiliary", {})}
+        return {"step": step, "selection": selection, "params": found["params"], **found.get("auxiliary", {})}
+
+
+def _choose(run: Run, checkpoints: Checkpoints, wanted: Step | None) -> tuple[int, str]:
+    """The step of a kept checkpoint, and the reason for it in words."""
+    if checkpoints.latest is None:
+        raise _no_checkpoint(run)
+    progress, steps = checkpoints.progress(), checkpoints.steps
+    kept = ", ".join(map(str, steps))
+    if wanted == "best" and progress.best_step is None:
+        raise InputError(f"{run.folder} has no dev scores, so no best checkpoint: ask for latest, or one of {kept}")
+    if wanted == "latest" or (wanted is None and progress.best_step is None):
+        return checkpoints.latest, "the latest"
+    if wanted is None or wanted == "best":
+        assert progress.best_step is not None
+        return progress.best_step, f"the best dev score ({progress.best_score:.2f})"
+    if wanted not in steps:
+        raise InputError(f"{run.folder} keeps no checkpoint of step {wanted}; it keeps {kept}: choose one of these")
+    return int(wanted), "as asked for"

@@ -24,7 +24,7 @@ class Progress:
     """The state of a loop besides the train state, for resuming. Data order and keys follow from the step alone."""
 
     best_step: int | None = None
-    """Step of the best dev score so far."""
+    """Step of the best dev score so far; of equal scores, that of the last."""
     best_score: float | None = None
     stale: int = 0
     """Number of evaluations since the best."""
@@ -45,6 +45,7 @@ class Checkpoints:
           writing: remove the remains of interrupted writes; pass False for a reader, which may run beside a writer.
         """
         self._run, self._folder = folder, (folder / "checkpoints").resolve()
+        self._best: int | None = None
         with writing_to(folder) if writing else nullcontext():
             self._checkpointer = ocp.training.Checkpointer(
                 self._folder,
@@ -52,7 +53,12 @@ class Checkpoints:
                 preservation_policy=_policies.AnyPreservationPolicy(
                     [
                         _policies.LatestN(config.keep),
-                        _policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),
+                        # The score is not compared again: which of equal scores counts has not always been the same.
+                        _policies.BestN(
+                            get_metric_fn=lambda metrics: metrics["step"] == self._best,
+                            n=1,
+                            keep_checkpoints_without_metrics=False,
+                        ),
                     ]
                 ),
                 cleanup_tmp_directories=writing,
@@ -78,6 +84,7 @@ class Checkpoints:
           progress: see `Progress`.
           score: dev score at this step; None if it was not measured or is not a number.
         """
+        self._best = progress.best_step
         with writing_to(self._run):
             if not self._folder.is_dir():  # orbax would make it again, without the rest of the run
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
@@ -123,8 +130,3 @@ def open_checkpoints(folder: Path, config: CheckpointConfig, writing: bool = Tru
         yield checkpoints
     finally:
         checkpoints.close()
-
-
-def _rank(metrics: Any) -> Any:
-    """Orders checkpoints from worst to best; of equal scores the first counts, as in `Progress`."""
-    return metrics["dev"], -metrics["step"]

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from simcse_jax.config import Config, DataConfig
@@ -28,19 +30,30 @@ from simcse_jax.inference.encoder import BatchEncoder
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.model.build import build_model
 from simcse_jax.model.params import Params
-from simcse_jax.objectives import check_objective
+from simcse_jax.objectives import check_objective, find_loss, wants_clean
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.folders import Checkpoint, read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.reports.progress import note
-from simcse_jax.runs.folder import Run, check_output, check_resume, create_run, is_run, open_run
+from simcse_jax.runs.folder import (
+    Run,
+    changes,
+    check_contents,
+    check_output,
+    check_resume,
+    create_run,
+    is_run,
+    open_run,
+)
+from simcse_jax.runs.lock import check_free
 from simcse_jax.runs.tracking import check_tracking
 from simcse_jax.runtime.mesh import check_batch_size, make_mesh
 from simcse_jax.runtime.processes import check_shared, first_on_process_0
-from simcse_jax.storage.files import is_remote
+from simcse_jax.storage.files import check_readable, is_remote
 from simcse_jax.storage.mirror import Manifest, fetch_run, working_folder
 from simcse_jax.training.compiled_step import CompiledStep, compile_step
-from simcse_jax.training.scores import Scorer, Tasks, load_tasks, make_scorers
+from simcse_jax.training.contents import digest_model, digests_of, read_start
+from simcse_jax.training.scores import Scorer, Tasks, check_selects, load_tasks, make_scorers
 from simcse_jax.training.spec import StepSpec
 from simcse_jax.training.state import initial_params
 
@@ -76,6 +89,8 @@ class Parts:
     dev_metric: str
     test_metric: str
     dev_about: str
+    contents: dict[str, Any]
+    """Digests of the tasks, as in `Run.contents`."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,8 @@ class Start:
     """Host parameters before the first step, or a function to be jitted that draws them."""
     mlm_head: Literal["fresh", "checkpoint"] | None
     """Where the head of the masked language model is from, in a run that begins."""
+    digest: str = ""
+    """Digest of the weights, in a run that begins."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +134,7 @@ def prepare(config: Config, write: bool = True) -> Prepared:
     parts = load_parts(request)
     feed = make_feed(request, parts)
     feed, spec, step, start = fit(request, parts, feed)
-    run = begin(request, parts, feed) if write else Run(request.folder, config, feed.fingerprint)
+    run = begin(request, parts, feed, start) if write else Run(request.folder, config, feed.fingerprint)
     return Prepared(run, request.fetched, parts, feed, spec, step, start)
 
 
@@ -161,6 +178,9 @@ def _find_text(data: DataConfig) -> Corpus | None:
 def _find_run(config: Config) -> tuple[Path, Manifest | None, Run | None]:
     """The folder of the run; what an object store had of it; and the run that it holds already."""
     folder = working_folder(config.output, config.data.cache)
+    check_readable(folder)
+    if is_run(folder):
+        check_free(folder)
     fetched: Manifest | None = None
     if is_remote(config.output):
         if jax.process_count() > 1:
@@ -197,8 +217,17 @@ def load_parts(request: Request) -> Parts:
     vocabulary = None
     if config.objective.mlm.weight:
         vocabulary = read_vocabulary(tokenizer, checkpoint.config.vocab_size)
-    scorers = make_scorers(request.tasks, config.evaluation, BatchEncoder(model, tokenizer, request.mesh))
-    return Parts(checkpoint, model, tokenizer, vocabulary, *scorers)
+    encoder = BatchEncoder(model, tokenizer, request.mesh)
+    tasks = request.tasks
+    contents = digests_of(tasks)
+    if resuming:
+        if "model.path" in changes(resuming.config, config) and "model.path" in resuming.contents:
+            check_contents(resuming, config, {"model.path": read_start(config)[1]})
+        check_contents(resuming, config, contents)
+    elif tasks.dev:
+        check_selects(tasks.dev, encoder)
+    scorers = make_scorers(tasks, config.evaluation, encoder)
+    return Parts(checkpoint, model, tokenizer, vocabulary, *scorers, contents)
 
 
 def make_feed(request: Request, parts: Parts) -> Feed:
@@ -217,6 +246,7 @@ def make_feed(request: Request, parts: Parts) -> Feed:
     )
     if len(table) < 2 and config.objective.contrastive_weight:
         raise InputError(f"{config.data.train} holds one example; contrast needs two or more")
+    _check_learns(config, table.columns, parts.model.config.hidden_size)
     augmenter = make_augmenter(config.data, tokenizer, config.seed)
     if augmenter and table.columns > 1:
         raise InputError(
@@ -243,7 +273,7 @@ def fit(request: Request, parts: Parts, feed: Feed) -> tuple[Feed, StepSpec, Com
     total_steps = config.max_steps or config.epochs * feed.order.steps_per_epoch
     spec = StepSpec(config, parts.model, request.mesh, feed.columns, total_steps, parts.vocabulary)
     if resuming:
-        start = Start(lambda: initial_params(config, parts.model), None)
+        start = Start(lambda: _unchanged_start(resuming, config), None)
         if replace(resuming, config=config).has_ended():
             return feed, spec, None, start
     else:
@@ -251,7 +281,8 @@ def fit(request: Request, parts: Parts, feed: Feed) -> tuple[Feed, StepSpec, Com
         note(f"loading the weights of {config.model.path}")
         loaded = initial_params(config, parts.model)
         has_head = not callable(loaded) and "mlm" in loaded
-        start = Start(lambda: loaded, ("checkpoint" if has_head else "fresh") if parts.vocabulary else None)
+        mlm_head: Any = ("checkpoint" if has_head else "fresh") if parts.vocabulary else None
+        start = Start(lambda: loaded, mlm_head, digest_model(config, parts.checkpoint, loaded))
         _check_space(request.folder, spec)
     if config.data.packed_length:
         feed = feed.packed(config.data.packed_length, total_steps)
@@ -259,15 +290,43 @@ def fit(request: Request, parts: Parts, feed: Feed) -> tuple[Feed, StepSpec, Com
     return feed, spec, compile_step(spec), start
 
 
-def begin(request: Request, parts: Parts, feed: Feed) -> Run:
+def begin(request: Request, parts: Parts, feed: Feed, start: Start) -> Run:
     """Makes the run folder, where there is none yet."""
     config, folder = request.config, request.folder
     if request.resuming:
         return replace(request.resuming, config=config)
-    first_on_process_0(
-        lambda: is_run(folder) or bool(create_run(folder, config, feed.fingerprint, parts.checkpoint, parts.tokenizer))
-    )
-    return Run(folder, config, feed.fingerprint)
+    contents = parts.contents | {"model.path": start.digest}
+    made = (folder, config, feed.fingerprint, parts.checkpoint, parts.tokenizer, contents)
+    first_on_process_0(lambda: is_run(folder) or bool(create_run(*made)))
+    return Run(folder, config, feed.fingerprint, contents)
+
+
+def _unchanged_start(run: Run, config: Config) -> Params | Callable[[], Params]:
+    """The parameters that a run without a checkpoint began with."""
+    params, digest = read_start(config)
+    check_contents(run, config, {"model.path": digest})
+    return params
+
+
+def _check_learns(config: Config, columns: int, width: int) -> None:
+    """Raises `InputError` for a batch of one example to which the objective gives no gradient."""
+    if config.batch_size > 1 or not config.objective.contrastive_weight:
+        return
+    loss = find_loss(config.objective.loss)
+    z = np.random.default_rng(0).normal(size=(columns + 1, 1, width)).astype(np.float32)
+    settings = {"temperature": config.objective.temperature, **config.objective.options}
+
+    def value(z1: jax.Array) -> jax.Array:
+        z3 = jnp.asarray(z[2]) if columns == 3 else None
+        clean = {"clean": z1} if wants_clean(loss) else {}
+        result: jax.Array = loss(z1, jnp.asarray(z[1]), z3, **settings, **clean)[0]
+        return result
+
+    if not np.any(jax.grad(value)(jnp.asarray(z[0]))):
+        raise InputError(
+            "batch_size is 1: an example alone has no negative, the gradient is 0 and nothing is learnt; use 2 or "
+            "more, or text with a hard negative in each example"
+        )
 
 
 def _check_space(folder: Path, spec: StepSpec) -> None:
@@ -275,7 +334,8 @@ def _check_space(folder: Path, spec: StepSpec) -> None:
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(spec.state_shapes()))
     # One checkpoint more than is kept exists while the next is written.
     needed = size * (config.checkpoint.keep + 1 + bool(config.evaluation.dev))
-    free = shutil.disk_usage(next(p for p in folder.absolute().parents if p.exists())).free
+    place = folder.resolve()  # which may be a volume of its own
+    free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
     if needed > free:
         raise InputError(
             f"checkpoints in {folder} need up to {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: "

@@ -1,9 +1,11 @@
 """The dev and test scores of a run, as functions of its parameters."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
 
 from simcse_jax.config import EvaluationConfig, RetrievalMetric
 from simcse_jax.errors import InputError, check_all
@@ -23,6 +25,8 @@ from simcse_jax.model.params import Params
 
 Scorer = Callable[[Params], dict[str, float]]
 
+_LEAST = 3  # pairs or questions: two pairs are in order or not, and half of all models order them
+
 
 class Scorers(NamedTuple):
     """Functions from parameters to scores, each None where it has no task, and what they measure."""
@@ -38,11 +42,11 @@ class Scorers(NamedTuple):
     """The dev task in words."""
 
 
-@dataclass(frozen=True)
-class Tasks:
-    """The tasks that a run is scored on."""
+class Tasks(NamedTuple):
+    """The tasks of a run."""
 
     dev: Task | RetrievalTask | None
+    """The task that selects the checkpoint."""
     test: list[Task | RetrievalTask]
 
 
@@ -80,9 +84,47 @@ def check_data(settings: EvaluationConfig) -> None:
             )
 
 
+def check_selects(task: Task | RetrievalTask, encoder: BatchEncoder) -> None:
+    """Raises `InputError` for a dev task by which no checkpoint can be selected.
+
+    It has too few pairs or questions, one gold score, or pairs that are all alike to the model's tokenizer.
+    """
+    if isinstance(task, RetrievalTask):
+        many, unit = len(task.questions), "question"
+        problem = ""
+    else:
+        gold, alike = _pairs(task, encoder)
+        many, unit = len(gold), "scored pair"
+        problem = f"has the score {gold[0]:g} for every pair" if np.ptp(gold) == 0 else ""
+        if alike and not problem:
+            problem = "has pairs that are all alike to the model: the same text twice, or words its tokenizer lacks"
+    if many < _LEAST:
+        problem = f"holds {many} {unit}{'s' if many > 1 else ''}, and {_LEAST} or more are needed"
+    if problem:
+        raise InputError(
+            f"evaluation.dev {task.name} {problem}, so that it cannot select a checkpoint: give some hundred "
+            f"{unit}s{' of different scores' if isinstance(task, Task) else ''}, or --evaluation.dev '' to keep the "
+            "last step"
+        )
+
+
+def _pairs(task: Task, encoder: BatchEncoder) -> tuple[Float[np.ndarray, " P"], bool]:
+    """The gold scores of the pairs behind the task's figure, and whether the tokenizer finds all pairs alike."""
+    subsets = [u for u in task.subsets if task.reported in ("all", u.name)]
+    cut = encoder.max_length - 1
+
+    def tokens(side: str) -> list[list[int]]:
+        texts = [text for u in subsets for text in getattr(u, side)]
+        return [ids[:cut] for ids in encoder.tokenizer(texts, verbose=False)["input_ids"]]
+
+    first, second = tokens("first"), tokens("second")
+    one_pair = first.count(first[0]) == len(first) and second.count(second[0]) == len(second)
+    return np.concatenate([u.gold for u in subsets]), one_pair or first == second
+
+
 def make_scorers(tasks: Tasks, settings: EvaluationConfig, encoder: BatchEncoder) -> Scorers:
     """The scorers of the tasks that `load_tasks` has read."""
-    dev, test = tasks.dev, tasks.test
+    dev, test = tasks
     dev_metric = _metric(dev, settings) if dev else ""
     test_metric = "spearman"
     if test and isinstance(test[0], RetrievalTask):

@@ -1,11 +1,7 @@
 """The training loop: everything around the step that is not the step."""
 
-import fcntl
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +13,7 @@ from simcse_jax.model.params import Params
 from simcse_jax.reports.progress import say, telling
 from simcse_jax.runs.checkpoints import Checkpoints, Progress, open_checkpoints
 from simcse_jax.runs.folder import writing_to
+from simcse_jax.runs.lock import only_writer
 from simcse_jax.runs.monitor import Monitor
 from simcse_jax.runs.speed import StepClock, work_of
 from simcse_jax.runtime.mesh import state_sharding, with_sharding
@@ -35,32 +32,15 @@ class TrainingDiverged(RuntimeError):
     """The loss or the gradient is not finite."""
 
 
-@contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """Holds the run folder's lock, which the system releases however the process ends."""
-    if jax.process_index() != 0:
-        yield
-        return
-    with ExitStack() as stack:
-        with writing_to(folder):
-            lock = stack.enter_context((folder / ".lock").open("w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    f"another process is training in {folder}: wait for it, or choose another --output"
-                ) from error
-        yield
-
-
 def train(config: Config) -> dict[str, Any]:
     """Trains, or continues, the run that a config describes.
 
     Returns:
       What `results.json` holds: `step`, `best_step`, `dev` (best score) and its `metric`, `before` and `after` (test
       scores, where the config names test tasks) and their `test_metric`, `memory` (bytes of one device for the compiled
-      step) and its `micro_batch`; or `{"stopped": step}` when a signal ended the run early. Besides, of this call
-      alone: `steps` it took, and `seconds` they took without evaluations and checkpoints.
+      step) and its `micro_batch`, and `untrained`, a sentence, where the best score is that of before the first step;
+      or `{"stopped": step}` when a signal ended the run early. Besides, of this call alone: `steps` it took, and
+      `seconds` they took without evaluations and checkpoints.
 
     Raises:
       InputError: see `prepare`; also a run folder that can no longer be written.
@@ -80,13 +60,13 @@ def _train(config: Config) -> dict[str, Any]:
     prepared = prepare(config)
     say(describe(prepared))
     folder = prepared.run.folder
-    with (
-        _only_writer(folder),
-        mirrored(folder, config.output, prepared.fetched, say) as mirror,
-        open_checkpoints(folder, config.checkpoint) as checkpoints,
-        stop_on_signal() as stop,
-    ):
-        return Trainer(prepared, checkpoints, mirror, stop).run()
+    with only_writer(folder), mirrored(folder, config.output, prepared.fetched, say) as mirror:
+        if prepared.step is None:  # its checkpoints may be gone: nothing needs them
+            results = prepared.run.results()
+            say(f"resumed   at step {results['step']:,} of {prepared.spec.total_steps:,}")
+            return results | {"steps": 0, "seconds": 0.0}
+        with open_checkpoints(folder, config.checkpoint) as checkpoints, stop_on_signal() as stop:
+            return Trainer(prepared, checkpoints, mirror, stop).run()
 
 
 class Trainer:
@@ -102,12 +82,13 @@ class Trainer:
         """Restores the latest checkpoint, or makes the state before the first step.
 
         Args:
-          prepared: the run.
+          prepared: the run, which has not ended.
           checkpoints: its checkpoints, open for writing.
           mirror: the copy on an object store, where there is one.
           stop: whether a signal asked the run to end.
         """
         self._config, self._run, self._spec = prepared.run.config, prepared.run, prepared.spec
+        assert prepared.step is not None
         self._parts, self._feed, self._step = prepared.parts, prepared.feed, prepared.step
         self._checkpoints, self._mirror, self._stop = checkpoints, mirror, stop
         self._resumed = checkpoints.latest is not None  # also where the latest is that of step 0
@@ -133,12 +114,12 @@ class Trainer:
         total, results = self._spec.total_steps, self._run.results()
         if self._resumed:
             say(f"resumed   at step {self.step:,} of {total:,}")
-            if self._step is None:
-                return results | {"steps": 0, "seconds": 0.0}
+            if "before" in results:  # the files of the tasks may have moved
+                names = [*dict.fromkeys(self._config.evaluation.test), "Avg."]
+                results["before"] = dict(zip(names, results["before"].values(), strict=True))
         elif self._parts.test_scores:
             results = {"before": self._parts.test_scores(sentence_encoder(self.state.params))}
             self._write(results)
-        assert self._step is not None
         # Fewer steps than ten would give a speed that jumps.
         self._clock = StepClock(work_of(self._step.flops, self._spec.mesh), max(10, self._config.log_every))
         self._monitor = Monitor(self._run, total, self.step, self._resumed, self._clock, say, self._parts.dev_metric)
@@ -167,6 +148,11 @@ class Trainer:
         if self._parts.dev_scores:
             results["metric"] = self._parts.dev_metric
         results |= {"memory": self._step.needed, "micro_batch": self._step.micro_batch}
+        if self.progress.best_step == 0:
+            results["untrained"] = (
+                f"no evaluation scored higher than the model before training (dev {self.progress.best_score:.2f} at "
+                "step 0), so the best checkpoint is untrained"
+            )
         if self._parts.test_scores:
             results["test_metric"] = self._parts.test_metric
             results["after"] = self._parts.test_scores(self._best_params())
@@ -175,7 +161,6 @@ class Trainer:
 
     def take(self, batch: Batch) -> None:
         """Hands the next step to the devices, and looks at the metrics of the one before."""
-        assert self._step is not None
         with jax.transfer_guard("disallow"):
             self.state, metrics = self._step.function(self.state, batch)
         self.look_back()
@@ -218,10 +203,15 @@ class Trainer:
             say(f"step {step:,}: the dev score is not a number (all pairs alike?) and does not count")
             return None
         self._monitor.scores(step, scores)
-        improved = self.progress.best_score is None or score > self.progress.best_score
-        self.progress = Progress(step, score) if improved else replace(self.progress, stale=self.progress.stale + 1)
+        best = self.progress.best_score
+        if best is None or score > best:
+            self.progress, note = Progress(step, score), " (best so far)"
+        else:
+            # Of equal scores the last counts, as the one that has learnt more, though it is no progress.
+            at, note = (step, " (equals the best so far)") if score == best else (self.progress.best_step, "")
+            self.progress = replace(self.progress, best_step=at, stale=self.progress.stale + 1)
         self._monitor.show(self.progress)
-        say(f"step {step:,}: dev {self._parts.dev_metric} {score:.2f}{' (best so far)' if improved else ''}")
+        say(f"step {step:,}: dev {self._parts.dev_metric} {score:.2f}{note}")
         return score
 
     def save(self, score: float | None) -> None:

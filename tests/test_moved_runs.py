@@ -1,0 +1,143 @@
+"""A run goes on wherever its files lie now, as long as they hold what they held; anything else is refused."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from simcse_jax.config import Config
+from simcse_jax.errors import InputError
+from simcse_jax.inference.loading import load_model
+from simcse_jax.runs.folder import is_run, open_run
+from simcse_jax.runs.lock import only_writer
+from simcse_jax.training.trainer import train
+from tests.conftest import first_devices
+
+TEST = "sentence1\tsentence2\tscore\na man eats\ta woman eats\t3\na river\ta dog\t0\nnever\tnever two\t4\n"
+
+
+@pytest.fixture(autouse=True)
+def _few_devices() -> Iterator[None]:
+    with first_devices(1):
+        yield
+
+
+@pytest.fixture
+def config(small_run: Config, tmp_path: Path) -> Config:
+    """The small run with files of its own, in a folder that can be moved."""
+    old = tmp_path / "old"
+    old.mkdir()
+    shutil.copytree(small_run.model.path, old / "model")
+    shutil.copy(small_run.evaluation.dev, old / "dev.tsv")
+    (old / "test.tsv").write_text(TEST)
+    return in_folder(small_run, old)
+
+
+def in_folder(config: Config, folder: Path) -> Config:
+    evaluation = replace(config.evaluation, dev=str(folder / "dev.tsv"), test=(str(folder / "test.tsv"),))
+    return replace(config, model=replace(config.model, path=str(folder / "model")), evaluation=evaluation)
+
+
+def stop_at(step: int, config: Config) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simcse_jax.training.trainer.StopRequest.__call__", lambda self, at: at == step)
+        assert train(config) == {"stopped": step}
+
+
+def append(file: Path, text: str) -> Callable[[], None]:
+    """Adds to a file, and returns a function that takes it back."""
+    before = file.read_bytes()
+    file.write_bytes(before + text.encode())
+    return lambda: [file.write_bytes(before), None][1]
+
+
+@pytest.mark.full
+def test_a_run_goes_on_with_moved_files_and_refuses_changed_ones(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(3, config)
+    run = Path(config.output)
+    before = (run / "metrics.jsonl").read_bytes()
+    (tmp_path / "old").rename(tmp_path / "new")
+    monkeypatch.chdir(tmp_path / "new")
+    moved = in_folder(config, tmp_path / "new")
+
+    for name, what in (("dev", "pairs"), ("test", "pairs"), ("model", "weights")):
+        if name == "model":
+            tensors = load_file("model/model.safetensors")
+            changed = {n: x + np.float32(n == "encoder.layer.0.output.dense.bias") for n, x in tensors.items()}
+            save_file(changed, "model/model.safetensors")
+            restore: Callable[[], object] = lambda: save_file(tensors, "model/model.safetensors")  # noqa: B023, E731
+        else:
+            restore = append(Path(f"{name}.tsv"), "a cat\ta dog\t1\n")
+        setting = "model.path" if name == "model" else f"evaluation.{name}"
+        with pytest.raises(InputError, match=f"run is a run with other {what} than {setting} names now") as raised:
+            train(moved)
+        assert "another --output" in str(raised.value)
+        if what == "pairs":
+            assert f"simcse-jax evaluate {run} --tasks FILE" in str(raised.value)
+        restore()
+    other = replace(moved, evaluation=replace(moved.evaluation, test=()))
+    with pytest.raises(InputError, match=r"with other pairs than evaluation\.test names now"):
+        train(other)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+    shutil.copy("dev.tsv", "pairs.tsv")
+    here = replace(moved.evaluation, dev="./pairs.tsv", test=("test.tsv",))
+    results = train(replace(moved, evaluation=here))
+    assert results["step"] == 8
+    assert list(results["before"]) == list(results["after"]) == ["test.tsv", "Avg."]
+
+    # Ended, the run needs no checkpoints to say what came of it.
+    shutil.rmtree(run / "checkpoints")
+    assert train(moved) == results | {"steps": 0, "seconds": 0.0}
+    assert not (run / "checkpoints").exists()
+    with pytest.raises(InputError, match="run has ended and its checkpoints are gone: copy them back"):
+        load_model(run)
+
+
+@pytest.mark.full
+def test_a_run_of_an_earlier_version_goes_on(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no digests: its paths are compared, however they are written."""
+    stop_at(3, config)
+    file = Path(config.output) / "run.json"
+    about = json.loads(file.read_text())
+    assert set(about.pop("contents")) == {"model.path", "evaluation.dev", "evaluation.test"}
+    file.write_text(json.dumps(about))
+    assert open_run(file.parent).contents == {}
+    shutil.copytree(tmp_path / "old", tmp_path / "copy")
+    with pytest.raises(InputError, match=r"with other settings \(model.path was .*evaluation.dev was .*evaluate .*run"):
+        train(in_folder(config, tmp_path / "copy"))
+    monkeypatch.chdir(tmp_path / "old")
+    assert train(in_folder(config, Path("../old")))["step"] == 8
+
+
+def test_a_run_without_a_checkpoint_begins_with_the_same_weights(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simcse_jax.training.trainer.create_state", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(config)
+    assert is_run(Path(config.output))
+    tensors = load_file(Path(config.model.path) / "model.safetensors")
+    save_file({n: x * np.float32(2) for n, x in tensors.items()}, Path(config.model.path) / "model.safetensors")
+    with pytest.raises(InputError, match=r"with other weights than model\.path names now"):
+        train(config)
+
+
+def test_a_run_that_is_trained_is_found_before_anything_is_read(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simcse_jax.training.trainer.create_state", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(config)
+    monkeypatch.setattr("simcse_jax.training.prepare.load_parts", lambda *given: 1 / 0)
+    with only_writer(Path(config.output)), pytest.raises(InputError, match="another process is training in"):
+        train(config)
+    with pytest.raises(ZeroDivisionError):
+        train(config)
