@@ -14,6 +14,7 @@ from pathlib import Path
 
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
 from simcse_jax.data.demo import demo_similarity, demo_text, minilm_folder
+from simcse_jax.storage.files import CACHE
 
 if root := os.environ.get("SIMCSE_DATA"):
     data = DataConfig(train=str(Path(root) / "wiki" / "wiki_en_1m.txt.gz"))
@@ -21,7 +22,7 @@ if root := os.environ.get("SIMCSE_DATA"):
         data=str(Path(root) / "senteval"), dev="STSBenchmark", every=25, test=("STSBenchmark",)
     )
 else:
-    data = DataConfig(train=str(demo_text(Path("~/.cache/simcse_jax"))))
+    data = DataConfig(train=str(demo_text(Path(CACHE))))
     evaluation = EvaluationConfig(dev=str(demo_similarity("dev")), every=25, test=(str(demo_similarity("test")),))
 
 config = Config(

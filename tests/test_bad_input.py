@@ -208,6 +208,7 @@ def test_columns_that_are_not_there(text_file: Path, train_fails: Fails, tmp_pat
         ),
         (["--data.augment", "crop", "--data.neighbours", "1"], ["data.augment is 'crop' and data.neighbours 1"]),
         (["--data.augment", "synonyms"], ["data.synonyms is empty"]),
+        (["--optimizer.clip-norm", "inf"], ["optimizer.clip_norm is inf", "a finite number"]),
         (["--objective.temperature", "nan"], ["objective.temperature is nan", "greater than 0"]),
         (["--evaluation.dev", "STSb"], ["unknown task 'STSb': did you mean 'STSBenchmark'?"]),
         (

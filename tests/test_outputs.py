@@ -9,14 +9,18 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from simcse_jax.ablation import Ablation
+from simcse_jax.ablation.run import run_ablation
 from simcse_jax.cli import main
 from simcse_jax.config import Config
+from simcse_jax.data.demo import demo_text
 from simcse_jax.errors import InputError
 from simcse_jax.inference.index import Index
 from simcse_jax.inference.loading import load_model
@@ -25,6 +29,7 @@ from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.runs.folder import check_output, create_run, is_run, open_run
 from simcse_jax.storage.files import (
+    CACHE,
     UNFINISHED,
     check_new_folder,
     check_writable_file,
@@ -32,6 +37,8 @@ from simcse_jax.storage.files import (
     write_json,
     write_text,
 )
+from simcse_jax.study import Study
+from simcse_jax.study.run import run_study
 
 
 @contextmanager
@@ -40,9 +47,11 @@ def without_rights() -> Iterator[None]:
     root = os.geteuid() == 0
     if root:
         os.seteuid(_NOBODY)
-    yield
-    if root:
-        os.seteuid(0)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
 
 
 _NOBODY = 65534
@@ -191,7 +200,7 @@ def test_folders_without_permission_are_named(open_folder: Path, tiny_bert: Path
                 load_model(path, "avg")
             with pytest.raises(InputError, match=rf"{path} cannot be read \(Permission denied\)"):
                 check_output(path)
-        with pytest.raises(InputError, match=r"run\.json cannot be read \(Permission denied\)"):
+        with pytest.raises(InputError, match=r"run cannot be read \(Permission denied\)"):
             load_model(run)
 
 
@@ -271,6 +280,41 @@ def test_runs_begin_in_empty_folders_and_outside_of_other_runs(
     for inside in (folder / "another", folder / "checkpoints" / "a" / "b"):
         with pytest.raises(InputError, match=f"lies in the folder of another run, {folder}: choose another --output"):
             check_output(inside)
+
+
+def test_studies_and_ablations_check_their_output_first(
+    small_run: Config, tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simcse_jax.ablation.run.train", lambda config: 1 / 0)
+    monkeypatch.setattr("simcse_jax.study.run.Meter", lambda study: 1 / 0)
+    run, full = tmp_path / "run", tmp_path / "full"
+    create_run(run, small_run, "", read_checkpoint(tiny_bert), load_tokenizer(tiny_bert))
+    full.mkdir()
+    (full / "thesis.tex").write_text("years of work")
+    tasks = replace(small_run.evaluation, test=(small_run.evaluation.dev,))
+    study = Study(base=replace(small_run, evaluation=tasks), steps=2, batch_sizes=(64,))
+    ablation = Ablation(base=small_run, variants={"whole": {}})
+    for output, problem in (
+        (run / "inside", "lies in the folder of another run"),
+        (Path("/proc/out"), "cannot be written"),
+        (full / "thesis.tex" / "a", "is not a folder"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            run_study(replace(study, output=str(output)))
+        with pytest.raises(InputError, match=problem):
+            run_ablation(replace(ablation, output=str(output)))
+    with pytest.raises(InputError, match="full exists and is not a study"):
+        run_study(replace(study, output=str(full)))
+
+
+def test_the_demonstration_says_where_it_cannot_write(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_folder.chmod(0o555)
+    monkeypatch.setenv("HOME", str(open_folder))
+    with (
+        without_rights(),
+        pytest.raises(InputError, match=rf"to {open_folder}/\.cache/simcse_jax \(Permission denied\): set HOME to a"),
+    ):
+        demo_text(Path(CACHE))
 
 
 def test_commands_fill_empty_folders(

@@ -1,6 +1,7 @@
 """Training of an ablation's runs, and their table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,10 +11,10 @@ from simcse_jax.errors import InputError
 from simcse_jax.objectives import check_objective
 from simcse_jax.reports.progress import say
 from simcse_jax.reports.tables import Row, markdown_table, write_csv
-from simcse_jax.runs.folder import Run, changes, is_run, open_run
+from simcse_jax.runs.folder import Run, changes, check_outside_runs, is_run, open_run
 from simcse_jax.runs.metrics_log import read_log
 from simcse_jax.runtime.processes import join_processes
-from simcse_jax.storage.files import local_only, write_text, writing
+from simcse_jax.storage.files import check_writable_folder, local_only, write_text, writing
 from simcse_jax.training.trainer import TrainingDiverged, train
 
 
@@ -32,6 +33,9 @@ def run_ablation(ablation: Ablation) -> str | None:
         config = ablation.config(name, seed)
         config.validate()
         check_objective(config.objective)
+    output = local_only(ablation.output)
+    check_writable_folder(output)
+    check_outside_runs(output)
     join_processes(ablation.base.multi_host)
     first = jax.process_index() == 0
     diverged: dict[tuple[str, int], Row] = {}
@@ -47,18 +51,21 @@ def run_ablation(ablation: Ablation) -> str | None:
             diverged[name, seed] = {"variant": name, "seed": seed, "diverged": str(error)}
     if not first:  # the first process writes what the rest of this function reads
         return ""
-    rows = [row for name in ablation.variants for row in _rows(ablation, name, diverged)]
+    trained = {output / name / f"seed{seed}" for name, seed in cells}
+    rows = [row for name in ablation.variants for row in _rows(ablation, name, diverged, trained)]
     table = format_rows(rows, ablation.paper)
-    folder = local_only(ablation.output)
-    with writing(folder / "ablation.csv"):
-        write_csv(folder / "ablation.csv", rows)
-    with writing(folder / "table.md"):
-        write_text(folder / "table.md", table + "\n")
+    with writing(output / "ablation.csv"):
+        write_csv(output / "ablation.csv", rows)
+    with writing(output / "table.md"):
+        write_text(output / "table.md", table + "\n")
     return table
 
 
-def _rows(ablation: Ablation, name: str, diverged: Mapping[tuple[str, int], Row]) -> list[Row]:
-    """The rows of a variant's runs, by seed: those that diverged in this call, and the folder's that have ended."""
+def _rows(ablation: Ablation, name: str, diverged: Mapping[tuple[str, int], Row], trained: Set[Path]) -> list[Row]:
+    """The rows of a variant's runs, by seed: those that diverged in this call, and the folder's that have ended.
+
+    Those of `trained` have been compared with their config and with the content of what it names.
+    """
     rows = {seed: row for (variant, seed), row in diverged.items() if variant == name}
     for folder in (local_only(ablation.output) / name).glob("seed*"):
         if not is_run(folder):
@@ -74,7 +81,7 @@ def _rows(ablation: Ablation, name: str, diverged: Mapping[tuple[str, int], Row]
         config = ablation.config(name, seed)
         # The text may move between calls of one run, but all runs of a table have the same text.
         others = ["data.train"] if run.config.data.train != config.data.train else []
-        if changed := changes(run.config, config) + others:
+        if folder not in trained and (changed := changes(run.config, config) + others):
             say(f"left out  {folder}, a run with other {', '.join(changed)}")
             continue
         rows[seed] = {"variant": name, "seed": seed, **_measures(run)}

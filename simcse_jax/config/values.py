@@ -35,10 +35,11 @@ def out_of_bounds(config: Any, prefix: str = "") -> Iterator[str]:
         name, value = prefix + f.name, getattr(config, f.name)
         if dataclasses.is_dataclass(value):
             yield from out_of_bounds(value, f"{name}.")
-        for bound in getattr(hints[f.name], "__metadata__", ()):
-            if isinstance(bound, Bound) and isinstance(value, int | float) and not bound.holds(value):
-                yield f"{name} is {value}; it must be {bound.words}"
-                break
+        bounds = [x for x in getattr(hints[f.name], "__metadata__", ()) if isinstance(x, Bound)]
+        if isinstance(value, float):
+            bounds.append(FINITE)  # JSON cannot write others
+        if isinstance(value, int | float) and (broken := next((x for x in bounds if not x.holds(value)), None)):
+            yield f"{name} is {value}; it must be {broken.words}"
 
 
 def check_types(config: Any) -> None:

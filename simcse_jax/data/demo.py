@@ -16,10 +16,11 @@ import shutil
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from simcse_jax.errors import InputError
-from simcse_jax.storage.files import new_folder, write_json
+from simcse_jax.errors import InputError, reason, room
+from simcse_jax.storage.files import expanded, new_folder, write_json
 
 _SPLITS = ("dev", "test")
 _TOKENIZER_FILES = (
@@ -79,19 +80,27 @@ def demo_text(cache: Path) -> Path:
 
     It is written once for each version of Python, in one step, so a reader
     never sees half of it.
+
+    Raises:
+      InputError: the cache cannot be written.
     """
-    path = cache.expanduser() / f"demo-python-{platform.python_version()}.txt"
-    if path.is_file():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = expanded(cache) / f"demo-python-{platform.python_version()}.txt"
     # Replacing is atomic only within one file system, hence the same folder.
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if path.is_file():
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(f"{sentence}\n" for sentence in demo_sentences())
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        advice = room(error) or "set HOME to a folder that can be written"
+        raise InputError(
+            f"the text of the demonstration cannot be written to {path.parent} ({reason(error)}): {advice}"
+        ) from error
     return path
 
 

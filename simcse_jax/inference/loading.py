@@ -1,5 +1,7 @@
 """Trained models: loading from a run, an export or a Hugging Face folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +23,9 @@ from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.pretrained.weights import load_params, param_shapes
 from simcse_jax.reports.progress import note
 from simcse_jax.runs.checkpoints import Checkpoints, open_checkpoints
-from simcse_jax.runs.folder import Run, is_run, open_run
+from simcse_jax.runs.folder import Run, is_run, open_run, reading_from
 from simcse_jax.runtime.mesh import find_devices, make_mesh, put, replicated, state_sharding, with_sharding
+from simcse_jax.storage.files import check_readable
 from simcse_jax.storage.objects import local_path
 
 Step = int | Literal["best", "latest"]
@@ -206,10 +209,20 @@ def kept_steps(folder: Path) -> list[int]:
     if not is_run(folder):
         raise InputError(f"{folder} is not a run: only runs have checkpoints")
     run = open_run(folder)
-    with open_checkpoints(run.folder, run.config.checkpoint, writing=False) as checkpoints:
+    with _reading(run) as checkpoints:
         if not checkpoints.steps:
             raise _no_checkpoint(run)
         return checkpoints.steps
+
+
+@contextmanager
+def _reading(run: Run) -> Iterator[Checkpoints]:
+    for path in (run.folder / "checkpoints").rglob(
+        "*"
+    ):  # orbax says of a file without permission that it is of no kind
+        check_readable(path)
+    with reading_from(run.folder), open_checkpoints(run.folder, run.config.checkpoint, writing=False) as checkpoints:
+        yield checkpoints
 
 
 def _no_checkpoint(run: Run) -> InputError:
@@ -221,7 +234,7 @@ def _no_checkpoint(run: Run) -> InputError:
 def _restore(run: Run, model: SentenceEncoder, wanted_step: Step | None) -> dict[str, Any]:
     """`step`, `selection`, `params` and, where the run trained nothing else, `mlm`."""
     mesh, shapes = make_mesh(), param_shapes(model.config, model.param_dtype)
-    with open_checkpoints(run.folder, run.config.checkpoint, writing=False) as checkpoints:
+    with _reading(run) as checkpoints:
         step, selection = _choose(run, checkpoints, wanted_step)
         wanted = {"params": with_sharding(shapes, state_sharding(mesh, shapes))}
         if not run.config.objective.contrastive_weight:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, reason
 from simcse_jax.poolers import check_pooler
 
 SETTINGS = "simcse_jax"
@@ -52,6 +52,8 @@ def read_json(path: Path, problem: str) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{problem}: it has no {path.name}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}): get permission for it, or copy it") from error
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error})") from error
 

@@ -81,7 +81,8 @@ class Run:
         """
         if not self.results_file.is_file():
             return {}
-        results: dict[str, Any] = json.loads(self.results_file.read_text("utf-8"))
+        with reading_from(self.folder):
+            results: dict[str, Any] = json.loads(self.results_file.read_text("utf-8"))
         for moment in {"before", "after"} & results.keys():
             results[moment] = {task: math.nan if x is None else x for task, x in results[moment].items()}
         return results
@@ -106,6 +107,19 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise InputError(f"writing to {folder} failed ({reason(error)}): {advice}") from error
 
 
+@contextmanager
+def reading_from(folder: Path) -> Iterator[None]:
+    """Turns a system error into `InputError`, in a block that does nothing but read in a run folder."""
+    try:
+        yield
+    except Exception as error:  # tensorstore reports errors of the system as ValueErrors
+        if isinstance(error, InputError) or system_error(error) is None:
+            raise
+        raise InputError(
+            f"{folder} cannot be read ({reason(error)}): get permission for all that is in it, or copy the run again"
+        ) from error
+
+
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run folder."""
     return (folder / "run.json").is_file()
@@ -118,11 +132,12 @@ def open_run(folder: Path) -> Run:
       InputError: run.json cannot be read.
     """
     try:
-        about = json.loads((folder / "run.json").read_text("utf-8"))
+        with reading_from(folder):
+            about = json.loads((folder / "run.json").read_text("utf-8"))
         config = from_dict(Config, about["config"])
         return Run(folder, config, about["data_fingerprint"], dict(about.get("contents", {})))
-    except OSError as error:
-        raise InputError(f"{folder / 'run.json'} cannot be read ({reason(error)}): get permission for it") from error
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder / 'run.json'} is not a run's config ({reason(error)}): restore it, or remove the folder"
@@ -133,10 +148,15 @@ def check_output(folder: Path) -> None:
     """Raises `InputError` unless `folder` is a run, or absent or empty and can be created outside of other runs."""
     check_readable(folder)
     if is_run(folder):
-        check_writable_folder(folder, folder)
-        return
-    path = check_new_folder(folder, "a run of ours", "choose another, e.g. --output runs/NEW, or remove it")
-    if outer := next((parent for parent in path.resolve().parents if is_run(parent)), None):
+        check_writable_folder(folder)
+    else:
+        check_new_folder(folder, "a run of ours", "choose another, e.g. --output runs/NEW, or remove it")
+        check_outside_runs(folder)
+
+
+def check_outside_runs(folder: Path) -> None:
+    """Raises `InputError` for a folder inside that of a run, whose files would be taken for those of the run."""
+    if outer := next((parent for parent in folder.resolve().parents if is_run(parent)), None):
         raise InputError(f"output {folder} lies in the folder of another run, {outer}: choose another --output")
 
 

@@ -55,6 +55,8 @@ def check_readable(path: Path) -> None:
             os.scandir(path).close()
         elif path.is_file():
             path.open("rb").close()
+    except FileNotFoundError:  # removed meanwhile
+        return
     except OSError as error:
         raise InputError(f"{path} cannot be read ({reason(error)}): get permission for it, or give another") from error
 
@@ -151,13 +153,12 @@ def check_new_folder(
     try:
         place = folder.resolve()
         taken = bool(_held(place)) if place.is_dir() else place.exists()
-        nearest = next(path for path in (place, *place.parents) if path.exists())
     except (OSError, RuntimeError) as error:  # no permission; links in a circle
         raise InputError(f"output {folder} cannot be read ({reason(error)}): choose another") from error
     if taken:
         holds = f" (it holds {_held(place)[0]})" if place.is_dir() else ""
         raise InputError(f"output {folder} exists and is not {expected}{holds}: {advice}")
-    check_writable_folder(folder, nearest)
+    check_writable_folder(folder)
     return folder
 
 
@@ -166,16 +167,20 @@ def _held(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(UNFINISHED))
 
 
-def check_writable_folder(output: Path, folder: Path) -> None:
-    """Raises `InputError` unless `folder`, the existing place for `output`, is a folder and can be written: tried."""
-    problem = f"{folder} is not a folder"
+def check_writable_folder(folder: Path) -> None:
+    """Raises `InputError` unless a folder can be written, or made and written: its nearest existing folder is tried."""
+    place = folder.resolve()
+    nearest, problem = folder, ""
     try:
-        if folder.is_dir():
-            _try_writing(folder)
-            return
+        nearest = next(path for path in (place, *place.parents) if path.exists())
+        if nearest.is_dir():
+            _try_writing(nearest)
+        else:
+            problem = f"{nearest} is not a folder"
     except OSError as error:
-        problem = f"{reason(error)} in {folder}"
-    raise InputError(f"output {output} cannot be written ({problem}): choose another")
+        problem = f"{reason(error)} in {nearest}"
+    if problem:
+        raise InputError(f"output {folder} cannot be written ({problem}): choose another")
 
 
 @contextmanager

@@ -18,8 +18,16 @@ import jax
 from simcse_jax.config.values import field_value, from_dict, to_dict
 from simcse_jax.errors import InputError, reason
 from simcse_jax.reports.progress import say
+from simcse_jax.runs.folder import check_outside_runs
 from simcse_jax.runtime.processes import join_processes
-from simcse_jax.storage.files import check_writable_folder, finite, write_json, writing
+from simcse_jax.storage.files import (
+    check_new_folder,
+    check_readable,
+    check_writable_folder,
+    finite,
+    write_json,
+    writing,
+)
 from simcse_jax.study.grid import Cell, Study, changes
 from simcse_jax.study.measure import Measures, Meter
 from simcse_jax.study.report import write_report
@@ -92,11 +100,12 @@ def _check_folder(study: Study) -> str | None:
       InputError: the folder holds a study with other settings, or something else, or cannot be made.
     """
     folder, file = study.folder, study.folder / "study.json"
+    check_readable(folder)
     if not file.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"output {folder} exists and is not a study: choose another --output, or remove it")
-        check_writable_folder(folder, next(p for p in (folder, *folder.absolute().parents) if p.exists()))
+        check_new_folder(folder, "a study")
+        check_outside_runs(folder)
         return None
+    check_writable_folder(folder)
     try:
         about = json.loads(file.read_text("utf-8"))
         before, fingerprint = from_dict(Study, about["study"]), str(about["data_fingerprint"])
