@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from simcse_jax.ablation.run import format_rows
+from simcse_jax.ablation.run import _rows, format_rows
 from simcse_jax.ablation.settings import Ablation, with_settings
 from simcse_jax.cli import main
 from simcse_jax.config import Config
 from simcse_jax.config.load import load_variable
 from simcse_jax.errors import InputError
 from simcse_jax.objectives import check_options
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.runs.folder import create_run
+from simcse_jax.storage.files import write_json
 
 PRESETS = [p.stem for p in sorted((Path(__file__).parents[1] / "configs" / "ablations").glob("[!_]*.py"))]
 
@@ -52,6 +56,17 @@ def test_the_table_has_the_spread_over_seeds() -> None:
         "| a | 2 | 81.00 ± 1.41 | 0.0200 ± 0.0141 | 82.5 |",
         "| b | 0 | diverged | diverged |  |",
     ]
+
+
+def test_the_table_keeps_runs_whose_files_have_moved(small_run: Config, tiny_bert: Path, tmp_path: Path) -> None:
+    """Where this call has compared their content; of others only the paths are known."""
+    ablation = Ablation(base=small_run, variants={"whole": {}}, output=str(tmp_path))
+    config = replace(ablation.config("whole", 42), model=replace(small_run.model, path="/gone"))
+    folder = tmp_path / "whole" / "seed42"
+    run = create_run(folder, config, "", read_checkpoint(tiny_bert), load_tokenizer(tiny_bert))
+    write_json(run.results_file, {"step": 8, "dev": None})
+    assert [row["seed"] for row in _rows(ablation, "whole", {}, {folder})] == [42]
+    assert _rows(ablation, "whole", {}, set()) == []
 
 
 @pytest.mark.full
