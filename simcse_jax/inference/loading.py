@@ -133,7 +133,7 @@ def load_model(
     if pooler is not None:
         check_pooler(pooler)
     find_devices()
-    note(f"loading {name_or_path}" + ("" if step is None else f", step {step:,}"))
+    note(f"loading {name_or_path}" + ("" if step is None else f", step {step}"))
     folder = local_path(name_or_path)
     run = open_run(folder) if is_run(folder) else None
     checkpoint = read_checkpoint(run.model_folder if run else name_or_path)

@@ -131,13 +131,12 @@ def open_run(folder: Path) -> Run:
     Raises:
       InputError: run.json cannot be read.
     """
+    with reading_from(folder):
+        text = (folder / "run.json").read_bytes()
     try:
-        with reading_from(folder):
-            about = json.loads((folder / "run.json").read_text("utf-8"))
+        about = json.loads(text)
         config = from_dict(Config, about["config"])
         return Run(folder, config, about["data_fingerprint"], dict(about.get("contents", {})))
-    except InputError:
-        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder / 'run.json'} is not a run's config ({reason(error)}): restore it, or remove the folder"
