@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import select
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -82,7 +83,10 @@ def test_a_terminal_without_a_size_shows_the_line(monkeypatch: pytest.MonkeyPatc
         patch.setattr("sys.stderr", file)
         with progress_bar(5, "sentences", "encoding") as bar:
             bar.update(5)
-        assert b"encoding: 5 of 5 sentences" in os.read(terminal, 10_000)
+        shown = b""
+        while select.select([terminal], [], [], 1)[0]:
+            shown += os.read(terminal, 10_000)
+        assert b"encoding: 5 of 5 sentences" in shown
     os.close(terminal)
 
 

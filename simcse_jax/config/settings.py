@@ -332,11 +332,6 @@ class Config:
                 f"evaluation.geometry_every is {self.evaluation.geometry_every} but evaluation.dev is empty: "
                 "name the pairs to measure, e.g. --evaluation.dev STSBenchmark"
             )
-        if len(self.evaluation.columns) not in (0, 2):
-            raise InputError(
-                f"evaluation.columns names {len(self.evaluation.columns)} columns: name two, of the question "
-                "and of its answer, or none"
-            )
         if not self.data.train:
             yield "data.train is empty: give a file of sentences, e.g. --data.train wiki.txt"
 
