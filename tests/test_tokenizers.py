@@ -152,6 +152,19 @@ def test_gaps_below_the_last_row_are_fine(tiny_bert: Path, tmp_path: Path) -> No
     assert augmenter.starts[[7, 119]].tolist() == [True, False]
 
 
+def test_a_sentence_without_a_token_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    """A tokenizer without a template adds no special tokens; empty text has the vector of nothing."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    write_words(model, {"near": 7})
+    rules = json.loads((model / "tokenizer.json").read_text())
+    (model / "tokenizer.json").write_text(json.dumps(rules | {"post_processor": None}))
+    loaded = SimCSE(model, pooler="avg")
+    assert np.isfinite(loaded.encode(["near", "near near"])).all()
+    with pytest.raises(InputError, match="has no token"):
+        loaded.encode(["near", ""])
+
+
 def tokenize(tokenizer: Any, text: str, cache: Path) -> TokenTable:
     file = cache.parent / "text.txt"
     file.write_text(text)

@@ -214,6 +214,11 @@ class BatchEncoder:
 
     def _batches(self, tokens: list[np.ndarray]) -> Iterator[_Batch]:
         lengths = np.array([len(ids) for ids in tokens])
+        if not lengths.all():
+            raise InputError(
+                "a sentence has no token, which has no vector: this tokenizer adds no special tokens, so leave out "
+                "empty sentences"
+            )
         packed = lengths <= self.packed_length
         yield from self._alone(tokens, lengths, np.flatnonzero(~packed))
         if packed.any():
