@@ -100,7 +100,7 @@ def test_labels_are_told_by_how_few_they_are(tmp_path: Path) -> None:
         "question,answer\n今天天气怎么样,很好\n你是谁,我是我\n",
         "query,passage\nshoes,red shoes\nshoes,blue shoes\nshoes,big shoes\nshoes,old shoes\n",
         "word,meaning\ncat,a small animal\nbank,a place for money\n",
-        "a,b,c\np,h,x\np,i,z\np,j,v\n",
+        "a,b,negatives\np,h,x\np,i,z\np,j,v\n",
     ],
 )
 def test_text_is_not_refused(content: str, tmp_path: Path) -> None:
@@ -149,6 +149,8 @@ def test_columns_of_one_name_never_play_two_roles(tmp_path: Path) -> None:
         ("hard_neg,sent0,sent1", "sent0 sent1 hard_neg"),
         ("positive,text", "text positive"),
         ("question,negative", "question"),
+        ("answer,question", "question answer"),
+        ("title,question,answer", "question answer"),
     ],
 )
 def test_columns_whose_names_claim_other_roles_are_refused(header: str, right: str, tmp_path: Path) -> None:
@@ -156,7 +158,21 @@ def test_columns_whose_names_claim_other_roles_are_refused(header: str, right: s
     cells = ",".join("abc"[: header.count(",") + 1])
     message = refused(tmp_path / "a.csv", f"{header}\n{cells}\n")
     assert "in the place of the" in message
-    assert message.endswith(f"--data.columns {right}")
+    assert message.endswith(f"in this order: --data.columns {right}")
+
+
+def test_what_the_third_of_three_texts_is_must_be_said(tmp_path: Path) -> None:
+    """The advice makes no hard negative of just any text, and the first lines say so of one that is taken."""
+    _, lines = read(tmp_path / "b.csv", "title,text,summary\na,b,c\n")
+    assert lines[3].startswith("NOTE: summary is taken for hard negatives")
+    assert lines[3].endswith("--data.columns title text")
+    assert len(read(tmp_path / "b.csv", columns=("title", "text", "summary"))[1]) == 3
+    message = refused(tmp_path / "a.csv", "id,title,text,summary\n1,a,b,c\n")
+    assert message.endswith("in this order, for example: --data.columns title text")
+    message = refused(tmp_path / "a.csv", "id,question,A,B,answer\n1,a,b,c,d\n")
+    assert message.endswith("in this order: --data.columns question answer")
+    message = refused(tmp_path / "a.csv", "id,sent0,sent1,hard_neg\n1,a,b,c\n")
+    assert message.endswith("in this order: --data.columns sent0 sent1 hard_neg")
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "csv.gz"])

@@ -76,6 +76,11 @@ def describe_columns(source: Source, config: DataConfig, columns: tuple[str, ...
     lines = [f"{role} ← {name}: {_clip(text)}" for role, name, text in zip(ROLES, names, example, strict=False)]
     if lost := _lost_row(source):
         lines.append(f"NOTE: {lost.removeprefix('; ')}")
+    if not config.columns and len(columns) == len(ROLES) and place(columns[2]) != 2:
+        lines.append(
+            f"NOTE: {columns[2]} is taken for hard negatives, which its name does not say; to train on pairs, add "
+            f"--data.columns {shlex.join(columns[:2])}"
+        )
     if not columns and "\t" in example[0]:
         lines.append(r"NOTE: lines hold tabs; if these divide columns, read them with --data.delimiter '\t'")
     return tuple(lines)
@@ -143,10 +148,19 @@ class _Table:
         return tuple(name for name, why in self._faults.items() if not why)
 
     @property
-    def _ordered(self) -> tuple[str, ...]:
-        """The columns that look like text, in the order of the places that their names claim, if any."""
+    def _suggested(self) -> tuple[tuple[str, ...], bool]:
+        """Columns that look like text, as the places that their names claim order them; whether they are the only ones.
+
+        Where some claim to be sentence and positive, others are left out; nothing but a negative is a third.
+        """
         places = {name: place(name) for name in self.texts}
-        return tuple(sorted(self.texts, key=lambda name: 0.5 if places[name] is None else float(places[name] or 0)))
+        if {0, 1} <= set(places.values()):
+            claimed = {p: name for name, p in reversed(places.items()) if p is not None}
+            return tuple(claimed[p] for p in sorted(claimed)), True
+        ordered = sorted(places, key=lambda name: 0.5 if places[name] is None else float(places[name] or 0))
+        rest = [name for name in ordered if places[name] != 2]
+        negatives = [name for name in ordered if places[name] == 2] if len(rest) == 2 else []
+        return (*rest[:2], *negatives[:1]), 0 < len(rest) < 3
 
     @property
     def problem(self) -> str:
@@ -166,11 +180,8 @@ class _Table:
     def advice(self) -> str:
         """The columns with an example of each, and the option that names the right ones."""
         shown = (f"{_clip(name) or repr(name)} ({self._example(name)})" for name in self.header)
-        chosen = self._ordered
-        if len(chosen) > 1 and place(chosen[1]) == 2:
-            chosen = (chosen[0], *chosen[2:])
-        sure = 0 < len(chosen) <= len(ROLES)
-        option = shlex.join(chosen if sure else chosen[:2] or self.header[:1])
+        chosen, sure = self._suggested
+        option = shlex.join(chosen or self.header[:1])
         return (
             f"its columns are {', '.join(shown)}; name those of sentence, positive and hard negative in this order"
             f"{'' if sure else ', for example'}: --data.columns {option}"

@@ -13,7 +13,7 @@ _NAMES = {
     "price",
     "text": "sentence sentences sent text texts query question answer anchor premise hypothesis passage document doc "
     "title body content context response summary paragraph phrase description prompt "
-    "completion review comment pos neg positive negative",
+    "completion review comment pos neg positive negative negatives",
 }
 _CLASSES = (
     "true false yes no none null n/a na - unknown positive negative neutral pos neg entailment contradiction "
@@ -21,7 +21,8 @@ _CLASSES = (
 )
 _LABELS = frozenset(_CLASSES.split())
 _KINDS = {word: kind for kind, words in _NAMES.items() for word in words.split()}
-_PLACES = {"anchor": 0, "query": 0, "positive": 1, "pos": 1, "negative": 2, "neg": 2}
+_CLAIMS = ("anchor query question", "answer positive pos", "negative negatives neg")
+_PLACES = {word: n for n, words in enumerate(_CLAIMS) for word in words.split()}
 _TYPES = {bool: "truth values", int: "numbers", float: "numbers", list: "lists", dict: "objects", bytes: "bytes"}
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+")
