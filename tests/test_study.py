@@ -111,7 +111,7 @@ def test_a_cell_is_the_run_it_says(done: Study) -> None:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     dev = {line["step"]: line for line in lines if "dev" in line}
     assert sorted(dev) == [0, 2, 3]  # two evaluations were asked for
-    best = max(dev.values(), key=lambda line: (line["dev"], -line["step"]))
+    best = max(dev.values(), key=lambda line: (line["dev"], line["step"]))  # of equal scores the last
     assert (measured["best_step"], measured["dev"]) == (best["step"], best["dev"])
     assert (measured["alignment"], measured["uniformity"]) == (best["dev_alignment"], best["dev_uniformity"])
     assert measured["path"] == [[s, d["dev_alignment"], d["dev_uniformity"]] for s, d in sorted(dev.items())]
