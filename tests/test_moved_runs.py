@@ -49,10 +49,11 @@ def stop_at(step: int, config: Config) -> None:
         assert train(config) == {"stopped": step}
 
 
-def append(file: Path, text: str) -> Callable[[], None]:
-    """Adds to a file, and returns a function that takes it back."""
+def change_a_score(file: Path) -> Callable[[], None]:
+    """Changes one gold score, and returns a function that takes it back."""
     before = file.read_bytes()
-    file.write_bytes(before + text.encode())
+    assert before.count(b"\t0\n") == 1
+    file.write_bytes(before.replace(b"\t0\n", b"\t1\n"))
     return lambda: [file.write_bytes(before), None][1]
 
 
@@ -74,7 +75,7 @@ def test_a_run_goes_on_with_moved_files_and_refuses_changed_ones(
             save_file(changed, "model/model.safetensors")
             restore: Callable[[], object] = lambda: save_file(tensors, "model/model.safetensors")  # noqa: B023, E731
         else:
-            restore = append(Path(f"{name}.tsv"), "a cat\ta dog\t1\n")
+            restore = change_a_score(Path(f"{name}.tsv"))
         setting = "model.path" if name == "model" else f"evaluation.{name}"
         with pytest.raises(InputError, match=f"run is a run with other {what} than {setting} names now") as raised:
             train(moved)
