@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from simcse_jax.commands.names import check_options
+from simcse_jax.commands.names import check_options, usage
 from simcse_jax.commands.options import Command, Configured, pairs_of_values
 from simcse_jax.errors import InputError, did_you_mean, reason
 from simcse_jax.reports.progress import discard, telling
@@ -194,7 +194,14 @@ def parse(argv: list[str]) -> Command:
         preset = {"default": kind.from_file(rest[0])}
     anywhere = [word for word in _ANYWHERE if word in argv]
     with pairs_of_values():
-        command: Command = tyro.cli(kind, prog=f"simcse-jax {chosen}", args=anywhere + rest, **preset)
+        parsed: tuple[Command, list[str]] = tyro.cli(
+            kind, prog=f"simcse-jax {chosen}", args=anywhere + rest, return_unknown_args=True, **preset
+        )
+    command, left = parsed
+    if left:
+        raise InputError(
+            f"{chosen} takes no argument '{left[0]}': {usage(chosen, kind)} [OPTIONS], where options begin with --"
+        )
     if isinstance(command, Configured) and not preset:
         raise InputError(f"give the config file right after {chosen}: simcse-jax {chosen} {command.config_file} ...")
     return command

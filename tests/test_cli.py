@@ -219,7 +219,11 @@ def test_usage_names_the_arguments(words: list[str], usage: str, capsys: pytest.
             ["encode", "m", "--checkpoint.every", "3"],
             ["encode has no option --checkpoint.every: simcse-jax encode MODEL"],
         ),
-        (["train", "quickstart", "word"], ["For full helptext, run simcse-jax train --help"]),
+        (
+            ["train", "sup_bert_base", "wiki.txt"],
+            ["train takes no argument 'wiki.txt': simcse-jax train CONFIG [OPTIONS]"],
+        ),
+        (["train", "sup_bert_base", "--seed", "x"], ["simcse-jax train --help"]),
     ],
 )
 def test_an_option_that_a_command_does_not_have(

@@ -103,7 +103,7 @@ def check_options(command: str, kind: type, words: Sequence[str]) -> None:
             continue
         argument = known.get(option.replace("_", "-"))
         if argument is None:
-            messages[f"{command} has no option {option}: {_advice(option, command, arguments)}"] = None
+            messages[f"{command} has no option {option}: {_advice(option, command, kind, arguments)}"] = None
         elif argument.choices and (given or place + 1 < len(words)):
             value = value if given else words[place + 1]
             if value not in argument.choices:
@@ -114,13 +114,17 @@ def check_options(command: str, kind: type, words: Sequence[str]) -> None:
         raise InputError(*messages)
 
 
-def _advice(option: str, command: str, arguments: Sequence["_Argument"]) -> str:
-    usage = " ".join([f"simcse-jax {command}", *(argument.shown for argument in arguments if argument.positional)])
+def usage(command: str, kind: type) -> str:
+    """How a command is called, without its options."""
+    return " ".join([f"simcse-jax {command}", *(a.shown for a in arguments_of(kind) if a.positional)])
+
+
+def _advice(option: str, command: str, kind: type, arguments: Sequence["_Argument"]) -> str:
     meant = sorted(_meant(option, arguments), key=lambda argument: (argument.positional, argument.name.count(".")))
     if not meant:
-        return f"{usage} --help lists its options"
+        return f"{usage(command, kind)} --help lists its options"
     if meant[0].positional:
-        return f"give {meant[0].shown} without an option: {usage}"
+        return f"give {meant[0].shown} without an option: {usage(command, kind)}"
     return f"did you mean {' or '.join(argument.shown for argument in meant if not argument.positional)}?"
 
 
