@@ -386,6 +386,15 @@ def test_long_texts(model: SimCSE, tiny_bert: Path) -> None:
     np.testing.assert_array_equal(model.encode(["short"], long_text="error"), model.encode(["short"]))
 
 
+def test_a_query_that_is_cut_is_said(tiny_bert: Path, text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    queries = ["a man", "a man runs " * 9]
+    main(["search", str(tiny_bert), str(text_file), *queries, "--pooler", "avg", "--max-length", "16"])
+    said = [line for line in capsys.readouterr().err.splitlines() if "only the beginning counts" in line]
+    assert len(said) == 1
+    assert said[0].startswith("'a man runs a man runs")
+    assert "longer than the 16 tokens" in said[0]
+
+
 def test_command(tiny_bert: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = text_file.read_text().splitlines()
     index = tmp_path / "index"

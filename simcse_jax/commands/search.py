@@ -45,6 +45,7 @@ class Search(Command):
         import json
 
         from simcse_jax.inference.simcse import SimCSE
+        from simcse_jax.reports.progress import note
         from simcse_jax.storage.files import check_new_folder, write_or_rescue
 
         if not self.queries and self.save_index is None:
@@ -56,6 +57,10 @@ class Search(Command):
         make_searchable(model, self.sentences, self.backend)
         if self.save_index is not None:
             write_or_rescue(model.save_index, self.save_index)
+        for query, cut in zip(self.queries, model.are_cut(self.queries), strict=True):
+            if cut:
+                limit = f"is longer than the {model.max_length} tokens that the model reads"
+                note(f"'{query[:60]}…' {limit}: only the beginning counts")
         for query, hits in zip(self.queries, model.search(list(self.queries), self.top_k, self.threshold), strict=True):
             if self.json:
                 found = {"query": query, "hits": [asdict(hit) for hit in hits]}
