@@ -78,7 +78,7 @@ def encoding(
 ) -> tuple[list[Table], np.ndarray]:
     """One table per type of arithmetic, and our vectors in the first type."""
     checkpoint = read_checkpoint(model)
-    limit = checkpoint.max_length or checkpoint.config.max_length
+    limit = checkpoint.max_length
     lengths = [len(ids) for ids in encode_batch(load_tokenizer(model), sentences, limit)]
     flops = forward_flops(checkpoint.config, lengths)
     tables: list[Table] = []

@@ -39,7 +39,7 @@ class Encode(OnJax):
         self, model: str, sentences: list[str], batch_size: int, dtype: str, packed_length: int = ENCODE_ROW
     ) -> None:
         self._loaded = load_model(model, dtype=dtype)
-        self._encoder = self._loaded.encoder(self._loaded.checkpoint.max_length, batch_size, packed_length)
+        self._encoder = self._loaded.encoder(None, batch_size, packed_length)
         self._sentences = sentences
 
     def run(self) -> np.ndarray:

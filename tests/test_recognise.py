@@ -148,20 +148,18 @@ def test_dense_by_hand(tmp_path: Path, tiny_bert: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "dense", "config", "words"),
+    ("kinds", "dense", "words"),
     [
-        (("LayerNorm",), {}, {}, ["LayerNorm", "supported are Transformer", "--pooler"]),
-        (("Dense",), {"activation_function": "torch.nn.modules.activation.PReLU"}, {}, ["PReLU", "--pooler"]),
-        (("Dense",), {"activation_function": "mine.Tanh"}, {}, ["mine.Tanh", "--pooler"]),
-        (("Dense",), {"use_residual": True}, {}, ["residual", "--pooler"]),
-        ((), {}, {"prompts": {"q": "query: "}, "default_prompt_name": "q"}, ["'query: '", "--pooler"]),
+        (("LayerNorm",), {}, ["LayerNorm", "supported are Transformer", "--pooler"]),
+        (("Dense",), {"activation_function": "torch.nn.modules.activation.PReLU"}, ["PReLU", "--pooler"]),
+        (("Dense",), {"activation_function": "mine.Tanh"}, ["mine.Tanh", "--pooler"]),
+        (("Dense",), {"use_residual": True}, ["residual", "--pooler"]),
     ],
 )
 def test_what_is_not_read_is_said(
-    tmp_path: Path, tiny_bert: Path, kinds: tuple[str, ...], dense: Any, config: Any, words: list[str]
+    tmp_path: Path, tiny_bert: Path, kinds: tuple[str, ...], dense: Any, words: list[str]
 ) -> None:
     folder = st_folder(tiny_bert, tmp_path / "st", *kinds, **dense)
-    (folder / "config_sentence_transformers.json").write_text(json.dumps(config))
     with pytest.raises(InputError) as caught:
         load_model(folder)
     assert all(word in str(caught.value) for word in words), caught.value
@@ -205,7 +203,8 @@ DAMAGED = {
     "encoder settings": ("sentence_bert_config.json", [], "sentence_bert_config.json holds a JSON list"),
     "a word as length": ("sentence_bert_config.json", {"max_seq_length": "x"}, "max_seq_length 'x'; expected a number"),
     "no end": ("sentence_bert_config.json", {"max_seq_length": float("inf")}, "max_seq_length inf; expected a number"),
-    "prompts": ("config_sentence_transformers.json", {"prompts": ["a"]}, "no prompts by name"),
+    "prompts": ("config_sentence_transformers.json", {"prompts": ["a"]}, "expected texts by name"),
+    "no such prompt": ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "not among its prompts"),
     "a Dense": ("2_Dense/config.json", [], "config.json holds a JSON list"),
     "weights": ("model.safetensors.index.json", [], "holds a JSON list"),
     "no weights": ("model.safetensors.index.json", {}, "no weight_map"),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from simcse_jax.config.values import BELOW_ONE, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, check_types, out_of_bounds
 from simcse_jax.errors import InputError
-from simcse_jax.poolers import PoolerName
+from simcse_jax.poolers import PoolerName, check_pooler
 from simcse_jax.storage.files import CACHE
 
 MIN_LENGTH = 3
@@ -35,8 +35,9 @@ class ModelConfig:
     path: str = "bert-base-uncased"
     """BERT or RoBERTa to start from: a Hugging Face folder, a name on the hub, an export or a run (its best checkpoint,
     or the latest where it has no dev scores)."""
-    pooler: PoolerName = "cls"
-    """Method that turns token vectors into one sentence vector."""
+    pooler: PoolerName | None = None
+    """Method that turns token vectors into one sentence vector. If not given, that of the model in `path` where it has
+    one (with its `mlp_only_train`), else `cls`."""
     mlp_only_train: bool = False
     """With pooler `cls`: use the tanh head while training and drop it afterwards (the unsupervised setting)."""
     head: Literal["fresh", "checkpoint"] = "fresh"
@@ -268,6 +269,8 @@ class Config:
 
     def validate(self) -> None:
         """Raises `InputError` for values that no run can use, all of them."""
+        if isinstance(getattr(self.model, "pooler", None), str):
+            check_pooler(self.model.pooler)  # it knows the names of others
         check_types(self)
         if problems := [*out_of_bounds(self), *self._conflicts()]:
             raise InputError(*problems)
@@ -291,7 +294,7 @@ class Config:
                 f"data.packed_length is {self.data.packed_length} and data.max_length {self.data.max_length}: a row "
                 "must hold the longest sentence, so set packed_length to at least that, or to 0 not to pack"
             )
-        if self.model.mlp_only_train and self.model.pooler != "cls":
+        if self.model.mlp_only_train and self.model.pooler not in (None, "cls"):
             yield (
                 f"model.mlp_only_train drops the head of pooler 'cls' after training, but model.pooler is "
                 f"'{self.model.pooler}', which has no head: set mlp_only_train to False or the pooler to 'cls'"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -53,7 +54,8 @@ def _of_other_types(config: Any, prefix: str) -> Iterator[str]:
     for f in dataclasses.fields(config):
         name, value, hint = prefix + f.name, getattr(config, f.name), hints[f.name]
         if not _fits(value, hint):
-            yield f"{name} is {value!r}; expected {_described(hint)}"
+            advice = f": give {os.fspath(value)!r}" if isinstance(value, os.PathLike) else ""
+            yield f"{name} is {value!r}; expected {_described(hint)}{advice}"
         elif dataclasses.is_dataclass(value):
             yield from _of_other_types(value, f"{name}.")
 

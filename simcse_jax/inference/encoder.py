@@ -20,7 +20,7 @@ from simcse_jax.model import SentenceEncoder
 from simcse_jax.model.params import Params
 from simcse_jax.postprocess import KEY
 from simcse_jax.pretrained.tokenizers import check_tokenizer
-from simcse_jax.reports.progress import progress_bar
+from simcse_jax.reports.progress import note, progress_bar
 from simcse_jax.runtime.mesh import put_batch, replicated
 
 _CHUNK = 8192  # sentences tokenised and packed at a time
@@ -32,6 +32,20 @@ _Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 _MEAN_LENGTH = 16
 # Tokens per slot of a row: the shortest sentences are the special tokens and one word.
 _TOKENS_A_SLOT = 8
+
+
+def check_max_length(length: Any, positions: int) -> None:
+    """Raises `InputError` for a number of tokens that is too small for a sentence, or too large for the encoder."""
+    if not isinstance(length, int | np.integer) or length < MIN_LENGTH:
+        raise InputError(
+            f"max_length is {length}; it must be at least {MIN_LENGTH}, a whole number: "
+            "two special tokens and one of the sentence"
+        )
+    if length > positions:
+        raise InputError(
+            f"max_length is {length} but the model has positions for {positions} tokens: use at most that, and "
+            "long_text 'windows' for longer texts"
+        )
 
 
 class BatchEncoder:
@@ -49,6 +63,7 @@ class BatchEncoder:
         batch_size: int = 64,
         packed_length: int = ENCODE_ROW,
         long_text: LongText = "cut",
+        prompt: str = "",
     ) -> None:
         """Prepares the forward pass.
 
@@ -56,18 +71,21 @@ class BatchEncoder:
           model: the module.
           tokenizer: its fast tokenizer.
           mesh: devices; the batch is split over all of them.
-          max_length: most tokens per sentence; the model's own limit where None.
+          max_length: most tokens per sentence; as many as the encoder has positions for where None. `encoder_of` takes
+            the model's own limit.
           batch_size: sentences per forward pass, over all devices; packed, as many tokens as that number of sentences
             with 16 tokens each.
           packed_length: tokens per row. Sentences of at most that length share rows, one after the other; longer ones
             have rows of their own, and all have where it is 0. The vectors agree up to rounding.
           long_text: treatment of longer texts, see `LongText`.
+          prompt: text to put before each sentence.
 
         Raises:
-          InputError: `max_length` leaves no room for a token, `packed_length`, `batch_size` or `long_text` cannot
-            be used, or see `check_tokenizer`.
+          InputError: `max_length` leaves no room for a token or exceeds the encoder's positions, `packed_length`,
+            `batch_size` or `long_text` cannot be used, or see `check_tokenizer`.
         """
-        if packed_length and not _TOKENS_A_SLOT <= packed_length <= _LENGTHS[-1]:
+        whole = isinstance(packed_length, int | np.integer)
+        if not whole or (packed_length and not _TOKENS_A_SLOT <= packed_length <= _LENGTHS[-1]):
             raise InputError(
                 f"packed_length is {packed_length}; it must be 0 (one sentence per row) or {_TOKENS_A_SLOT} to "
                 f"{_LENGTHS[-1]} tokens per row"
@@ -76,7 +94,7 @@ class BatchEncoder:
         self.mesh = mesh
         self.tokenizer = tokenizer
         self._limit = model.config.max_length
-        self._set(batch_size, max_length, long_text)
+        self._set(batch_size, max_length, long_text, prompt)
         self.packed_length = packed_length
         self._lengths: tuple[int, ...] = _LENGTHS
 
@@ -88,25 +106,29 @@ class BatchEncoder:
 
         self._forward = jax.jit(forward, out_shardings=replicated(mesh))
 
-    def with_limits(self, batch_size: int, max_length: int | None, long_text: LongText) -> "BatchEncoder":
+    def __repr__(self) -> str:
+        """Its settings."""
+        return f"BatchEncoder(max_length={self.max_length}, batch_size={self.batch_size}, long_text={self.long_text!r})"
+
+    def with_limits(
+        self, batch_size: int, max_length: int | None, long_text: LongText, prompt: str = ""
+    ) -> "BatchEncoder":
         """The same encoder with other settings, see the constructor; both share their compiled programs."""
         other = copy.copy(self)
-        other._set(batch_size, max_length, long_text)
+        other._set(batch_size, max_length, long_text, prompt)
         return other
 
-    def _set(self, batch_size: int, max_length: int | None, long_text: LongText) -> None:
-        if max_length is not None and (not isinstance(max_length, int | np.integer) or max_length < MIN_LENGTH):
-            raise InputError(
-                f"max_length is {max_length}; it must be at least {MIN_LENGTH}, a whole number: "
-                "two special tokens and one of the sentence"
-            )
+    def _set(self, batch_size: int, max_length: int | None, long_text: LongText, prompt: str) -> None:
+        length = self._limit if max_length is None else max_length
+        check_max_length(length, self._limit)
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; it must be a whole number greater than 0")
         if long_text not in get_args(LongText):
             raise InputError(f"long_text is '{long_text}'; choose one of {', '.join(get_args(LongText))}")
-        self.max_length = self._limit if max_length is None else min(max_length, self._limit)
+        self.max_length = length
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         self.long_text = long_text
+        self.prompt = prompt
 
     def with_few_programs(self) -> "BatchEncoder":
         """The same encoder with rows of few lengths, shared by sentences of all lengths: about nine programs instead of
@@ -140,7 +162,8 @@ class BatchEncoder:
     def __call__(self, params: Params, sentences: list[str], progress: bool | str = False) -> Float[np.ndarray, "S D"]:
         """Vectors of the sentences, in their order, not normalised, float32 (float64 for a float64 model).
 
-        The encoder applies a post-processor that is among the parameters.
+        The encoder puts its prompt before each sentence, and applies a post-processor that is among the parameters.
+        In a command, with `progress`, a line says how many sentences were cut.
 
         Each process of a multi-host job must call this with the same sentences; each gets all vectors.
 
@@ -159,15 +182,25 @@ class BatchEncoder:
     def _encode_texts(self, params: Params, sentences: list[str], bar: Any) -> Float[np.ndarray, "S D"]:
         tokens: list[np.ndarray] = []
         owners: list[int] = []
+        cut = 0
         for start in range(0, len(sentences), _CHUNK):
-            chunk = sentences[start : start + _CHUNK]
+            chunk = [self.prompt + sentence for sentence in sentences[start : start + _CHUNK]]
             if self.long_text == "cut":
                 ids = encode_batch(self.tokenizer, chunk, self.max_length)
+                full = [
+                    s for s, x in zip(sentences[start : start + _CHUNK], ids, strict=True) if len(x) == self.max_length
+                ]
+                cut += sum(self.are_cut(full)) if not bar.disable else 0
             else:
                 ids, places = encode_windows(self.tokenizer, chunk, self.max_length)
                 owners += [start + place for place in places]
             # A Python list of ints takes eight times the memory of an array.
             tokens += [np.asarray(x, np.uint32) for x in ids]
+        if cut:
+            note(
+                f"{cut:,} of {len(sentences):,} texts have more than {self.max_length} tokens: only their beginning is "
+                "encoded"
+            )
         if len(tokens) == len(sentences):
             return self._encode(params, tokens, bar)
         counts = np.bincount(owners)
@@ -191,8 +224,8 @@ class BatchEncoder:
         """Whether each sentence has more tokens than are encoded, so that only its beginning counts."""
         room = self.max_length - self.tokenizer.num_special_tokens_to_add()
         # A token takes a byte at least: most sentences need not be tokenised again.
-        long = [s for s in sentences if len(s.encode()) > room] if self.long_text == "cut" else []
-        tokens = encode_batch(self.tokenizer, long, self.max_length + 1)
+        long = [s for s in sentences if len((self.prompt + s).encode()) > room] if self.long_text == "cut" else []
+        tokens = encode_batch(self.tokenizer, [self.prompt + s for s in long], self.max_length + 1)
         cut = {s for s, ids in zip(long, tokens, strict=True) if len(ids) > self.max_length}
         return [s in cut for s in sentences]
 

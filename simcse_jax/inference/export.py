@@ -12,6 +12,7 @@ from simcse_jax.errors import InputError
 from simcse_jax.inference.loading import LoadedModel, Step, load_model
 from simcse_jax.postprocess import KEY, Affine, Dense, Flow, Modules, describe, tensors_of
 from simcse_jax.pretrained.pooling import SETTINGS, Pooling, lower_cases
+from simcse_jax.pretrained.prompts import ABOUT_FILE, read_about
 from simcse_jax.pretrained.tokenizers import load_tokenizer, save_tokenizer
 from simcse_jax.pretrained.weights import to_tensors
 from simcse_jax.reports.paths import portable
@@ -116,10 +117,8 @@ def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndar
         )
     mode = "cls" if pooler.startswith("cls") else "mean"
     kinds = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "mean_sqrt_len_tokens": "sqrt"}
-    add(
-        "Pooling",
-        {"word_embedding_dimension": size, **{f"pooling_mode_{k}": v == mode for k, v in kinds.items()}},
-    )
+    pooling = {"word_embedding_dimension": size, **{f"pooling_mode_{k}": v == mode for k, v in kinds.items()}}
+    add("Pooling", pooling if loaded.checkpoint.prompts.pooled else pooling | {"include_prompt": False})
     if pooler == "cls":
         head = {"linear.weight": tensors["pooler.dense.weight"], "linear.bias": tensors["pooler.dense.bias"]}
         add("Dense", _dense(size, size, "activation.Tanh"), head)
@@ -146,10 +145,10 @@ def _write_modules(folder: Path, loaded: LoadedModel, tensors: dict[str, np.ndar
         folder / "modules.json",
         [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)],
     )
-    limit = loaded.checkpoint.max_length or loaded.model.config.max_length
+    limit = loaded.checkpoint.max_length
     lower = lower_cases(loaded.checkpoint.folder)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": lower})
-    write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
+    write_json(folder / ABOUT_FILE, {"similarity_fn_name": "cosine", **read_about(loaded.checkpoint.root)})
     return place
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from simcse_jax import postprocess, rng
 from simcse_jax.config import ENCODE_ROW, LongText, ModelConfig
@@ -47,10 +48,16 @@ class LoadedModel:
     postprocessor: dict[str, Any] | None = None
     """Metadata of the post-processor among the parameters, see `postprocess.fit`; None without one."""
     normalizes: bool = False
-    """Whether an export tells sentence-transformers to scale vectors to length 1, as the folder that was read does.
-    In this package the callers of `encode` decide."""
+    """Whether an export tells sentence-transformers to scale vectors to length 1, as the folder that was read, or the
+    model that a run began from, does. In this package the callers of `encode` decide."""
     selection: str = ""
     """The reason why `step` was taken, in words."""
+
+    def __repr__(self) -> str:
+        """The model's folder, pooler, width and limit; not its parameters."""
+        source = f"{self.run.folder}, step {self.step:,}" if self.run else str(self.checkpoint.root)
+        about = f"pooler={self.pooler!r}, width={self.width}, max_length={self.checkpoint.max_length}"
+        return f"LoadedModel({source!r}, {about})"
 
     @property
     def origin(self) -> str:
@@ -80,13 +87,16 @@ class LoadedModel:
         """The encoder of its sentences on all devices, to be called with `params`.
 
         Args:
-          max_length, batch_size, packed_length, long_text: see `BatchEncoder`.
+          max_length: most tokens per sentence; the model's own limit where None.
+          batch_size, packed_length, long_text: see `BatchEncoder`.
 
         Raises:
           InputError: see `BatchEncoder`; or a tokenizer that cannot be read.
         """
         tokenizer = load_tokenizer(self.checkpoint.folder)
-        return BatchEncoder(self.model, tokenizer, make_mesh(), max_length, batch_size, packed_length, long_text)
+        return encoder_of(
+            self.checkpoint, self.model, tokenizer, make_mesh(), max_length, batch_size, packed_length, long_text
+        )
 
     def check_no_postprocessor(self) -> None:
         """Raises `InputError` if the model has a post-processor: another would be fitted to the output of that one."""
@@ -111,6 +121,34 @@ class LoadedModel:
         host = jax.tree.map(lambda x: np.asarray(x, dtype if np.issubdtype(x.dtype, np.floating) else None), post)
         placed = put(host, jax.tree.map(lambda _: replicated(make_mesh()), host))
         return replace(self, params={**self.params, postprocess.KEY: placed}, postprocessor=about)
+
+
+def encoder_of(
+    checkpoint: Checkpoint,
+    model: SentenceEncoder,
+    tokenizer: Any,
+    mesh: Mesh,
+    max_length: int | None = None,
+    batch_size: int = 64,
+    packed_length: int = ENCODE_ROW,
+    long_text: LongText = "cut",
+) -> BatchEncoder:
+    """The encoder of a model's sentences, with the limit and the prompt that the model itself names.
+
+    Args:
+      checkpoint: the model's own settings.
+      model: the module.
+      tokenizer: its tokenizer.
+      mesh: devices.
+      max_length: most tokens per sentence; the model's own limit where None.
+      batch_size, packed_length, long_text: see `BatchEncoder`.
+
+    Raises:
+      InputError: see `BatchEncoder` and `Prompts.text`.
+    """
+    limit = checkpoint.max_length if max_length is None else max_length
+    prompt = checkpoint.prompts.text()
+    return BatchEncoder(model, tokenizer, mesh, limit, batch_size, packed_length, long_text, prompt)
 
 
 def load_model(
@@ -141,7 +179,7 @@ def load_model(
     if pooler is not None:
         pooling = Pooling(pooler)
     elif run:
-        pooling = Pooling(run.config.model.pooler, run.config.model.mlp_only_train)
+        pooling = run.pooling
     else:
         pooling = checkpoint.pooling
     if pooling is None:
@@ -150,8 +188,10 @@ def load_model(
         )
     settings = ModelConfig(pooler=pooling.pooler, mlp_only_train=pooling.mlp_only_train, dtype=dtype)  # type: ignore[arg-type]
     model = build_model(checkpoint.config, settings)
+    # A given pooler replaces everything after the encoder.
+    normalizes = pooler is None and checkpoint.normalizes
     if run:
-        return LoadedModel(model, run=run, checkpoint=checkpoint, **_restore(run, model, step))
+        return LoadedModel(model, run=run, checkpoint=checkpoint, normalizes=normalizes, **_restore(run, model, step))
     if step is not None:
         raise InputError(f"{name_or_path} is not a run, and has no steps to choose from: leave out the step, {step}")
     host = load_params(checkpoint, model.param_dtype)
@@ -161,8 +201,6 @@ def load_model(
         host = with_fresh_head(host, model, seed=0)
     mesh = make_mesh()
     placed = put(host, state_sharding(mesh, host))
-    # A given pooler replaces everything after the encoder.
-    normalizes = pooler is None and checkpoint.normalizes
     loaded = LoadedModel(model, placed, checkpoint, None, None, normalizes=normalizes)
     post, about = postprocess.read_saved(checkpoint, model.param_dtype, modules=pooler is None)
     if post is None or about is None:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from simcse_jax.config import MIN_LENGTH
 from simcse_jax.data.tokens import pad
 from simcse_jax.errors import InputError
+from simcse_jax.inference.encoder import check_max_length
 from simcse_jax.inference.loading import load_model
 from simcse_jax.inference.shapes import padded_length, power_of_two
 from simcse_jax.model import SentenceEncoder, build_mlm_head
@@ -77,8 +78,8 @@ class WordReplacer:
             raise InputError(f"the tokenizer of {model} has no mask token: give another model")
         vocabulary = loaded.model.config.vocab_size
         check_tokenizer(self._tokenizer, vocabulary)
-        limit = loaded.model.config.max_length
-        self._max_length = limit if max_length is None else min(limit, max_length)
+        self._max_length = loaded.checkpoint.max_length if max_length is None else max_length
+        check_max_length(self._max_length, loaded.model.config.max_length)
         self._batch_size = batch_size
         self._texts, self._words = self._whole_words(vocabulary)
         self._predict = jax.jit(lambda *given: _predict(loaded.model, jnp.asarray(self._words), *given))

@@ -24,7 +24,7 @@ def build_model(config: EncoderConfig, settings: ModelConfig) -> SentenceEncoder
         raise InputError("model.dtype float64 needs 64-bit JAX: set the environment variable JAX_ENABLE_X64=1")
     return SentenceEncoder(
         with_dropout(config, settings.dropout),
-        pooler=settings.pooler,
+        pooler=settings.pooler or "cls",
         mlp_only_train=settings.mlp_only_train,
         dtype=jnp.dtype(settings.dtype),
         param_dtype=param_dtype(settings.dtype),

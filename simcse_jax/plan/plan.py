@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from simcse_jax.model.build import build_model
 from simcse_jax.objectives import check_objective
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.pooling import Pooling, settled
 from simcse_jax.runtime.compilation_cache import without_cache
 from simcse_jax.runtime.mesh import check_batch_size, make_mesh
 from simcse_jax.training.compiled_step import Memory, fit_step
@@ -167,7 +169,7 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
         packing = Packing(length, slots, -(-config.batch_size // (mesh.size * slots)))
     # The cost of a step does not depend on ids.
     vocabulary = Vocabulary(mask=0, special=(0,), size=encoder.vocab_size)
-    model = build_model(encoder, config.model)
+    model = build_model(encoder, settled(config.model, partial(_own_pooling, config.model.path)))
     spec = StepSpec(config, model, mesh, columns, max(config.max_steps, 1), vocabulary, packing)
     started = time.monotonic()
     try:
@@ -224,6 +226,10 @@ def _encoder_config(path: str) -> EncoderConfig:
     raise InputError(
         f"model.path '{path}' is not a folder: give one that holds a config.json, or {', '.join(PUBLISHED)}"
     )
+
+
+def _own_pooling(path: str) -> Pooling | None:
+    return None if path in PUBLISHED else read_checkpoint(path).pooling
 
 
 def roofline(

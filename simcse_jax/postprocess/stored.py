@@ -12,7 +12,7 @@ from simcse_jax.postprocess.flow import Flow
 from simcse_jax.postprocess.linear import Affine
 from simcse_jax.postprocess.modules import Dense, read_modules
 from simcse_jax.pretrained.folders import Checkpoint
-from simcse_jax.pretrained.pooling import own_settings
+from simcse_jax.pretrained.pooling import after_pooling, own_settings
 from simcse_jax.pretrained.weights import read_safetensors
 
 KEY = "postprocess"
@@ -54,6 +54,13 @@ def read_saved(
         return None, None
     names = [layer.activation if isinstance(layer, Dense) else "Normalize" for layer in post.layers]
     return _cast(post, dtype), {"method": _MODULES, "modules": names, "width": post.width}
+
+
+def has_more_modules(folder: Path, hf_config: dict[str, Any]) -> bool:
+    """Whether a model folder has a post-processor, or modules after its pooling other than a Normalize at the end."""
+    # In a folder of ours that does not name such modules, a Dense is the head.
+    settings = own_settings(folder, hf_config)
+    return KEY in settings if settings else bool(after_pooling(folder))
 
 
 def read(folder: Path, about: dict[str, Any], width: int, dtype: Any) -> PostProcessor:

@@ -1,12 +1,13 @@
 """Model folders in Hugging Face's layout, local or on the hub, and their configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from simcse_jax.errors import InputError, reason
 from simcse_jax.model import EncoderConfig, read_encoder_config
 from simcse_jax.pretrained.pooling import (
+    SETTINGS,
     Pooling,
     encoder_folder,
     ends_in_normalize,
@@ -14,6 +15,7 @@ from simcse_jax.pretrained.pooling import (
     read_object,
     read_pooling,
 )
+from simcse_jax.pretrained.prompts import Prompts, read_prompts
 from simcse_jax.storage.objects import local_path
 
 HUB_TIMEOUT = 10.0
@@ -28,10 +30,13 @@ class Checkpoint:
     """Folder of config.json, the weights and the tokenizer."""
     hf_config: dict[str, Any]
     config: EncoderConfig
-    max_length: int | None
-    """Length to which a sentence-transformers folder cuts sentences; None in other folders: the encoder's own limit."""
+    max_length: int
+    """Most tokens per sentence: where a run or a sentence-transformers folder names it, that, else as many as the
+    encoder has positions for."""
     root: Path
     """The folder of the whole model: `folder`, except for models of early sentence-transformers."""
+    prompts: Prompts
+    """The texts that the model wants before its sentences."""
 
     @property
     def pooling(self) -> Pooling | None:
@@ -46,6 +51,28 @@ class Checkpoint:
     def normalizes(self) -> bool:
         """Whether the model's own vectors have length 1; see `ends_in_normalize`."""
         return ends_in_normalize(self.root, self.hf_config)
+
+    def trained(self, pooling: Pooling, max_length: int) -> "Checkpoint":
+        """The model trained from this one: its limit stays, unless training goes beyond, and its Normalize where the
+        pooler does.
+
+        Args:
+          pooling: the pooler that it is trained with.
+          max_length: most tokens per sentence in training.
+        """
+        limit = max(self.max_length, max_length)
+        settings = {"pooler": pooling.pooler, "mlp_only_train": pooling.mlp_only_train, "max_length": limit}
+        if self.normalizes and self.own_pooling == pooling.at_evaluation:
+            settings["normalize"] = True
+        return replace(self, hf_config=self.hf_config | {SETTINGS: settings}, max_length=limit)
+
+    @property
+    def own_pooling(self) -> str | None:
+        """The pooler whose vectors the model gives; None where it names none, or one that we do not have."""
+        try:
+            return self.pooling.at_evaluation if self.pooling else None
+        except InputError:
+            return None
 
 
 def locate(name_or_path: str | Path) -> Path:
@@ -116,4 +143,5 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
         config = read_encoder_config(hf_config)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
-    return Checkpoint(folder, hf_config, config, read_max_length(root, config.max_length), root)
+    limit = read_max_length(root, hf_config, config.max_length)
+    return Checkpoint(folder, hf_config, config, limit, root, read_prompts(root))

@@ -4,10 +4,12 @@ from the name of a checkpoint of the SimCSE authors."""
 import json
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from simcse_jax.config import ModelConfig
 from simcse_jax.errors import InputError, reason
 from simcse_jax.poolers import check_pooler
 
@@ -93,18 +95,20 @@ def encoder_folder(folder: Path) -> Path:
     return first[0].folder if first and first[0].kind == "Transformer" else folder
 
 
-def read_max_length(folder: Path, limit: int) -> int | None:
-    """Length that a sentence-transformers folder names, at most `limit`; since its release 6, the tokenizer's config
-    names it.
+def read_max_length(folder: Path, hf_config: dict[str, Any], limit: int) -> int:
+    """The most tokens per sentence, at most `limit`: as our settings say it of a run, or as a sentence-transformers
+    folder does (since its release 6, in the tokenizer's config); `limit` where neither does.
 
     Raises:
       InputError: the named value is not a length.
     """
-    if not modules(folder):
-        return None
     encoder = encoder_folder(folder)
-    for name, key in ((TRANSFORMER_FILE, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        length = read_object(encoder / name, "").get(key) if (encoder / name).is_file() else None
+    named = [("config.json", "max_length", own_settings(folder, hf_config).get("max_length"))]
+    if modules(folder):
+        for name, key in ((TRANSFORMER_FILE, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+            file = encoder / name
+            named.append((name, key, read_object(file, "").get(key) if file.is_file() else None))
+    for name, key, length in named:
         if not length:
             continue
         if not isinstance(length, int | float) or not 1 <= length < math.inf:
@@ -112,7 +116,7 @@ def read_max_length(folder: Path, limit: int) -> int | None:
                 f"{encoder / name} has {key} {length!r}; expected a number of tokens: correct or remove it"
             )
         return int(min(length, limit))  # a tokenizer without limit says 1e30
-    return None
+    return limit
 
 
 def lower_cases(encoder: Path) -> bool:
@@ -171,6 +175,25 @@ def after_pooling(folder: Path) -> list[Module]:
     return following if following and not _sentence_transformers(folder)[0] else []
 
 
+def pooling_of(model: ModelConfig) -> Pooling:
+    """The pooler of a run's settings."""
+    return Pooling(model.pooler or "cls", model.mlp_only_train)
+
+
+def settled(model: ModelConfig, own: Callable[[], Pooling | None]) -> ModelConfig:
+    """The settings of a run's model with a pooler: where they leave it open, the one that the model itself has.
+
+    Args:
+      model: the settings.
+      own: gives the model's own pooler, and None where it names none; it is `cls` then.
+    """
+    if model.pooler is not None:
+        return model
+    found = None if model.mlp_only_train else own()
+    pooling = found or Pooling("cls", model.mlp_only_train)
+    return replace(model, pooler=pooling.pooler, mlp_only_train=pooling.mlp_only_train)  # type: ignore[arg-type]
+
+
 def _sentence_transformers(folder: Path) -> tuple[str, str]:
     """The problem that keeps us from reading a folder, or ""; and the pooler."""
     listed = modules(folder)
@@ -182,13 +205,6 @@ def _sentence_transformers(folder: Path) -> tuple[str, str]:
     mode = str(settings.get("pooling_mode", modes[0] if len(modes) == 1 else modes))
     if mode not in _POOLERS:
         return f"is a sentence-transformers model with pooling {mode}; supported are {_READ}", ""
-    file = folder / "config_sentence_transformers.json"
-    about = read_object(file, "") if file.is_file() else {}
-    prompts, default = about.get("prompts") or {}, about.get("default_prompt_name")
-    if not isinstance(prompts, dict) or not isinstance(default, str | None):
-        return f"is a sentence-transformers model whose {file.name} has no prompts by name", ""
-    if prompt := prompts.get(default):
-        return f"is a sentence-transformers model that puts '{prompt}' before each sentence; do so in your text", ""
     return "", _POOLERS[mode]
 
 

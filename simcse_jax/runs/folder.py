@@ -2,7 +2,7 @@
 
 run.json            the resolved config, the fingerprint of the training text, digests of the model and the dev and test
                     pairs
-model/              config.json and tokenizer of the encoder; a checkpoint adds the weights
+model/              config.json (with pooler and limit), tokenizer and prompts; a checkpoint adds the weights
 checkpoints/<step>  latest and best train states
 metrics.jsonl       one line every `log_every` steps and one for every evaluation
 results.json        scores before and after, once the run has ended
@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from simcse_jax.config import Config
 from simcse_jax.config.values import differences, field_value, from_dict, to_dict
 from simcse_jax.errors import InputError, reason, room, system_error
 from simcse_jax.pretrained.folders import Checkpoint
-from simcse_jax.pretrained.pooling import SETTINGS
+from simcse_jax.pretrained.pooling import Pooling, pooling_of, settled
+from simcse_jax.pretrained.prompts import ABOUT_FILE, read_about
 from simcse_jax.pretrained.tokenizers import save_tokenizer
 from simcse_jax.storage.files import (
     check_new_folder,
@@ -69,6 +70,11 @@ class Run:
     def results_file(self) -> Path:
         """Scores, written at the end of the run."""
         return self.folder / "results.json"
+
+    @property
+    def pooling(self) -> Pooling:
+        """The pooler that it trains."""
+        return pooling_of(self.config.model)
 
     def has_ended(self) -> bool:
         """Whether all steps of the run are done and scored."""
@@ -160,7 +166,8 @@ def check_outside_runs(folder: Path) -> None:
 
 
 def changes(before: Config, now: Config) -> list[str]:
-    """Names of the fields that differ and make `now` another run than `before`."""
+    """Names of the fields that differ and make `now` another run than `before`; a pooler left open is no difference."""
+    before, now = (replace(c, model=settled(c.model, lambda: pooling_of(before.model))) for c in (before, now))
     changed = [name for name in differences(before, now) if not name.startswith(_FREE_SETTINGS)]
     return [name for name in changed if name not in _PLACES or not _same_places(before, now, name)]
 
@@ -232,11 +239,19 @@ def create_run(
     tokenizer: Any,
     contents: dict[str, Any] | None = None,
 ) -> Run:
-    """Makes a run folder, complete or not at all; for the last two arguments see `Run`."""
+    """Makes a run folder, complete or not at all.
+
+    Args:
+      folder: the new folder.
+      config: the run.
+      data_fingerprint, contents: see `Run`.
+      checkpoint: the model as `Checkpoint.trained` gives it.
+      tokenizer: its tokenizer.
+    """
     with new_folder(folder, last="run.json") as partial:
         save_tokenizer(tokenizer, partial / "model")
-        hf_config = {k: v for k, v in checkpoint.hf_config.items() if k != SETTINGS}
-        write_json(partial / "model" / "config.json", hf_config)
+        write_json(partial / "model" / "config.json", checkpoint.hf_config)
+        write_json(partial / "model" / ABOUT_FILE, read_about(checkpoint.root))
         about = {"config": to_dict(config), "data_fingerprint": data_fingerprint, "contents": contents or {}}
         write_json(partial / "run.json", about)
     return Run(folder, config, data_fingerprint, contents or {})

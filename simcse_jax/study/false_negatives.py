@@ -11,7 +11,6 @@ from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.tokens import is_complete
 from simcse_jax.inference.loading import load_model
 from simcse_jax.inference.vectors import unit
-from simcse_jax.pretrained.pooling import Pooling
 from simcse_jax.reports.progress import say
 
 _BLOCK = 1024  # anchors whose similarities are in memory at a time
@@ -33,11 +32,6 @@ class Reference:
         return self.vectors[np.searchsorted(self.examples, examples)]
 
 
-def reference_pooler(config: Config) -> str:
-    """The pooler of a run's model once trained."""
-    return Pooling(config.model.pooler, config.model.mlp_only_train).at_evaluation
-
-
 def load_reference(
     file: Path, model: str, pooler: str | None, config: Config, corpus: Corpus, wanted: Int[np.ndarray, " E"]
 ) -> Reference:
@@ -47,7 +41,7 @@ def load_reference(
       file: an .npz file, made if absent.
       model: the frozen model.
       pooler: its pooler; the one saved with it where None.
-      config: a run; sentences are cut to its data.max_length, as training does.
+      config: a run; sentences are cut to its data.max_length, as training does, or to the frozen model's positions.
       corpus: the training text.
       wanted: examples, as the token table numbers them, ascending.
 
@@ -61,7 +55,7 @@ def load_reference(
     missing = np.setdiff1d(wanted, examples)
     if len(missing) or vectors is None:
         loaded = load_model(model, pooler)
-        encoder = loaded.encoder(config.data.max_length)
+        encoder = loaded.encoder(min(config.data.max_length, loaded.model.config.max_length))
         say(f"encoding {len(missing):,} training sentences with the frozen model {model}")
         new = encoder(loaded.params, first_sentences(corpus, missing), progress=True)
         examples = np.concatenate([examples, missing])

@@ -13,15 +13,15 @@ from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import evaluate, load_task
-from simcse_jax.inference.encoder import BatchEncoder
-from simcse_jax.inference.loading import load_model
+from simcse_jax.inference.loading import encoder_of, load_model
 from simcse_jax.model.build import build_model
 from simcse_jax.model.params import Params
 from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.pooling import Pooling, settled
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.runs.metrics_log import read_log
 from simcse_jax.runtime.mesh import check_batch_size, make_mesh, put, state_sharding
-from simcse_jax.study.false_negatives import Reference, false_negatives, load_reference, reference_pooler
+from simcse_jax.study.false_negatives import Reference, false_negatives, load_reference
 from simcse_jax.study.grid import Cell, Study
 from simcse_jax.study.noise_scale import Gradient, batch_gradients, make_gradient, noise_scale
 from simcse_jax.training.scores import check_data
@@ -46,9 +46,11 @@ class Meter:
         check_data(config.evaluation)
         self._tasks = [load_task(name, config.evaluation.data, "test") for name in config.evaluation.test]
         checkpoint = read_checkpoint(config.model.path)
-        self._model = build_model(checkpoint.config, config.model)
+        self._model = build_model(checkpoint.config, settled(config.model, lambda: checkpoint.pooling))
+        self._pooling = Pooling(self._model.pooler, self._model.mlp_only_train)
         tokenizer = load_tokenizer(checkpoint.folder)
-        self._encoder = BatchEncoder(self._model, tokenizer, self._mesh)
+        trained = checkpoint.trained(self._pooling, config.data.max_length)
+        self._encoder = encoder_of(trained, self._model, tokenizer, self._mesh)
         self._corpus = open_corpus(config.data)
         self.tokens = tokenize_corpus(
             self._corpus, tokenizer, config.data.max_length, config.data.cache, jax.process_index() == 0
@@ -139,7 +141,7 @@ class Meter:
         if self._reference is None:
             wanted = np.unique(np.concatenate([batch for c in study.cells() for batch in self._batches(c)]))
             model = study.reference_model or study.base.model.path
-            pooler = study.reference_pooler or (None if study.reference_model else reference_pooler(study.base))
+            pooler = study.reference_pooler or (None if study.reference_model else self._pooling.at_evaluation)
             file = study.folder / "reference.npz"
             self._reference = load_reference(file, model, pooler, study.base, self._corpus, wanted)
         batches, reference = self._batches(cell), self._reference

@@ -88,9 +88,10 @@ def _setting(study: Study, rows: list[Row]) -> str:
         if study.noise_scale_batches
         else "not measured"
     )
+    pooler = base.model.pooler or "its own"
     return "\n".join(
         [
-            f"- model {portable(base.model.path)}, pooler {base.model.pooler}, length {base.data.max_length}",
+            f"- model {portable(base.model.path)}, pooler {pooler}, length {base.data.max_length}",
             f"- text {portable(base.data.train)}",
             f"- budget of each run: {budget}",
             f"- batches {_list(study.batch_sizes)}; seeds {_list(study.seeds)}; {len({r['cell'] for r in rows})} runs",

@@ -3,11 +3,13 @@
 import jax
 import numpy as np
 
+from simcse_jax.postprocess.stored import has_more_modules
+from simcse_jax.pretrained.pooling import pooling_of
 from simcse_jax.pretrained.weights import param_shapes
 from simcse_jax.storage.files import is_remote
 from simcse_jax.training.compiled_step import CompiledStep
 from simcse_jax.training.loss import uses_tiles
-from simcse_jax.training.prepare import Prepared
+from simcse_jax.training.prepare import Parts, Prepared
 
 
 def describe(prepared: Prepared) -> str:
@@ -29,6 +31,7 @@ def describe(prepared: Prepared) -> str:
         [
             f"model     {config.model.path}, {size / 1e6:.1f} M parameters, {config.model.dtype}, "
             f"pooler {config.model.pooler}{' (head in training only)' if config.model.mlp_only_train else ''}",
+            *_describe_start(prepared.parts),
             f"devices   {mesh.size} × {mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "
             f"data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']}",
             f"data      {len(tokens):,} {kind}{skipped} from {config.data.train}",
@@ -42,6 +45,29 @@ def describe(prepared: Prepared) -> str:
             f"output    {prepared.run.folder}" + (f", copied to {config.output}" if is_remote(config.output) else ""),
         ]
     )
+
+
+def _describe_start(parts: Parts) -> list[str]:
+    """What a run that begins keeps of a model that was a sentence encoder already, and what its settings replace."""
+    start, trained, settings = parts.start, parts.checkpoint, parts.config.model
+    if trained is start:  # resumed
+        return []
+    kept: list[str] = []
+    replaced: list[str] = []
+    if own := start.own_pooling:
+        (kept if own == pooling_of(settings).at_evaluation else replaced).append(f"pooler {own}")
+    if own == "cls" == settings.pooler and settings.head == "fresh":
+        replaced.append("head (model.head 'checkpoint' keeps it)")
+    if start.normalizes:
+        (kept if trained.normalizes else replaced).append("Normalize")
+    if start.max_length < start.config.max_length:
+        (kept if trained.max_length == start.max_length else replaced).append(f"limit of {start.max_length} tokens")
+    if has_more_modules(start.root, start.hf_config):
+        replaced.append("modules after the pooler")
+    if prompt := start.prompts.text():
+        kept.append(f"prompt '{prompt}' (where sentences are encoded, not in the training text)")
+    found = (("kept", kept), ("replaced", replaced))
+    return [f"{what:<9} of the starting model: {', '.join(names)}" for what, names in found if names]
 
 
 def _describe_mlm(prepared: Prepared) -> list[str]:

@@ -26,13 +26,14 @@ from simcse_jax.data.files import Files
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import read_vocabulary, tokenize_corpus
 from simcse_jax.errors import InputError, check_all
-from simcse_jax.inference.encoder import BatchEncoder
+from simcse_jax.inference.loading import encoder_of
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.model.build import build_model
 from simcse_jax.model.params import Params
 from simcse_jax.objectives import check_objective, find_loss, wants_clean
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.folders import Checkpoint, read_checkpoint
+from simcse_jax.pretrained.pooling import pooling_of, settled
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.reports.progress import note
 from simcse_jax.runs.folder import (
@@ -78,7 +79,12 @@ class Request:
 class Parts:
     """The model and the tasks of a run, without its weights."""
 
+    config: Config
+    """The run, with the pooler that its config leaves open taken from the model."""
+    start: Checkpoint
+    """The model that the run starts from; in a run that is resumed, its own."""
     checkpoint: Checkpoint
+    """The model that the run trains: its pooler, limit, Normalize and prompts."""
     model: SentenceEncoder
     tokenizer: Any
     vocabulary: Vocabulary | None
@@ -205,19 +211,23 @@ def load_parts(request: Request) -> Parts:
       InputError: see `prepare`.
     """
     config, resuming = request.config, request.resuming
-    checkpoint = read_checkpoint(resuming.model_folder if resuming else config.model.path)
-    if config.data.max_length > checkpoint.config.max_length:
+    start = read_checkpoint(resuming.model_folder if resuming else config.model.path)
+    if config.data.max_length > start.config.max_length:
         raise InputError(
             f"data.max_length is {config.data.max_length} but {config.model.path} has positions for "
-            f"{checkpoint.config.max_length} tokens: use at most that"
+            f"{start.config.max_length} tokens: use at most that"
         )
-    check_objective(config.objective, checkpoint.config.hidden_size)
+    check_objective(config.objective, start.config.hidden_size)
+    config = replace(config, model=settled(config.model, lambda: resuming.pooling if resuming else start.pooling))
+    checkpoint = start
+    if not resuming:
+        checkpoint = start.trained(pooling_of(config.model), config.data.max_length)
     model = build_model(checkpoint.config, config.model)
     tokenizer = load_tokenizer(checkpoint.folder)
     vocabulary = None
     if config.objective.mlm.weight:
         vocabulary = read_vocabulary(tokenizer, checkpoint.config.vocab_size)
-    encoder = BatchEncoder(model, tokenizer, request.mesh)
+    encoder = encoder_of(checkpoint, model, tokenizer, request.mesh)
     tasks = request.tasks
     contents = digests_of(tasks)
     if resuming:
@@ -227,7 +237,7 @@ def load_parts(request: Request) -> Parts:
     elif tasks.dev:
         check_selects(tasks.dev, encoder)
     scorers = make_scorers(tasks, config.evaluation, encoder)
-    return Parts(checkpoint, model, tokenizer, vocabulary, *scorers, contents)
+    return Parts(config, start, checkpoint, model, tokenizer, vocabulary, *scorers, contents)
 
 
 def make_feed(request: Request, parts: Parts) -> Feed:
@@ -269,7 +279,7 @@ def fit(request: Request, parts: Parts, feed: Feed) -> tuple[Feed, StepSpec, Com
     Raises:
       InputError: see `prepare`.
     """
-    config, resuming = request.config, request.resuming
+    config, resuming = parts.config, request.resuming
     total_steps = config.max_steps or config.epochs * feed.order.steps_per_epoch
     spec = StepSpec(config, parts.model, request.mesh, feed.columns, total_steps, parts.vocabulary)
     if resuming:
@@ -292,7 +302,7 @@ def fit(request: Request, parts: Parts, feed: Feed) -> tuple[Feed, StepSpec, Com
 
 def begin(request: Request, parts: Parts, feed: Feed, start: Start) -> Run:
     """Makes the run folder, where there is none yet."""
-    config, folder = request.config, request.folder
+    config, folder = parts.config, request.folder
     if request.resuming:
         return replace(request.resuming, config=config)
     contents = parts.contents | {"model.path": start.digest}

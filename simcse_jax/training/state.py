@@ -91,7 +91,7 @@ def initial_params(config: Config, model: SentenceEncoder) -> Params | Callable[
     if config.model.random_init:
         return lambda: init_params(model, config.seed)
     params = initial_weights(config.model.path, model, mlm=config.objective.mlm.weight > 0)
-    uses_head = config.model.pooler == "cls"
+    uses_head = model.pooler == "cls"
     if uses_head and config.model.head == "checkpoint" and "head" not in params:
         raise InputError(f"model.head is 'checkpoint' but {config.model.path} has no weights pooler.dense")
     # A head that no pooler uses stays what the checkpoint holds, so that exporting it changes nothing.
