@@ -1,6 +1,6 @@
 """The names of the poolers, for settings: `model/pooling.py` computes them, and imports JAX."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from simcse_jax.errors import InputError, did_you_mean
 
@@ -8,19 +8,19 @@ PoolerName = Literal["cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_l
 POOLERS: tuple[str, ...] = get_args(PoolerName)
 
 OTHER_POOLERS = {
-    **dict.fromkeys(("mean", "average", "meanpooling", "avgpooling"), "avg"),
-    **dict.fromkeys(("clstoken", "first", "poolerclassifier"), "cls"),
-    **{"avgfirstlastlayers": "avg_first_last", "clsbeforehead": "cls_before_pooler"},
+    **dict.fromkeys(("mean", "average", "meanpooling", "avgpooling", "meantokens", "poolingmodemeantokens"), "avg"),
+    **dict.fromkeys(("first", "poolerclassifier"), "cls"),
+    **dict.fromkeys(("clsbeforehead", "clstoken", "poolingmodeclstoken"), "cls_before_pooler"),
+    **dict.fromkeys(("avgfirstlastlayers", "firstlast", "firstlastavg"), "avg_first_last"),
 }
 """What other programs call some of these, as `did_you_mean` compares names."""
 
 
-def check_pooler(name: str) -> None:
+def check_pooler(name: Any) -> None:
     """Raises `InputError` unless `name` is one of `POOLERS`."""
     if name not in POOLERS:
-        raise InputError(
-            f"unknown pooler '{name}': {did_you_mean(name, POOLERS, OTHER_POOLERS)}choose one of {', '.join(POOLERS)}"
-        )
+        guess = did_you_mean(str(name), POOLERS, OTHER_POOLERS)
+        raise InputError(f"unknown pooler '{name}': {guess}choose one of {', '.join(POOLERS)}")
 
 
 def needs_first_only(name: str) -> bool:

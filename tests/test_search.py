@@ -17,6 +17,7 @@ from simcse_jax.errors import InputError
 from simcse_jax.inference import nearest
 from simcse_jax.inference.index import Hit, Index
 from simcse_jax.inference.simcse import SimCSE
+from simcse_jax.inference.vectors import cosines
 from tests.conftest import SENTENCES, TINY_BERT, write_model
 
 RNG = np.random.default_rng(0)
@@ -64,6 +65,28 @@ def test_more_than_there_are() -> None:
     found = Index(names(11), vectors).search(vectors[:2], top_k=1000)
     assert numbers(found) == by_hand(vectors, vectors[:2], 1000)
     assert len(found[0]) == 11
+
+
+@pytest.mark.parametrize("width", [3, 384, 1024])
+@pytest.mark.parametrize("backend", ["jax", "faiss-flat"])
+def test_copies_have_a_cosine_of_one(backend: Any, width: int) -> None:
+    """All of them, in their order, found with the threshold 1, and no cosine is beyond it."""
+    if backend != "jax":
+        pytest.importorskip("faiss")
+    vectors = unit(40, width)
+    index = Index(names(80), np.concatenate([vectors, vectors]), backend)
+    found = index.search(vectors, top_k=5, threshold=1.0)
+    assert [sorted(row) for row in numbers(found)] == [[i, i + 40] for i in range(40)]
+    if backend == "jax":
+        assert numbers(found) == [[i, i + 40] for i in range(40)]
+    assert {hit.score for row in found for hit in row} == {1.0}
+    opposite = index.search(-vectors, top_k=80)
+    assert {row[-1].score for row in opposite} == {-1.0}
+    assert np.all(np.diag(cosines(7 * vectors, vectors)) == 1)
+    assert np.all(np.abs(cosines(vectors, np.concatenate([vectors, -vectors]))) <= 1)
+    # Inner products of other vectors are what they are.
+    assert Index(["a"], 3 * vectors[:1], backend).search(vectors[:1])[0][0].score == pytest.approx(3)
+    assert Index(["a"], vectors[:1], backend).search(3 * vectors[:1])[0][0].score == pytest.approx(3)
 
 
 def test_threshold_is_inclusive() -> None:
@@ -249,6 +272,25 @@ def test_without_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
         Index(names(2), unit(2), "faiss-flat")
 
 
+def test_settings_are_checked_before_the_sentences_are_encoded(
+    model: SimCSE, tiny_bert: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def encoded(*_: Any, **__: Any) -> None:
+        raise AssertionError("encoded")
+
+    monkeypatch.setattr(model, "index", Index(["a"], unit(1, 32)))
+    monkeypatch.setattr(SimCSE, "encode", encoded)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(InputError, match="faiss-cpu"):
+        model.build_index(["a"], "faiss-flat")
+    with pytest.raises(InputError, match="top_k is 0"):
+        model.search("a", top_k=0)
+    for option, words in [(["--top-k", "0"], "top_k is 0"), (["--backend", "faiss-ivf"], "faiss-cpu")]:
+        with pytest.raises(SystemExit, match="2"):
+            main(["search", str(tiny_bert), str(text_file), "a", "--pooler", "avg", *option])
+        assert words in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def model(tiny_bert: Path) -> SimCSE:
     return SimCSE(tiny_bert, "avg")
@@ -270,7 +312,8 @@ def test_tool(model: SimCSE, tiny_bert: Path, tmp_path: Path) -> None:
     several = model.search(SENTENCES[:2], top_k=3, threshold=-1.0)
     assert [hit.index for hit in several[1]] == [hit.index for hit in hits]
     assert model.search([]) == []
-    assert len(model.search(SENTENCES[1], top_k=8, threshold=0.9999)) == 1
+    assert [hit.index for hit in model.search(SENTENCES[1], top_k=8, threshold=1.0)] == [1]
+    assert len(model.search(SENTENCES[1], top_k=8)) == 8  # whatever their cosine
     np.testing.assert_allclose(model.similarity(SENTENCES[1], 3 * model.encode(SENTENCES))[0], cosines[:-1], atol=1e-6)
 
     model.save_index(tmp_path / "index")
@@ -279,8 +322,11 @@ def test_tool(model: SimCSE, tiny_bert: Path, tmp_path: Path) -> None:
     assert again.search(SENTENCES[1], 3, -1.0) == hits
     again.add_to_index(["a"])
     kept = again.index
-    with pytest.raises(InputError, match=r"another vector for .* load it with the model it was built with"):
+    with pytest.raises(InputError, match=r"pooler was 'avg', is 'cls'\): load the model with pooler='avg'"):
         SimCSE(tiny_bert, "cls").load_index(tmp_path / "index")
+    other = SimCSE(write_model(tmp_path / "other", TINY_BERT, seed=1), "avg")
+    with pytest.raises(InputError, match=r"another vector for .* load it with the model and the settings"):
+        other.load_index(tmp_path / "index")
     with pytest.raises(InputError, match="not a saved index"):
         again.load_index(tmp_path)
     assert again.index is kept
@@ -342,6 +388,7 @@ from simcse_jax import InputError, SimCSE
 from simcse_jax.inference.index import Index
 
 model = SimCSE({str(tiny_bert)!r}, "avg")
+model.build_index(["a"])
 for call in (
     lambda: Index([], np.zeros(16)),
     lambda: Index([], np.zeros((0, 16)), "annoy"),
@@ -353,8 +400,17 @@ for call in (
     lambda: Index(["a"], np.ones((1, 16))).search(np.ones((1, 16)), top_k=2.5),
     lambda: model.encode(["a"], max_length=3.5),
     lambda: model.encode(["a"], batch_size=2.5),
-    lambda: model.similarity(np.array(["a"]), "b"),
+    lambda: model.similarity(np.array(["a"], bytes), "b"),
     lambda: model.similarity(np.ones((2, 2, 32)), "b"),
+    lambda: model.search("a", threshold="b"),
+    lambda: model.search("a", top_k=None),
+    lambda: model.encode(None),
+    lambda: model.encode(__import__("pathlib").Path("a.txt")),
+    lambda: model.encode(["a"], prompt=5),
+    lambda: model.build_index(["a"], ["jax"]),
+    lambda: Index(["a"], [[1.0], [1.0, 2.0]]),
+    lambda: Index(["a"], np.ones((1, 16))).search("a"),
+    lambda: SimCSE("a", 5),
 ):
     try:
         call()
@@ -364,7 +420,9 @@ for call in (
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     words = ["shape [16]", "unknown backend 'annoy'", "number 2 is a int", "long_text is 'fold'", "output is 'torch'"]
     words += ["not from the string 'a.txt'", "vectors are of type complex128", "top_k is 2.5", "max_length is 3.5"]
-    words += ["batch_size is 2.5", "an array of type <U1", "shape [2, 2, 32]"]
+    words += ["batch_size is 2.5", "an array of type |S1", "shape [2, 2, 32]"]
+    words += ["threshold is 'b', not a number", "top_k is None", "are a NoneType", "lines of the file", "prompt is 5"]
+    words += ["unknown backend", "rows of different lengths", "queries are a str", "unknown pooler '5'"]
     assert len(out) == len(words)
     for line, expected in zip(out, words, strict=True):
         assert expected in line
@@ -416,6 +474,8 @@ def test_command(tiny_bert: Path, text_file: Path, tmp_path: Path, capsys: pytes
         ([str(tmp_path), "a"], "neither a text file nor a saved index"),
         (["nowhere.txt", "a"], "no file nowhere.txt"),
         ([str(text_file), "a", "--save-index", str(index)], "is not an empty folder"),
+        ([str(text_file), "a", "--top-k", "0"], "top_k is 0"),
+        ([str(text_file), "a", "--threshold", "nan"], "threshold is nan"),
     ]:
         with pytest.raises(SystemExit, match="2"):
             main(["search", str(tiny_bert), *arguments, "--pooler", "avg"])

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from simcse_jax.commands.options import Command
-from simcse_jax.config import ENCODE_ROW
+from simcse_jax.config import ENCODE_ROW, LongText
 from simcse_jax.errors import InputError
 from simcse_jax.poolers import PoolerName
 from simcse_jax.storage.files import check_writable_file, new_file, write_or_rescue, writing
@@ -29,8 +29,12 @@ class Encode(Command):
     """Most tokens per sentence; by default the model's own limit."""
     packed_length: int = ENCODE_ROW
     """Tokens per row; shorter sentences share a row. 0: one sentence per row. The vectors agree up to rounding."""
+    long_text: LongText = "cut"
+    """Longer texts are cut, encoded in windows whose vectors are averaged, or refused."""
     normalize: bool = True
     """Scale each vector to length 1."""
+    prompt: str | None = None
+    """Text to put before each sentence; by default the model's own default prompt, if it has one."""
 
     def run(self) -> None:
         """Encodes the file."""
@@ -43,8 +47,8 @@ class Encode(Command):
             raise InputError(f"output {self.output} must end in .npy")
         check_writable_file(self.output)
         sentences = read_sentences(self.input)
-        model = SimCSE(self.model, self.pooler, self.max_length, self.packed_length)
-        vectors = model.encode(sentences, normalize=self.normalize, progress=True)
+        model = SimCSE(self.model, self.pooler, self.max_length, self.packed_length, self.long_text)
+        vectors = model.encode(sentences, normalize=self.normalize, progress=True, prompt=self.prompt)
 
         def write(file: Path) -> None:
             with writing(file), new_file(file) as partial:

@@ -25,7 +25,7 @@ class Search(Command):
     """Sentences to look for, each in quotes."""
     top_k: int = 5
     """Most sentences to find per query."""
-    threshold: float = -1.0
+    threshold: float | None = None
     """Least cosine similarity of a hit; by default any."""
     json: bool = False
     """Print one JSON object per query, each on a line."""
@@ -44,12 +44,16 @@ class Search(Command):
         """Builds or loads the index, and searches it."""
         import json
 
+        from simcse_jax.inference.index import check_backend, check_search
         from simcse_jax.inference.simcse import SimCSE
         from simcse_jax.reports.progress import note
         from simcse_jax.storage.files import check_new_folder, write_or_rescue
 
         if not self.queries and self.save_index is None:
             raise InputError('nothing to look for: give a query in quotes, e.g. "a man plays music"')
+        check_search(self.top_k, self.threshold)
+        if not self.sentences.expanduser().is_dir():  # a saved index keeps its own
+            check_backend(self.backend)
         if self.save_index is not None:
             check_new_folder(self.save_index)
         check_searchable(self.sentences)

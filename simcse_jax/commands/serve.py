@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -32,6 +32,8 @@ class Serve(Command):
     """Overrides the pooler saved with the model."""
     max_length: int | None = None
     """Most tokens per sentence; by default the model's own limit."""
+    long_text: Literal["cut", "windows"] = "cut"
+    """Longer texts are cut, or encoded in windows whose vectors are averaged."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=Limits)
 
     def run(self) -> None:
@@ -50,7 +52,7 @@ class Serve(Command):
         with bind(self.host, self.port) as bound:  # before the model is loaded, which takes a while
             if not is_loopback(self.host):
                 note(f"listening on {self.host}: whoever reaches this machine can use the service")
-            model = SimCSE(self.model, self.pooler, self.max_length)
+            model = SimCSE(self.model, self.pooler, self.max_length, long_text=self.long_text)
             if self.sentences is not None:
                 make_searchable(model, self.sentences)
             size = "no sentences" if model.index is None else f"{len(model.index):,} sentences"

@@ -15,14 +15,14 @@ import numpy as np
 from jaxtyping import Float
 
 from simcse_jax.inference.simcse import SimCSE
-from simcse_jax.inference.vectors import unit
+from simcse_jax.inference.vectors import as_cosines, cosines, unit
 
 
 class MTEBEncoder:
     """A model behind mteb's `EncoderProtocol` (mteb 2): `encode`, `similarity`, `similarity_pairwise`, metadata.
 
-    Vectors are of length 1 and the similarity is the cosine. A SimCSE model takes no prompts: `encode`
-    accepts the arguments that choose one and ignores them.
+    Vectors are of length 1 and the similarity is the cosine. Where the model names prompts, `encode` takes the one
+    whose name fits the task best, as mteb does for sentence-transformers, else the model's default.
     """
 
     def __init__(
@@ -41,6 +41,10 @@ class MTEBEncoder:
         """
         self._model = SimCSE(model, pooler)
         self._name, self._revision = str(model), revision
+
+    def __repr__(self) -> str:
+        """The model."""
+        return f"MTEBEncoder({self._model!r})"
 
     @cached_property
     def mteb_model_meta(self) -> Any:
@@ -68,21 +72,28 @@ class MTEBEncoder:
 
         Args:
           inputs: mteb's DataLoader of batches; each has its sentences under "text".
-          task_metadata, hf_split, hf_subset, prompt_type, kwargs: mteb's; ignored, except for `show_progress_bar`.
+          task_metadata, prompt_type: choose a prompt, by task-type, task, kind of task-type, kind of task, or type.
+          hf_split, hf_subset, kwargs: mteb's; ignored, except for `show_progress_bar`.
         """
         sentences = [sentence for batch in inputs for sentence in batch["text"]]
-        return np.asarray(self._model.encode(sentences, progress=bool(kwargs.get("show_progress_bar", False))))
+        side = str(getattr(prompt_type, "value", prompt_type or ""))
+        names = [getattr(task_metadata, key, None) for key in ("name", "type")]
+        wanted = [name for task in names if task for name in (f"{task}-{side}", str(task))] + [side]
+        chosen = next((name for name in wanted if name in self._model.prompts), None)
+        progress = bool(kwargs.get("show_progress_bar", False))
+        return np.asarray(self._model.encode(sentences, prompt_name=chosen, progress=progress))
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, "A B"]:
         """Cosine of every vector of the first with every vector of the second."""
-        product: Float[np.ndarray, "A B"] = _unit(embeddings1) @ _unit(embeddings2).T
-        return product
+        return cosines(_rows(embeddings1), _rows(embeddings2))
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, " A"]:
         """Cosine of each vector with its counterpart."""
-        products: Float[np.ndarray, " A"] = np.sum(_unit(embeddings1) * _unit(embeddings2), axis=1)
+        products: Float[np.ndarray, " A"] = as_cosines(
+            np.sum(unit(_rows(embeddings1)) * unit(_rows(embeddings2)), axis=1)
+        )
         return products
 
 
-def _unit(vectors: Any) -> Float[np.ndarray, "A H"]:
-    return unit(np.atleast_2d(np.asarray(vectors)))
+def _rows(vectors: Any) -> Float[np.ndarray, "A H"]:
+    return np.atleast_2d(np.asarray(vectors))

@@ -12,8 +12,10 @@ from jaxtyping import Float
 
 from simcse_jax.config import Backend
 from simcse_jax.errors import InputError, reason
-from simcse_jax.inference.nearest import Exact, Faiss, Nearest
-from simcse_jax.storage.files import check_new_folder, new_folder, write_json, write_text
+from simcse_jax.inference.nearest import Exact, Faiss, Nearest, import_faiss
+from simcse_jax.inference.texts import as_strings
+from simcse_jax.inference.vectors import is_unit
+from simcse_jax.storage.files import check_new_folder, local_only, new_folder, write_json, write_text
 
 _FORMAT = 1  # of a saved index: raise it when the files change
 _ABOUT, _SENTENCES, _VECTORS, _CELLS = "index.json", "sentences.jsonl", "vectors.npy", "cells.npy"
@@ -63,22 +65,25 @@ class Index:
         Raises:
           InputError: unknown backend, faiss not installed, vectors that do not fit the sentences or are not finite.
         """
-        if backend not in get_args(Backend):
-            raise InputError(f"unknown backend '{backend}'; choose one of {', '.join(get_args(Backend))}")
-        if vectors.ndim != 2 or not vectors.shape[1]:
-            raise InputError(f"vectors have shape {list(vectors.shape)}; expected [sentences, width]")
+        check_backend(backend)
+        vectors = _matrix(vectors, "vectors", "[sentences, width]")
         self.sentences: list[str] = []
         self.width = int(vectors.shape[1])
         self.backend = backend
         self.about = dict(about or {})
-        vectors = _checked(sentences, vectors, self.width)
+        self._cosines = True  # whether all vectors have length 1
+        texts, vectors = _checked(sentences, vectors, self.width)
         self._lock = threading.Lock()  # a search sees all of an `add` or nothing
         self._nearest: Nearest
         if backend == "jax":
             self._nearest = Exact(self.width)
         else:
             self._nearest = Faiss(self.width, vectors if backend == "faiss-ivf" and cells is None else None, cells)
-        self.add(sentences, vectors)
+        self.add(texts, vectors)
+
+    def __repr__(self) -> str:
+        """The number of sentences, the width and the backend."""
+        return f"Index({len(self):,} sentences, width={self.width}, backend={self.backend!r})"
 
     def __len__(self) -> int:
         """Number of sentences."""
@@ -100,38 +105,42 @@ class Index:
         Raises:
           InputError: their number or width does not fit, or a vector is not finite; nothing is added then.
         """
-        vectors = _checked(sentences, vectors, self.width)
+        texts, vectors = _checked(sentences, vectors, self.width)
         with self._lock:
             self._nearest.add(vectors)
-            self.sentences += sentences
+            self._cosines = self._cosines and is_unit(vectors)
+            self.sentences += texts
 
-    def search(self, queries: Float[np.ndarray, "Q D"], top_k: int = 5, threshold: float = -np.inf) -> list[list[Hit]]:
+    def search(
+        self, queries: Float[np.ndarray, "Q D"], top_k: int = 5, threshold: float | None = None
+    ) -> list[list[Hit]]:
         """The sentences whose vectors have the largest inner products with each query.
 
         Args:
           queries: vectors, of length 1 if scores are to be cosines.
           top_k: most hits per query.
-          threshold: least score of a hit.
+          threshold: least score of a hit; any where None.
 
         Returns:
-          For each query its hits, the best first; among equal scores, the one added first (with faiss, any).
+          For each query its hits, the best first; among equal scores, the one added first (with faiss, any). Where all
+          vectors have length 1, scores are cosines: at most 1, and exactly 1 for a copy of the query, see `as_cosines`.
 
         Raises:
           InputError: `top_k` below 1, a threshold that is not a number, or queries of another width or not finite.
         """
-        if not isinstance(top_k, int | np.integer) or top_k < 1:
-            raise InputError(f"top_k is {top_k}; it must be a whole number, at least 1")
-        if np.isnan(threshold):
-            raise InputError("threshold is not a number; give the least score of a hit, e.g. 0.6")
-        if queries.ndim != 2 or queries.shape[1] != self.width:
+        check_search(top_k, threshold)
+        queries = _matrix(queries, "queries", f"[queries, {self.width}]")
+        if queries.shape[1] != self.width:
             raise InputError(f"queries have shape {list(queries.shape)}; expected [queries, {self.width}]")
         queries = _float32(queries, "queries")
         if not self.sentences or not len(queries):
             return [[] for _ in queries]
         with self._lock:
-            scores, numbers = self._nearest.find(queries, min(int(top_k), len(self)))
+            cosines = self._cosines and is_unit(queries)
+            scores, numbers = self._nearest.find(queries, min(int(top_k), len(self)), cosines)
+        least = -np.inf if threshold is None else threshold
         return [
-            [Hit(i, s, self.sentences[i]) for s, i in zip(*row, strict=True) if i >= 0 and s >= threshold]
+            [Hit(i, s, self.sentences[i]) for s, i in zip(*row, strict=True) if i >= 0 and s >= least]
             for row in zip(scores.tolist(), numbers.tolist(), strict=True)
         ]
 
@@ -160,7 +169,7 @@ class Index:
         Raises:
           InputError: no such folder, or its files are damaged or do not fit one another.
         """
-        path = Path(folder).expanduser()
+        path = local_only(folder)
         if not is_index(path):
             raise InputError(f"{path} is not a saved index: expected a folder with {_ABOUT}, as save_index writes it")
         try:
@@ -187,14 +196,45 @@ def is_index(folder: Path) -> bool:
     return (folder / _ABOUT).is_file() and (folder / _VECTORS).is_file()
 
 
-def _checked(sentences: Sequence[str], vectors: np.ndarray, width: int) -> np.ndarray:
-    """The vectors as float32."""
-    if isinstance(sentences, str) or vectors.shape != (len(sentences), width):
-        given = "one string" if isinstance(sentences, str) else f"{len(sentences):,} sentences"
+def check_backend(backend: Any) -> None:
+    """Raises `InputError` for a backend that does not exist, or whose package is not installed."""
+    if backend not in get_args(Backend):
+        raise InputError(f"unknown backend '{backend}'; choose one of {', '.join(get_args(Backend))}")
+    if backend != "jax":
+        import_faiss()
+
+
+def check_search(top_k: Any, threshold: Any) -> None:
+    """Raises `InputError` for settings of a search that cannot be used."""
+    if not isinstance(top_k, int | np.integer) or top_k < 1:
+        raise InputError(f"top_k is {top_k!r}; it must be a whole number, at least 1")
+    number = isinstance(threshold, int | float | np.integer | np.floating)
+    if threshold is not None and not (number and not np.isnan(threshold)):
+        raise InputError(f"threshold is {threshold!r}, not a number; give the least score of a hit, e.g. 0.6, or None")
+
+
+def _checked(sentences: Any, vectors: Any, width: int) -> tuple[list[str], np.ndarray]:
+    """The sentences as a list, and the vectors as float32."""
+    vectors = _matrix(vectors, "vectors", f"[N, {width}]")
+    if isinstance(sentences, str) or vectors.shape != (len(texts := as_strings(sentences)), width):
+        given = "one string" if isinstance(sentences, str) else f"{len(texts):,} sentences"
         raise InputError(
             f"{given} and vectors of shape {list(vectors.shape)}; expected a list of N sentences and [N, {width}]"
         )
-    return _float32(vectors, "vectors")
+    return texts, _float32(vectors, "vectors")
+
+
+def _matrix(given: Any, what: str, expected: str) -> np.ndarray:
+    """Rows of numbers as an array of NumPy: of one of JAX, of lists of numbers."""
+    try:
+        array = np.asarray(given)
+    except ValueError as error:  # lists of different lengths
+        raise InputError(f"{what} are rows of different lengths; expected an array {expected}") from error
+    if array.ndim != 2 or not array.shape[1]:
+        raise InputError(
+            f"{what} are a {type(given).__name__} of shape {list(array.shape)}; expected an array {expected}"
+        )
+    return array
 
 
 def _float32(vectors: np.ndarray, what: str) -> np.ndarray:

@@ -5,10 +5,11 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from simcse_jax.errors import InputError, reason
 from simcse_jax.inference.shapes import power_of_two
+from simcse_jax.inference.vectors import as_cosines
 
 # Vectors and queries scored at a time: no larger matrix of scores exists up to 32,768 hits per query. Both are padded
 # to powers of two, so that a few compiled programs serve every number of vectors and queries.
@@ -27,8 +28,8 @@ class Nearest(Protocol):
     def add(self, vectors: Float[np.ndarray, "N D"]) -> None:
         """Appends vectors, copied."""
 
-    def find(self, queries: Float[np.ndarray, "Q D"], count: int) -> Found:
-        """The `count` largest inner products with each query."""
+    def find(self, queries: Float[np.ndarray, "Q D"], count: int, cosines: bool) -> Found:
+        """The `count` largest inner products with each query; by `as_cosines` where all vectors have length 1."""
 
     def vectors(self, start: int, end: int) -> Float[np.ndarray, "N D"]:
         """The vectors of these numbers, copied."""
@@ -59,7 +60,7 @@ class Exact:
             self._blocks.append(jax.device_put(block))
         self._count += len(vectors)
 
-    def find(self, queries: Float[np.ndarray, "Q D"], count: int) -> Found:
+    def find(self, queries: Float[np.ndarray, "Q D"], count: int, cosines: bool) -> Found:
         """The `count` largest inner products with each query, in float32."""
         wide = max(8, power_of_two(count))
         results = []
@@ -70,7 +71,7 @@ class Exact:
             asked[: len(part)] = part
             best = jnp.full((rows, wide), -jnp.inf, jnp.float32), jnp.full((rows, wide), -1, jnp.int32)
             for number, block in enumerate(self._blocks):
-                best = _better(jnp.asarray(asked), block, *best, number * _BLOCK, self._count)
+                best = _better(jnp.asarray(asked), block, *best, number * _BLOCK, self._count, cosines)
             results.append([np.asarray(x)[: len(part), :count] for x in best])
         scores, numbers = (np.concatenate(x) for x in zip(*results, strict=True))
         return scores, numbers
@@ -93,10 +94,13 @@ def _better(
     numbers: Int[Array, "Q K"],
     first: Int[Array, ""] | int,
     total: Int[Array, ""] | int,
+    cosines: Bool[Array, ""] | bool,
 ) -> tuple[Float[Array, "Q K"], Int[Array, "Q K"]]:
     """The best K so far, merged with one block; its vectors are numbered from `first`, below `total`."""
     size = block.shape[0]
     products = jnp.matmul(queries, block.T, precision=jax.lax.Precision.HIGHEST)
+    # Before the choice, so that of several copies of a query the first come first.
+    products = jnp.where(cosines, as_cosines(products), products)
     products = jnp.where(jnp.arange(size)[None] < total - first, products, -jnp.inf)
     found, places = _top_k(products, min(size, scores.shape[1]))
     # top_k takes the first of equals, and the vectors found before have the lower numbers.
@@ -121,6 +125,17 @@ def _top_k(scores: Float[Array, "Q B"], count: int) -> tuple[Float[Array, "Q K"]
     return found, jnp.take_along_axis(chosen, places // _GROUP, axis=1) * _GROUP + places % _GROUP
 
 
+def import_faiss() -> Any:
+    """The package faiss; raises `InputError` if it is not installed."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise InputError(
+            "this backend needs the package faiss-cpu: pip install 'simcse-jax[search]', or use the backend jax"
+        ) from error
+    return faiss
+
+
 class Faiss:
     """Search with faiss, on the CPU: all inner products, or those with the vectors of the nearest cells.
 
@@ -140,13 +155,7 @@ class Faiss:
           InputError: faiss is not installed, or there is no vector to learn from.
           ValueError: `cells` are damaged, or of another width.
         """
-        try:
-            import faiss
-        except ImportError as error:
-            raise InputError(
-                "this backend needs the package faiss-cpu: pip install 'simcse-jax[search]', or use the backend jax"
-            ) from error
-        self._faiss = faiss
+        faiss = import_faiss()
         self.cells: Any = cells
         if cells is not None:
             try:
@@ -171,9 +180,10 @@ class Faiss:
         """Appends vectors, copied."""
         self._index.add(np.ascontiguousarray(vectors, np.float32))
 
-    def find(self, queries: Float[np.ndarray, "Q D"], count: int) -> Found:
+    def find(self, queries: Float[np.ndarray, "Q D"], count: int, cosines: bool) -> Found:
         """The `count` largest inner products with each query, among the cells searched."""
         scores, numbers = self._index.search(np.ascontiguousarray(queries, np.float32), count)
+        scores = as_cosines(scores) if cosines else scores
         return np.where(numbers < 0, -np.inf, scores).astype(np.float32), numbers
 
     def vectors(self, start: int, end: int) -> Float[np.ndarray, "N D"]:

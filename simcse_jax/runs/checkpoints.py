@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orbax.checkpoint import v1 as ocp
-
 from simcse_jax.config import CheckpointConfig
 from simcse_jax.runs.folder import writing_to
+from simcse_jax.runs.quiet import no_root_handler
+
+with no_root_handler():
+    from orbax.checkpoint import v1 as ocp
 
 _policies = ocp.training.preservation_policies
 
@@ -125,8 +127,9 @@ class Checkpoints:
 @contextmanager
 def open_checkpoints(folder: Path, config: CheckpointConfig, writing: bool = True) -> Iterator[Checkpoints]:
     """`Checkpoints` that are closed at the end."""
-    checkpoints = Checkpoints(folder, config, writing)
-    try:
-        yield checkpoints
-    finally:
-        checkpoints.close()
+    with no_root_handler():
+        checkpoints = Checkpoints(folder, config, writing)
+        try:
+            yield checkpoints
+        finally:
+            checkpoints.close()

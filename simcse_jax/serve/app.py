@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from simcse_jax.inference.vectors import cosines
 from simcse_jax.serve import schema
 from simcse_jax.serve.batching import Batcher, NotReady, Overloaded, TooSlow
 from simcse_jax.serve.engine import Answer, Engine, Job
@@ -128,7 +129,7 @@ def create_app(
         """The cosine of every sentence of `a` with every sentence of `b`."""
         a, b = checked(request.a), checked(request.b)
         answer = await batcher.submit(Job(checked(a + b)))
-        scores = answer.vectors[: len(a)] @ answer.vectors[len(a) :].T
+        scores = cosines(answer.vectors[: len(a)], answer.vectors[len(a) :])
         cut_a, cut_b = ([s in answer.cut for s in side] for side in (a, b))
         return schema.SimilarityAnswer(scores=scores.tolist(), cut_a=cut_a, cut_b=cut_b)
 

@@ -21,8 +21,8 @@ class Job:
     normalize: bool = True
     top_k: int = 0
     """Hits to find per sentence; 0: the vectors are the answer."""
-    threshold: float = -1.0
-    """Least score of a hit."""
+    threshold: float | None = None
+    """Least score of a hit; any where None."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Engine:
         for job in jobs:
             chosen = [places[sentence] for sentence in job.sentences]
             nearest = [found[place][: job.top_k] for place in chosen] if job.top_k else []
-            hits = [[hit for hit in row if hit.score >= job.threshold] for row in nearest]
+            least = -np.inf if job.threshold is None else job.threshold
+            hits = [[hit for hit in row if hit.score >= least] for row in nearest]
             answers.append(Answer((scaled if job.normalize else raw)[chosen], hits, cut))
         return answers
 

@@ -29,7 +29,7 @@ class SearchRequest(Request):
 
     query: Annotated[OneOrMore, Field(description="A sentence, or several", examples=["a man plays music"])]
     top_k: Annotated[int, Field(ge=1, description="Most hits per query")] = 10
-    threshold: Annotated[float, Field(ge=-1, le=1, description="Least cosine of a hit")] = -1.0
+    threshold: Annotated[float | None, Field(ge=-1, le=1, description="Least cosine of a hit; any if null")] = None
 
 
 class EncodeRequest(Request):

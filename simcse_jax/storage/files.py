@@ -28,7 +28,9 @@ REMOTE = re.compile(r"(gs|s3):/+(?=[^/])")
 
 
 def is_remote(name: str | Path) -> bool:
-    """Whether a name is a URL of an object store, see `objects.py`."""
+    """Whether a name is a URL of an object store, see `objects.py`; raises `InputError` for one that is no path."""
+    if not isinstance(name, str | os.PathLike):
+        raise InputError(f"{name!r} is a {type(name).__name__}; expected a name or a path, as a str or a pathlib.Path")
     return bool(REMOTE.match(str(name)))
 
 

@@ -1,0 +1,52 @@
+"""The names that sentence-transformers and the original SimCSE give to the settings of `encode`."""
+
+import difflib
+from typing import Any
+
+from simcse_jax.errors import InputError
+
+_SAME = {
+    "show_progress_bar": "progress",
+    "normalize_embeddings": "normalize",
+    "normalize_to_unit": "normalize",
+}
+"""Names with the same meaning here."""
+
+_FIXED: dict[str, tuple[Any, str]] = {
+    "convert_to_numpy": (True, "the result is one array; list(vectors) has its rows"),
+    "convert_to_tensor": (False, "make a tensor with torch.from_numpy(vectors), or take output='jax'"),
+    "return_numpy": (True, "make a tensor with torch.from_numpy(vectors), or take output='jax'"),
+    "output_value": ("sentence_embedding", "token vectors are not given; export the model for transformers"),
+    "precision": ("float32", "vectors are float32; change them afterwards, e.g. vectors.astype(np.float16)"),
+    "device": (None, "JAX's devices are used; the environment variable JAX_PLATFORMS=cpu chooses them"),
+    "pool": (None, "all devices of JAX are used without a pool"),
+    "chunk_size": (None, "all devices of JAX are used without a pool"),
+    "keepdim": (False, "give a list of one sentence for an array of one row"),
+}
+"""Names of which one value has a meaning here, that value, and what to do instead of another."""
+
+
+def translated(given: dict[str, Any], own: set[str]) -> dict[str, Any]:
+    """Settings under their names here.
+
+    Args:
+      given: settings by names that `encode` does not have.
+      own: the names that `encode` has.
+
+    Raises:
+      InputError: an unknown name, or a setting that has no meaning here; the message says what to use instead.
+    """
+    settings: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in _SAME:
+            # None stands for the default there, as a progress bar by the level of a log.
+            settings |= {} if value is None else {_SAME[name]: value}
+        elif name in _FIXED:
+            allowed, advice = _FIXED[name]
+            if value is not None and value != allowed:
+                raise InputError(f"encode does not take {name}={value!r}: {advice}")
+        else:
+            close = difflib.get_close_matches(name, sorted({*own, *_SAME}), 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise InputError(f"encode has no setting {name}: {hint}it has {', '.join(sorted(own))}")
+    return settings
