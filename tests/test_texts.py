@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from simcse_jax.cli import main
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.mteb import MTEBEncoder
 from simcse_jax.inference.index import Index
@@ -88,8 +89,8 @@ def test_names_of_other_libraries(model: SimCSE) -> None:
     short = model.encode(["a", "b"], truncate_dim=5)
     np.testing.assert_allclose(short, plain[:, :5] / np.linalg.norm(plain[:, :5], axis=1, keepdims=True), rtol=1e-5)
     for settings, words in [
-        ({"convert_to_tensor": True}, r"does not take convert_to_tensor=True: .*torch.from_numpy"),
-        ({"device": "cuda"}, "does not take device='cuda': .*JAX_PLATFORMS"),
+        ({"convert_to_tensor": True}, "convert_to_tensor=True is not possible: .*torch.from_numpy"),
+        ({"device": "cuda"}, "device='cuda' is not possible: .*JAX_PLATFORMS"),
         ({"precision": "int8"}, "astype"),
         ({"output_value": "token_embeddings"}, "token vectors"),
         ({"keepdim": True}, "a list of one sentence"),
@@ -100,10 +101,16 @@ def test_names_of_other_libraries(model: SimCSE) -> None:
     ]:
         with pytest.raises(InputError, match=words):
             model.encode("a", **settings)
-    assert translated({"show_progress_bar": True}, set()) == {"progress": True}
+    assert translated({"show_progress_bar": True}, SimCSE.encode) == {"progress": True}
+    for settings, words in [
+        ({"device": "cuda"}, "device='cuda' is not possible"),
+        ({"maxlength": 5}, "no setting maxlength: did you mean max_length[?] there are pooler, max_length"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            SimCSE("anywhere", **settings)
 
 
-def test_poolers_of_other_libraries_are_recognised() -> None:
+def test_poolers_of_other_libraries_are_recognised(capsys: pytest.CaptureFixture[str]) -> None:
     for given, meant in {
         "mean": "avg",
         "pooling_mode_mean_tokens": "avg",
@@ -115,6 +122,9 @@ def test_poolers_of_other_libraries_are_recognised() -> None:
             check_pooler(given)
     with pytest.raises(InputError, match="unknown pooler '5': choose one of"):
         check_pooler(5)
+    with pytest.raises(SystemExit):
+        main(["encode", "MODEL", "a.txt", "a.npy", "--pooler", "mean"])
+    assert "did you mean avg?" in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 def test_objects_show_what_they_are(model: SimCSE, tiny_bert: Path) -> None:

@@ -1,6 +1,8 @@
-"""The names that sentence-transformers and the original SimCSE give to the settings of `encode`."""
+"""The names that sentence-transformers and the original SimCSE give to settings of `SimCSE` and its `encode`."""
 
 import difflib
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from simcse_jax.errors import InputError
@@ -26,27 +28,29 @@ _FIXED: dict[str, tuple[Any, str]] = {
 """Names of which one value has a meaning here, that value, and what to do instead of another."""
 
 
-def translated(given: dict[str, Any], own: set[str]) -> dict[str, Any]:
+def translated(given: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
     """Settings under their names here.
 
     Args:
-      given: settings by names that `encode` does not have.
-      own: the names that `encode` has.
+      given: settings by names that the function does not have.
+      function: the function.
 
     Raises:
       InputError: an unknown name, or a setting that has no meaning here; the message says what to use instead.
     """
+    kinds = inspect.signature(function).parameters.items()
+    own = [name for name, p in kinds if p.kind is not p.VAR_KEYWORD and name not in ("self", "sentences", "model")]
     settings: dict[str, Any] = {}
     for name, value in given.items():
-        if name in _SAME:
+        if _SAME.get(name) in own:
             # None stands for the default there, as a progress bar by the level of a log.
             settings |= {} if value is None else {_SAME[name]: value}
         elif name in _FIXED:
             allowed, advice = _FIXED[name]
             if value is not None and value != allowed:
-                raise InputError(f"encode does not take {name}={value!r}: {advice}")
+                raise InputError(f"{name}={value!r} is not possible: {advice}")
         else:
-            close = difflib.get_close_matches(name, sorted({*own, *_SAME}), 1)
+            close = difflib.get_close_matches(name, own, 1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise InputError(f"encode has no setting {name}: {hint}it has {', '.join(sorted(own))}")
+            raise InputError(f"there is no setting {name}: {hint}there are {', '.join(own)}")
     return settings

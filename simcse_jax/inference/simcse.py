@@ -1,6 +1,5 @@
 """The Python tool: it encodes, compares and searches sentences with a trained model."""
 
-import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -42,6 +41,7 @@ class SimCSE:
         max_length: int | None = None,
         packed_length: int = ENCODE_ROW,
         long_text: LongText = "cut",
+        **others: Any,
     ) -> None:
         """Loads a model onto all devices.
 
@@ -52,10 +52,12 @@ class SimCSE:
           packed_length: tokens per row; shorter sentences share a row. 0: one sentence per row. The vectors agree up to
             rounding.
           long_text: treatment of longer texts, see `LongText`.
+          others: settings that other libraries have; the error says what to do instead, as for `device`.
 
         Raises:
           InputError: see `load_model` and `BatchEncoder`.
         """
+        translated(others, SimCSE.__init__)
         self._name = str(model)
         self._loaded = load_model(model, pooler)
         self._encoder = self._loaded.encoder(max_length, packed_length=packed_length, long_text=long_text)
@@ -119,8 +121,7 @@ class SimCSE:
           InputError: something other than strings, a setting that cannot be used, or see `LongText`.
         """
         if others:
-            own = set(inspect.signature(SimCSE.encode).parameters) - {"self", "sentences", "others"}
-            settings = translated(others, own)
+            settings = translated(others, SimCSE.encode)
             normalize, progress = settings.get("normalize", normalize), settings.get("progress", progress)
         several = as_texts(sentences)
         limit = self.max_length if max_length is None else max_length
