@@ -15,6 +15,8 @@ from simcse_jax.cli import main
 from simcse_jax.config import Config, ModelConfig
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.mteb import MTEBEncoder
+from simcse_jax.evaluation.sentences import unlabelled_sentences
+from simcse_jax.evaluation.suite import load_suite
 from simcse_jax.inference.encoder import BatchEncoder
 from simcse_jax.inference.export import export
 from simcse_jax.inference.loading import load_model
@@ -108,6 +110,14 @@ def test_texts_that_differ_beyond_the_limit_are_the_same(limited: Path, tmp_path
     assert cosines[2] == 1
     order, gold = np.argsort(np.argsort(cosines)), np.argsort(np.argsort([score for _, _, score in rows]))
     assert found == pytest.approx(100 * np.corrcoef(order, gold)[0, 1])
+
+
+def test_tasks_and_sentences_may_be_paths(config: Config) -> None:
+    pairs = Path(config.evaluation.dev)
+    for names in (pairs, [pairs], str(pairs)):
+        assert [task.name for task in load_suite(names, "").sts] == [str(pairs)]
+    assert len(unlabelled_sentences(pairs)) == 8
+    assert len(unlabelled_sentences(Path(config.data.train), limit=3)) == 3
 
 
 def test_what_is_cut_is_said_once(limited: Path, text_file: Path, tmp_path: Path, capsys: Any) -> None:

@@ -12,7 +12,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from simcse_jax.errors import InputError
-from simcse_jax.poolers import POOLERS, PoolerName, check_pooler
+from simcse_jax.poolers import POOLERS, check_pooler
 
 if TYPE_CHECKING:
     from simcse_jax.config import Backend
@@ -107,7 +107,7 @@ def pairs_of_values() -> ConstructorRegistry:
     @registry.primitive_rule
     def pooler(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         """Makes the error for `--pooler mean` say what it is called here."""
-        if info.type != PoolerName:
+        if typing.get_args(info.type) != POOLERS:
             return None
 
         def read(words: list[str]) -> str:

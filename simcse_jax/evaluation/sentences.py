@@ -10,7 +10,7 @@ from simcse_jax.evaluation.suite import expand_tasks
 from simcse_jax.storage.objects import local_path
 
 
-def unlabelled_sentences(source: str, data: str | Path = "", limit: int | None = None) -> list[str]:
+def unlabelled_sentences(source: str | Path, data: str | Path = "", limit: int | None = None) -> list[str]:
     """Distinct sentences, in order of appearance; blank ones are left out.
 
     Args:
@@ -22,6 +22,7 @@ def unlabelled_sentences(source: str, data: str | Path = "", limit: int | None =
     Raises:
       InputError: no such file or task, or no sentence in it; `limit` below 1.
     """
+    source = str(source)
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; it must be greater than 0")
     path = local_path(source)

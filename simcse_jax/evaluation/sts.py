@@ -82,7 +82,7 @@ def unknown_tasks(names: Iterable[str], known: Collection[str]) -> InputError:
     return InputError(f"{guesses}known are {', '.join(known)}, {KINDS}")
 
 
-def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool = False) -> Task:
+def load_task(name: str | Path, data: str | Path, mode: Mode = "test", all_splits: bool = False) -> Task:
     """Reads a task.
 
     Args:
@@ -95,6 +95,7 @@ def load_task(name: str, data: str | Path, mode: Mode = "test", all_splits: bool
     Raises:
       InputError: unknown task, missing or malformed file, or no dev split.
     """
+    name = str(name)
     if is_pairs(name):
         first, second, gold = zip(*read_graded_pairs(name, mode), strict=True)
         return Task(name, [Subset("all", [*map(normal, first)], [*map(normal, second)], np.array(gold))], "all")

@@ -45,18 +45,19 @@ class Suite:
     retrieval: list[RetrievalTask] = field(default_factory=list)
 
 
-def expand_tasks(names: Iterable[str], mode: TransferMode) -> list[str]:
-    """Task names with the sets `sts`, `transfer` and `full` (both) written out, each task once.
+def expand_tasks(names: str | Path | Iterable[str | Path], mode: TransferMode) -> list[str]:
+    """Task names, or a single one, with the sets `sts`, `transfer` and `full` (both) written out, each task once.
 
     In mode `dev`, `sts` holds the two tasks that have a dev split.
     """
     sts = STS_DEV_TASKS if mode == "dev" else STS_TASKS
+    several = [names] if isinstance(names, str | Path) else names
     sets = {"sts": sts, "transfer": TRANSFER_TASKS, "full": (*sts, *TRANSFER_TASKS)}
-    return list(dict.fromkeys(task for name in names for task in sets.get(name, (name,))))
+    return list(dict.fromkeys(task for name in map(str, several) for task in sets.get(name, (name,))))
 
 
 def load_suite(
-    names: Iterable[str],
+    names: str | Path | Iterable[str | Path],
     data: str | Path,
     mode: TransferMode = "test",
     all_splits: bool = False,
