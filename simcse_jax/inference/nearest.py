@@ -28,7 +28,7 @@ class Nearest(Protocol):
     def add(self, vectors: Float[np.ndarray, "N D"]) -> None:
         """Appends vectors, copied."""
 
-    def find(self, queries: Float[np.ndarray, "Q D"], count: int, cosines: bool) -> Found:
+    def find(self, queries: Float[np.ndarray, "Q D"], count: int, cosines: bool = False) -> Found:
         """The `count` largest inner products with each query; by `as_cosines` where all vectors have length 1."""
 
     def vectors(self, start: int, end: int) -> Float[np.ndarray, "N D"]:
@@ -60,7 +60,7 @@ class Exact:
             self._blocks.append(jax.device_put(block))
         self._count += len(vectors)
 
-    def find(self, queries: Float[np.ndarray, "Q D"], count: int, cosines: bool) -> Found:
+    def find(self, queries: Float[np.ndarray, "Q D"], count: int, cosines: bool = False) -> Found:
         """The `count` largest inner products with each query, in float32."""
         wide = max(8, power_of_two(count))
         results = []
@@ -180,7 +180,7 @@ class Faiss:
         """Appends vectors, copied."""
         self._index.add(np.ascontiguousarray(vectors, np.float32))
 
-    def find(self, queries: Float[np.ndarray, "Q D"], count: int, cosines: bool) -> Found:
+    def find(self, queries: Float[np.ndarray, "Q D"], count: int, cosines: bool = False) -> Found:
         """The `count` largest inner products with each query, among the cells searched."""
         scores, numbers = self._index.search(np.ascontiguousarray(queries, np.float32), count)
         scores = as_cosines(scores) if cosines else scores
