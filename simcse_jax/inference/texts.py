@@ -7,9 +7,6 @@ from typing import Any
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.errors import InputError
 
-Texts = str | Iterable[str]
-"""One sentence; or several, in order: a list, a tuple, a generator, a pandas Series or a one-dimensional array."""
-
 
 def as_texts(given: Any) -> list[str]:
     """One string or several, as a new list.
