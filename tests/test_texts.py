@@ -94,8 +94,8 @@ def test_names_of_other_libraries(model: SimCSE) -> None:
         ({"precision": "int8"}, "astype"),
         ({"output_value": "token_embeddings"}, "token vectors"),
         ({"keepdim": True}, "a list of one sentence"),
-        ({"batchsize": 8}, "no setting batchsize: did you mean batch_size"),
-        ({"normalise": True}, "did you mean normalize"),
+        ({"batchsize": 8}, "no setting batchsize: did you mean 'batch_size'"),
+        ({"normalise": True}, "did you mean 'normalize'"),
         ({"truncate_dim": 0}, "from 1 to 32"),
         ({"truncate_dim": 33}, "from 1 to 32"),
     ]:
@@ -104,7 +104,7 @@ def test_names_of_other_libraries(model: SimCSE) -> None:
     assert translated({"show_progress_bar": True}, SimCSE.encode) == {"progress": True}
     for settings, words in [
         ({"device": "cuda"}, "device='cuda' is not possible"),
-        ({"maxlength": 5}, "no setting maxlength: did you mean max_length[?] there are pooler, max_length"),
+        ({"maxlength": 5}, "no setting maxlength: did you mean 'max_length'[?] there are pooler, max_length"),
     ]:
         with pytest.raises(InputError, match=words):
             SimCSE("anywhere", **settings)
@@ -118,13 +118,13 @@ def test_poolers_of_other_libraries_are_recognised(capsys: pytest.CaptureFixture
         "avg_frist_last": "avg_first_last",
         "CLS": "cls",
     }.items():
-        with pytest.raises(InputError, match=f"unknown pooler '{given}': did you mean {meant}[?]"):
+        with pytest.raises(InputError, match=f"unknown pooler '{given}': did you mean .{meant}.[?]"):
             check_pooler(given)
     with pytest.raises(InputError, match="unknown pooler '5': choose one of"):
         check_pooler(5)
     with pytest.raises(SystemExit):
         main(["encode", "MODEL", "a.txt", "a.npy", "--pooler", "mean"])
-    assert "did you mean avg?" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "did you mean 'avg'?" in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 def test_objects_show_what_they_are(model: SimCSE, tiny_bert: Path) -> None:
@@ -162,7 +162,7 @@ for call in (
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     words = ["None is a NoneType; expected a name or a path", "5 is a int", "None is a", "None is a", "5 is a"]
-    words += ["expected str: give 'runs/a'", "model is 'bert'; expected ModelConfig", "did you mean avg?"]
+    words += ["expected str: give 'runs/a'", "model is 'bert'; expected ModelConfig", "did you mean 'avg'?"]
     assert len(out) == len(words)
     for line, expected in zip(out, words, strict=True):
         assert expected in line

@@ -12,7 +12,6 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from simcse_jax.errors import InputError
-from simcse_jax.poolers import POOLERS, check_pooler
 
 if TYPE_CHECKING:
     from simcse_jax.config import Backend
@@ -102,24 +101,6 @@ def pairs_of_values() -> ConstructorRegistry:
             instance_from_str=read,
             is_instance=lambda value: isinstance(value, dict),
             str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
-        )
-
-    @registry.primitive_rule
-    def pooler(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        """Makes the error for `--pooler mean` say what it is called here."""
-        if typing.get_args(info.type) != POOLERS:
-            return None
-
-        def read(words: list[str]) -> str:
-            check_pooler(words[0])
-            return words[0]
-
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="{" + ",".join(POOLERS) + "}",
-            instance_from_str=read,
-            is_instance=lambda value: value in POOLERS,
-            str_from_instance=lambda value: [value],
         )
 
     return registry

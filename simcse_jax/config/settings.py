@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from simcse_jax.config.values import BELOW_ONE, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, check_types, out_of_bounds
 from simcse_jax.errors import InputError
-from simcse_jax.poolers import PoolerName, check_pooler
+from simcse_jax.poolers import PoolerName
 from simcse_jax.storage.files import CACHE
 
 MIN_LENGTH = 3
@@ -269,8 +269,6 @@ class Config:
 
     def validate(self) -> None:
         """Raises `InputError` for values that no run can use, all of them."""
-        if isinstance(getattr(self.model, "pooler", None), str):
-            check_pooler(self.model.pooler)  # it knows the names of others
         check_types(self)
         if problems := [*out_of_bounds(self), *self._conflicts()]:
             raise InputError(*problems)

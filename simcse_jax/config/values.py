@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, did_you_mean
+from simcse_jax.poolers import OTHER_POOLERS
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,21 @@ def _of_other_types(config: Any, prefix: str) -> Iterator[str]:
         name, value, hint = prefix + f.name, getattr(config, f.name), hints[f.name]
         if not _fits(value, hint):
             advice = f": give {os.fspath(value)!r}" if isinstance(value, os.PathLike) else ""
-            yield f"{name} is {value!r}; expected {_described(hint)}{advice}"
+            yield f"{name} is {value!r}; {_guess(value, hint)}expected {_described(hint)}{advice}"
         elif dataclasses.is_dataclass(value):
             yield from _of_other_types(value, f"{name}.")
+
+
+def _guess(value: Any, hint: Any) -> str:
+    """Which of the choices of a setting was meant; empty where it has none, or none is close."""
+    kinds = (hint, *typing.get_args(hint))
+    choices = [c for kind in kinds if typing.get_origin(kind) is Literal for c in typing.get_args(kind)]
+    others = {plain: pooler for plain, pooler in OTHER_POOLERS.items() if pooler in choices}
+    return did_you_mean(value, filter(_is_text, choices), others) if choices and _is_text(value) else ""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _described(hint: Any) -> str:

@@ -1,11 +1,10 @@
 """The names that sentence-transformers and the original SimCSE give to settings of `SimCSE` and its `encode`."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, did_you_mean
 
 _SAME = {
     "show_progress_bar": "progress",
@@ -50,7 +49,5 @@ def translated(given: dict[str, Any], function: Callable[..., Any]) -> dict[str,
             if value is not None and value != allowed:
                 raise InputError(f"{name}={value!r} is not possible: {advice}")
         else:
-            close = difflib.get_close_matches(name, own, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise InputError(f"there is no setting {name}: {hint}there are {', '.join(own)}")
+            raise InputError(f"there is no setting {name}: {did_you_mean(name, own)}there are {', '.join(own)}")
     return settings
