@@ -371,8 +371,8 @@ def run_python(program: str, *arguments: str | Path, **environment: str) -> subp
 def test_values_of_a_config_file(tmp_path: Path) -> None:
     """In a process where nothing but the package itself checks annotations."""
     values = {
-        "model=ModelConfig(pooler='clz')": "model.pooler is 'clz'; expected one of 'cls', 'cls_before_pooler', 'avg', "
-        "'avg_top2', 'avg_first_last', 'avg_static_last', 'avg_static'",
+        "model=ModelConfig(pooler='clz')": "model.pooler is 'clz'; did you mean 'cls'? expected one of 'cls', "
+        "'cls_before_pooler', 'avg', 'avg_top2', 'avg_first_last', 'avg_static_last', 'avg_static' or None",
         "batch_size='64'": "batch_size is '64'; expected int",
         "data=DataConfig(train=3)": "data.train is 3; expected str",
         "data=DataConfig(columns=['a'])": "data.columns is ['a']; expected tuple[str, ...]",
