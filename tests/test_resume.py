@@ -36,7 +36,7 @@ from simcse_jax.inference.export import export
 from simcse_jax.inference.loading import load_model
 from simcse_jax.model.build import build_model
 from simcse_jax.pretrained.folders import read_checkpoint
-from simcse_jax.runs.checkpoints import open_checkpoints
+from simcse_jax.runs.checkpoints import checkpoint_folders, open_checkpoints, restore
 from simcse_jax.runs.folder import open_run
 from simcse_jax.runs.metrics_log import TIMES
 from simcse_jax.runtime.mesh import make_mesh, state_sharding
@@ -88,10 +88,8 @@ def final_state(folder: Path, step: int | None = None) -> TrainState:
     run = open_run(folder)
     model = build_model(read_checkpoint(run.model_folder).config, run.config.model)
     spec = StepSpec(run.config, model, make_mesh(devices=jax.devices()[:1]), 1, 1)
-    with open_checkpoints(folder, run.config.checkpoint, writing=False) as checkpoints:
-        latest = step or checkpoints.latest
-        assert latest is not None
-        return from_items(checkpoints.restore(latest, to_items(spec.state_shapes())))
+    folders = checkpoint_folders(folder)
+    return from_items(restore(folders[step or max(folders)], to_items(spec.state_shapes())))
 
 
 def assert_identical(a: Any, b: Any) -> None:
@@ -369,7 +367,7 @@ def test_a_checkpoint_is_a_copy_of_its_moment(config: Config) -> None:
         for step in range(1, 5):
             sharding = state_sharding(mesh, state.params)["head"]
             shape = {"head": jax.ShapeDtypeStruct((512, 512), np.float32, sharding=sharding)}
-            restored = checkpoints.restore(step, {"params": shape})["params"]
+            restored = restore(checkpoint_folders(folder)[step], {"params": shape})["params"]
             np.testing.assert_array_equal(restored["head"], np.full((512, 512), step, np.float32))
 
 

@@ -1,7 +1,5 @@
 """Trained models: loading from a run, an export or a Hugging Face folder."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,10 +21,11 @@ from simcse_jax.pretrained.pooling import Pooling
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.pretrained.weights import load_params, param_shapes
 from simcse_jax.reports.progress import note
-from simcse_jax.runs.checkpoints import Checkpoints, open_checkpoints
+from simcse_jax.runs.checkpoints import Progress, check_whole, checkpoint_folders, none_whole, read_progress, restore
 from simcse_jax.runs.folder import Run, is_run, open_run, reading_from
 from simcse_jax.runtime.mesh import find_devices, make_mesh, put, replicated, state_sharding, with_sharding
 from simcse_jax.storage.files import check_readable
+from simcse_jax.storage.manifest import Damage
 from simcse_jax.storage.objects import local_path
 
 Step = int | Literal["best", "latest"]
@@ -247,20 +246,16 @@ def kept_steps(folder: Path) -> list[int]:
     if not is_run(folder):
         raise InputError(f"{folder} is not a run: only runs have checkpoints")
     run = open_run(folder)
-    with _reading(run) as checkpoints:
-        if not checkpoints.steps:
-            raise _no_checkpoint(run)
-        return checkpoints.steps
+    if not (folders := _checkpoint_folders(run)):
+        raise _no_checkpoint(run)
+    return list(folders)
 
 
-@contextmanager
-def _reading(run: Run) -> Iterator[Checkpoints]:
-    for path in (run.folder / "checkpoints").rglob(
-        "*"
-    ):  # orbax says of a file without permission that it is of no kind
+def _checkpoint_folders(run: Run) -> dict[int, Path]:
+    # orbax says of a file without permission that it is of no kind
+    for path in (run.folder / "checkpoints").rglob("*"):
         check_readable(path)
-    with reading_from(run.folder), open_checkpoints(run.folder, run.config.checkpoint, writing=False) as checkpoints:
-        yield checkpoints
+    return checkpoint_folders(run.folder)
 
 
 def _no_checkpoint(run: Run) -> InputError:
@@ -272,30 +267,59 @@ def _no_checkpoint(run: Run) -> InputError:
 def _restore(run: Run, model: SentenceEncoder, wanted_step: Step | None) -> dict[str, Any]:
     """`step`, `selection`, `params` and, where the run trained nothing else, `mlm`."""
     mesh, shapes = make_mesh(), param_shapes(model.config, model.param_dtype)
-    with _reading(run) as checkpoints:
-        step, selection = _choose(run, checkpoints, wanted_step)
-        wanted = {"params": with_sharding(shapes, state_sharding(mesh, shapes))}
-        if not run.config.objective.contrastive_weight:
-            table = shapes["encoder"]["embeddings"]["word_embeddings"]["embedding"]
-            heads = {"mlm": jax.eval_shape(lambda t: init_mlm_head(rng.key(0, "init_mlm"), t, 1.0), table)}
-            wanted["auxiliary"] = with_sharding(heads, state_sharding(mesh, heads))
-        found = checkpoints.restore(step, wanted)
-        return {"step": step, "selection": selection, "params": found["params"], **found.get("auxiliary", {})}
+    wanted = {"params": with_sharding(shapes, state_sharding(mesh, shapes))}
+    if not run.config.objective.contrastive_weight:
+        table = shapes["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+        heads = {"mlm": jax.eval_shape(lambda t: init_mlm_head(rng.key(0, "init_mlm"), t, 1.0), table)}
+        wanted["auxiliary"] = with_sharding(heads, state_sharding(mesh, heads))
+    folders = _checkpoint_folders(run)
+    step, selection = _choose(run, folders, wanted_step, tuple(wanted))
+    with reading_from(run.folder):
+        found = restore(folders[step], wanted)
+    return {"step": step, "selection": selection, "params": found["params"], **found.get("auxiliary", {})}
 
 
-def _choose(run: Run, checkpoints: Checkpoints, wanted: Step | None) -> tuple[int, str]:
-    """The step of a kept checkpoint, and the reason for it in words."""
-    if checkpoints.latest is None:
+def _choose(run: Run, folders: dict[int, Path], wanted: Step | None, items: tuple[str, ...]) -> tuple[int, str]:
+    """The step of a kept checkpoint whose `items` are whole, and the reason for it in words."""
+    if not folders:
         raise _no_checkpoint(run)
-    progress, steps = checkpoints.progress(), checkpoints.steps
-    kept = ", ".join(map(str, steps))
-    if wanted == "best" and progress.best_step is None:
+    kept, damaged = ", ".join(map(str, folders)), dict[int, str]()
+
+    def progress_of(step: int) -> Progress | None:
+        try:
+            check_whole(folders[step], items)
+            return read_progress(folders[step])
+        except Damage as damage:
+            damaged[step] = str(damage)
+            return None
+
+    if isinstance(wanted, int):
+        if wanted not in folders:
+            raise InputError(f"{run.folder} keeps no checkpoint of step {wanted}; it keeps {kept}: choose one of these")
+        if progress_of(wanted) is None:
+            raise InputError(
+                f"the checkpoint of step {wanted} in {run.folder} is damaged ({damaged[wanted]}): choose another of "
+                f"{kept}"
+            )
+        return wanted, "as asked for"
+    newest = next(((step, found) for step in reversed(folders) if (found := progress_of(step))), None)
+    if newest is None:
+        raise none_whole(run.folder, damaged)
+    step, progress = newest
+    best, reason = progress.best_step, "the latest"
+    if best is None and wanted == "best":
         raise InputError(f"{run.folder} has no dev scores, so no best checkpoint: ask for latest, or one of {kept}")
-    if wanted == "latest" or (wanted is None and progress.best_step is None):
-        return checkpoints.latest, "the latest"
-    if wanted is None or wanted == "best":
-        assert progress.best_step is not None
-        return progress.best_step, f"the best dev score ({progress.best_score:.2f})"
-    if wanted not in steps:
-        raise InputError(f"{run.folder} keeps no checkpoint of step {wanted}; it keeps {kept}: choose one of these")
-    return int(wanted), "as asked for"
+    if best is not None and wanted != "latest":
+        if best in folders and progress_of(best):
+            step, reason = best, f"the best dev score ({progress.best_score:.2f})"
+        elif wanted == "best":
+            problem = damaged.get(best, "it is gone")
+            raise InputError(
+                f"the best checkpoint of {run.folder}, that of step {best}, is not whole ({problem}): ask for latest, "
+                f"or one of {kept}"
+            )
+        else:
+            damaged.setdefault(best, "it is gone")
+    for passed, problem in damaged.items():
+        note(f"the checkpoint of step {passed:,} in {run.folder} is not whole ({problem}): step {step:,} is read")
+    return step, reason

@@ -1,21 +1,26 @@
-"""The checkpoints of a run on disk: the train state by step, through orbax."""
+"""The checkpoints of a run on disk: the train state by step, through orbax, each with a manifest of its files."""
 
 import errno
+import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from simcse_jax.config import CheckpointConfig
+from simcse_jax.errors import InputError
 from simcse_jax.runs.folder import writing_to
 from simcse_jax.runs.quiet import no_root_handler
+from simcse_jax.storage.manifest import MANIFEST, Damage, read_manifest, verify, write_manifest
 
 with no_root_handler():
     from orbax.checkpoint import v1 as ocp
 
 _policies = ocp.training.preservation_policies
+_METADATA = "_CHECKPOINT_METADATA"
+"""orbax's file about a checkpoint, in which it notes the time when the checkpoint takes its name."""
 
 Items = dict[str, Any]
 """The named trees of arrays in one checkpoint."""
@@ -32,25 +37,118 @@ class Progress:
     """Number of evaluations since the best."""
 
 
+def checkpoint_folders(run: Path) -> dict[int, Path]:
+    """The folder of each checkpoint of a run by its step, ascending."""
+    folders = [path for path in (run / "checkpoints").glob("*") if path.name.isdecimal() and path.is_dir()]
+    return {int(path.name): path for path in sorted(folders, key=lambda path: int(path.name))}
+
+
+def read_progress(folder: Path) -> Progress:
+    """The progress stored with a checkpoint, read without its arrays.
+
+    Raises:
+      Damage: what is wrong with the checkpoint's manifest or with orbax's metadata.
+    """
+    try:
+        metadata = json.loads((folder / _METADATA).read_text("utf-8"))
+        about = dict(metadata["custom_metadata"])
+        if about.pop("manifest", False) or (folder / MANIFEST).exists():
+            about = read_manifest(folder)["about"]
+            if about.pop("metadata") != _lasting(metadata):
+                raise Damage(f"{_METADATA} was changed")
+            if (step := about.pop("step")) != int(folder.name):
+                raise Damage(f"it is the checkpoint of step {step}")
+        if about.keys() != asdict(Progress()).keys():
+            raise Damage(f"{_METADATA} lacks the progress of the run")
+        return Progress(**about)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damage(f"{_METADATA} cannot be read") from error
+
+
+def check_whole(folder: Path, items: tuple[str, ...] = ()) -> None:
+    """Compares a checkpoint with its manifest; one written before there were manifests is taken as it is.
+
+    Args:
+      folder: the checkpoint.
+      items: names of the trees to compare; all where empty.
+
+    Raises:
+      Damage: the first fault found.
+    """
+    read_progress(folder)
+    if (folder / MANIFEST).exists():
+        verify(folder, items)
+
+
+def _lasting(metadata: dict[str, Any]) -> dict[str, Any]:
+    """orbax's metadata of a checkpoint without the time that is added when the checkpoint takes its name."""
+    return {name: value for name, value in metadata.items() if name != "commit_timestamp_nsecs"}
+
+
+def none_whole(run: Path, damaged: dict[int, str]) -> InputError:
+    """The error for a run whose checkpoints are all damaged."""
+    problems = "; ".join(f"step {step}: {problem}" for step, problem in sorted(damaged.items()))
+    return InputError(
+        f"no checkpoint of {run} is whole ({problems}): put a copy of one there, or choose another --output"
+    )
+
+
+def set_damaged_aside(run: Path) -> list[str]:
+    """Moves the damaged checkpoints of a run into its folder `damaged`.
+
+    Returns:
+      A line about each.
+
+    Raises:
+      InputError: no checkpoint is whole, and nothing was moved; or the folder cannot be written.
+    """
+    whole, damaged = [], {}
+    for step, folder in checkpoint_folders(run).items():
+        try:
+            check_whole(folder)
+            whole.append(step)
+        except Damage as damage:
+            damaged[step] = str(damage)
+    if damaged and not whole:
+        raise none_whole(run, damaged)
+    lines = []
+    for step, problem in damaged.items():
+        place = run / "damaged" / str(step)
+        with writing_to(run):
+            while place.exists():
+                place = place.with_name(f"{place.name}+")
+            place.parent.mkdir(exist_ok=True)
+            (run / "checkpoints" / str(step)).rename(place)
+        lines.append(
+            f"the checkpoint of step {step} is damaged ({problem}) and now in {place}: "
+            f"the newest whole one is that of step {max(whole)}"
+        )
+    return lines
+
+
 class Checkpoints:
     """The checkpoints of one run folder: written asynchronously, each complete or absent.
 
     Opening them for writing, `save`, `wait` and `close` raise `InputError` where the system refuses to write.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, writing: bool) -> None:
-        """Opens `folder/checkpoints`, and creates it if absent.
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+        """Opens `folder/checkpoints`, creates it if absent, and removes the remains of interrupted writes.
 
         Args:
           folder: the run folder.
           config: the settings: how many checkpoints to keep.
-          writing: remove the remains of interrupted writes; pass False for a reader, which may run beside a writer.
         """
         self._run, self._folder = folder, (folder / "checkpoints").resolve()
         self._best: int | None = None
-        with writing_to(folder) if writing else nullcontext():
+        self._saving: dict[str, Any] = {}
+        context = ocp.Context()
+        # A function of its own, because orbax copies what it is given, and with a method the object.
+        context.asynchronous.post_finalization_callback = lambda: self._write_manifest()
+        with writing_to(folder):
             self._checkpointer = ocp.training.Checkpointer(
                 self._folder,
+                context=context,
                 # The loop decides when to save; the latest are needed to resume, the best to export.
                 preservation_policy=_policies.AnyPreservationPolicy(
                     [
@@ -63,19 +161,8 @@ class Checkpoints:
                         ),
                     ]
                 ),
-                cleanup_tmp_directories=writing,
+                cleanup_tmp_directories=True,
             )
-
-    @property
-    def latest(self) -> int | None:
-        """Step of the newest checkpoint."""
-        latest = self._checkpointer.latest
-        return None if latest is None else int(latest.step)
-
-    @property
-    def steps(self) -> list[int]:
-        """Steps of all checkpoints, ascending."""
-        return sorted(int(checkpoint.step) for checkpoint in self._checkpointer.checkpoints)
 
     def save(self, items: Items, step: int, progress: Progress, score: float | None) -> None:
         """Starts writing a checkpoint and returns once its arrays may be donated.
@@ -88,6 +175,8 @@ class Checkpoints:
         """
         self._best = progress.best_step
         with writing_to(self._run):
+            self._checkpointer.wait()
+            self._saving = {"step": step, **asdict(progress)}
             if not self._folder.is_dir():  # orbax would make it again, without the rest of the run
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
             self._checkpointer.save_checkpointables_async(
@@ -95,23 +184,14 @@ class Checkpoints:
                 items,
                 force=True,
                 metrics=None if score is None else {"dev": score, "step": step},
-                custom_metadata=asdict(progress),
+                custom_metadata=asdict(progress) | {"manifest": True},
             )
 
-    def restore(self, step: int, items: Items) -> Items:
-        """Reads the named trees of a checkpoint, whatever mesh wrote them.
-
-        Args:
-          step: its step.
-          items: the trees to read, as `ShapeDtypeStruct`s with the shardings of the result.
-        """
-        found: Items = self._checkpointer.load_checkpointables(step, items)
-        return found
-
-    def progress(self) -> Progress:
-        """The progress stored with the newest checkpoint."""
-        metadata: Any = self._checkpointer.metadata(self._checkpointer.latest).custom_metadata
-        return Progress(**metadata)
+    def _write_manifest(self) -> None:
+        """Writes the manifest of a checkpoint whose files are there, just before orbax gives it its name."""
+        partial = next(self._folder.glob(f"{self._saving['step']}.orbax-checkpoint-tmp*"))
+        metadata = _lasting(json.loads((partial / _METADATA).read_text("utf-8")))
+        write_manifest(partial, self._saving | {"metadata": metadata}, without=[_METADATA])
 
     def wait(self) -> None:
         """Waits until everything saved is on disk."""
@@ -124,11 +204,22 @@ class Checkpoints:
             self._checkpointer.close()
 
 
+def restore(folder: Path, items: Items) -> Items:
+    """Reads the named trees of a checkpoint, whatever mesh wrote them.
+
+    Args:
+      folder: its folder.
+      items: the trees to read, as `ShapeDtypeStruct`s with the shardings of the result.
+    """
+    found: Items = ocp.load_checkpointables(folder, items)
+    return found
+
+
 @contextmanager
-def open_checkpoints(folder: Path, config: CheckpointConfig, writing: bool = True) -> Iterator[Checkpoints]:
+def open_checkpoints(folder: Path, config: CheckpointConfig) -> Iterator[Checkpoints]:
     """`Checkpoints` that are closed at the end."""
     with no_root_handler():
-        checkpoints = Checkpoints(folder, config, writing)
+        checkpoints = Checkpoints(folder, config)
         try:
             yield checkpoints
         finally:

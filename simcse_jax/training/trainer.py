@@ -11,15 +11,25 @@ from simcse_jax.data.batch import Batch
 from simcse_jax.errors import InputError
 from simcse_jax.model.params import Params
 from simcse_jax.reports.progress import say, telling
-from simcse_jax.runs.checkpoints import Checkpoints, Progress, open_checkpoints
+from simcse_jax.runs.checkpoints import (
+    Checkpoints,
+    Progress,
+    check_whole,
+    checkpoint_folders,
+    open_checkpoints,
+    read_progress,
+    restore,
+    set_damaged_aside,
+)
 from simcse_jax.runs.folder import writing_to
 from simcse_jax.runs.lock import only_writer
 from simcse_jax.runs.monitor import Monitor
 from simcse_jax.runs.speed import StepClock, work_of
 from simcse_jax.runtime.mesh import state_sharding, with_sharding
 from simcse_jax.runtime.preemption import StopRequest, stop_on_signal
-from simcse_jax.runtime.processes import is_first, join_processes
+from simcse_jax.runtime.processes import first_on_process_0, is_first, join_processes
 from simcse_jax.storage.files import write_json
+from simcse_jax.storage.manifest import Damage
 from simcse_jax.storage.mirror import Mirror, mirrored
 from simcse_jax.training.describe import describe
 from simcse_jax.training.loss import Metrics
@@ -65,6 +75,8 @@ def _train(config: Config) -> dict[str, Any]:
             results = prepared.run.results()
             say(f"resumed   at step {results['step']:,} of {prepared.spec.total_steps:,}")
             return results | {"steps": 0, "seconds": 0.0}
+        for line in first_on_process_0(lambda: set_damaged_aside(folder) if is_first() else []):
+            say(line)
         with open_checkpoints(folder, config.checkpoint) as checkpoints, stop_on_signal() as stop:
             return Trainer(prepared, checkpoints, mirror, stop).run()
 
@@ -91,13 +103,16 @@ class Trainer:
         assert prepared.step is not None
         self._parts, self._feed, self._step = prepared.parts, prepared.feed, prepared.step
         self._checkpoints, self._mirror, self._stop = checkpoints, mirror, stop
-        self._resumed = checkpoints.latest is not None  # also where the latest is that of step 0
-        self.step, self.progress = 0, Progress()
-        if checkpoints.latest is None:
+        folders = checkpoint_folders(self._run.folder)
+        self._resumed = bool(folders)  # also where the latest is that of step 0
+        self.step, self.progress = max(folders, default=0), Progress()
+        if not folders:
             self.state = create_state(self._spec, prepared.start.params())
         else:
-            self.step, self.progress = checkpoints.latest, checkpoints.progress()
-            self.state = from_items(checkpoints.restore(self.step, to_items(self._spec.state_shapes())))
+            self.progress = read_progress(folders[self.step])
+            self.state = from_items(restore(folders[self.step], to_items(self._spec.state_shapes())))
+            if self.progress.best_step not in (None, *folders):
+                self._forget_best("gone")
         self._first = self.step
         self._pending: tuple[int, Metrics] | None = None
         self._clock: StepClock
@@ -144,6 +159,8 @@ class Trainer:
         finally:
             batches.close()
             self._monitor.close()
+        # First of all: the best checkpoint may turn out to be damaged.
+        tested = self._parts.test_scores(self._best_params()) if self._parts.test_scores else None
         results |= {"step": self.step, "best_step": self.progress.best_step, "dev": self.progress.best_score}
         if self._parts.dev_scores:
             results["metric"] = self._parts.dev_metric
@@ -153,9 +170,8 @@ class Trainer:
                 f"no evaluation scored higher than the model before training (dev {self.progress.best_score:.2f} at "
                 "step 0), so the best checkpoint is untrained"
             )
-        if self._parts.test_scores:
-            results["test_metric"] = self._parts.test_metric
-            results["after"] = self._parts.test_scores(self._best_params())
+        if tested is not None:
+            results |= {"test_metric": self._parts.test_metric, "after": tested}
         self._write(results)
         return results | {"steps": self.step - self._first, "seconds": self._clock.seconds}
 
@@ -181,7 +197,8 @@ class Trainer:
         self._clock.step(self._feed.order.size(step - 1) * self._feed.table.columns)
         if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm", "weight_norm")):
             self._checkpoints.wait()
-            raise TrainingDiverged(_diverged(step, values, self._checkpoints.latest))
+            latest = max(checkpoint_folders(self._run.folder), default=None)
+            raise TrainingDiverged(_diverged(step, values, latest))
         if step % self._config.log_every == 0 or step == self._spec.total_steps:
             self._monitor.metrics(step, values)
         self._monitor.show(self.progress, values["loss"])
@@ -230,10 +247,19 @@ class Trainer:
         params = sentence_encoder(self.state.params)
         if (best := self.progress.best_step) in (None, self.step):
             return params
-        assert best is not None
+        folder = self._run.folder / "checkpoints" / str(best)
+        try:
+            check_whole(folder)
+        except Damage as damage:
+            self._forget_best(f"damaged ({damage})")
+            return params
         shapes = with_sharding(params, state_sharding(self._spec.mesh, params))
-        found: Params = self._checkpoints.restore(best, {"params": shapes})["params"]
+        found: Params = restore(folder, {"params": shapes})["params"]
         return found
+
+    def _forget_best(self, problem: str) -> None:
+        say(f"the best checkpoint, of step {self.progress.best_step:,}, is {problem}: it no longer counts")
+        self.progress = Progress()
 
     def _write(self, results: dict[str, Any]) -> None:
         if jax.process_index() == 0:
