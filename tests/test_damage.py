@@ -6,14 +6,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax.config import CheckpointConfig, Config
+from simcse_jax.config import CheckpointConfig, Config, ModelConfig
 from simcse_jax.errors import InputError
+from simcse_jax.inference.loading import load_model
+from simcse_jax.model.build import build_model, with_fresh_head
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.pooling import Pooling
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.pretrained.weights import load_params
+from simcse_jax.reports.progress import telling
 from simcse_jax.runs.checkpoints import (
     Progress,
     check_whole,
@@ -23,7 +31,11 @@ from simcse_jax.runs.checkpoints import (
     restore,
     set_damaged_aside,
 )
+from simcse_jax.runs.folder import create_run
+from simcse_jax.runtime.mesh import make_mesh
 from simcse_jax.storage.manifest import MANIFEST, Damage, read_manifest, verify, write_manifest
+from simcse_jax.training.spec import StepSpec, create_state
+from simcse_jax.training.state import to_items
 from simcse_jax.training.trainer import train
 from tests.conftest import first_devices
 from tests.test_resume import assert_identical, config, dev_file, final_state, lines, tiny_bert
@@ -218,3 +230,62 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(
         assert (folder / "damaged" / str(step)).is_dir()
         assert_identical(final_state(folder), final_state(whole))
         assert [x for x in lines(folder) if "loss" in x] == [x for x in lines(whole) if "loss" in x]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the checkpoints of steps 1 to 3, the second the best; all three have the weights it began with."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    settings = Config(output=str(folder), model=ModelConfig(path=str(tiny_bert), pooler="cls"))
+    checkpoint = read_checkpoint(tiny_bert)
+    create_run(folder, settings, "", checkpoint.trained(Pooling("cls"), 32), load_tokenizer(tiny_bert))
+    with first_devices(1):
+        spec = StepSpec(settings, build_model(checkpoint.config, settings.model), make_mesh(), 1, 1)
+        params = with_fresh_head(load_params(checkpoint), spec.model, 0)
+        with open_checkpoints(folder, CheckpointConfig(keep=3)) as checkpoints:
+            for step in (1, 2, 3):
+                items = to_items(create_state(spec, params))
+                checkpoints.save(items, step, Progress(min(step, 2), 60.0, 0), 60.0 if step == 2 else 50.0)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("damaged", "asked", "expected"),
+    [
+        ({}, None, 2),
+        ({2: "params"}, None, 3),
+        ({2: "params", 3: "params"}, None, 1),
+        ({3: "params"}, "latest", 2),
+        ({3: "training"}, "latest", 3),  # a reader needs no more than the parameters
+        ({2: "params"}, "best", r"the best checkpoint of .*, that of step 2, is not whole \(the content of params/"),
+        ({1: "params"}, 1, r"the checkpoint of step 1 in .* is damaged \(.*\): choose another of 1, 2, 3"),
+        ({1: "params", 2: "params", 3: "params"}, None, r"no checkpoint of .* is whole \(step 1: .*; step 3: "),
+    ],
+)
+def test_a_reader_takes_a_whole_checkpoint(
+    trained: Path,
+    tmp_path: Path,
+    damaged: dict[int, str],
+    asked: Any,
+    expected: int | str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It says which ones it passed over, and touches none."""
+    folder = Path(shutil.copytree(trained, tmp_path / "copy"))
+    for step, item in damaged.items():
+        flip_a_bit(
+            max((folder / "checkpoints" / str(step) / item / "d").iterdir(), key=lambda path: path.stat().st_size)
+        )
+    before = sorted(path for path in folder.rglob("*"))
+    with first_devices(1), telling(quiet=False):
+        if isinstance(expected, str):
+            with pytest.raises(InputError, match=expected):
+                load_model(folder, step=asked)
+        else:
+            assert load_model(folder, step=asked).step == expected
+            said = capsys.readouterr().err
+            passed_over = [
+                step for step in damaged if f"the checkpoint of step {step} in {folder} is not whole" in said
+            ]
+            assert passed_over == [step for step, item in damaged.items() if item == "params"]
+    assert sorted(path for path in folder.rglob("*")) == before
