@@ -310,7 +310,7 @@ def test_first_sentences_are_numbered_as_tokens_are(tmp_path: Path) -> None:
     """Examples with a blank sentence have no number."""
     file = tmp_path / "pairs.tsv"
     file.write_text("a\tb\nzero\tx\n \tx\none\tx\ntwo\t\ntwo\tx\n")
-    corpus = open_corpus(DataConfig(train=str(file)))
+    corpus = open_corpus(DataConfig(train=str(file), columns=("a", "b")))
     assert first_sentences(corpus, np.array([0, 2])) == ["zero", "two"]
     assert first_sentences(corpus, np.array([], np.int64)) == []
 
