@@ -1,19 +1,25 @@
-"""The time that a checkpoint holds up a training loop."""
+"""The time that a checkpoint holds up a training loop, and what it takes to verify one before it is read."""
 
+import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+
+import jax
+import numpy as np
 
 from benchmarks.report import Row, Table
 from benchmarks.step import Step
 from benchmarks.timing import alternate, spread
 from benchmarks.worker import Contender, Worker
+from simcse_jax.config import CheckpointConfig
+from simcse_jax.runs.checkpoints import Progress, check_whole, checkpoint_folders, open_checkpoints, restore
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Steps with a checkpoint before them, against as many without: ours, written while the steps go on, and
-    torch.save."""
+    torch.save. Besides, one of three arrays per parameter, read as it is and verified."""
 
     step: Step = field(default_factory=Step)
     steps: int = 3
@@ -29,7 +35,8 @@ class Checkpoint:
         work = self.step.work(folder)
         ours = work.ours(kind="Checkpointing", loop=self.steps)
         torch = work.peer("peers_torch:Checkpointing", loop=self.steps)
-        return [self._table("ours, asynchronous", ours), self._table("torch.save", torch)]
+        tables = [self._table("ours, asynchronous", ours), self._table("torch.save", torch)]
+        return [*tables, _verified(folder, self.step.size.layers * self.step.size.width**2 * 36, self.rounds)]
 
     def _table(self, name: str, contender: Contender) -> Table:
         with Worker(name, contender) as worker:
@@ -52,3 +59,28 @@ class Checkpoint:
         title = f"Checkpoint of BERT {size.layers} × {size.width} with its optimizer: {name}"
         note = f"The checkpoint holds the loop up by {spread(stalls)} s."
         return Table(title, rows, notes=[note], figures={"stalls, s": stalls})
+
+
+def _verified(folder: Path, values: int, rounds: int) -> Table:
+    """Reading a checkpoint of random numbers, which do not compress, and comparing it with its manifest."""
+    (folder / "run.json").write_text("{}")
+    arrays = [np.random.default_rng(seed).normal(size=values // 8).astype(np.float32) for seed in range(8)]
+    with open_checkpoints(folder, CheckpointConfig()) as checkpoints:
+        checkpoints.save({"params": [jax.device_put(x) for x in arrays]}, 1, Progress(), None)
+    checkpoint = checkpoint_folders(folder)[1]
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device) for x in arrays]
+
+    def read() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(restore(checkpoint, {"params": shapes}))
+        return time.perf_counter() - start
+
+    def verify() -> float:
+        start = time.perf_counter()
+        check_whole(checkpoint)
+        return time.perf_counter() - start
+
+    measured = alternate({"read": read, "verified": verify}, rounds)
+    rows = [Row(name, m.seconds, m.ratios, items=4 * values) for name, m in measured.items()]
+    return Table(f"A checkpoint of {4e-9 * values:.2f} GB, its files in memory", rows, unit="bytes")
