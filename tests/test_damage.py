@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax.config import CheckpointConfig, Config, ModelConfig
+from simcse_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig
+from simcse_jax.data.corpus import open_corpus
+from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.errors import InputError
 from simcse_jax.inference.loading import load_model
 from simcse_jax.model.build import build_model, with_fresh_head
@@ -289,3 +291,31 @@ def test_a_reader_takes_a_whole_checkpoint(
             ]
             assert passed_over == [step for step, item in damaged.items() if item == "params"]
     assert sorted(path for path in folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_token_cache_is_made_again(
+    tiny_bert: Path, text_file: Path, tmp_path: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever of its files was changed."""
+    tokenizer, corpus = load_tokenizer(tiny_bert), open_corpus(DataConfig(train=str(text_file)))
+
+    def tokens() -> list[np.ndarray]:
+        table = tokenize_corpus(corpus, tokenizer, 12, tmp_path, progress=False)
+        return [np.array(table.ids), np.array(table.offsets)]
+
+    expected = tokens()
+    (folder,) = tmp_path.iterdir()
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["ids.bin", MANIFEST, "offsets.bin"]
+    with telling(quiet=False):
+        for name in names:
+            made = (folder / MANIFEST).stat().st_mtime_ns
+            damage(folder / name)
+            for found, wanted in zip(tokens(), expected, strict=True):
+                np.testing.assert_array_equal(found, wanted)
+            assert f"the token cache {folder} is damaged" in capsys.readouterr().err
+            tokens()
+            assert (folder / MANIFEST).stat().st_mtime_ns != made
+            assert capsys.readouterr().err == ""
+    assert list(tmp_path.iterdir()) == [folder]

@@ -18,7 +18,8 @@ from simcse_jax.data.rows import Example
 from simcse_jax.errors import InputError, reason, room
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.tokenizers import free_rules, largest_id
-from simcse_jax.reports.progress import progress_bar
+from simcse_jax.reports.progress import note, progress_bar
+from simcse_jax.storage.manifest import Damage, read_manifest, verify, write_manifest
 
 _FORMAT = 2  # in the name of a cache folder: raise it when the files below change
 _IDENTITY = 1  # in the fingerprint, which runs keep: raise it when the same text gives other tokens
@@ -157,8 +158,10 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
     identity = [_IDENTITY, corpus.fingerprint, _behaviour(tokenizer), max_length]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     folder = Path(cache).expanduser() / f"tokens-{_FORMAT}-{fingerprint}"
-    if not folder.is_dir():
+    if not _is_whole(folder):
         try:
+            if folder.exists():
+                shutil.rmtree(folder)
             folder.parent.mkdir(parents=True, exist_ok=True)
             private = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
         except OSError as error:
@@ -206,20 +209,26 @@ def _publish(partial: Path, folder: Path) -> None:
             raise
 
 
-def _open(folder: Path, fingerprint: str, pad_id: int) -> TokenTable:
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder of tokens is there as it was written; a damaged one is named."""
     try:
-        about = json.loads((folder / "about.json").read_text())
-        ids = np.memmap(folder / "ids.bin", dtype=about["dtype"], mode="r")
-        offsets = np.memmap(folder / "offsets.bin", dtype=np.int64, mode="r")
-        if len(ids) != offsets[-1]:
-            raise ValueError(f"ids.bin holds {len(ids)} tokens, not {offsets[-1]}")
+        if folder.is_dir():
+            verify(folder)
+            return True
     except PermissionError as error:
         raise InputError(
             f"the token cache {folder} belongs to another user and cannot be read ({reason(error)}): have its owner "
             "make it readable (chmod -R a+rX), or set data.cache to another folder"
         ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"the token cache {folder} is damaged ({reason(error)}): delete that folder") from error
+    except Damage as damage:
+        note(f"the token cache {folder} is damaged ({damage}): the text is tokenised again")
+    return False
+
+
+def _open(folder: Path, fingerprint: str, pad_id: int) -> TokenTable:
+    about = read_manifest(folder)["about"]
+    ids = np.memmap(folder / "ids.bin", dtype=about["dtype"], mode="r")
+    offsets = np.memmap(folder / "offsets.bin", dtype=np.int64, mode="r")
     rest = {name: about[name] for name in ("columns", "max_length", "skipped")}
     origin = tuple(about["origin"])
     return TokenTable(ids, offsets, **rest, pad_id=pad_id, fingerprint=fingerprint, origin=origin)
@@ -259,7 +268,7 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
         "source": corpus.name,
         "origin": origin,
     }
-    (folder / "about.json").write_text(json.dumps(about))
+    write_manifest(folder, about)
 
 
 def nothing_found(corpus: Corpus, skipped: int) -> InputError:

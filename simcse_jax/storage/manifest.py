@@ -72,10 +72,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
       Damage: the manifest is missing or was changed.
+      PermissionError: this user may not read it.
     """
     try:
         content = json.loads((folder / MANIFEST).read_text("utf-8"))
         seal = content.pop("seal")
+    except PermissionError:
+        raise
     except FileNotFoundError:
         raise Damage(f"{MANIFEST} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -98,6 +101,7 @@ def verify(folder: Path, parts: tuple[str, ...] = ()) -> dict[str, Any]:
 
     Raises:
       Damage: the first fault found.
+      PermissionError: this user may not read a file.
     """
     content = read_manifest(folder)
 
@@ -109,6 +113,8 @@ def verify(folder: Path, parts: tuple[str, ...] = ()) -> dict[str, Any]:
                 raise Damage(f"{name} has {actual:,} bytes, not {size:,}")
             if digest(folder / name) != expected:
                 raise Damage(f"the content of {name} was changed")
+        except PermissionError:
+            raise
         except OSError as error:
             raise Damage(f"{name} cannot be read ({error.strerror})") from error
 
