@@ -17,6 +17,7 @@ from simcse_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.errors import InputError
+from simcse_jax.inference.index import Index
 from simcse_jax.inference.loading import load_model
 from simcse_jax.model.build import build_model, with_fresh_head
 from simcse_jax.pretrained.folders import read_checkpoint
@@ -319,3 +320,17 @@ def test_a_damaged_token_cache_is_made_again(
             assert (folder / MANIFEST).stat().st_mtime_ns != made
             assert capsys.readouterr().err == ""
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_index_is_refused(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    vectors = np.random.default_rng(0).normal(size=(50, 64)).astype(np.float32)
+    folder = Index([f"sentence {n}" for n in range(50)], vectors).save(tmp_path / "index")
+    files = sorted(folder.iterdir())
+    assert len(files) == 4
+    for path in files:
+        with kept(path):
+            damage(path)
+            with pytest.raises(InputError, match=rf"the index {folder} is damaged|{folder} is not a saved index"):
+                Index.load(folder)
+    np.testing.assert_array_equal(Index.load(folder).vectors, Index.load(folder).vectors)

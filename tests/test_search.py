@@ -18,6 +18,7 @@ from simcse_jax.inference import nearest
 from simcse_jax.inference.index import Hit, Index
 from simcse_jax.inference.simcse import SimCSE
 from simcse_jax.inference.vectors import cosines
+from simcse_jax.storage.manifest import write_manifest
 from tests.conftest import SENTENCES, TINY_BERT, write_model
 
 RNG = np.random.default_rng(0)
@@ -237,6 +238,7 @@ def test_damaged_cells(tmp_path: Path) -> None:
         (np.load(other / "cells.npy"), "cells of width 8"),
     ]:
         np.save(folder / "cells.npy", damaged)
+        write_manifest(folder, {})  # as if a program that is not ours had written them
         with pytest.raises(InputError, match=rf"the index .* is damaged \({words}"):
             Index.load(folder)
 
@@ -386,6 +388,7 @@ def test_wrong_types(tiny_bert: Path) -> None:
 import numpy as np
 from simcse_jax import InputError, SimCSE
 from simcse_jax.inference.index import Index
+from simcse_jax.storage.manifest import write_manifest
 
 model = SimCSE({str(tiny_bert)!r}, "avg")
 model.build_index(["a"])

@@ -16,6 +16,7 @@ from simcse_jax.inference.nearest import Exact, Faiss, Nearest, import_faiss
 from simcse_jax.inference.texts import as_strings
 from simcse_jax.inference.vectors import is_unit
 from simcse_jax.storage.files import check_new_folder, local_only, new_folder, write_json, write_text
+from simcse_jax.storage.manifest import MANIFEST, Damage, verify, write_manifest
 
 _FORMAT = 1  # of a saved index: raise it when the files change
 _ABOUT, _SENTENCES, _VECTORS, _CELLS = "index.json", "sentences.jsonl", "vectors.npy", "cells.npy"
@@ -145,7 +146,8 @@ class Index:
         ]
 
     def save(self, folder: str | Path) -> Path:
-        """Writes a folder: vectors.npy (float32 [N, D]), sentences.jsonl (one JSON string per line), index.json.
+        """Writes a folder: vectors.npy (float32 [N, D]), sentences.jsonl (one JSON string per line), index.json, and
+        manifest.json with the digests of these.
 
         The folder exists complete or not at all.
 
@@ -159,7 +161,8 @@ class Index:
                 np.save(partial / _CELLS, self._nearest.cells)
             write_text(partial / _SENTENCES, "".join(json.dumps(sentence) + "\n" for sentence in self.sentences))
             about = {"format": _FORMAT, "sentences": len(self), "width": self.width, "backend": self.backend}
-            write_json(partial / _ABOUT, about | {"about": self.about})
+            write_json(partial / _ABOUT, about | {"about": self.about, "manifest": True})
+            write_manifest(partial, {})
         return path
 
     @classmethod
@@ -184,10 +187,12 @@ class Index:
             if not all(isinstance(sentence, str) for sentence in sentences) or vectors.dtype != np.float32:
                 raise ValueError(f"a line of {_SENTENCES} that is no string, or vectors of type {vectors.dtype}")
             cells = np.load(path / _CELLS) if stored["backend"] == "faiss-ivf" else None
+            if "manifest" in stored or (path / MANIFEST).exists():
+                verify(path)
             return cls(sentences, vectors, stored["backend"], stored["about"], cells)
         except InputError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        except (Damage, OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
             raise InputError(f"the index {path} is damaged ({reason(error)}): copy or build it again") from error
 
 
