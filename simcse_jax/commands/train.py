@@ -72,16 +72,21 @@ class Train(Configured):
 
 def plan_of(config: Config) -> str:
     """All settings of a run and what it would do, checked as a run is; nothing but caches is written."""
+    import jax
+
     from simcse_jax.config.values import listed
+    from simcse_jax.reports.progress import telling
     from simcse_jax.runs.folder import is_run
     from simcse_jax.runtime.processes import join_processes
     from simcse_jax.training.describe import describe
     from simcse_jax.training.prepare import prepare
 
     join_processes(config.multi_host)
-    prepared = prepare(config, write=False)
+    with telling(quiet=jax.process_index() != 0):
+        prepared = prepare(config, write=False)
     there = "the run there would continue" if is_run(prepared.run.folder) else "nothing was written there"
-    return "\n".join([*listed(config), "", describe(prepared), f"dry run   {there}; leave out --dry-run to train"])
+    end = f"dry run   {there}; leave out --dry-run to train"
+    return "\n".join([*listed(prepared.run.config), "", describe(prepared), end])
 
 
 def _draw(run: "Run") -> list[str]:

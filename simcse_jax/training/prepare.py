@@ -140,7 +140,7 @@ def prepare(config: Config, write: bool = True) -> Prepared:
     parts = load_parts(request)
     feed = make_feed(request, parts)
     feed, spec, step, start = fit(request, parts, feed)
-    run = begin(request, parts, feed, start) if write else Run(request.folder, config, feed.fingerprint)
+    run = begin(request, parts, feed, start) if write else Run(request.folder, parts.config, feed.fingerprint)
     return Prepared(run, request.fetched, parts, feed, spec, step, start)
 
 
@@ -292,7 +292,7 @@ def fit(request: Request, parts: Parts, feed: Feed) -> tuple[Feed, StepSpec, Com
         loaded = initial_params(config, parts.model)
         has_head = not callable(loaded) and "mlm" in loaded
         mlm_head: Any = ("checkpoint" if has_head else "fresh") if parts.vocabulary else None
-        start = Start(lambda: loaded, mlm_head, digest_model(config, parts.checkpoint, loaded))
+        start = Start(lambda: loaded, mlm_head, digest_model(config, parts.start, loaded))
         _check_space(request.folder, spec)
     if config.data.packed_length:
         feed = feed.packed(config.data.packed_length, total_steps)
