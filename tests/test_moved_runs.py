@@ -15,6 +15,7 @@ from simcse_jax.errors import InputError
 from simcse_jax.inference.loading import load_model
 from simcse_jax.runs.folder import is_run, open_run
 from simcse_jax.runs.lock import only_writer
+from simcse_jax.training.compiled_step import CompiledStep
 from simcse_jax.training.trainer import train
 from tests.conftest import first_devices
 
@@ -89,7 +90,8 @@ def test_a_run_goes_on_with_moved_files_and_refuses_changed_ones(
     assert (run / "metrics.jsonl").read_bytes() == before
 
     shutil.copy("dev.tsv", "pairs.tsv")
-    here = replace(moved.evaluation, dev="./pairs.tsv", test=("test.tsv",))
+    monkeypatch.setattr("simcse_jax.evaluation.suite.STS_TASKS", ("test.tsv",))
+    here = replace(moved.evaluation, dev="./pairs.tsv", test=("sts",))
     results = train(replace(moved, evaluation=here))
     assert results["step"] == 8
     assert list(results["before"]) == list(results["after"]) == ["test.tsv", "Avg."]
@@ -118,13 +120,22 @@ def test_a_run_of_an_earlier_version_goes_on(config: Config, tmp_path: Path, mon
     assert train(in_folder(config, Path("../old")))["step"] == 8
 
 
-def test_a_run_without_a_checkpoint_begins_with_the_same_weights(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def begin(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the run folder, and fails before the first step is compiled; so does every later `train`."""
+    monkeypatch.setattr("simcse_jax.training.prepare.compile_step", lambda spec: object.__new__(CompiledStep))
+    monkeypatch.setattr("simcse_jax.training.trainer.describe", lambda prepared: "")
     monkeypatch.setattr("simcse_jax.training.trainer.create_state", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(config)
+
+
+def test_a_run_without_a_checkpoint_begins_with_the_same_weights(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(config, monkeypatch)
     assert is_run(Path(config.output))
+    with pytest.raises(ZeroDivisionError):  # with the same weights it goes on
+        train(config)
     tensors = load_file(Path(config.model.path) / "model.safetensors")
     save_file({n: x * np.float32(2) for n, x in tensors.items()}, Path(config.model.path) / "model.safetensors")
     with pytest.raises(InputError, match=r"with other weights than model\.path names now"):
@@ -134,9 +145,7 @@ def test_a_run_without_a_checkpoint_begins_with_the_same_weights(
 def test_a_run_that_is_trained_is_found_before_anything_is_read(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simcse_jax.training.trainer.create_state", lambda *given: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        train(config)
+    begin(config, monkeypatch)
     monkeypatch.setattr("simcse_jax.training.prepare.load_parts", lambda *given: 1 / 0)
     with only_writer(Path(config.output)), pytest.raises(InputError, match="another process is training in"):
         train(config)

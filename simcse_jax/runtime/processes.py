@@ -16,14 +16,6 @@ from simcse_jax.runtime.mesh import find_devices
 from simcse_jax.storage.files import UNFINISHED
 
 
-def is_first() -> bool:
-    """Whether this is process 0 of its job; also where JAX finds no device, which `make_mesh` reports."""
-    try:
-        return jax.process_index() == 0
-    except RuntimeError:
-        return True
-
-
 def join_processes(multi_host: bool = False) -> None:
     """Connects this process to the others of a multi-host run, and finds the devices of the job.
 

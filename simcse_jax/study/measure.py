@@ -13,6 +13,7 @@ from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sts import evaluate, load_task
+from simcse_jax.evaluation.suite import expand_tasks
 from simcse_jax.inference.loading import encoder_of, load_model
 from simcse_jax.model.build import build_model
 from simcse_jax.model.params import Params
@@ -44,7 +45,8 @@ class Meter:
         self._study = study
         self._mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
         check_data(config.evaluation)
-        self._tasks = [load_task(name, config.evaluation.data, "test") for name in config.evaluation.test]
+        names = expand_tasks(config.evaluation.test, "test")
+        self._tasks = [load_task(name, config.evaluation.data, "test") for name in names]
         checkpoint = read_checkpoint(config.model.path)
         self._model = build_model(checkpoint.config, settled(config.model, lambda: checkpoint.pooling))
         self._pooling = Pooling(self._model.pooler, self._model.mlp_only_train)

@@ -9,6 +9,7 @@ import jax
 from simcse_jax.config import Config
 from simcse_jax.data.batch import Batch
 from simcse_jax.errors import InputError
+from simcse_jax.evaluation.suite import expand_tasks
 from simcse_jax.model.params import Params
 from simcse_jax.reports.progress import say, telling
 from simcse_jax.runs.checkpoints import (
@@ -62,7 +63,7 @@ def train(config: Config) -> dict[str, Any]:
             'simcse_jax.config.load_config_file("quickstart")'
         )
     join_processes(config.multi_host)
-    with telling(quiet=not is_first()):
+    with telling(quiet=jax.process_index() != 0):
         return _train(config)
 
 
@@ -130,7 +131,7 @@ class Trainer:
         if self._resumed:
             say(f"resumed   at step {self.step:,} of {total:,}")
             if "before" in results:  # the files of the tasks may have moved
-                names = [*dict.fromkeys(self._config.evaluation.test), "Avg."]
+                names = [*expand_tasks(self._config.evaluation.test, "test"), "Avg."]
                 results["before"] = dict(zip(names, results["before"].values(), strict=True))
         elif self._parts.test_scores:
             results = {"before": self._parts.test_scores(sentence_encoder(self.state.params))}
