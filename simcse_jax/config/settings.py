@@ -282,11 +282,6 @@ class Config:
                 f"data.max_length is {self.data.max_length}; it must be at least {MIN_LENGTH}: "
                 "two special tokens and one of the sentence"
             )
-        delimiter = self.data.delimiter.replace(r"\t", "\t")
-        if len(delimiter) > 1 or delimiter in ('"', "\n", "\r"):
-            raise InputError(
-                f"data.delimiter is {self.data.delimiter!r}; it must be one character, such as ; or \\t for a tab"
-            )
         if 0 < self.data.packed_length < self.data.max_length:
             yield (
                 f"data.packed_length is {self.data.packed_length} and data.max_length {self.data.max_length}: a row "

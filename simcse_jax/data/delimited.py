@@ -34,6 +34,13 @@ class Layout:
     delimiter: str = ""
     has_header: bool = True
 
+    def __post_init__(self) -> None:
+        """Raises `InputError` for a delimiter that cannot be used."""
+        if len(self.delimiter) > 1 or self.delimiter in ('"', "\n", "\r"):
+            raise InputError(
+                f"data.delimiter is {self.delimiter!r}; it must be one character, such as ; or \\t for a tab"
+            )
+
     def header(self, path: Path) -> tuple[str, ...]:
         """The names of the columns; () for a file without any row."""
         with open_text(path) as file:
