@@ -129,7 +129,7 @@ def _known(word: str, words: Sequence[str], group: str = "") -> str:
         return word
     others = {} if group else _OTHER_NAMES | {name.split()[-1]: name for name in COMMANDS if " " in name}
     command = f"simcse-jax {group}".strip()
-    guess = did_you_mean(word, words, others)
+    guess = did_you_mean(word, [*words, *others.values()], others)
     raise InputError(f"'{command}' has no command '{word}': {guess}Its commands are {', '.join(words)}")
 
 

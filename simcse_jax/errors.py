@@ -56,9 +56,11 @@ def did_you_mean(word: str, words: Iterable[str], other_names: Mapping[str, str]
     Args:
       word: the name given. Case, hyphens and underscores do not count.
       words: the names there are.
-      other_names: names that other programs give to some of these, in lower case, without hyphens and underscores.
+      other_names: for names that other programs use, as `plain` spells them, the name here; those that are not among
+        `words` are passed over.
     """
-    close = {**(other_names or {}), **{plain(name): name for name in words}}
+    close = {plain(name): name for name in words}
+    close = {other: name for other, name in (other_names or {}).items() if name in close.values()} | close
     found = difflib.get_close_matches(plain(word), close, 1)
     return f"did you mean '{close[found[0]]}'? " if found else ""
 
@@ -96,6 +98,5 @@ def system_error(error: BaseException) -> int | None:
 
 
 def room(error: BaseException) -> str:
-    """What makes room where an exception says that a disk is full, a quota used up, or a file larger than allowed; ""
-    for any other exception."""
+    """What makes room after the error of a full disk, a quota used up or a file larger than allowed; otherwise ""."""
     return _ROOM.get(system_error(error) or 0, "")

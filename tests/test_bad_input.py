@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from simcse_jax.cli import main
-from simcse_jax.config import Config
+from simcse_jax.config import Config, ModelConfig
 from simcse_jax.config.load import guess_field
 from simcse_jax.errors import InputError, room
 from simcse_jax.inference.loading import load_model
@@ -323,6 +323,9 @@ def test_all_values_that_no_run_can_use_are_named(tmp_path: Path, capsys: pytest
         object.__setattr__(config, name, value)
     with pytest.raises(InputError, match=r"2 problems\n  - seed is None; .* int\n  - batch_size is '8'; expected int$"):
         config.validate()
+    object.__setattr__(model := ModelConfig(), "dtype", "fp16")
+    with pytest.raises(InputError, match=r"model\.dtype is 'fp16'; did you mean 'bfloat16'\? expected one of"):
+        Config(model=model).validate()
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,8 @@ def test_usage_names_the_arguments(words: list[str], usage: str, capsys: pytest.
             ["evaluate", "m", "--mode", "validation"],
             ["--mode is 'validation': did you mean 'dev'? expected one of test,"],
         ),
+        # What is none of the choices is no guess.
+        (["search", "m", "a.txt", "q", "--backend", "mean"], ["--backend is 'mean': expected one of jax, faiss-flat,"]),
         (
             ["encode", "m", "--checkpoint.every", "3"],
             ["encode has no option --checkpoint.every: simcse-jax encode MODEL"],
@@ -297,6 +299,10 @@ def test_a_dry_run_checks_prints_and_writes_nothing(
     assert "\nbatch     16 over all devices: 15 negatives per anchor, dense InfoNCE\n" in shown
     assert shown.endswith("dry run   nothing was written there; leave out --dry-run to train\n")
     assert [path for path in tmp_path.iterdir() if path != cache] == []
+    main([*words, "--model.pooler", "None", "--model.no-mlp-only-train"])
+    shown = capsys.readouterr().out
+    assert "\nmodel.pooler = 'cls'\n" in shown
+    assert ", pooler cls\n" in shown
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--data.max-length", "41"])
     assert "positions for 40 tokens" in capsys.readouterr().err

@@ -12,7 +12,6 @@ from typing import Any
 import tyro
 
 from simcse_jax.errors import InputError, did_you_mean, plain
-from simcse_jax.poolers import OTHER_POOLERS
 
 _OTHER_NAMES = {
     **dict.fromkeys(
@@ -74,11 +73,6 @@ _OTHER_NAMES = {
 """For a setting, or an argument of a command, the names that the Hugging Face trainer, the SimCSE authors' code and
 other programs of the kind give it."""
 
-_OTHER_VALUES = OTHER_POOLERS | {
-    **dict.fromkeys(("bf16", "fp16", "float16", "half"), "bfloat16"),
-    **{"fp32": "float32", "fp64": "float64", "validation": "dev", "valid": "dev", "faiss": "faiss-flat"},
-}
-
 _OPTION = re.compile(r"--?[A-Za-z][\w.-]*")
 
 
@@ -107,7 +101,9 @@ def check_options(command: str, kind: type, words: Sequence[str]) -> None:
         elif argument.choices and (given or place + 1 < len(words)):
             value = value if given else words[place + 1]
             if value not in argument.choices:
-                guess = did_you_mean(value, argument.choices, _OTHER_VALUES)
+                from simcse_jax.config.values import OTHER_VALUES  # imports NumPy, which help has no use for
+
+                guess = did_you_mean(value, argument.choices, OTHER_VALUES)
                 choices = ", ".join(argument.choices)
                 messages[f"{option} is '{value}': {guess}expected one of {choices}"] = None
     if messages:

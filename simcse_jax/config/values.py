@@ -29,6 +29,12 @@ BELOW_ONE = Bound(lambda x: 0 <= x < 1, "at least 0 and below 1")
 SHARE = Bound(lambda x: 0 < x <= 1, "above 0 and at most 1")
 FINITE = Bound(math.isfinite, "a finite number")
 
+OTHER_VALUES = OTHER_POOLERS | {
+    **dict.fromkeys(("bf16", "fp16", "float16", "half"), "bfloat16"),
+    **{"fp32": "float32", "fp64": "float64", "validation": "dev", "valid": "dev", "faiss": "faiss-flat"},
+}
+"""What other programs call choices of settings and options, as `did_you_mean` compares names."""
+
 
 def out_of_bounds(config: Any, prefix: str = "") -> Iterator[str]:
     """A message for each number outside the bounds in its field's annotation."""
@@ -65,12 +71,7 @@ def _guess(value: Any, hint: Any) -> str:
     """Which of the choices of a setting was meant; empty where it has none, or none is close."""
     kinds = (hint, *typing.get_args(hint))
     choices = [c for kind in kinds if typing.get_origin(kind) is Literal for c in typing.get_args(kind)]
-    others = {plain: pooler for plain, pooler in OTHER_POOLERS.items() if pooler in choices}
-    return did_you_mean(value, filter(_is_text, choices), others) if choices and _is_text(value) else ""
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    return did_you_mean(value, map(str, choices), OTHER_VALUES) if isinstance(value, str) else ""
 
 
 def _described(hint: Any) -> str:

@@ -77,8 +77,7 @@ class Task:
 
 def unknown_tasks(names: Iterable[str], known: Collection[str]) -> InputError:
     """The error for names that are not among those of `known`, with the ones that they may stand for."""
-    others = {plain: task for plain, task in _OTHER_NAMES.items() if task in known}
-    guesses = "".join(f"unknown task '{name}': {did_you_mean(name, known, others)}" for name in names)
+    guesses = "".join(f"unknown task '{name}': {did_you_mean(name, known, _OTHER_NAMES)}" for name in names)
     return InputError(f"{guesses}known are {', '.join(known)}, {KINDS}")
 
 
