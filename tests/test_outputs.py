@@ -23,7 +23,7 @@ from simcse_jax.config import Config
 from simcse_jax.data.demo import demo_text
 from simcse_jax.errors import InputError
 from simcse_jax.inference.index import Index
-from simcse_jax.inference.loading import load_model
+from simcse_jax.inference.loading import kept_steps, load_model
 from simcse_jax.inference.simcse import SimCSE
 from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
@@ -364,3 +364,18 @@ def test_vectors_are_never_lost(
     assert np.load(vectors).shape == (203, 32)
     (saved,) = (tmp_path / "temporary").glob("*/index")
     assert len(Index.load(saved)) == 203
+
+
+def test_a_reader_outlives_what_a_writer_removes(
+    small_run: Config, tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create_run(tmp_path / "run", small_run, "", read_checkpoint(tiny_bert), load_tokenizer(tiny_bert))
+    for step in ("1", "2"):
+        (run.folder / "checkpoints" / step / "params").mkdir(parents=True)
+
+    def check(path: Path) -> None:
+        shutil.rmtree(path.parent, ignore_errors=True)
+
+    monkeypatch.setattr("simcse_jax.inference.loading.check_readable", check)
+    with pytest.raises(InputError, match="run has no checkpoint yet"):
+        kept_steps(run.folder)

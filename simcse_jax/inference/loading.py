@@ -1,5 +1,6 @@
 """Trained models: loading from a run, an export or a Hugging Face folder."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -94,7 +95,10 @@ class LoadedModel:
         """
         tokenizer = load_tokenizer(self.checkpoint.folder)
         return encoder_of(
-            self.checkpoint, self.model, tokenizer, make_mesh(), max_length, batch_size, packed_length, long_text
+            *(self.checkpoint, self.model, tokenizer, make_mesh(), max_length),
+            batch_size=batch_size,
+            packed_length=packed_length,
+            long_text=long_text,
         )
 
     def check_no_postprocessor(self) -> None:
@@ -128,9 +132,7 @@ def encoder_of(
     tokenizer: Any,
     mesh: Mesh,
     max_length: int | None = None,
-    batch_size: int = 64,
-    packed_length: int = ENCODE_ROW,
-    long_text: LongText = "cut",
+    **settings: Any,
 ) -> BatchEncoder:
     """The encoder of a model's sentences, with the limit and the prompt that the model itself names.
 
@@ -140,14 +142,13 @@ def encoder_of(
       tokenizer: its tokenizer.
       mesh: devices.
       max_length: most tokens per sentence; the model's own limit where None.
-      batch_size, packed_length, long_text: see `BatchEncoder`.
+      settings: others of `BatchEncoder`.
 
     Raises:
       InputError: see `BatchEncoder` and `Prompts.text`.
     """
     limit = checkpoint.max_length if max_length is None else max_length
-    prompt = checkpoint.prompts.text()
-    return BatchEncoder(model, tokenizer, mesh, limit, batch_size, packed_length, long_text, prompt)
+    return BatchEncoder(model, tokenizer, mesh, limit, prompt=checkpoint.prompts.text(), **settings)
 
 
 def load_model(
@@ -252,9 +253,10 @@ def kept_steps(folder: Path) -> list[int]:
 
 
 def _checkpoint_folders(run: Run) -> dict[int, Path]:
-    # orbax says of a file without permission that it is of no kind
-    for path in (run.folder / "checkpoints").rglob("*"):
-        check_readable(path)
+    # orbax says of a file without permission that it is of no kind. `os.walk` passes over what a writer removes.
+    for folder, folders, files in os.walk(run.folder / "checkpoints"):
+        for name in (*folders, *files):
+            check_readable(Path(folder, name))
     return checkpoint_folders(run.folder)
 
 

@@ -28,7 +28,7 @@ from simcse_jax.runs.monitor import Monitor
 from simcse_jax.runs.speed import StepClock, work_of
 from simcse_jax.runtime.mesh import state_sharding, with_sharding
 from simcse_jax.runtime.preemption import StopRequest, stop_on_signal
-from simcse_jax.runtime.processes import first_on_process_0, is_first, join_processes
+from simcse_jax.runtime.processes import first_on_process_0, join_processes
 from simcse_jax.storage.files import write_json
 from simcse_jax.storage.manifest import Damage
 from simcse_jax.storage.mirror import Mirror, mirrored
@@ -76,7 +76,7 @@ def _train(config: Config) -> dict[str, Any]:
             results = prepared.run.results()
             say(f"resumed   at step {results['step']:,} of {prepared.spec.total_steps:,}")
             return results | {"steps": 0, "seconds": 0.0}
-        for line in first_on_process_0(lambda: set_damaged_aside(folder) if is_first() else []):
+        for line in first_on_process_0(lambda: set_damaged_aside(folder) if jax.process_index() == 0 else []):
             say(line)
         with open_checkpoints(folder, config.checkpoint) as checkpoints, stop_on_signal() as stop:
             return Trainer(prepared, checkpoints, mirror, stop).run()
