@@ -84,8 +84,6 @@ class Evaluate(Command):
         """Raises `InputError` for settings that cannot be used."""
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}; it must be greater than 0")
-        if len(self.columns) not in (0, 2):
-            raise InputError(f"columns names {len(self.columns)}: name two, of the question and of its answer, or none")
         if self.bootstrap < 0:
             raise InputError(f"bootstrap is {self.bootstrap}; it must be a number of resamples, or 0 for none")
         if not self.models:

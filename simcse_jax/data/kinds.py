@@ -21,7 +21,7 @@ _CLASSES = (
 )
 _LABELS = frozenset(_CLASSES.split())
 _KINDS = {word: kind for kind, words in _NAMES.items() for word in words.split()}
-_CLAIMS = ("anchor query question", "answer positive pos", "negative negatives neg")
+_CLAIMS = ("anchor query queries question questions", "answer answers positive pos", "negative negatives neg")
 _PLACES = {word: n for n, words in enumerate(_CLAIMS) for word in words.split()}
 _TYPES = {bool: "truth values", int: "numbers", float: "numbers", list: "lists", dict: "objects", bytes: "bytes"}
 
@@ -55,7 +55,7 @@ def fault(name: str, values: list[Any], alone: bool) -> str:
         return "holds labels"
     if np.median([len(text.split()) for text in texts]) >= 4:
         return ""  # sentences, whatever their name
-    kinds = {_KINDS.get(word) for word in words_of(name)}
+    kinds = {_KINDS.get(word) for word in _words_of(name)}
     for kind in ("id", "label", "score"):
         if kind in kinds:
             return f"has the name of {'an' if kind == 'id' else 'a'} {kind}"
@@ -70,7 +70,7 @@ def fault(name: str, values: list[Any], alone: bool) -> str:
 
 def place(name: str) -> int | None:
     """The place in an example that the name of a column claims, such as 2 for a negative; None for other names."""
-    return next((_PLACES[word] for word in words_of(name) if word in _PLACES), None)
+    return next((_PLACES[word] for word in _words_of(name) if word in _PLACES), None)
 
 
 def is_sentence(text: str) -> bool:
@@ -80,7 +80,7 @@ def is_sentence(text: str) -> bool:
     return ends or len(words) > 3 or len(text) > 60
 
 
-def words_of(name: str) -> list[str]:
+def _words_of(name: str) -> list[str]:
     """The words of a name such as gold_label or pairID, in lower case."""
     return [word.lower() for word in _WORD.findall(name)]
 

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from simcse_jax.config import DataConfig, RetrievalMetric
 from simcse_jax.data.corpus import open_source
 from simcse_jax.data.files import Files
-from simcse_jax.data.kinds import fault, is_sentence, words_of
+from simcse_jax.data.kinds import fault, is_sentence, place
 from simcse_jax.data.rows import check_columns, is_null
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import alignment, uniformity
@@ -35,10 +35,6 @@ from simcse_jax.reports.progress import progress_bar
 METRICS: tuple[RetrievalMetric, ...] = get_args(RetrievalMetric)
 _DEPTH = 10  # ranks that count
 _BLOCK = 4096  # questions, or texts of the corpus, whose vectors are scaled at a time
-_QUESTION, _ANSWER = (
-    {"question", "questions", "query", "queries", "anchor"},
-    {"answer", "answers", "positive", "passage"},
-)
 _SAMPLE = 2000  # pairs for the geometry, which takes quadratic time
 
 
@@ -86,6 +82,11 @@ def load_retrieval(name: str, mode: str = "test", columns: Sequence[str] = ()) -
       InputError: a file that cannot be read, a column that is no text, columns that are not named and do not look like
         questions and answers, or fewer than two different answers.
     """
+    if len(columns) not in (0, 2):
+        raise InputError(
+            f"columns of retrieval are {', '.join(columns)}: name two, of the question and of its answer, or none "
+            "(evaluate --columns, or evaluation.columns)"
+        )
     if not is_pairs(name):
         return None
 
@@ -204,6 +205,6 @@ def _doubt(columns: tuple[str, ...], pairs: list[tuple[str, str]]) -> str:
     for column, values in zip(columns, zip(*pairs, strict=True), strict=False):
         if why := fault(column, list(values), alone=False):
             return f"column {column or repr(column)} {why}"
-    if _ANSWER.intersection(words_of(columns[0])) and _QUESTION.intersection(words_of(columns[1])):
+    if place(columns[0]) != 0 and place(columns[1]) == 0:
         return f"column {columns[0]} comes first"
     return ""

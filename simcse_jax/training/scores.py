@@ -56,11 +56,6 @@ def load_tasks(settings: EvaluationConfig) -> Tasks:
     Raises:
       InputError: tasks that cannot be read, all of them; a metric that `dev` lacks, or test tasks of both kinds.
     """
-    if len(settings.columns) not in (0, 2):
-        raise InputError(
-            f"evaluation.columns names {len(settings.columns)} columns: name two, of the question and of its answer, "
-            "or none"
-        )
     dev: list[tuple[str, Mode]] = [(settings.dev, "dev")] if settings.dev else []
     named = [*dev, *((name, "test") for name in expand_tasks(settings.test, "test"))]
     here = [(name, mode) for name, mode in named if settings.data or name not in STS_TASKS]
