@@ -114,9 +114,9 @@ def _pieces(encoding: Any, max_length: int, side: str) -> Iterator[list[int]]:
         return
     special: list[int] = encoding.special_tokens_mask  # 0 for the text's tokens, also where it spells a special one
     first, last = special.index(0), len(ids) - special[::-1].index(0)
-    room = max_length - (first + len(ids) - last)
-    for at in range(first, last, room):
-        start, stop = (at, at + room) if side == "right" else (first + last - at - room, first + last - at)
+    step = max_length - (first + len(ids) - last)
+    for at in range(first, last, step):
+        start, stop = (at, at + step) if side == "right" else (first + last - at - step, first + last - at)
         yield ids[:first] + ids[max(start, first) : min(stop, last)] + ids[last:]
 
 
