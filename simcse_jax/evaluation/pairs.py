@@ -10,7 +10,7 @@ from simcse_jax.data.corpus import open_source
 from simcse_jax.data.files import FORMATS, Files
 from simcse_jax.data.reading import format_of
 from simcse_jax.data.rows import is_null
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, plain
 from simcse_jax.reports.progress import say
 
 KINDS = "files of graded pairs (.tsv, .csv, .jsonl, .parquet), tfds:NAME/CONFIG, and data sets of the hub (owner/name)"
@@ -104,10 +104,10 @@ _NAMES = (
 
 def _find(header: tuple[str, ...]) -> tuple[str, str, str] | None:
     """The columns of the sentences and the score; None where the header has none or has one of them twice."""
-    plain = ["".join(filter(str.isalnum, name)).lower() for name in header]
-    pair = next((pair for pair in _NAMES[0] if set(pair) <= set(plain)), ())
-    score = next((score for score in _NAMES[1] if score in plain), None)
-    if not pair or score is None or any(plain.count(name) > 1 for name in (*pair, score)):
+    names = [plain(name) for name in header]
+    pair = next((pair for pair in _NAMES[0] if set(pair) <= set(names)), ())
+    score = next((score for score in _NAMES[1] if score in names), None)
+    if not pair or score is None or any(names.count(name) > 1 for name in (*pair, score)):
         return None
-    first, second, third = (header[plain.index(name)] for name in (*pair, score))
+    first, second, third = (header[names.index(name)] for name in (*pair, score))
     return first, second, third

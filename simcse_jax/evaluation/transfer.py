@@ -25,20 +25,19 @@ def evaluate_transfer(tasks: list[TransferTask], encode: EncodeFunction, mode: T
     """
     vectors_of = encode_once(sentences_of(tasks), encode)
     scores: dict[str, Any] = {}
-    bar = progress_bar(len(tasks), "tasks", "classifiers")
-    for task in tasks:
-        start = time.monotonic()
-        splits = {name: (split.features(vectors_of), split.labels) for name, split in task.splits.items()}
-        found = probe_splits(splits, FOLDS[mode], test=mode != "dev")
-        bar.update()
-        scores[task.name] = {"dev_accuracy": found.dev, "C": found.c, "seconds": time.monotonic() - start}
-        if found.test is not None:
-            scores[task.name]["accuracy"] = found.test
-        if task.name == "MRPC" and found.predicted is not None:
-            from sklearn.metrics import f1_score
+    with progress_bar(len(tasks), "tasks", "classifiers") as bar:
+        for task in tasks:
+            start = time.monotonic()
+            splits = {name: (split.features(vectors_of), split.labels) for name, split in task.splits.items()}
+            found = probe_splits(splits, FOLDS[mode], test=mode != "dev")
+            bar.update()
+            scores[task.name] = {"dev_accuracy": found.dev, "C": found.c, "seconds": time.monotonic() - start}
+            if found.test is not None:
+                scores[task.name]["accuracy"] = found.test
+            if task.name == "MRPC" and found.predicted is not None:
+                from sklearn.metrics import f1_score
 
-            scores[task.name]["f1"] = 100 * float(f1_score(task.splits["test"].labels, found.predicted))
-    bar.close()
+                scores[task.name]["f1"] = 100 * float(f1_score(task.splits["test"].labels, found.predicted))
     figure = "dev_accuracy" if mode == "dev" else "accuracy"
     reported = {name: score[figure] for name, score in scores.items()}
     reported["Avg."] = float(np.mean(list(reported.values())))

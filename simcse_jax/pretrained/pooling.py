@@ -189,8 +189,7 @@ def settled(model: ModelConfig, own: Callable[[], Pooling | None]) -> ModelConfi
     """
     if model.pooler is not None:
         return model
-    found = None if model.mlp_only_train else own()
-    pooling = found or Pooling("cls", model.mlp_only_train)
+    pooling = (None if model.mlp_only_train else own()) or pooling_of(model)
     return replace(model, pooler=pooling.pooler, mlp_only_train=pooling.mlp_only_train)  # type: ignore[arg-type]
 
 

@@ -183,10 +183,10 @@ def _sort(stored: dict[str, np.ndarray], folder: Path) -> tuple[dict[str, str], 
 
 def _check_decoder(checkpoint: Checkpoint, tensors: dict[str, np.ndarray]) -> None:
     bias = _MLM_NAMES[checkpoint.config.model_type][2]
-    name, words = bias.replace("bias", "decoder.weight"), "embeddings.word_embeddings.weight"
-    if name in tensors and words in tensors and not np.array_equal(tensors[name], tensors[words]):
+    name = bias.replace("bias", "decoder.weight")
+    if name in tensors and _WORDS in tensors and not np.array_equal(tensors[name], tensors[_WORDS]):
         raise InputError(
-            f"{checkpoint.folder} has a {name} that differs from its {words}; the head of a masked language model is "
+            f"{checkpoint.folder} has a {name} that differs from its {_WORDS}; the head of a masked language model is "
             f"read with the two tied: remove {bias.removesuffix('bias')}* from the weights to train a fresh head, or "
             "set objective.mlm.weight to 0"
         )
