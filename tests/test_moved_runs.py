@@ -134,8 +134,11 @@ def test_a_run_without_a_checkpoint_begins_with_the_same_weights(
 ) -> None:
     begin(config, monkeypatch)
     assert is_run(Path(config.output))
-    with pytest.raises(ZeroDivisionError):  # with the same weights it goes on
+    with pytest.raises(ZeroDivisionError):  # goes on, also with a copy of the model
         train(config)
+    shutil.copytree(config.model.path, config.model.path + "-copy")
+    with pytest.raises(ZeroDivisionError):
+        train(replace(config, model=replace(config.model, path=config.model.path + "-copy")))
     tensors = load_file(Path(config.model.path) / "model.safetensors")
     save_file({n: x * np.float32(2) for n, x in tensors.items()}, Path(config.model.path) / "model.safetensors")
     with pytest.raises(InputError, match=r"with other weights than model\.path names now"):
