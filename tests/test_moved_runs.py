@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from simcse_jax.config import Config
+from simcse_jax.config import Config, EvaluationConfig
+from simcse_jax.data.corpus import open_corpus
+from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.errors import InputError
 from simcse_jax.inference.loading import load_model
-from simcse_jax.runs.folder import is_run, open_run
+from simcse_jax.pretrained.folders import read_checkpoint
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.runs.folder import create_run, is_run, open_run
 from simcse_jax.runs.lock import only_writer
 from simcse_jax.training.compiled_step import CompiledStep
+from simcse_jax.training.prepare import check_request, load_parts, make_feed
 from simcse_jax.training.trainer import train
 from tests.conftest import first_devices
 
@@ -143,6 +148,22 @@ def test_a_run_without_a_checkpoint_begins_with_the_same_weights(
     save_file({n: x * np.float32(2) for n, x in tensors.items()}, Path(config.model.path) / "model.safetensors")
     with pytest.raises(InputError, match=r"with other weights than model\.path names now"):
         train(config)
+
+
+def test_what_a_run_of_an_earlier_version_began_with_is_not_doubted(config: Config, tmp_path: Path) -> None:
+    """Columns that a new run would have to name, and a batch of one."""
+    text = tmp_path / "text.csv"
+    text.write_text("id,text\n1,a man\n2,a dog\n3,a cat\n")
+    data, evaluation = replace(config.data, train=str(text)), EvaluationConfig(dev="")
+    config = replace(config, data=data, evaluation=evaluation, batch_size=1)
+    with pytest.raises(InputError, match="column id holds numbers"):
+        check_request(config)
+    checkpoint, tokenizer = read_checkpoint(config.model.path), load_tokenizer(config.model.path)
+    table = tokenize_corpus(replace(open_corpus(data), doubt=False), tokenizer, 12, data.cache, progress=False)
+    create_run(Path(config.output), config, table.fingerprint, checkpoint, tokenizer)
+    request = check_request(config)
+    feed = make_feed(request, load_parts(request))
+    assert feed.table.origin == ("sentence ← id: 1", "positive ← text: a man")
 
 
 def test_a_run_that_is_trained_is_found_before_anything_is_read(

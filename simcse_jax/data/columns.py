@@ -17,14 +17,20 @@ _SAMPLED = 1000  # rows
 _SHOWN = 60  # characters
 
 
-def pick_columns(source: Source, config: DataConfig) -> tuple[str, ...]:
+def pick_columns(source: Source, config: DataConfig, doubt: bool = True) -> tuple[str, ...]:
     """The columns of sentence, positive and hard negative, as far as there are any; () for plain text.
+
+    Args:
+      source: the text.
+      config: its settings.
+      doubt: whether columns that the config does not name must look like text.
 
     Raises:
       InputError: a table read with another delimiter than it has; columns that are absent, too many or of one name; or
         columns that the config does not name and that do not look like text.
     """
-    _check_delimiter(source, config)
+    if doubt:
+        _check_delimiter(source, config)
     header = source.header()
     if header is None and (config.columns or config.where):
         raise InputError(
@@ -46,7 +52,7 @@ def pick_columns(source: Source, config: DataConfig) -> tuple[str, ...]:
         if header.count(name) > 1:
             what = f"two columns '{name}'" if name else "two columns without a name"
             raise InputError(f"{source.name} has {what}; {table.advice}{_lost_row(source)}")
-    if not config.columns and (problem := table.problem):
+    if doubt and not config.columns and (problem := table.problem):
         raise InputError(f"{source.name} {problem}; {table.advice}{_lost_row(source)}")
     return config.columns or table.header
 

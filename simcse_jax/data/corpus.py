@@ -32,17 +32,19 @@ class Corpus:
       fingerprint: a digest that changes when the content does.
       config: the settings that name it.
       source: its rows.
+      doubt: see `pick_columns`; not for the text of a run that goes on, which it began with in an earlier version.
     """
 
     name: str
     fingerprint: str
     config: DataConfig
     source: Source
+    doubt: bool = True
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """See `pick_columns`; found when the text is first read."""
-        return pick_columns(self.source, self.config)
+        return pick_columns(self.source, self.config, self.doubt)
 
     def describe(self, example: Example) -> tuple[str, ...]:
         """Lines that say which column each sentence is from, with the first example."""

@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from simcse_jax.config import Config, DataConfig
+from simcse_jax.config import Config
 from simcse_jax.config.values import check_types
 from simcse_jax.data.augment import make_augmenter
-from simcse_jax.data.columns import pick_columns
 from simcse_jax.data.corpus import Corpus, open_corpus
 from simcse_jax.data.feed import Feed
 from simcse_jax.data.files import Files
@@ -152,7 +151,7 @@ def check_request(config: Config) -> Request:
     """
     check_types(config)
     checks: list[Callable[[], Any]] = [
-        *(partial(_find_mesh, config), partial(load_tasks, config.evaluation), partial(_find_text, config.data)),
+        *(partial(_find_mesh, config), partial(load_tasks, config.evaluation), partial(_find_text, config)),
         *(config.validate, partial(check_objective, config.objective), partial(check_tracking, config.tracking)),
     ]
     find_run = partial(_find_run, config)
@@ -169,15 +168,18 @@ def _find_mesh(config: Config) -> Mesh:
     return mesh
 
 
-def _find_text(data: DataConfig) -> Corpus | None:
+def _find_text(config: Config) -> Corpus | None:
     """The text; None where none is named, which `validate` says.
 
     Raises:
       InputError: no such text, or, in files, no columns as the config asks for.
     """
-    corpus = open_corpus(data) if data.train else None
-    if corpus and isinstance(corpus.source, Files):  # the first rows of a data set may have to be downloaded
-        pick_columns(corpus.source, data)
+    if not config.data.train:
+        return None
+    # A run that goes on compares the whole text with that of its beginning.
+    corpus = replace(open_corpus(config.data), doubt=not is_run(working_folder(config.output, config.data.cache)))
+    if isinstance(corpus.source, Files):  # the first rows of a data set may have to be downloaded
+        _ = corpus.columns
     return corpus
 
 
@@ -256,7 +258,8 @@ def make_feed(request: Request, parts: Parts) -> Feed:
     )
     if len(table) < 2 and config.objective.contrastive_weight:
         raise InputError(f"{config.data.train} holds one example; contrast needs two or more")
-    _check_learns(config, table.columns, parts.model.config.hidden_size)
+    if not request.resuming:
+        _check_learns(config, table.columns, parts.model.config.hidden_size)
     augmenter = make_augmenter(config.data, tokenizer, config.seed)
     if augmenter and table.columns > 1:
         raise InputError(
