@@ -107,6 +107,14 @@ def test_every_empty_folder_can_be_filled(kind: str, tmp_path: Path, monkeypatch
         check_new_folder(given)
 
 
+def test_a_folder_is_empty_beside_what_others_keep_in_it(tmp_path: Path) -> None:
+    """As in the root of a volume that was just formatted."""
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / ".DS_Store").write_text("of a desktop")
+    fill(check_new_folder(tmp_path))
+    assert names(tmp_path) == sorted([*FILLED, "lost+found", ".DS_Store"])
+
+
 def test_an_own_folder_in_a_foreign_one_is_filled(open_folder: Path) -> None:
     folder = open_folder / "mine"
     folder.mkdir()

@@ -108,8 +108,8 @@ def _find_source(config: DataConfig, layout: Layout) -> Source:
 
 
 def _check_flat(name: str, folder: Path) -> None:
-    """Raises `InputError` if a folder of shards has subfolders other than hidden ones and those named `_…`."""
-    inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
+    """Raises `InputError` if a folder of shards has subfolders other than hidden ones, those named `_…`, and a volume's."""
+    inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_", "lost+found")))
     if inner:
         ending = next((p.suffix for p in folder.rglob("*") if is_shard(p)), FORMATS[0])
         raise InputError(

@@ -164,9 +164,13 @@ def check_new_folder(
     return folder
 
 
+_NOTHING = {"lost+found", ".DS_Store", ".gitkeep"}
+"""What file systems, desktops and repositories keep in a folder that is empty to its user."""
+
+
 def _held(folder: Path) -> list[str]:
-    """The names in a folder, without those of `new_folder` and of trials."""
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(UNFINISHED))
+    """The names in a folder, without those of `new_folder`, of trials and of `_NOTHING`."""
+    return sorted({path.name for path in folder.iterdir() if not path.name.startswith(UNFINISHED)} - _NOTHING)
 
 
 def check_writable_folder(folder: Path) -> None:
