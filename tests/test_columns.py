@@ -66,6 +66,8 @@ def table(header: str, *extra: str) -> str:
         ("notes", ("", ""), "is empty"),
         ("lang", ("en", "de"), "name of a label"),
         ("author", ("Ann Lee", "Bo Ek"), "name of an id"),
+        ("origin", ("left.txt", "notes/right.PDF"), "holds addresses"),
+        ("writer", ("ann@a.org", "bo.ek@b.org"), "holds addresses"),
     ],
 )
 def test_a_column_that_is_no_text_is_refused_unless_it_is_named(
@@ -88,6 +90,9 @@ def test_labels_are_told_by_how_few_they_are(tmp_path: Path) -> None:
     message = refused(tmp_path / "a.csv", "\n".join(["utterance,intended", *rows]))
     assert "column intended holds few different values" in message
     assert message.endswith("--data.columns utterance")
+    rows = [f"some words number {n},my card is not {['here', 'working'][n % 2]}" for n in range(9)]
+    message = refused(tmp_path / "b.csv", "\n".join(["text,category", *rows]))
+    assert "column category has the name of a label" in message
 
 
 @pytest.mark.parametrize(
@@ -101,6 +106,9 @@ def test_labels_are_told_by_how_few_they_are(tmp_path: Path) -> None:
         "query,passage\nshoes,red shoes\nshoes,blue shoes\nshoes,big shoes\nshoes,old shoes\n",
         "word,meaning\ncat,a small animal\nbank,a place for money\n",
         "a,b,negatives\np,h,x\np,i,z\np,j,v\n",
+        "question1,question2\na b,c d\n",
+        "context,question\na b,c d\n",
+        "query,query_rewritten,negative\na b,c d,e f\n",
     ],
 )
 def test_text_is_not_refused(content: str, tmp_path: Path) -> None:
@@ -148,6 +156,7 @@ def test_columns_of_one_name_never_play_two_roles(tmp_path: Path) -> None:
         ("anchor,negative,positive", "anchor positive negative"),
         ("hard_neg,sent0,sent1", "sent0 sent1 hard_neg"),
         ("positive,text", "text positive"),
+        ("passage,query,negative", "query passage negative"),
         ("question,negative", "question"),
         ("answer,question", "question answer"),
         ("title,question,answer", "question answer"),

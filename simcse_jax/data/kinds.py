@@ -28,7 +28,7 @@ _TYPES = {bool: "truth values", int: "numbers", float: "numbers", list: "lists",
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+")
 _NAMELESS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 _NUMBER = re.compile(r"[\W\d_]+|[-+]?[\d.,]+e[-+]?\d+|nan|[-+]?inf(inity)?|\d{4}-\d\d-\d\dt[\d:.]+(z|[-+][\d:]+)?")
-_ADDRESS = re.compile(r"\w+://\S+")
+_ADDRESS = re.compile(r"\w+://\S+|[\w.@/\\+-]+\.[A-Za-z]\w{1,4}")  # of the web, of mail, of files
 _CODE = re.compile(r"[!-~]+")
 
 
@@ -53,9 +53,10 @@ def fault(name: str, values: list[Any], alone: bool) -> str:
         return "holds addresses"
     if all(text.lower() in _LABELS for text in texts):
         return "holds labels"
-    if np.median([len(text.split()) for text in texts]) >= 4:
-        return ""  # sentences, whatever their name
     kinds = {_KINDS.get(word) for word in _words_of(name)}
+    repeated = len(texts) >= 4 and len(set(texts)) <= len(texts) / 2
+    if np.median([len(text.split()) for text in texts]) >= 4 and not ("label" in kinds and repeated):
+        return ""  # sentences, whatever their name, but for the names of classes
     for kind in ("id", "label", "score"):
         if kind in kinds:
             return f"has the name of {'an' if kind == 'id' else 'a'} {kind}"
@@ -64,7 +65,7 @@ def fault(name: str, values: list[Any], alone: bool) -> str:
     has_digits = _share(any(map(str.isdigit, text)) for text in texts) > 0.5
     if has_digits and all(_CODE.fullmatch(text) for text in texts):
         return "holds ids"
-    few = len(texts) >= 4 and len(set(texts)) <= len(texts) / 2 and max(len(text.split()) for text in texts) <= 3
+    few = repeated and max(len(text.split()) for text in texts) <= 3
     return "holds few different values, as labels do" if few and not alone else ""
 
 
