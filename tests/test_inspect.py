@@ -62,6 +62,16 @@ def test_sentences_that_are_the_same_once_cut(tokenizer: Any, tmp_path: Path) ->
     assert cut["columns"]["sentence"]["repeated"] == pytest.approx(3 / 5)  # abcd as abc
 
 
+def test_the_beginning_is_cut_where_the_tokenizer_cuts_it(tiny_bert: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_bert)
+    tokenizer.truncation_side = "left"
+    (tmp_path / "text.txt").write_text("abcdefgh\nxyzdefgh\n")
+    report = inspect(tmp_path / "text.txt", tokenizer, max_length=7)
+    assert report["columns"]["sentence"]["repeated"] == pytest.approx(1 / 2)
+    assert report["shown"][0][0]["tokens"] == ["[CLS]", "##d", "##e", "##f", "##g", "##h", "[SEP]"]
+    assert report["shown"][0][0]["cut"] == 3
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 16, 30, 50])
 def test_expected_repetitions_in_a_batch(batch_size: int) -> None:
     """Against batches as training draws them; the last, short one of an epoch left out."""

@@ -208,6 +208,20 @@ def test_of_several_forms_one_is_read_and_the_others_named(
         assert_same(load(tmp_path), jax.tree.map(lambda x: x + 1, load(tiny_bert)))
 
 
+def test_a_shard_gives_what_the_index_takes_from_it(tiny_bert: Path, tmp_path: Path) -> None:
+    variant(tiny_bert, tmp_path, same)
+    (tmp_path / "model.safetensors").unlink()
+    tensors = load_file(tiny_bert / "model.safetensors")
+    shards = {"b.safetensors": tensors, "inside/a.safetensors": {WORDS: tensors[WORDS]}, "c.safetensors": {}}
+    where = dict.fromkeys(tensors, "b.safetensors") | {WORDS: "inside/a.safetensors", "c": "c.safetensors"}
+    (tmp_path / "inside").mkdir()
+    for name, held in shards.items():
+        stale = {n: x + 1 for n, x in tensors.items() if n not in held or where[n] != name}
+        save_file(stale | {n: x for n, x in held.items() if where[n] == name}, tmp_path / name)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    assert_same(load(tmp_path), load(tiny_bert))
+
+
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a decoder": ({"is_decoder": True}, "is_decoder true, which this encoder lacks: set it to false if"),
     "cross-attention": ({"add_cross_attention": True}, "add_cross_attention true"),

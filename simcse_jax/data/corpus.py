@@ -108,7 +108,7 @@ def _find_source(config: DataConfig, layout: Layout) -> Source:
 
 
 def _check_flat(name: str, folder: Path) -> None:
-    """Raises `InputError` if a folder of shards has subfolders other than hidden ones, those named `_…`, and a volume's."""
+    """Raises `InputError` if a folder of shards has subfolders other than those hidden, named `_…`, or of a volume."""
     inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_", "lost+found")))
     if inner:
         ending = next((p.suffix for p in folder.rglob("*") if is_shard(p)), FORMATS[0])

@@ -19,14 +19,13 @@ from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.feed import fit_packing
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.rows import Example
-from simcse_jax.data.tokens import TokenTable, chunked, encode_batch, is_complete, nothing_found, pad
+from simcse_jax.data.tokens import TokenTable, chunked, encode_batch, encode_counted, is_complete, nothing_found, pad
 from simcse_jax.reports.progress import progress_bar
 
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _SHOWN = 3  # examples
 _PACKED = 128  # tokens per row, where the config does not pack
 _BATCHES, _MOST = 8, 1024  # batches to which a packing is fitted, and the most sentences of each
-_UNCUT = 2**30  # tokens: no sentence is longer
 
 
 @dataclass
@@ -75,12 +74,12 @@ class _Column:
     lengths: Int[np.ndarray, " L"] = field(default_factory=lambda: np.zeros(1, np.int64))
     repetitions: Repetitions = field(default_factory=Repetitions)
 
-    def add(self, tokens: Sequence[Sequence[int]], max_length: int) -> None:
-        new = np.bincount([len(t) for t in tokens], minlength=len(self.lengths))
+    def add(self, cut: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
+        new = np.bincount(lengths, minlength=len(self.lengths))
         new[: len(self.lengths)] += self.lengths
         self.lengths = new
-        cut = (np.asarray(cut_tokens(t, max_length), np.uint32).tobytes() for t in tokens)
-        hashes = b"".join(hashlib.blake2b(content, digest_size=8).digest() for content in cut)
+        contents = (np.asarray(ids, np.uint32).tobytes() for ids in cut)
+        hashes = b"".join(hashlib.blake2b(content, digest_size=8).digest() for content in contents)
         self.repetitions.add(np.frombuffer(hashes, np.uint64))
 
     def report(self, max_length: int) -> dict[str, Any]:
@@ -100,11 +99,6 @@ class _Column:
             "repetitions_exact": self.repetitions.mask == 0,
             "histogram": _histogram(self.lengths, max_length),
         }
-
-
-def cut_tokens(tokens: Sequence[int], max_length: int) -> Sequence[int]:
-    """A sentence, cut as the tokenizers of BERT and RoBERTa do: the last token, a special one, stays."""
-    return tokens if len(tokens) <= max_length else [*tokens[: max_length - 1], tokens[-1]]
 
 
 def inspect_corpus(corpus: Corpus, config: Config, tokenizer: Any, progress: bool) -> dict[str, Any]:
@@ -141,7 +135,7 @@ def inspect_corpus(corpus: Corpus, config: Config, tokenizer: Any, progress: boo
             for place in range(len(kept[0]) if kept else 0):
                 if len(columns) == place:
                     columns.append(_Column())
-                columns[place].add(encode_batch(tokenizer, [row[place] for row in kept], _UNCUT), max_length)
+                columns[place].add(*encode_counted(tokenizer, [row[place] for row in kept], max_length))
             bar.update(len(chunk))
     if not columns:
         raise nothing_found(corpus, skipped)
@@ -220,22 +214,22 @@ def _show(
     """The sentences of the first examples as tokens, with the number of cut tokens, and the augmented form of each."""
     result = []
     for example in examples:
-        tokens = encode_batch(tokenizer, list(example), _UNCUT)
+        tokens, lengths = encode_counted(tokenizer, list(example), max_length)
         result.append(
             [
                 {
                     "role": role,
                     "text": text,
-                    "tokens": tokenizer.convert_ids_to_tokens(list(cut_tokens(ids, max_length))),
-                    "cut": max(0, len(ids) - max_length),
+                    "tokens": tokenizer.convert_ids_to_tokens(ids),
+                    "cut": length - len(ids),
                 }
-                for role, text, ids in zip(ROLES, example, tokens, strict=False)
+                for role, text, ids, length in zip(ROLES, example, tokens, lengths, strict=False)
             ]
         )
     if augmenter:
         cut = encode_batch(tokenizer, [example[0] for example in examples], max_length)
-        ids, lengths = pad(cut, max_length, tokenizer.pad_token_id)
-        changed, counts = augmenter(ids, lengths, augmenter.draws(0, len(examples), max_length))
+        ids, filled = pad(cut, max_length, tokenizer.pad_token_id)
+        changed, counts = augmenter(ids, filled, augmenter.draws(0, len(examples), max_length))
         for sentences, row, count in zip(result, changed, counts, strict=True):
             view = tokenizer.convert_ids_to_tokens(row[:count].tolist())
             sentences.append({"role": f"positive ({augmenter.kind})", "text": "", "tokens": view, "cut": 0})

@@ -85,8 +85,14 @@ def encode_batch(tokenizer: Any, sentences: list[str], max_length: int) -> list[
     The result is that of calling the tokenizer. That takes half as long again, because it also records where in the
     text each token was, and it sets the length for every thread that shares the tokenizer.
     """
+    return encode_counted(tokenizer, sentences, max_length)[0]
+
+
+def encode_counted(tokenizer: Any, sentences: list[str], max_length: int) -> tuple[list[list[int]], list[int]]:
+    """`encode_batch`, and the number of tokens of each sentence before the cut."""
     encodings = free_rules(tokenizer).encode_batch_fast(sentences)
-    return [next(_pieces(encoding, max_length, tokenizer.truncation_side)) for encoding in encodings]
+    ids = [next(_pieces(encoding, max_length, tokenizer.truncation_side)) for encoding in encodings]
+    return ids, [len(encoding) for encoding in encodings]
 
 
 def encode_windows(tokenizer: Any, sentences: list[str], max_length: int) -> tuple[list[list[int]], list[int]]:

@@ -223,7 +223,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
             + inside_run(folder)
         )
     chosen, *others = there
-    files = [chosen]
+    files, shards = [chosen], dict[str, Any]()
     if chosen.suffix == ".json":
         shards = read_object(chosen, "").get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
@@ -231,7 +231,9 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
         files = sorted({folder / file for file in shards.values()})
     tensors: dict[str, np.ndarray] = {}
     for file in files:
-        tensors |= read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+        read = read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+        # A shard may hold more than the index takes from it, such as what another shard holds as well.
+        tensors |= {name: x for name, x in read.items() if folder / shards.get(name, file) == file}
     if others:
         warn(f"{folder}: the weights are those of {chosen.name}; not read: {', '.join(file.name for file in others)}")
     return tensors
