@@ -10,7 +10,7 @@ import pytest
 from simcse_jax.config import CheckpointConfig, Config, ObjectiveConfig
 from simcse_jax.errors import InputError
 from simcse_jax.runs.checkpoints import Progress, checkpoint_folders, open_checkpoints
-from simcse_jax.training.prepare import _check_learns
+from simcse_jax.training.prepare import _check_learns, check_request, load_parts
 from simcse_jax.training.trainer import train
 from tests.conftest import first_devices
 
@@ -27,8 +27,9 @@ GOOD = ["a man runs\ta woman runs\t3", "the dog eats\ta dog eats\t5", "red house
         (["cat\tcat\t1", "a dog\tA dog\t2", "two\ttwo\t3"], "has pairs that are all alike to the model"),
         (["cat\tdog\t1", "cat\tdog\t2", "cat\tdog\t3"], "has pairs that are all alike to the model"),
         (["東\t京\t1", "大\t阪\t2", "北\t海\t3"], "has pairs that are all alike to the model"),
+        (["cat\tdog\t1", "dog\tcat\t2", "cat\tdog\t3"], "has pairs that are all alike to the model"),
     ],
-    ids=["one", "two", "constant", "same", "one pair", "unknown"],
+    ids=["one", "two", "constant", "same", "one pair", "unknown", "in both orders"],
 )
 def test_dev_pairs_that_select_nothing_are_refused(pairs: list[str], problem: str, small_run: Config) -> None:
     Path(small_run.evaluation.dev).write_text("\n".join([HEADER, *pairs]) + "\n", "utf-8")
@@ -38,6 +39,25 @@ def test_dev_pairs_that_select_nothing_are_refused(pairs: list[str], problem: st
     assert f"evaluation.dev {small_run.evaluation.dev} {problem}" in message
     assert "give some hundred scored pairs of different scores, or --evaluation.dev '' to keep the last step" in message
     assert not Path(small_run.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "problem"),
+    [
+        (["who is it,東京", "where is it,大阪", "why is it,北京"], "has answers that are all alike to the model"),
+        ([f"who is {q},me and {a}" for q in "abc" for a in "xyz"], "has every answer for every question"),
+        (["who is it,Who is it", "where,where", "why,why"], "has the question itself for each answer"),
+    ],
+    ids=["unknown", "all", "copies"],
+)
+def test_questions_that_select_nothing_are_refused(
+    pairs: list[str], problem: str, small_run: Config, tmp_path: Path
+) -> None:
+    dev = tmp_path / "dev.csv"
+    dev.write_text("\n".join(["question,answer", *pairs]) + "\n", "utf-8")
+    config = replace(small_run, evaluation=replace(small_run.evaluation, dev=str(dev)))
+    with pytest.raises(InputError, match=problem):
+        load_parts(check_request(config))
 
 
 @pytest.mark.parametrize("loss", ["info_nce", "symmetric", "decoupled", "focal", "off_dropout"])

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from simcse_jax.config import EvaluationConfig, RetrievalMetric
+from simcse_jax.data.tokens import encode_batch
 from simcse_jax.errors import InputError, check_all
 from simcse_jax.evaluation.geometry import geometry
 from simcse_jax.evaluation.retrieval import (
@@ -90,11 +91,19 @@ def check_data(settings: EvaluationConfig) -> None:
 def check_selects(task: Task | RetrievalTask, encoder: BatchEncoder) -> None:
     """Raises `InputError` for a dev task by which no checkpoint can be selected.
 
-    It has too few pairs or questions, one gold score, or pairs that are all alike to the model's tokenizer.
+    It has too few pairs or questions, one gold score, pairs or answers that are all alike to the model's tokenizer, or
+    no answer that is wrong for any question.
     """
     if isinstance(task, RetrievalTask):
         many, unit = len(task.questions), "question"
+        questions, answers = (_tokens(encoder, texts) for texts in (task.questions, task.corpus))
         problem = ""
+        if all(ids == answers[0] for ids in answers):
+            problem = "has answers that are all alike to the model: words its tokenizer lacks, or ends that it cuts"
+        elif len(task.answers) == len(task.questions) * len(task.corpus):
+            problem = "has every answer for every question"
+        elif all(questions[q] == answers[a] for q, a in task.answers):
+            problem = "has the question itself for each answer"
     else:
         gold, alike = _pairs(task, encoder)
         many, unit = len(gold), "scored pair"
@@ -114,15 +123,14 @@ def check_selects(task: Task | RetrievalTask, encoder: BatchEncoder) -> None:
 def _pairs(task: Task, encoder: BatchEncoder) -> tuple[Float[np.ndarray, " P"], bool]:
     """The gold scores of the pairs behind the task's figure, and whether the tokenizer finds all pairs alike."""
     subsets = [u for u in task.subsets if task.reported in ("all", u.name)]
-    cut = encoder.max_length - 1
-
-    def tokens(side: str) -> list[list[int]]:
-        texts = [text for u in subsets for text in getattr(u, side)]
-        return [ids[:cut] for ids in encoder.tokenizer(texts, verbose=False)["input_ids"]]
-
-    first, second = tokens("first"), tokens("second")
-    one_pair = first.count(first[0]) == len(first) and second.count(second[0]) == len(second)
+    first, second = (_tokens(encoder, [text for u in subsets for text in getattr(u, s)]) for s in ("first", "second"))
+    one_pair = len({frozenset(pair) for pair in zip(first, second, strict=True)}) == 1
     return np.concatenate([u.gold for u in subsets]), one_pair or first == second
+
+
+def _tokens(encoder: BatchEncoder, texts: list[str]) -> list[tuple[int, ...]]:
+    """What the model reads of each text."""
+    return [*map(tuple, encode_batch(encoder.tokenizer, [encoder.prompt + text for text in texts], encoder.max_length))]
 
 
 def make_scorers(tasks: Tasks, settings: EvaluationConfig, encoder: BatchEncoder) -> Scorers:
