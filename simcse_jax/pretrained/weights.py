@@ -223,10 +223,10 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
             + inside_run(folder)
         )
     chosen, *others = there
-    files, shards = [chosen], dict[str, Any]()
+    files, shards = [chosen], {}
     if chosen.suffix == ".json":
-        shards = read_object(chosen, "").get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
+        shards = read_object(chosen, "").get("weight_map", {})
+        if not isinstance(shards, dict) or not shards or not all(isinstance(file, str) for file in shards.values()):
             raise InputError(f"{chosen} has no weight_map from weights to files: copy it again")
         files = sorted({folder / file for file in shards.values()})
     tensors: dict[str, np.ndarray] = {}
