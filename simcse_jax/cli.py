@@ -9,18 +9,19 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import make_dataclass
 from importlib import import_module
 from importlib.metadata import version
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import tyro
 
 from simcse_jax.commands.names import check_options, usage
 from simcse_jax.commands.options import Command, Configured, pairs_of_values
-from simcse_jax.errors import InputError, did_you_mean, reason
+from simcse_jax.errors import InputError, did_you_mean, reason, room
 from simcse_jax.reports.progress import discard, telling
 
 COMMANDS = {
@@ -230,12 +231,15 @@ def main(argv: list[str] | None = None) -> None:
     """
     argv = sys.argv[1:] if argv is None else argv
     debug = "--debug" in argv
-    if "--version" in argv[:2] or argv[:1] == ["-V"]:
-        print(f"simcse-jax {version('simcse-jax')}")
-        return
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed (`>&-`); the next file to be opened must not take its number
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:
+        if "--version" in argv[:2] or argv[:1] == ["-V"]:
+            print(f"simcse-jax {version('simcse-jax')}", flush=True)
+            return
         command = parse(argv)
         with _telling("--quiet" in argv, "--verbose" in argv):
             if command.keeps_programs:
@@ -253,12 +257,16 @@ def main(argv: list[str] | None = None) -> None:
         discard(sys.stdout)  # Python still flushes it at exit
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:  # of a file that nothing has checked
-        if debug or error.filename is None:
+        if debug or not (error.filename or room(error)):
             raise
+        advice = "check that it exists, that you may read it and, where it is an output, that you may write there"
+        if error.filename is None:  # of a file that is open: the system does not say which
+            with suppress(OSError):
+                sys.stdout.flush()
+            discard(sys.stdout)  # Python still flushes it at exit
+        file, advice = (error.filename, advice) if error.filename else ("stdout, or another output,", room(error))
         print(
-            f"simcse-jax: error: {error.filename} cannot be used ({reason(error)}): check that it exists, that you may "
-            "read it and, where it is an output, that you may write there; --debug shows more",
-            file=sys.stderr,
+            f"simcse-jax: error: {file} cannot be used ({reason(error)}): {advice}; --debug shows more", file=sys.stderr
         )
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -164,7 +165,49 @@ def test_a_reader_that_has_gone_does_not_end_a_run(monkeypatch: pytest.MonkeyPat
             print("step 2", flush=True)
 
 
+def test_a_program_without_a_stderr_is_not_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python has None there where a service manager, say, has closed it."""
+    monkeypatch.setattr("sys.stderr", None)
+    monkeypatch.setattr("sys.stdout", None)
+    with telling(quiet=False), progress_bar(3, "sentences", "encoding") as bar:
+        note("loading")
+        say("step 1")
+        bar.update()
+
+
 PAIRS = "sentence1\tsentence2\tscore\na man\ta woman\t3\nthe dog\ta dog\t5\nred house\tnever two\t0\n"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("kind", ["full", "none"])
+def test_files_are_written_whatever_is_there_to_print_to(
+    kind: str,
+    name: str,
+    tiny_bert: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A log on a full disk, and a command that was started with `>&-` or `2>&-`."""
+    if kind == "full" and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    (pairs := tmp_path / "pairs.tsv").write_text(PAIRS)
+    scores = tmp_path / "scores.json"
+    command = ["evaluate", str(tiny_bert), "--pooler", "avg", "--tasks", str(pairs), "--json", str(scores)]
+    with monkeypatch.context() as patch:
+        place = Path("/dev/full").open("w") if kind == "full" else None  # noqa: SIM115
+        patch.setattr(f"sys.{name}", place)
+        if (kind, name) == ("full", "stdout"):
+            with pytest.raises(SystemExit, match="2"):
+                main(command)
+        else:
+            main(command)
+        with suppress(OSError):  # of what it still holds
+            getattr(sys, name).close()
+    shown = capsys.readouterr()
+    assert ("Spearman" in shown.out) == (name == "stderr")
+    assert ("No space left on device): free space" in shown.err) == ((kind, name) == ("full", "stdout"))
+    assert json.loads(scores.read_text())["models"]
 
 
 @pytest.mark.parametrize("kind", ["ascii", "closed pipe"])

@@ -38,7 +38,7 @@ def note(text: str) -> None:
 
 
 def _write(text: str, file: Any) -> None:
-    if _quiet:
+    if _quiet or file is None:  # Python has no stderr where a program was started without one
         return
     with _outliving_its_reader(file):
         tqdm.write(printable(text, file), file=file)
@@ -69,13 +69,14 @@ def progress_bar(
     """
     count, left = ("{n:,} of {total:,}", ", {remaining} left") if total else ("{n:,}", "")
     head = f"{what}: {count} {unit}" if what else f"{unit} {count}"
-    disable = _quiet or not shown
+    if _quiet or not shown or sys.stderr is None:
+        return tqdm(total=total, initial=start, disable=True)
     if sys.stderr.isatty() or _in_notebook():
         from tqdm.auto import tqdm as automatic
 
         bar = f"{head} {{bar}}{{percentage:3.0f}}%{left}{{postfix}}" if total else f"{head}{{postfix}}"
         settings: dict[str, Any] = {"mininterval": 0.5, "dynamic_ncols": True, "leave": None if what else True}
-        made: tqdm = automatic(total=total, initial=start, smoothing=0.05, bar_format=bar, disable=disable, **settings)
+        made: tqdm = automatic(total=total, initial=start, smoothing=0.05, bar_format=bar, **settings)
         sizes = (getattr(made, "ncols", None), getattr(made, "nrows", None))
         if any(isinstance(size, int) and size < 0 for size in sizes):
             # A terminal that does not know its size, as in a container: tqdm would show nothing.
@@ -87,7 +88,6 @@ def progress_bar(
         initial=start,
         smoothing=0.05,
         bar_format=f"{head}{left}{{postfix}}",
-        disable=disable,
         file=_Lines(sys.stderr),
         mininterval=_SECONDS,
         miniters=-(-(total or 0) // most_lines) if most_lines else 1,
@@ -118,11 +118,13 @@ class _Lines:
 
 @contextmanager
 def _outliving_its_reader(file: Any) -> Iterator[None]:
-    """Drops what is written to a pipe that the reader, `head` say, has closed, from then on."""
+    """Drops what a full disk does not take, and all that goes to a pipe once its reader, `head` say, has closed it."""
     try:
         yield
     except BrokenPipeError:
         discard(file)
+    except OSError:
+        pass
 
 
 def discard(file: Any) -> None:
