@@ -264,9 +264,15 @@ def _read_torch(file: Path) -> dict[str, np.ndarray]:
         ) from error
     try:
         # weights_only refuses pickles that could run code.
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-        tensors = tensors.get("state_dict", tensors)  # where Lightning puts them
-        return {name: (x.float() if x.is_floating_point() else x).numpy() for name, x in tensors.items()}
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        # Lightning puts the weights into `state_dict`, DeepSpeed into `module`, loops of one's own where they like.
+        inside = [part for part in saved.values() if isinstance(part, dict)]
+        tensors = next((part for part in inside if any(f".{name}".endswith(f".{_WORDS}") for name in part)), saved)
+        return {
+            name: (x.float() if x.is_floating_point() else x).numpy()
+            for name, x in tensors.items()
+            if isinstance(x, torch.Tensor)
+        }
     except Exception as error:  # torch raises many types for damaged or refused pickles
         raise InputError(
             f"{file} cannot be read as weights ({reason(error)}): copy it again, or save it as safetensors"
