@@ -788,6 +788,7 @@ def test_evaluate(tiny_bert: Path, fails: Fails, tmp_path: Path) -> None:
     assert "bootstrap is -1" in fails("evaluate", tiny_bert, "--tasks", dev, "--bootstrap", "-1")
     assert f"model {tiny_bert} is given twice" in fails("evaluate", tiny_bert, tiny_bert, "--tasks", dev)
     assert f"model {tiny_bert}/ is given twice" in fails("evaluate", tiny_bert, f"{tiny_bert}/", "--tasks", dev)
+    assert "a query is blank: give words" in fails("search", tiny_bert, tmp_path / "text.txt", "a man", " ")
     assert "no model given" in fails("evaluate", "--tasks", dev)
     assert "unknown task 'MPQ': did you mean 'MPQA'?" in fails("evaluate", tiny_bert, "--tasks", "MPQ")
     assert f"no file {tmp_path}/MR/" in fails("evaluate", tiny_bert, "--data", tmp_path, "--tasks", "MR")

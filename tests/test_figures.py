@@ -46,6 +46,14 @@ def test_the_mean_is_of_as_many_losses_as_it_says(points: int, label: str | None
     assert [str(line.get_label())[: len(label or "")] for line in means] == ([label] if label else [])
 
 
+def test_steps_are_whole() -> None:
+    """Of a run of a few steps, too, whose axis would be divided into parts of a step."""
+    lines = [{"step": step, "uniformity": -1.0 - step, "alignment": 0.1 * step} for step in (1, 2, 3)]
+    loss, path = _loss(np.array([[1.0, 0.5], [2.0, 0.4], [3.0, 0.3]])), _path(lines, None)
+    for ticks in (loss.axes[0].get_xticks(), path.axes[1].get_yticks()):
+        assert np.array_equal(ticks, np.round(ticks))
+
+
 def test_a_loss_of_zero_has_no_logarithm() -> None:
     figure = _loss(np.array([[1.0, 0.5], [2.0, 0.0], [3.0, 0.0]]))
     assert figure.axes[0].get_yscale() == "linear"

@@ -412,5 +412,5 @@ def test_a_vocabulary_that_cannot_be_made(text_file: Path, tmp_path: Path, capsy
         return capsys.readouterr().err
 
     assert "size is 3; it must be at least 6" in error("--size", "3")
-    assert "hidden_size 30, which num_attention_heads 4 does not divide" in error("--hidden", "30")
+    assert "hidden is 30, which heads, 4, does not divide" in error("--hidden", "30")
     assert not (tmp_path / "out").exists()

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from simcse_jax.cli import main
+from simcse_jax.config import EvaluationConfig
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation import retrieval
 from simcse_jax.evaluation.retrieval import METRICS, RetrievalTask, check_metric, load_retrieval, retrieve
+from simcse_jax.evaluation.suite import load_suite
+from simcse_jax.training.scores import load_tasks
 
 
 def task_of(pairs: list[tuple[int, int]], questions: int, corpus: int) -> RetrievalTask:
@@ -178,6 +181,17 @@ def test_evaluate_takes_questions_and_answers(
     lines = list(csv.DictReader(outputs[1].read_text().splitlines()))
     assert [line["metric"] for line in lines] == ["spearman", "spearman", *METRICS]
     assert "**qa, retrieval × 100**" in outputs[2].read_text()
+
+
+def test_columns_that_no_task_has_are_refused(tmp_path: Path) -> None:
+    graded = write(tmp_path / "graded.csv", [("sentence1", "sentence2", "score"), ("a", "b", "1"), ("c", "d", "2")])
+    qa, columns = write(tmp_path / "qa.csv", QA), ("question", "answer")
+    with pytest.raises(InputError, match="columns names question and answer, which none of the tasks has"):
+        load_suite([graded], "", columns=columns)
+    with pytest.raises(InputError, match="columns names question and answer, which none of the tasks has"):
+        load_tasks(EvaluationConfig(dev=graded, columns=columns))
+    assert len(load_suite([graded, qa], "", columns=columns).retrieval) == 1
+    assert load_tasks(EvaluationConfig(dev=graded, test=(qa,), columns=columns)).dev
 
 
 @pytest.mark.full

@@ -162,6 +162,8 @@ def test_task_names(senteval: Path) -> None:
     for name, task in meant.items():
         with pytest.raises(InputError, match=f"unknown task '{name}': did you mean '{task}'"):
             load_task(name, senteval)
+    with pytest.raises(InputError, match="unknown task 'STS12,STS13': separate names by spaces; known are STS12"):
+        load_task("STS12,STS13", senteval)
     with pytest.raises(InputError, match="unknown task 'zzz': known are STS12"):
         load_task("zzz", senteval)
     with pytest.raises(InputError, match="STS12 has no dev split"):

@@ -35,6 +35,7 @@ _OTHER_NAMES = {
     "method": "whiten whitening flow",
     "data.delimiter": "sep separator seperator delim",
     "data.subset": "dataset_config_name config_name",
+    "data.columns": "text_column text_columns text_field column_names",
     "max_length": "max_seq_length max_seq_len max_sequence_length max_len seq_len seq_length",
     "data.cache": "cache_dir",
     "objective.temperature": "temp tau",
@@ -53,12 +54,14 @@ _OTHER_NAMES = {
     "multi_host": "local_rank num_nodes nnodes",
     "evaluation.data": "senteval senteval_path path_to_data",
     "evaluation.dev": "metric_for_best_model eval_file validation_file dev_file eval_data eval_dataset validation",
+    "evaluation.test": "task tasks task_set",
     "evaluation.every": "eval_steps evaluation_strategy eval_strategy eval_every eval_interval",
     "evaluation.patience": "early_stopping early_stopping_patience",
     "checkpoint.every": "save_steps save_strategy save_every save_interval",
     "checkpoint.keep": "save_total_limit",
     "output": "o output_dir output_path out out_dir save_dir run_dir overwrite_output_dir resume "
     "resume_from_checkpoint",
+    "seeds": "seed",
     "epochs": "num_train_epochs num_epochs n_epochs",
     "max_steps": "steps num_steps train_steps total_steps",
     "batch_size": "per_device_train_batch_size per_device_eval_batch_size per_gpu_train_batch_size train_batch_size "
@@ -182,4 +185,6 @@ def _meant(word: str, arguments: Sequence[_Argument]) -> list[_Argument]:
     if found := [a for a in arguments if plain(a.last) == last or plain(a.name) == bare]:
         return found
     near = {plain(key): a for a in arguments for key in (a.last, a.name)}
-    return list(dict.fromkeys(near[key] for key in difflib.get_close_matches(bare, near, 3, 0.7)))
+    found = [near[key] for key in difflib.get_close_matches(bare, near, 3, 0.7)]
+    # That they are of one section says nothing of the names in it.
+    return list(dict.fromkeys(a for a in found if difflib.get_close_matches(last, [plain(a.last)], 1)))

@@ -51,6 +51,8 @@ class Search(Command):
 
         if not self.queries and self.save_index is None:
             raise InputError('nothing to look for: give a query in quotes, e.g. "a man plays music"')
+        if any(not query.strip() for query in self.queries):
+            raise InputError("a query is blank: give words to look for")
         check_search(self.top_k, self.threshold)
         if not self.sentences.expanduser().is_dir():  # a saved index keeps its own
             check_backend(self.backend)

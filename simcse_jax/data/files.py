@@ -148,7 +148,7 @@ def _read_jsonl(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
             there = ", ".join(row)
             raise InputError(
                 f"{where} {number} has no text in column {', '.join(absent)}; its columns are {there}: "
-                "name columns that every line has, with data.columns"
+                "give each line all columns, with null where a text is missing, or name others"
             )
         yield Row(where, number, tuple(row[name] for name in columns))
 

@@ -81,6 +81,8 @@ def make_model_folder(
     for (name, smallest), value in zip(least.items(), given, strict=True):
         if value < smallest:
             raise InputError(f"{name} is {value}; it must be at least {smallest}")
+    if hidden % heads:
+        raise InputError(f"hidden is {hidden}, which heads, {heads}, does not divide: give a multiple of it")
     config = {
         "architectures": ["BertForMaskedLM"],
         "model_type": "bert",

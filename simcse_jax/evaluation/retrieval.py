@@ -130,6 +130,15 @@ def load_retrieval(name: str, mode: str = "test", columns: Sequence[str] = ()) -
     return RetrievalTask(name, columns, list(numbers[0]), list(numbers[1]), np.array(list(found), np.int64), blank)
 
 
+def check_used(columns: Sequence[str], tasks: Sequence[RetrievalTask]) -> None:
+    """Raises `InputError` for columns that are named where none of the tasks has them."""
+    if columns and not tasks:
+        raise InputError(
+            f"columns names {' and '.join(columns)}, which none of the tasks has: give a file that has both, or leave "
+            "them out (columns of graded pairs go by their names)"
+        )
+
+
 def check_metric(task: RetrievalTask, metric: RetrievalMetric) -> None:
     """Raises `InputError` for a metric that is 100 whatever the model: recall among as many texts as count."""
     depth = int(metric.partition("@")[2])

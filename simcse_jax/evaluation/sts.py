@@ -77,7 +77,11 @@ class Task:
 
 def unknown_tasks(names: Iterable[str], known: Collection[str]) -> InputError:
     """The error for names that are not among those of `known`, with the ones that they may stand for."""
-    guesses = "".join(f"unknown task '{name}': {did_you_mean(name, known, _OTHER_NAMES)}" for name in names)
+    guesses = "".join(
+        f"unknown task '{name}': "
+        f"{'separate names by spaces; ' if ',' in name else did_you_mean(name, known, _OTHER_NAMES)}"
+        for name in names
+    )
     return InputError(f"{guesses}known are {', '.join(known)}, {KINDS}")
 
 

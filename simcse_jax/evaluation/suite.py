@@ -11,7 +11,7 @@ from simcse_jax.errors import InputError
 from simcse_jax.evaluation import bootstrap
 from simcse_jax.evaluation.pairs import is_pairs
 from simcse_jax.evaluation.probe import TransferMode
-from simcse_jax.evaluation.retrieval import RetrievalTask, load_retrieval, retrieve
+from simcse_jax.evaluation.retrieval import RetrievalTask, check_used, load_retrieval, retrieve
 from simcse_jax.evaluation.sts import (
     STS_DEV_TASKS,
     STS_TASKS,
@@ -83,12 +83,14 @@ def load_suite(
         raise unknown_tasks(unknown, (*known, "sts", "transfer", "full"))
     split: Mode = "dev" if mode == "dev" else "test"
     retrieval = {name: task for name in expanded if (task := load_retrieval(name, split, columns))}
+    sts = [
+        load_task(name, data, split, all_splits)
+        for name in expanded
+        if name not in ALL_TRANSFER_TASKS and name not in retrieval
+    ]
+    check_used(columns, [*retrieval.values()])
     return Suite(
-        [
-            load_task(name, data, split, all_splits)
-            for name in expanded
-            if name not in ALL_TRANSFER_TASKS and name not in retrieval
-        ],
+        sts,
         [load_transfer_task(name, data, mode) for name in expanded if name in ALL_TRANSFER_TASKS],
         mode,
         [*retrieval.values()],

@@ -63,6 +63,8 @@ def _figure(title: str, x: str, y: str) -> "tuple[Any, Axes]":
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.set(title=title, xlabel=x, ylabel=y)
+    if x == "step":
+        axes.locator_params("x", integer=True)
     return figure, axes
 
 
@@ -107,6 +109,8 @@ def _path(lines: list[dict[str, Any]], best: int | None) -> Any:
     figure, axes = _figure(
         f"Alignment and uniformity in training, {of}", "uniformity (lower: more uniform)", "alignment (lower: closer)"
     )
+    from matplotlib.ticker import MaxNLocator
+
     step, uniformity, alignment = points.T
     axes.plot(uniformity, alignment, color=_PALE, linewidth=1.0, zorder=1)
     dots = axes.scatter(
@@ -117,7 +121,7 @@ def _path(lines: list[dict[str, Any]], best: int | None) -> Any:
     if of == "dev pairs" and best in step[1:-1]:
         (at,) = np.flatnonzero(step == best)
         _mark(axes, uniformity[at], alignment[at], "*", f"best dev score, step {best:,}")
-    figure.colorbar(dots, ax=axes, label="step")
+    figure.colorbar(dots, ax=axes, label="step", ticks=MaxNLocator(integer=True))
     axes.margins(0.08)
     axes.legend()
     plots.label_steps(axes, [points])

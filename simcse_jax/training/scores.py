@@ -16,6 +16,7 @@ from simcse_jax.evaluation.retrieval import (
     RetrievalTask,
     answer_geometry,
     check_metric,
+    check_used,
     load_retrieval,
     retrieve,
 )
@@ -62,6 +63,8 @@ def load_tasks(settings: EvaluationConfig) -> Tasks:
     here = [(name, mode) for name, mode in named if settings.data or name not in STS_TASKS]
     _, *tasks = check_all(partial(check_data, settings), *(partial(_load, name, settings, mode) for name, mode in here))
     found = Tasks(tasks.pop(0) if dev else None, tasks)
+    read = [found.dev, *found.test]
+    check_used(settings.columns, [task for task in read if isinstance(task, RetrievalTask)])
     if len({type(task) for task in found.test}) > 1:
         raise InputError(
             "evaluation.test names graded pairs and questions with their answers, whose scores have no common mean: "
