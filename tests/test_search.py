@@ -68,6 +68,28 @@ def test_more_than_there_are() -> None:
     assert len(found[0]) == 11
 
 
+@pytest.mark.parametrize("backend", ["jax", "faiss-flat"])
+def test_blank_sentences_are_not_found(tmp_path: Path, backend: Any) -> None:
+    """They keep their numbers and vectors, added and saved as well, and do not count among the hits asked for."""
+    if backend != "jax":
+        pytest.importorskip("faiss")
+    vectors = unit(7)
+    texts = ["", "a", " \t", "b", "c", "", "d"]
+    index = Index(texts[:4], vectors[:4], backend)
+    index.add(texts[4:], vectors[4:])
+    index.save(tmp_path / "index")
+    filled = np.array([1, 3, 4, 6])
+    for searched in (index, Index.load(tmp_path / "index")):
+        found = searched.search(vectors, top_k=3)
+        assert numbers(found) == [filled[row].tolist() for row in by_hand(vectors[filled], vectors, 3)]
+        assert [[hit.sentence for hit in hits] for hits in found] == [[texts[i] for i in row] for row in numbers(found)]
+        assert [len(hits) for hits in searched.search(vectors, top_k=100)] == [4] * 7
+        assert (len(searched), searched.sentences) == (7, texts)
+        np.testing.assert_array_equal(searched.vectors, vectors)
+        assert all(np.array_equal(searched.vector(i), vectors[i]) for i in range(7))
+    assert Index(["", " "], vectors[:2], backend).search(vectors[:1]) == [[]]
+
+
 @pytest.mark.parametrize("width", [3, 384, 1024])
 @pytest.mark.parametrize("backend", ["jax", "faiss-flat"])
 def test_copies_have_a_cosine_of_one(backend: Any, width: int) -> None:

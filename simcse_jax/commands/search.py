@@ -20,7 +20,7 @@ class Search(Command):
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run, an exported folder, a Hugging Face or sentence-transformers folder, or a name on the hub."""
     sentences: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SENTENCES")]
-    """Text file, one sentence per line (also .gz), or the folder of an index saved before with the same model."""
+    """Text file, one sentence per line (also .gz; no blank line is a hit), or a folder that --save-index wrote."""
     queries: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[QUERY ...]")] = ()
     """Sentences to look for, each in quotes."""
     top_k: int = 5
@@ -63,6 +63,7 @@ class Search(Command):
         make_searchable(model, self.sentences, self.backend)
         if self.save_index is not None:
             write_or_rescue(model.save_index, self.save_index)
+            note(f"index of {len(model.index or ()):,} sentences saved in {self.save_index}: give it as SENTENCES")
         for query, cut in zip(self.queries, model.are_cut(self.queries), strict=True):
             if cut:
                 limit = f"is longer than the {model.max_length} tokens that the model reads"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from simcse_jax.config import Backend
 from simcse_jax.errors import InputError, reason
@@ -37,7 +37,7 @@ class Hit:
 
 
 class Index:
-    """Sentences with their vectors.
+    """Sentences with their vectors. Blank ones keep their numbers, and no search finds them.
 
     Attributes:
       sentences: in the order in which they were added.
@@ -75,11 +75,14 @@ class Index:
         self._cosines = True  # whether all vectors have length 1
         texts, vectors = _checked(sentences, vectors, self.width)
         self._lock = threading.Lock()  # a search sees all of an `add` or nothing
+        self._rows = np.zeros(0, np.int64)  # the numbers of the sentences that are not blank, which `_nearest` holds
+        self._blank = np.zeros((0, self.width), np.float32)  # the vectors of the others
         self._nearest: Nearest
         if backend == "jax":
             self._nearest = Exact(self.width)
         else:
-            self._nearest = Faiss(self.width, vectors if backend == "faiss-ivf" and cells is None else None, cells)
+            learn = backend == "faiss-ivf" and cells is None
+            self._nearest = Faiss(self.width, vectors[_filled(texts)] if learn else None, cells)
         self.add(texts, vectors)
 
     def __repr__(self) -> str:
@@ -93,11 +96,18 @@ class Index:
     @property
     def vectors(self) -> Float[np.ndarray, "N D"]:
         """All vectors, copied: float32, in the order of the sentences."""
-        return self._nearest.vectors(0, len(self))
+        blank = np.ones(len(self), bool)
+        blank[self._rows] = False
+        vectors = np.empty((len(self), self.width), np.float32)
+        vectors[self._rows], vectors[blank] = self._nearest.vectors(0, len(self._rows)), self._blank
+        return vectors
 
     def vector(self, number: int) -> Float[np.ndarray, " D"]:
         """The vector of one sentence, copied."""
-        vector: Float[np.ndarray, " D"] = self._nearest.vectors(number, number + 1)[0]
+        row = int(np.searchsorted(self._rows, number))
+        blank = row == len(self._rows) or self._rows[row] != number
+        vector: Float[np.ndarray, " D"]
+        vector = self._blank[number - row].copy() if blank else self._nearest.vectors(row, row + 1)[0]
         return vector
 
     def add(self, sentences: Sequence[str], vectors: Float[np.ndarray, "N D"]) -> None:
@@ -107,8 +117,11 @@ class Index:
           InputError: their number or width does not fit, or a vector is not finite; nothing is added then.
         """
         texts, vectors = _checked(sentences, vectors, self.width)
+        filled = _filled(texts)
         with self._lock:
-            self._nearest.add(vectors)
+            self._nearest.add(vectors[filled])
+            self._rows = np.concatenate([self._rows, len(self) + np.flatnonzero(filled)])
+            self._blank = np.concatenate([self._blank, vectors[~filled]])
             self._cosines = self._cosines and is_unit(vectors)
             self.sentences += texts
 
@@ -134,11 +147,12 @@ class Index:
         if queries.shape[1] != self.width:
             raise InputError(f"queries have shape {list(queries.shape)}; expected [queries, {self.width}]")
         queries = _float32(queries, "queries")
-        if not self.sentences or not len(queries):
+        if not len(self._rows) or not len(queries):
             return [[] for _ in queries]
         with self._lock:
             cosines = self._cosines and is_unit(queries)
-            scores, numbers = self._nearest.find(queries, min(int(top_k), len(self)), cosines)
+            scores, found = self._nearest.find(queries, min(int(top_k), len(self._rows)), cosines)
+            numbers = np.where(found < 0, -1, self._rows[found])
         least = -np.inf if threshold is None else threshold
         return [
             [Hit(i, s, self.sentences[i]) for s, i in zip(*row, strict=True) if i >= 0 and s >= least]
@@ -216,6 +230,11 @@ def check_search(top_k: Any, threshold: Any) -> None:
     number = isinstance(threshold, int | float | np.integer | np.floating)
     if threshold is not None and not (number and not np.isnan(threshold)):
         raise InputError(f"threshold is {threshold!r}, not a number; give the least score of a hit, e.g. 0.6, or None")
+
+
+def _filled(texts: list[str]) -> Bool[np.ndarray, " N"]:
+    """Whether each text holds more than white space."""
+    return np.array([bool(text.strip()) for text in texts], bool)
 
 
 def _checked(sentences: Any, vectors: Any, width: int) -> tuple[list[str], np.ndarray]:
