@@ -38,3 +38,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"simcse_jax.{_HOME[name]}"), name)
     raise AttributeError(f"module 'simcse_jax' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    # Names that are imported at their first use, too: Python's prompt and notebooks complete them.
+    return sorted({*globals(), *__all__})

@@ -135,5 +135,6 @@ def test_public_names_exist() -> None:
             __import__(module.removesuffix(".__init__"))
     for name in simcse_jax.__all__:
         assert not isinstance(getattr(simcse_jax, name), ModuleType)
+    assert {*simcse_jax.__all__} <= {*dir(simcse_jax)}  # a prompt that completes names offers them
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         simcse_jax.nothing  # noqa: B018
