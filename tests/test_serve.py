@@ -41,6 +41,11 @@ LIMITS = Limits(
 )
 
 
+@pytest.fixture(autouse=True)
+def _little_memory() -> None:
+    """Programs are kept: the service is compiled once for all tests of this file."""
+
+
 @pytest.fixture(scope="module")
 def model(tiny_bert: Path, text_file: Path) -> SimCSE:
     model = SimCSE(tiny_bert, "avg")
