@@ -61,11 +61,14 @@ def senteval_folder() -> str:
 
 
 def check_searchable(sentences: Path) -> None:
-    """Raises `InputError` for a folder that holds no saved index, before the model is loaded."""
+    """Raises `InputError` for what is neither a text file nor a saved index, before the model is loaded."""
+    from simcse_jax.data.corpus import find_text
     from simcse_jax.inference.index import is_index
 
     path = sentences.expanduser()
-    if path.is_dir() and not is_index(path):
+    if not path.is_dir():
+        find_text(path)
+    elif not is_index(path):
         raise InputError(f"{path} is neither a text file nor a saved index (a folder with index.json)")
 
 

@@ -122,7 +122,21 @@ def read_sentences(path: Path, limit: int | None = None) -> list[str]:
     """The lines of a text file, plain or .gz; only the first `limit` if that is given.
 
     Raises:
-      InputError: no such file, not UTF-8, or empty.
+      InputError: see `find_text`; not UTF-8, or empty.
+    """
+    path = find_text(path)
+    rows = find_files(str(path), [path]).rows(())
+    sentences = [row.values[0] for row in islice(rows, limit)]
+    if not sentences:
+        raise InputError(f"{path} is empty: give a file with one sentence per line")
+    return sentences
+
+
+def find_text(path: Path) -> Path:
+    """A text file that is there, as a local path.
+
+    Raises:
+      InputError: no such file, a folder, or a file of another format.
     """
     path = local_path(path)
     if path.is_dir():
@@ -131,11 +145,7 @@ def read_sentences(path: Path, limit: int | None = None) -> list[str]:
         raise InputError(f"no file {path}: check the path")
     if format_of(path) != ".txt":
         raise InputError(f"{path} ends in '{path.suffix}'; expected .txt, one sentence per line, or .txt.gz")
-    rows = find_files(str(path), [path]).rows(())
-    sentences = [row.values[0] for row in islice(rows, limit)]
-    if not sentences:
-        raise InputError(f"{path} is empty: give a file with one sentence per line")
-    return sentences
+    return path
 
 
 def _with_neighbours(rows: Iterable[tuple[str, int, Example]], reach: int) -> Iterator[Example]:
