@@ -281,6 +281,7 @@ def test_config_names(fails: Fails, tmp_path: Path) -> None:
     message = fails("train", "unsup_bert_bas")
     known = "Configs that come with the package: iscse_bert_base, iscse_bert_large, "
     assert message.startswith(f"no config file 'unsup_bert_bas': did you mean 'unsup_bert_base'? {known}")
+    assert fails("train", "nowhere").startswith(f"no config file 'nowhere'. {known}")
     assert "did you mean 'sup_roberta_base'?" in fails("train", "Sup-RoBERTa-base.py")
     assert "'dropout': it is one for simcse-jax ablate." in fails("train", "dropout")
     assert "'sup_bert_base': it is one for simcse-jax train." in fails("ablate", "sup_bert_base")

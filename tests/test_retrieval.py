@@ -111,7 +111,7 @@ def test_other_delimiters_are_found_and_lost_rows_said(tmp_path: Path) -> None:
     task = load_retrieval(str(path))
     assert task is not None
     assert task.corpus == ["so", "now, or later"]
-    assert "NOTE: the first row is taken for the columns' names" in task.describe()
+    assert "NOTE: the first row is taken for the columns' names, and looks like sentences: if it is" in task.describe()
 
 
 def test_named_columns_are_taken_as_they_are(tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ def test_a_table_of_ones_own(mark: str, end: str, tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", "must have the columns sentence1, sentence2 and score .*; it has none"),
-        (b"a\tb\t1\n", "must have the columns .*; it has a, b, 1"),
+        (b"a\tb\t1\n", "must have the columns .*; it has a, b, 1. For pairs of a question and its answer"),
+        (b"A man eats.\tHe eats.\t4\n", "it has A man eats., He eats., 4. If that row is an example, put the row of"),
         (b"sentence1\tsentence2\tscore\n", "holds no scored pair"),
         (b"sentence1\tsentence2\tscore\na\tb\t1\n\nc\td\n", "line 4 has 2 columns"),
         (b"sentence1\tsentence2\tscore\na\tb\thigh\n", "'high'"),

@@ -65,7 +65,8 @@ def find_config(name: str, *variables: str) -> Path:
             hint = f"it is a run: give the config that it was begun with, and --output {name}. "
     elif other := next((use for use, v in VARIABLES.items() if path.stem in shipped_configs(v)), None):
         hint = f"it is one for simcse-jax {other}. "
-    raise InputError(f"no config file '{name}': {hint}Configs that come with the package: {', '.join(shipped)}")
+    known = f"Configs that come with the package: {', '.join(shipped)}"
+    raise InputError(f"no config file '{name}'{': ' if hint else '. '}{hint}{known}")
 
 
 def run_config(path: Path, variable: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from simcse_jax.config import DataConfig
 from simcse_jax.data import tfds
 from simcse_jax.data.corpus import open_source
 from simcse_jax.data.files import FORMATS, Files
+from simcse_jax.data.kinds import is_sentence
 from simcse_jax.data.reading import format_of
 from simcse_jax.data.rows import is_null
 from simcse_jax.errors import InputError, plain
@@ -52,10 +53,13 @@ def read_graded_pairs(name: str, mode: str) -> list[tuple[str, str, float]]:
     columns = _find(header or ())
     if columns is None:
         there = "is plain text" if header is None else f"has {', '.join(header)[:200] or 'none'}"
+        advice = "For pairs of a question and its answer, without scores, name both columns (evaluate --columns, or "
+        advice += "evaluation.columns)"
+        if any(map(is_sentence, header or ())):
+            advice = "If that row is an example, put the row of names before it"
         raise InputError(
             f"{name} must have the columns sentence1, sentence2 and score (or label), which its first row names; it "
-            f"{there}. For pairs of a question and its answer, without scores, name both columns (evaluate --columns, "
-            "or evaluation.columns)"
+            f"{there}. {advice}"
         )
     pairs: list[tuple[str, str, float]] = []
     left_out = 0

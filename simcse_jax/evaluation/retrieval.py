@@ -62,7 +62,10 @@ class RetrievalTask:
         question, answer = (f"{text[:40]}…" if len(text) > 40 else text for text in (self.questions[0], self.corpus[0]))
         notes = f", {self.blank:,} rows with a blank left out" if self.blank else ""
         if any(map(is_sentence, self.columns)):
-            notes += "; NOTE: the first row is taken for the columns' names, and looks like sentences"
+            notes += (
+                "; NOTE: the first row is taken for the columns' names, and looks like sentences: if it is an example, "
+                "put a row 'question', 'answer' before it"
+            )
         return (
             f"retrieval, question ← {self.columns[0]}: {question!r}, answer ← {self.columns[1]}: {answer!r}; "
             f"{len(self.questions):,} questions, {len(self.corpus):,} answers{notes}"
