@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simcse_jax.ablation.run import _rows, format_rows
+from simcse_jax.ablation.run import _rows, format_rows, run_ablation
 from simcse_jax.ablation.settings import Ablation, with_settings
 from simcse_jax.cli import main
 from simcse_jax.config import Config
@@ -67,6 +67,19 @@ def test_the_table_keeps_runs_whose_files_have_moved(small_run: Config, tiny_ber
     write_json(run.results_file, {"step": 8, "dev": None})
     assert [row["seed"] for row in _rows(ablation, "whole", {}, {folder})] == [42]
     assert _rows(ablation, "whole", {}, set()) == []
+
+
+def test_every_variant_is_checked_before_the_first_is_trained(
+    small_run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simcse_jax.ablation.run.train", lambda config: 1 / 0)
+    (tmp_path / "ids.csv").write_text("id,text\n1,a man\n2,a dog\n")
+    (tmp_path / "pairs.tsv").write_text("sentence1\tsentence2\tscore\n" + "a man\ta dog\t1\n" * 3)
+    for bad, problem in (("data.train", "ids.csv"), ("evaluation.dev", "pairs.tsv")):
+        variants = {"whole": {}, "other": {bad: str(tmp_path / problem)}}
+        with pytest.raises(InputError, match=problem):
+            run_ablation(Ablation(base=small_run, variants=variants, output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.full

@@ -206,6 +206,25 @@ def test_other_text_is_refused(done: Study, tmp_path: Path) -> None:
         run_study(replace(copy, base=replace(copy.base, data=replace(copy.base.data, train=str(other)))))
 
 
+def test_other_pairs_are_refused(done: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever their path; studies of earlier versions know no more than that."""
+    copy = replace(done, output=str(tmp_path / "copy"), seeds=(1, 2, 3))
+    shutil.copytree(done.folder, copy.folder)
+    monkeypatch.setattr("simcse_jax.study.run.train", lambda config: {"stopped": 0})
+    file = Path(done.base.evaluation.dev)
+    before = file.read_text()
+    file.write_text(before.replace("\t5", "\t1"))
+    try:
+        with pytest.raises(InputError, match=r"scored on other pairs than evaluation\.dev names now"):
+            run_study(copy)
+        about = json.loads((copy.folder / "study.json").read_text())
+        del about["contents"]
+        (copy.folder / "study.json").write_text(json.dumps(about))
+        assert "stopped" in run_study(copy)
+    finally:
+        file.write_text(before)
+
+
 def test_a_diverged_cell_is_reported(done: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from simcse_jax.training.trainer import TrainingDiverged
 

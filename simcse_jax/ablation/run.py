@@ -15,6 +15,7 @@ from simcse_jax.runs.folder import Run, changes, check_outside_runs, is_run, ope
 from simcse_jax.runs.metrics_log import read_log
 from simcse_jax.runtime.processes import join_processes
 from simcse_jax.storage.files import check_writable_folder, local_only, write_text, writing
+from simcse_jax.training.prepare import check_request, load_parts
 from simcse_jax.training.trainer import TrainingDiverged, train
 
 
@@ -26,7 +27,7 @@ def run_ablation(ablation: Ablation) -> str | None:
       the first); None if a signal stopped a run: the same call continues.
 
     Raises:
-      InputError: see `prepare`; all configs are checked before the first is trained.
+      InputError: see `prepare`; all configs are checked before the first is trained, with the files they name.
     """
     cells = [(name, seed) for name in ablation.chosen() for seed in ablation.seeds]
     for name, seed in cells:
@@ -37,6 +38,8 @@ def run_ablation(ablation: Ablation) -> str | None:
     check_writable_folder(output)
     check_outside_runs(output)
     join_processes(ablation.base.multi_host)
+    for name in ablation.chosen():  # before the first is trained
+        load_parts(check_request(ablation.config(name, ablation.seeds[0])))
     first = jax.process_index() == 0
     diverged: dict[tuple[str, int], Row] = {}
     for number, (name, seed) in enumerate(cells, 1):

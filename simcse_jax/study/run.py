@@ -1,6 +1,6 @@
 """The run of a study: cell by cell, each trained and measured once.
 
-study.json                the settings and the fingerprint of the training text
+study.json                the settings, the fingerprint of the training text, and digests of the dev and test pairs
 initial.json              test scores before training
 reference.npz             the frozen model's vectors of the sentences that cells train on
 cells/<name>/             the run folder of a cell
@@ -31,6 +31,8 @@ from simcse_jax.storage.files import (
 from simcse_jax.study.grid import Cell, Study, changes
 from simcse_jax.study.measure import Measures, Meter
 from simcse_jax.study.report import write_report
+from simcse_jax.training.contents import digests_of
+from simcse_jax.training.scores import load_tasks
 from simcse_jax.training.trainer import TrainingDiverged, train
 
 
@@ -46,18 +48,18 @@ def run_study(study: Study) -> dict[str, Any]:
     study.validate()
     join_processes(study.base.multi_host)
     folder = study.folder
-    fingerprint = _check_folder(study)
+    held = _check_folder(study)
     cells = study.cells()
     done = {cell: measures for cell in cells if (measures := _read(study, cell)) is not None}
     if len(done) < len(cells) or not (folder / "initial.json").is_file():
         _echo(f"study     {len(cells)} cells, {len(done)} of them done, in {folder}")
         meter = Meter(study)
-        if fingerprint not in (None, meter.tokens.fingerprint):
-            raise InputError(
-                f"{folder} was made from other text than {study.base.data.train} now holds: choose another --output"
-            )
+        contents = digests_of(load_tasks(study.base.evaluation))
+        if held is not None:
+            _check_made_from(study, held, meter.tokens.fingerprint, contents)
         _make_folder(folder)
-        _save(folder / "study.json", {"study": to_dict(study), "data_fingerprint": meter.tokens.fingerprint})
+        about = {"study": to_dict(study), "data_fingerprint": meter.tokens.fingerprint, "contents": contents}
+        _save(folder / "study.json", about)
         if not (folder / "initial.json").is_file():
             _save(folder / "initial.json", meter.initial_scores())
         for number, cell in enumerate(cells, 1):
@@ -67,8 +69,8 @@ def run_study(study: Study) -> dict[str, Any]:
                 if measures is None:
                     return {"stopped": cell.name, "done": len(done)}
                 done[cell] = measures
-    elif fingerprint is not None:
-        _save(folder / "study.json", {"study": to_dict(study), "data_fingerprint": fingerprint})
+    elif held is not None:
+        _save(folder / "study.json", held | {"study": to_dict(study)})
     for cell in cells if not study.keep_checkpoints else []:
         _drop_checkpoints(study, cell)
     if jax.process_index() == 0:
@@ -93,8 +95,8 @@ def _run(study: Study, cell: Cell, meter: Meter) -> Measures | None:
     return measures
 
 
-def _check_folder(study: Study) -> str | None:
-    """The text's fingerprint in the study that the folder holds; None without a study.
+def _check_folder(study: Study) -> dict[str, Any] | None:
+    """The content of study.json in the folder; None without a study.
 
     Raises:
       InputError: the folder holds a study with other settings, or something else, or cannot be made.
@@ -107,8 +109,8 @@ def _check_folder(study: Study) -> str | None:
         return None
     check_writable_folder(folder)
     try:
-        about = json.loads(file.read_text("utf-8"))
-        before, fingerprint = from_dict(Study, about["study"]), str(about["data_fingerprint"])
+        about = dict(json.loads(file.read_text("utf-8")))
+        before, _ = from_dict(Study, about["study"]), about["data_fingerprint"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is not a study's settings ({reason(error)})") from error
     if changed := changes(before, study):
@@ -117,7 +119,22 @@ def _check_folder(study: Study) -> str | None:
             f"{folder} is a study with other settings ({shown}): give the same or another --output; "
             "only batch_sizes, rules and seeds may be extended"
         )
-    return fingerprint
+    return about
+
+
+def _check_made_from(study: Study, held: dict[str, Any], fingerprint: str, contents: dict[str, Any]) -> None:
+    """Raises `InputError` if the cells to come would be of another text, or scored on other pairs, than those done."""
+    if held["data_fingerprint"] != fingerprint:
+        raise InputError(
+            f"{study.folder} was made from other text than {study.base.data.train} now holds: choose another --output"
+        )
+    # Studies of earlier versions have no digests.
+    for name, digest in held.get("contents", {}).items():
+        if contents[name] != digest:
+            raise InputError(
+                f"{study.folder} was scored on other pairs than {name} names now: give the earlier pairs, or choose "
+                "another --output"
+            )
 
 
 def _make_folder(folder: Path) -> None:
