@@ -50,6 +50,10 @@ def table(header: str, *extra: str) -> str:
         ("", ("one", "two"), "has no name"),
         ("Unnamed: 0", ("0", "1"), "has no name"),
         ("__index_level_0__", ("x", "y"), "has no name"),
+        ("level_0", ("x", "y"), "has no name"),
+        ("row.names", ("x", "y"), "has no name"),
+        ("Speaker", ("Ann", "Bo"), "name of an id"),
+        ("confidence", ("high", "low"), "name of a score"),
         ("pair_id", ("a-x", "b-y"), "name of an id"),
         ("questionID", ("abc", "xyz"), "name of an id"),
         ("row", ("q-001", "q-002"), "holds ids"),
@@ -214,6 +218,20 @@ def test_quoted_cells_with_another_delimiter(tmp_path: Path) -> None:
     content = '"question";"answer"\n"How; do I?";"So, ""thus""."\n'
     assert "--data.delimiter ';'" in refused(path, content)
     assert read(path, delimiter=";")[0] == [("How; do I?", 'So, "thus".')]
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.txt"])
+def test_tabs_with_quotes_around_names_and_text(name: str, tmp_path: Path) -> None:
+    """As R and spreadsheets write them. Without quotes around the names, those in the text are its own."""
+    option = {"delimiter": "\t"} if name.endswith("txt") else {}
+    content = '"question"\t"answer"\n"How?"\t"So, ""thus""."\n"Tabs\t?"\tyes\n'
+    assert read(tmp_path / name, content, **option)[0] == [("How?", 'So, "thus".'), ("Tabs\t?", "yes")]
+    quoted = open_corpus(DataConfig(train=str(tmp_path / name), **option)).fingerprint
+    assert read(tmp_path / name, 'question\tanswer\n"How?"\t"a" or "b"\n', **option)[0] == [('"How?"', '"a" or "b"')]
+    (tmp_path / name).write_text(content)
+    plain = open_corpus(DataConfig(train=str(tmp_path / name), header=False, **option))
+    assert next(iter(plain)) == ('"question"', '"answer"')
+    assert plain.fingerprint != quoted
 
 
 def test_one_column_with_delimiters_in_its_text_is_one_column(tmp_path: Path) -> None:

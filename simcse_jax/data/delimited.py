@@ -1,6 +1,7 @@
 """Tables of delimited cells: .csv and .tsv files, and others for which a delimiter is given."""
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
@@ -93,17 +94,34 @@ class Layout:
         """The names of the columns, from the first row."""
         return tuple(cell.strip() if self.has_header else str(n) for n, cell in enumerate(first, 1))
 
+    def quotes_tabs(self, path: Path) -> bool:
+        """Whether the header of a table with tabs is in quotes, so that they are no part of its text."""
+        if self._delimiter(path) != "\t" or format_of(path) == ".csv":
+            return False
+        with open_text(path) as file:
+            return self._quotes(file.readline())
+
+    def _quotes(self, first: str) -> bool:
+        cells = first.rstrip("\r\n").split("\t")
+        return self.has_header and all(re.fullmatch('"[^"]*"', cell) for cell in cells)
+
+    def _delimiter(self, path: Path) -> str:
+        return self.delimiter or ("\t" if format_of(path) == ".tsv" else ",")
+
     def _lines(self, path: Path, file: TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
         """The rows, each with the number of its first line; [] for an empty line.
 
-        Quoting is standard, except that tabs go without quotes outside of .csv files: sentences in them are not quoted.
+        Quoting is standard, except that tabs go without quotes outside of .csv files, unless the header has them:
+        sentences in them are not quoted.
         """
         csv.field_size_limit(_CELL)
-        delimiter = self.delimiter or ("\t" if format_of(path) == ".tsv" else ",")
-        if delimiter == "\t" and format_of(path) != ".csv":
-            reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        delimiter = self._delimiter(path)
+        first = file.readline()
+        lines = chain([first] if first else [], file)
+        if delimiter == "\t" and format_of(path) != ".csv" and not self._quotes(first):
+            reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
         else:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
             number = reader.line_num + 1
             try:

@@ -42,7 +42,9 @@ class Files:
         """Format and content of the files, without their names and folders, and a layout that is not the usual one."""
         digests = [digest(path) for path in self.paths]
         unusual = self.layout if self.layout != Layout() else None
-        layout = [[unusual.delimiter, unusual.has_header]] if unusual else []
+        layout: list[Any] = [[unusual.delimiter, unusual.has_header]] if unusual else []
+        if self.layout and any(map(self.layout.quotes_tabs, self.paths)):
+            layout.append("quoted")  # which earlier versions read as text
         return [format_of(self.paths[0]), digests[0] if len(digests) == 1 else digests, *layout]
 
     def header(self) -> tuple[str, ...] | None:

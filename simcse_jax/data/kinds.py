@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 _NAMES = {
-    "id": "id ids idx index key uid uuid guid qid docid hash url uri link file filename path email author username",
+    "id": "id ids idx index key uid uuid guid qid docid hash url uri link file filename path email author "
+    "username annotator worker speaker",
     "label": "label labels class classes category categories tag tags gold intent sentiment polarity emotion lang "
     "language locale split fold subset type kind genre topic",
     "score": "score scores rating ratings stars similarity relatedness rank weight count year date time timestamp "
-    "price",
+    "price confidence probability prob",
     "text": "sentence sentences sent text texts query question answer anchor premise hypothesis passage document doc "
     "title body content context response summary paragraph phrase description prompt "
     "completion review comment pos neg positive negative negatives",
@@ -26,7 +27,7 @@ _PLACES = {word: n for n, words in enumerate(_CLAIMS) for word in words.split()}
 _TYPES = {bool: "truth values", int: "numbers", float: "numbers", list: "lists", dict: "objects", bytes: "bytes"}
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+")
-_NAMELESS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
+_NAMELESS = re.compile(r"|Unnamed: \d+(\.\d+)?|__index_level_\d+__|level_\d+|row[_.]?names?")
 _NUMBER = re.compile(r"[\W\d_]+|[-+]?[\d.,]+e[-+]?\d+|nan|[-+]?inf(inity)?|\d{4}-\d\d-\d\dt[\d:.]+(z|[-+][\d:]+)?")
 _ADDRESS = re.compile(r"\w+://\S+|[\w.@/\\+-]+\.[A-Za-z]\w{1,4}")  # of the web, of mail, of files
 _CODE = re.compile(r"[!-~]+")
