@@ -61,6 +61,12 @@ check_train_option() {
         fail "neither this script nor simcse-jax train has an option $1; see --help"
 }
 
+# check_config ARGUMENT ...: fails unless the arguments of `simcse-jax train` are a config and options; as above.
+check_config() {
+    [ $# -gt 0 ] || fail "give a config, e.g. sup_bert_base; see --help"
+    [[ $# -eq 1 || $2 == -* ]] || fail "after the config come options of simcse-jax train, which begin with --; got '$2'"
+}
+
 # stray OPTION: what `take` does with an unknown option before the config.
 stray() {
     fail "no option $1 here: options of simcse-jax train come after the config"

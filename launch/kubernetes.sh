@@ -32,7 +32,7 @@ option() {
 }
 take 1 '' '--name --image --hosts --gpus --tpu --topology --chips --claim --service-account --namespace' "$@"
 set -- "${rest[@]}"
-[ $# -gt 0 ] || fail "give a config, e.g. sup_bert_base; see --help"
+check_config "$@"
 [[ $name =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || fail "--name takes up to 40 of a-z, 0-9 and -; got '$name'"
 [ -n "$image" ] || fail "give the --image of a container with this package (launch/Dockerfile makes one)"
 [[ $hosts =~ ^[1-9][0-9]*$ ]] || fail "--hosts takes a number; got '$hosts'"

@@ -12,7 +12,7 @@ gpus=
 option() { gpus=$2; }
 take 1 '' --gpus "$@"
 set -- "${rest[@]}"
-[ $# -gt 0 ] || fail "give a config: ${0##*/} sup_bert_base --output runs/a"
+check_config "$@"
 [[ $gpus =~ ^([0-9]+(,[0-9]+)*)?$ ]] || fail "--gpus takes numbers, as in --gpus 0,1; got '$gpus'"
 
 need_package cuda

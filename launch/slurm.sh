@@ -27,7 +27,7 @@ stray() {
 }
 take 1 --shared '--nodes --gpus-per-node' "$@"
 set -- "${rest[@]}"
-[ $# -gt 0 ] || fail "give a config: ${0##*/} --nodes=2 --gpus-per-node=4 sup_bert_base --output /shared/runs/a"
+check_config "$@"
 [[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes takes a number; got '$nodes'"
 [[ $gpus =~ ^[0-9]+$ ]] || fail "--gpus-per-node takes a number; got '$gpus'"
 

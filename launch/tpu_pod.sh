@@ -47,7 +47,7 @@ set -- "${rest[@]:1}"
 case $command in
     create | setup | status | stop | delete) [ $# -eq 0 ] || fail "$command takes options alone; got '$*'" ;;
     logs) [[ $* =~ ^[0-9]*$ ]] || fail "logs takes the number of one worker; got '$*'" ;;
-    start | resume) ;;
+    start | resume) check_config "$@" ;;
     *) fail "give one of create, setup, start, logs, status, stop, resume, delete; got '$command'; see --help" ;;
 esac
 
@@ -128,7 +128,6 @@ setup() {
 
 # start ARGUMENT ...: checks and starts the run.
 start() {
-    [ $# -gt 0 ] || fail "give a config: ${0##*/} --shared start sup_bert_base --output /shared/runs/a"
     local output
     output=$(output_of "$@")
     "$shared" || [[ $output == *://* ]] || fail "workers do not share --output $output: give a folder that all" \

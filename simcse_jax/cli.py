@@ -166,6 +166,8 @@ def _end(words: list[str]) -> NoReturn:
     """Prints help, or a shell's script that completes options, or that a command lacks, and ends the program."""
     group = words[0] if words and words[0] in GROUPS else ""
     rest = words[1:] if group else words
+    if "tcsh" in rest and rest[0].startswith("--tyro-"):  # which needs one more package
+        raise InputError("completion is written for bash, zsh and fish; got tcsh")
     program = _program(group, detailed=bool(rest) and rest[0].startswith("--tyro-"))
     with pairs_of_values():
         tyro.cli(

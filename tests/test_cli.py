@@ -284,6 +284,12 @@ def test_configs_are_listed_and_shown(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"{own} defines none of config, study, ablation" in capsys.readouterr().err
 
 
+def test_a_shell_without_completion_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--tyro-print-completion", "tcsh"])
+    assert "completion is written for bash, zsh and fish" in capsys.readouterr().err
+
+
 def test_a_shell_completes_the_options_of_each_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--tyro-print-completion", "bash"])
