@@ -58,6 +58,13 @@ def test_the_table_has_the_spread_over_seeds() -> None:
     ]
 
 
+def test_figures_that_are_null_are_left_out() -> None:
+    """Dev pairs without a high score have no alignment."""
+    rows = [{"variant": "a", "best": 80.0, "alignment": None}, {"variant": "b", "best": None, "alignment": None}]
+    assert format_rows(rows, {}).splitlines()[0] == "| variant | seeds | dev, best |"
+    assert format_rows(rows, {}).splitlines()[2:] == ["| a | 1 | 80.00 |", "| b | 1 | – |"]
+
+
 def test_the_table_keeps_runs_whose_files_have_moved(small_run: Config, tiny_bert: Path, tmp_path: Path) -> None:
     """Where this call has compared their content; of others only the paths are known."""
     ablation = Ablation(base=small_run, variants={"whole": {}}, output=str(tmp_path))

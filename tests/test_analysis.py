@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simcse_jax.analysis.report import _path
 from simcse_jax.cli import main
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
 from simcse_jax.data.demo import demo_similarity
@@ -255,6 +256,15 @@ def test_bad_input(
         assert ended.value.code == 2
         assert message in capsys.readouterr().err, message
         assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_path_without_an_alignment_names_none() -> None:
+    """Pairs without a high score have none."""
+    rows = [{"step": step, "alignment": math.nan, "uniformity": -1.0 - step, "score": 20.0 + step} for step in (0, 3)]
+    assert _path("run", rows) == (
+        "run, in training, steps 0 to 3 (2 evaluations): uniformity falls from -1.000 to -4.000, score rises from 20.00 "
+        "to 23.00; highest score 23.00 at step 3, with uniformity -4.000."
+    )
 
 
 def test_geometry_needs_pairs_to_be_measured_on() -> None:

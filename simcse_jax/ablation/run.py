@@ -117,13 +117,14 @@ COLUMNS = {
 
 def format_rows(rows: list[Row], paper: Mapping[str, float]) -> str:
     """A Markdown table: one line per variant, mean ± standard deviation over seeds."""
-    shown = [c for c in COLUMNS if any(c in row for row in rows)]
+    # A figure may be null: pairs without a high score have no alignment.
+    shown = [c for c in COLUMNS if any(row.get(c) is not None for row in rows)]
     head = ["variant", "seeds", *(COLUMNS[c] for c in shown), *(["paper"] if paper else [])]
     lines = []
     for name in dict.fromkeys(row["variant"] for row in rows):
         mine = [row for row in rows if row["variant"] == name and "diverged" not in row]
         none = "–" if mine else "diverged"
-        figures = ([row[c] for row in mine if c in row] for c in shown)
+        figures = ([row[c] for row in mine if row.get(c) is not None] for c in shown)
         cells = [name, str(len(mine)), *(_mean(values) if values else none for values in figures)]
         if paper:
             cells.append(f"{paper[name]:.1f}" if name in paper else "")

@@ -116,12 +116,14 @@ def _path(name: str, path: list[Row]) -> str:
     best = max(path, key=lambda row: -math.inf if math.isnan(row["score"]) else row["score"])
     moves = []
     for key, digits in (("alignment", 3), ("uniformity", 3), ("score", 2)):
+        if not math.isfinite(first[key] + last[key]):  # no alignment, say, of pairs without a high score
+            continue
         verb = "falls" if last[key] < first[key] else "rises"
         moves.append(f"{key} {verb} from {first[key]:.{digits}f} to {last[key]:.{digits}f}")
+    at_best = [f"{key} {best[key]:.3f}" for key in ("alignment", "uniformity") if math.isfinite(best[key])]
     return (
         f"{name}, in training, steps {first['step']:,} to {last['step']:,} ({len(path)} evaluations): "
-        f"{', '.join(moves)}; highest score {best['score']:.2f} at step {best['step']:,}, with alignment "
-        f"{best['alignment']:.3f} and uniformity {best['uniformity']:.3f}."
+        f"{', '.join(moves)}; highest score {best['score']:.2f} at step {best['step']:,}, with {' and '.join(at_best)}."
     )
 
 
