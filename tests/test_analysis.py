@@ -262,8 +262,8 @@ def test_a_path_without_an_alignment_names_none() -> None:
     """Pairs without a high score have none."""
     rows = [{"step": step, "alignment": math.nan, "uniformity": -1.0 - step, "score": 20.0 + step} for step in (0, 3)]
     assert _path("run", rows) == (
-        "run, in training, steps 0 to 3 (2 evaluations): uniformity falls from -1.000 to -4.000, score rises from 20.00 "
-        "to 23.00; highest score 23.00 at step 3, with uniformity -4.000."
+        "run, in training, steps 0 to 3 (2 evaluations): uniformity falls from -1.000 to -4.000, score rises from "
+        "20.00 to 23.00; highest score 23.00 at step 3, with uniformity -4.000."
     )
 
 

@@ -787,6 +787,8 @@ def test_evaluate(tiny_bert: Path, fails: Fails, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "given for two outputs" in fails("evaluate", tiny_bert, "--tasks", dev, "--json", out, "--csv", out)
     assert "bootstrap is -1" in fails("evaluate", tiny_bert, "--tasks", dev, "--bootstrap", "-1")
+    (qa := tmp_path / "qa.csv").write_text("question,answer\nwho?,me\nwhy?,so\n")
+    assert "no task has graded pairs" in fails("evaluate", tiny_bert, "--tasks", qa, "--bootstrap", "9")
     assert f"model {tiny_bert} is given twice" in fails("evaluate", tiny_bert, tiny_bert, "--tasks", dev)
     assert f"model {tiny_bert}/ is given twice" in fails("evaluate", tiny_bert, f"{tiny_bert}/", "--tasks", dev)
     assert "a query is blank: give words" in fails("search", tiny_bert, tmp_path / "text.txt", "a man", " ")
