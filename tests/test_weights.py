@@ -45,6 +45,20 @@ def assert_same(actual: Any, expected: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+def test_a_model_is_found_by_its_relative_path(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file, and shards with their index."""
+    monkeypatch.chdir(variant(tiny_bert, tmp_path / "whole", same).parent)
+    assert_same(load(Path("whole")), load(tiny_bert))
+    shutil.copytree("whole", "sharded")
+    Path("sharded/model.safetensors").rename("sharded/a.safetensors")
+    names = load_file("sharded/a.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "a.safetensors")}
+    Path("sharded/model.safetensors.index.json").write_text(json.dumps(index))
+    assert_same(load(Path("sharded")), load(tiny_bert))
+
+
 PREFIXES = {
     "DataParallel": "module.bert.",
     "DataParallel of the base model": "module.",

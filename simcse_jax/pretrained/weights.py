@@ -233,7 +233,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     for file in files:
         read = read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
         # A shard may hold more than the index takes from it, such as what another shard holds as well.
-        tensors |= {name: x for name, x in read.items() if folder / shards.get(name, file) == file}
+        tensors |= {name: x for name, x in read.items() if folder / shards.get(name, file.name) == file}
     if others:
         warn(f"{folder}: the weights are those of {chosen.name}; not read: {', '.join(file.name for file in others)}")
     return tensors
