@@ -251,8 +251,9 @@ def test_a_delimiter_that_cannot_be_used(tmp_path: Path) -> None:
         message = refused(tmp_path / "a.csv", "a;;b\nc;;d\n", delimiter=delimiter)
         assert message.startswith(f"data.delimiter is {delimiter!r}; it must be one character")
     for data in ({"delimiter": ";"}, {"header": False}):
-        message = refused(tmp_path / "a.jsonl", '{"text": "a"}\n', **data)
-        assert message == f"data.delimiter and data.header are for .csv and .tsv files; {tmp_path / 'a.jsonl'} is none"
+        path = tmp_path / "a.jsonl"
+        message = refused(path, '{"text": "a"}\n', **data)
+        assert message == f"data.delimiter and data.header are for .csv and .tsv files, which {path} is not"
 
 
 def test_a_file_without_a_header_says_so_and_can_be_read_whole(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def make_augmenter(config: DataConfig, tokenizer: Any, seed: int) -> Augmenter |
 def _read_synonyms(path: Path, tokenizer: Any) -> dict[Tokens, list[Tokens]]:
     """A table of lines `word<tab>synonym<tab>synonym...`, as tokens of words in the middle of a sentence."""
     if not path.is_file():
-        raise InputError(f"data.synonyms names {path}, where no file is: check the path")
+        raise InputError(f"no file {path}: check the path in data.synonyms")
     lines = [(number, line.split("\t")) for number, line in read_lines(path) if line.strip()]
     short = [number for number, cells in lines if len(cells) < 2 or not all(cell.strip() for cell in cells)]
     if short or not lines:

@@ -83,7 +83,7 @@ def open_source(config: DataConfig) -> Source:
     layout = Layout(config.delimiter.replace(r"\t", "\t"), config.header)
     source = _find_source(config, layout)
     if layout != Layout() and not (isinstance(source, Files) and source.layout):
-        raise InputError(f"data.delimiter and data.header are for .csv and .tsv files; {source.name} is none")
+        raise InputError(f"data.delimiter and data.header are for .csv and .tsv files, which {source.name} is not")
     return source
 
 
