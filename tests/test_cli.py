@@ -304,16 +304,15 @@ def test_a_dry_run_checks_prints_and_writes_nothing(
     output, cache = tmp_path / "run", tmp_path / "cache"
     words = ["train", "unsup_bert_base", "--dry-run", "--model.path", str(tiny_bert), "--output", str(output)]
     words += ["--data.train", str(text_file), "--data.cache", str(cache), "--batch-size", "16", "--evaluation.dev", ""]
+    words += ["--model.pooler", "None", "--model.no-mlp-only-train"]  # the model's own, or cls
     main(words)
     shown = capsys.readouterr().out
+    assert "\nmodel.pooler = 'cls'\n" in shown
+    assert ", pooler cls\n" in shown
     assert "\noptimizer.learning_rate = 3e-05\n" in shown
     assert "\nbatch     16 over all devices: 15 negatives per anchor, dense InfoNCE\n" in shown
     assert shown.endswith("dry run   nothing was written there; leave out --dry-run to train\n")
     assert [path for path in tmp_path.iterdir() if path != cache] == []
-    main([*words, "--model.pooler", "None", "--model.no-mlp-only-train"])
-    shown = capsys.readouterr().out
-    assert "\nmodel.pooler = 'cls'\n" in shown
-    assert ", pooler cls\n" in shown
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--data.max-length", "41"])
     assert "positions for 40 tokens" in capsys.readouterr().err
