@@ -316,10 +316,6 @@ def test_a_dry_run_checks_prints_and_writes_nothing(
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--data.max-length", "41"])
     assert "positions for 40 tokens" in capsys.readouterr().err
-    left_open = tmp_path / "left_open.py"
-    left_open.write_text("from simcse_jax.config import Config\nconfig = Config(output='runs/a')\n")
-    main([words[0], str(left_open), *words[2:]])
-    assert re.search(r"^model .*, pooler cls$", capsys.readouterr().out, re.MULTILINE)  # not None
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3])

@@ -15,7 +15,6 @@ from simcse_jax.training.prepare import Parts, Prepared
 def describe(prepared: Prepared) -> str:
     """What a run is about to do, in a few lines."""
     config, mesh, tokens = prepared.run.config, prepared.spec.mesh, prepared.feed.table
-    model = prepared.parts.config.model  # with the pooler that the config leaves open
     size = sum(x.size for x in jax.tree.leaves(param_shapes(prepared.spec.model.config)))
     n = min(config.batch_size, len(tokens))
     hard = tokens.columns == 3
@@ -30,8 +29,8 @@ def describe(prepared: Prepared) -> str:
     )
     return "\n".join(
         [
-            f"model     {model.path}, {size / 1e6:.1f} M parameters, {model.dtype}, "
-            f"pooler {model.pooler}{' (head in training only)' if model.mlp_only_train else ''}",
+            f"model     {config.model.path}, {size / 1e6:.1f} M parameters, {config.model.dtype}, "
+            f"pooler {config.model.pooler}{' (head in training only)' if config.model.mlp_only_train else ''}",
             *_describe_start(prepared.parts),
             f"devices   {mesh.size} × {mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "
             f"data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']}",
