@@ -120,7 +120,7 @@ LATIN1 = b"".join(b"sentence %d\n" % i for i in range(5000)) + b"caf\xe9\n" + b"
         ("list.jsonl", b'["a"]\n', ["line 1 is a JSON list; expected an object"]),
         ("null.jsonl", b'{"a": null}\n{"a": null}\n', ["only blank ones (2)"]),
         ("number.jsonl", b'{"a": "x"}\n{"a": 5}\n', ["line 2 has no text in column a, but 5"]),
-        ("other.jsonl", b'{"a": "x"}\n{"b": "x"}\n', ["line 1 has no text in column b; its columns are a: give each line all columns"]),
+        ("other.jsonl", b'{"a": "x"}\n{"b": "x"}\n', ["line 1 has no text in column b; its columns are a: give each"]),
         ("fake.parquet", b"text\n", ["not a readable parquet file"]),
         ("fake.txt.gz", b"text\n", ["not a complete gzip file"]),
         ("fake.csv.gz", b"text\n", ["not a complete gzip file"]),

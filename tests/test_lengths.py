@@ -240,9 +240,11 @@ def test_an_index_belongs_to_the_settings_it_was_built_with(limited: Path, tmp_p
             other.load_index(tmp_path / "index")
         assert other.index is None
     assert model.index is kept
-    # Indexes of earlier versions name neither: there, the longest text tells.
+    # Indexes of earlier versions name neither, and have no manifest: there, the longest text tells.
+    (tmp_path / "index" / "manifest.json").unlink()
     file = tmp_path / "index" / "index.json"
     stored = json.loads(file.read_text())
+    del stored["manifest"]
     stored["about"] = {"model": "m", "pooler": "avg"}
     file.write_text(json.dumps(stored))
     model.load_index(tmp_path / "index")
