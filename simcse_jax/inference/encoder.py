@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from simcse_jax.config import ENCODE_ROW, MIN_LENGTH, LongText
 from simcse_jax.data.packing import first_fit, lay
-from simcse_jax.data.tokens import encode_batch, encode_windows
+from simcse_jax.data.tokens import encode_counted, encode_windows
 from simcse_jax.errors import InputError
 from simcse_jax.inference.shapes import _FEW_LENGTHS, _LENGTHS, padded_length, power_of_two
 from simcse_jax.model import SentenceEncoder
@@ -186,28 +186,25 @@ class BatchEncoder:
         for start in range(0, len(sentences), _CHUNK):
             chunk = [self.prompt + sentence for sentence in sentences[start : start + _CHUNK]]
             if self.long_text == "cut":
-                ids = encode_batch(self.tokenizer, chunk, self.max_length)
-                full = [
-                    s for s, x in zip(sentences[start : start + _CHUNK], ids, strict=True) if len(x) == self.max_length
-                ]
-                cut += sum(self.are_cut(full)) if not bar.disable else 0
+                ids, counts = encode_counted(self.tokenizer, chunk, self.max_length)
+                cut += sum(count > self.max_length for count in counts)
             else:
                 ids, places = encode_windows(self.tokenizer, chunk, self.max_length)
                 owners += [start + place for place in places]
             # A Python list of ints takes eight times the memory of an array.
             tokens += [np.asarray(x, np.uint32) for x in ids]
-        if cut:
+        if cut and not bar.disable:
             note(
                 f"{cut:,} of {len(sentences):,} texts have more than {self.max_length} tokens: only their beginning is "
                 "encoded"
             )
         if len(tokens) == len(sentences):
             return self._encode(params, tokens, bar)
-        counts = np.bincount(owners)
+        windows = np.bincount(owners)
         if self.long_text == "error":
-            long = int(np.argmax(counts > 1))
+            long = int(np.argmax(windows > 1))
             raise InputError(
-                f"{np.sum(counts > 1):,} of {len(sentences):,} sentences have more than {self.max_length} tokens, the "
+                f"{np.sum(windows > 1):,} of {len(sentences):,} sentences have more than {self.max_length} tokens, the "
                 f"first is '{sentences[long][:60]}…' (number {long + 1}): shorten them, or set long_text to cut or "
                 "windows"
             )
@@ -216,7 +213,7 @@ class BatchEncoder:
         bar.total = len(tokens)
         vectors = self._encode(params, tokens, bar)
         # The windows of a sentence are neighbours.
-        starts = np.cumsum(counts) - counts
+        starts = np.cumsum(windows) - windows
         means: Float[np.ndarray, "S D"] = np.add.reduceat(vectors * weights, starts) / np.add.reduceat(weights, starts)
         return means.astype(vectors.dtype)
 
@@ -225,8 +222,8 @@ class BatchEncoder:
         room = self.max_length - self.tokenizer.num_special_tokens_to_add()
         # A token takes a byte at least: most sentences need not be tokenised again.
         long = [s for s in sentences if len((self.prompt + s).encode()) > room] if self.long_text == "cut" else []
-        tokens = encode_batch(self.tokenizer, [self.prompt + s for s in long], self.max_length + 1)
-        cut = {s for s, ids in zip(long, tokens, strict=True) if len(ids) > self.max_length}
+        _, counts = encode_counted(self.tokenizer, [self.prompt + s for s in long], self.max_length)
+        cut = {s for s, count in zip(long, counts, strict=True) if count > self.max_length}
         return [s in cut for s in sentences]
 
     def _encode(self, params: Params, tokens: list[np.ndarray], bar: Any) -> Float[np.ndarray, "S D"]:
