@@ -51,6 +51,8 @@ def test_train_evaluate_encode_export(
     assert re.search(r"memory    0\.\d+ GB a device for the step, \d+\.\d+ GB available", printed)
     assert "before" in printed
     assert f"export    simcse-jax export {run} OUT" in printed
+    main(["train", "unsup_bert_base", "--output", run, *options, "--evaluation.test", str(pairs), "--dry-run"])
+    assert "\ndry run   the run there has ended; " in capsys.readouterr().out
 
     scores = tmp_path / "scores.json"
     main(["evaluate", run, "--tasks", str(pairs), "--json", str(scores)])

@@ -84,9 +84,12 @@ def plan_of(config: Config) -> str:
     join_processes(config.multi_host)
     with telling(quiet=jax.process_index() != 0):
         prepared = prepare(config, write=False)
-    there = "the run there would continue" if is_run(prepared.run.folder) else "nothing was written there"
-    end = f"dry run   {there}; leave out --dry-run to train"
-    return "\n".join([*listed(prepared.run.config), "", describe(prepared), end])
+    if prepared.step is None:
+        end = "the run there has ended; to train anew, give another folder, e.g. --output runs/NEW"
+    else:
+        there = "the run there would continue" if is_run(prepared.run.folder) else "nothing was written there"
+        end = f"{there}; leave out --dry-run to train"
+    return "\n".join([*listed(prepared.run.config), "", describe(prepared), f"dry run   {end}"])
 
 
 def _draw(run: "Run") -> list[str]:
