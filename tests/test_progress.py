@@ -49,7 +49,7 @@ def written(monkeypatch: pytest.MonkeyPatch, file: io.StringIO, clock: Clock, st
 
 def test_a_pipe_gets_a_line_in_ten_seconds(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     lines = written(monkeypatch, io.StringIO(), clock, 1000, 0.125).splitlines()  # 125 seconds
-    assert lines[0] == "encoding: 0 of 1,000 sentences, ? left"  # at once: the line before the wait
+    assert lines[0] == "encoding: 0 of 1,000 sentences"  # at once: the line before the wait
     assert len(lines) == 13
     assert re.fullmatch(r"encoding: 80 of 1,000 sentences, \d\d:\d\d left", lines[1])
     assert not any(ord(character) < 32 for line in lines for character in line)
@@ -112,7 +112,7 @@ def test_jupyter_gets_a_widget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
     with progress_bar(3, "sentences", "encoding"):
         pass
-    assert file.getvalue() == "encoding: 0 of 3 sentences, ? left\n"
+    assert file.getvalue() == "encoding: 0 of 3 sentences\n"
 
     made: list[dict[str, object]] = []
 
@@ -238,7 +238,7 @@ def test_quiet_leaves_results_alone(tiny_bert: Path, tmp_path: Path, capsys: pyt
     command = ["evaluate", str(tiny_bert), "--pooler", "avg", "--tasks", str(pairs)]
     main(command)
     loud = capsys.readouterr()
-    assert loud.err.splitlines() == [f"loading {tiny_bert}", "encoding: 0 of 6 sentences, ? left"]
+    assert loud.err.splitlines() == [f"loading {tiny_bert}", "encoding: 0 of 6 sentences"]
     main([*command, "--quiet"])
     assert capsys.readouterr() == (loud.out, "")
     with pytest.raises(SystemExit, match="2"):

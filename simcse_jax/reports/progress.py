@@ -106,7 +106,7 @@ class _Lines:
 
     def write(self, text: str) -> None:
         """Writes a state, which tqdm would draw over the last one, as a new line."""
-        if text := text.strip():
+        if text := text.strip().replace(", ? left", ""):  # tqdm does not know yet
             with _outliving_its_reader(self._file):
                 self._file.write(f"{printable(text, self._file)}\n")
 
