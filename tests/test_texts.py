@@ -104,10 +104,13 @@ def test_names_of_other_libraries(model: SimCSE) -> None:
     assert translated({"show_progress_bar": True}, SimCSE.encode) == {"progress": True}
     for settings, words in [
         ({"device": "cuda"}, "device='cuda' is not possible"),
+        ({"truncate_dim": 64}, "truncate_dim=64 is not possible: give it to encode"),
         ({"maxlength": 5}, "no setting maxlength: did you mean 'max_length'[?] there are pooler, max_length"),
     ]:
         with pytest.raises(InputError, match=words):
             SimCSE("anywhere", **settings)
+    with pytest.raises(AttributeError, match="max_seq_length"):
+        model.max_seq_length = 5  # type: ignore[attr-defined]  # which would change nothing
 
 
 def test_poolers_of_other_libraries_are_recognised(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,14 @@ _FIXED: dict[str, tuple[Any, str]] = {
     "pool": (None, "all devices of JAX are used without a pool"),
     "chunk_size": (None, "all devices of JAX are used without a pool"),
     "keepdim": (False, "give a list of one sentence for an array of one row"),
+    "truncate_dim": (None, "give it to encode, e.g. encode(sentences, truncate_dim=256)"),
+    "prompts": (None, "give a text to encode, e.g. encode(sentences, prompt='query: ')"),
+    "default_prompt_name": (None, "give it to encode, e.g. encode(sentences, prompt_name='query')"),
+    "revision": (None, "download that revision, e.g. with huggingface-hub, and give its folder"),
+    "cache_folder": (None, "the environment variable HF_HOME names the cache of the hub"),
+    "token": (None, "the environment variable HF_TOKEN holds it"),
+    "local_files_only": (False, "the environment variable HF_HUB_OFFLINE=1 says so"),
+    "trust_remote_code": (False, "no code of a model's folder is run"),
 }
 """Names of which one value has a meaning here, that value, and what to do instead of another."""
 

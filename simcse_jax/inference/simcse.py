@@ -34,6 +34,9 @@ class SimCSE:
       index: the index that `search` searches; None before `build_index` or `load_index`.
     """
 
+    # An attribute by another library's name, such as max_seq_length, is an error and not without effect.
+    __slots__ = ("__weakref__", "_encoder", "_loaded", "_name", "_prompts", "index")
+
     def __init__(
         self,
         model: str | Path,
