@@ -211,7 +211,7 @@ def restore(folder: Path, items: Items) -> Items:
       folder: its folder.
       items: the trees to read, as `ShapeDtypeStruct`s with the shardings of the result.
     """
-    found: Items = ocp.load_checkpointables(folder, items)
+    found: Items = ocp.load_checkpointables(folder.resolve(), items)  # orbax takes absolute paths alone
     return found
 
 
