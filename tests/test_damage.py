@@ -205,6 +205,7 @@ def test_a_manifest_names_what_is_wrong(tmp_path: Path) -> None:
         verify(tmp_path)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("step", [7, 4], ids=["newest", "best"])
 def test_a_run_goes_on_from_the_newest_whole_checkpoint(
     config: Config, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
