@@ -105,6 +105,15 @@ def test_a_whole_checkpoint_is_whole(run: Path) -> None:
     assert not (run / "damaged").exists()
 
 
+def test_a_run_is_read_by_its_relative_path(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = {"w": (1300, 1300), "b": (7,)}
+    params = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=place) for name, shape in shapes.items()}
+    found = restore(checkpoint_folders(Path(run.name))[3], {"params": params})
+    np.testing.assert_array_equal(found["params"]["b"], np.arange(7))
+
+
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_damage_of_any_file_is_found(run: Path, damage: Callable[[Path], None]) -> None:
     folder = checkpoint_folders(run)[3]

@@ -58,9 +58,7 @@ class Evaluate(Command):
         self._check()
         suite = load_suite(self.tasks, self.data, self.mode, self.all_splits, self.columns)
         if self.bootstrap and not suite.sts:
-            raise InputError(
-                "bootstrap is given but no task has graded pairs: leave it out, or name an STS task as well"
-            )
+            raise InputError("bootstrap is given but no task has graded pairs: leave it out, or name an STS task, too")
         for task in suite.retrieval:
             note(f"{task.name}: {task.describe()}")
         loaded = [load_model(model, self.pooler, self.dtype) for model in self.models]
