@@ -194,7 +194,7 @@ def options(workspace: Path) -> set[str]:
 
     settings = {"train": "quickstart", "plan": "quickstart", "study": "study_batch_size", "ablate": "dropout"}
     commands = re.findall(r"• ([a-z-]+) ", shown())
-    texts = [shown(name, *([settings[name]] if name in settings else [])) for name in commands]
+    texts = [shown(), *(shown(name, *([settings[name]] if name in settings else [])) for name in commands)]
     texts += [path.read_text() for path in (ROOT / "launch").iterdir() if path.is_file()]
     return {option for text in texts for option in re.findall(r"--[a-z][\w.-]*", text)} | set(OTHER_OPTIONS)
 

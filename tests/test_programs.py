@@ -16,7 +16,8 @@ def test_a_second_run_compiles_nothing(tiny_bert: Path, text_file: Path, tmp_pat
     home = tmp_path / "home"
     home.mkdir()
     pairs = tmp_path / "pairs.tsv"
-    pairs.write_text("sentence1\tsentence2\tscore\na man runs\ta woman runs\t3\nred house\tnever two\t0\n")
+    rows = ["sentence1\tsentence2\tscore", "a man runs\ta woman runs\t3", "red house\tnever two\t0", "a cat\ta dog\t2"]
+    pairs.write_text("\n".join(rows) + "\n")
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     environment.pop("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
     environment |= {"HOME": str(home), "JAX_LOG_COMPILES": "1", "JAX_EXPLAIN_CACHE_MISSES": "1"}

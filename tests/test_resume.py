@@ -218,13 +218,13 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize(
-    ("objective", "encoders", "stops"),
+    ("objective", "encoders", "stops", "steps"),
     [
-        ("smoothing", 1, (7,)),
-        full("contrast", 1, (2, 7)),
-        full("smoothing", 1, (2, 7)),
-        full("mlm", 1, (2, 7)),
-        full("smoothing", 2, (2, 7)),
+        ("contrast", 1, (5,), 7),
+        full("contrast", 1, (2, 7), 12),
+        full("smoothing", 1, (2, 7), 12),
+        full("mlm", 1, (2, 7), 12),
+        full("smoothing", 2, (2, 7), 12),
     ],
 )
 def test_resumed_in_parts_equals_whole(
@@ -232,11 +232,13 @@ def test_resumed_in_parts_equals_whole(
     objective: str,
     encoders: Any,
     stops: tuple[int, ...],
+    steps: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Stopped by request, once or twice; a finished run is not trained again."""
     config = replace(config, objective=OBJECTIVES[objective], model=replace(config.model, encoders=encoders))
+    config = replace(config, max_steps=steps)
     whole = replace(config, output=str(tmp_path / "whole"))
     expected = lasting(train(whole))
     for stop_at in stops:

@@ -310,7 +310,11 @@ SHARDS = [f"data/train-0000{n}-of-00002.jsonl" for n in range(2)]
 
 def download(snapshot: Path, *names: str) -> None:
     for name in names:
-        (snapshot / name).write_text(json.dumps({"text": name}) + "\n")
+        (snapshot / name).write_text(json.dumps({"text": sentence_of(name)}) + "\n")
+
+
+def sentence_of(name: str) -> str:
+    return f"the text of {name}"
 
 
 def list_files(snapshot: Path, *names: str) -> None:
@@ -338,7 +342,7 @@ def test_a_download_that_lacks_files_is_refused(snapshot: Path) -> None:
     (snapshot / "README.md").write_text("---\nlicense: mit\n---\n")
     download(snapshot, SHARDS[1])
     assert version(snapshot) == COMMIT
-    assert read("org/nli") == [(name,) for name in SHARDS]
+    assert read("org/nli") == [(sentence_of(name),) for name in SHARDS]
 
 
 def test_a_download_that_may_lack_files_is_known_by_its_content(snapshot: Path) -> None:
@@ -347,7 +351,7 @@ def test_a_download_that_may_lack_files_is_known_by_its_content(snapshot: Path) 
     assert version(snapshot) == COMMIT
     download(snapshot, SHARDS[0])
     part = version(snapshot)
-    assert read("org/nli") == [(SHARDS[0],)]
+    assert read("org/nli") == [(sentence_of(SHARDS[0]),)]
     download(snapshot, SHARDS[1])
     assert len({COMMIT, part, version(snapshot)}) == 3
 

@@ -55,6 +55,7 @@ def s3(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequ
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # of a server that has stopped, where tests of this file run in two parts
     store = s3fs.S3FileSystem(use_listings_cache=False)
     store.bucket = f"bucket-{abs(hash(request.node.name)) % 10**9}"
     store.mkdir(store.bucket)
