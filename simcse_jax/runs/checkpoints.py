@@ -50,14 +50,13 @@ def read_progress(folder: Path) -> Progress:
       Damage: what is wrong with the checkpoint's manifest or with orbax's metadata.
     """
     try:
-        metadata = json.loads((folder / _METADATA).read_text("utf-8"))
-        about = dict(metadata["custom_metadata"])
+        about = dict(json.loads((folder / _METADATA).read_text("utf-8"))["custom_metadata"])
         if about.pop("manifest", False) or (folder / MANIFEST).exists():
-            about = read_manifest(folder)["about"]
-            if about.pop("metadata") != _lasting(metadata):
-                raise Damage(f"{_METADATA} was changed")
+            written, about = about, read_manifest(folder)["about"]
             if (step := about.pop("step")) != int(folder.name):
                 raise Damage(f"it is the checkpoint of step {step}")
+            if written != about:
+                raise Damage(f"{_METADATA} was changed")
         if about.keys() != asdict(Progress()).keys():
             raise Damage(f"{_METADATA} lacks the progress of the run")
         return Progress(**about)
@@ -78,11 +77,6 @@ def check_whole(folder: Path, items: tuple[str, ...] = ()) -> None:
     read_progress(folder)
     if (folder / MANIFEST).exists():
         verify(folder, items)
-
-
-def _lasting(metadata: dict[str, Any]) -> dict[str, Any]:
-    """orbax's metadata of a checkpoint without the time that is added when the checkpoint takes its name."""
-    return {name: value for name, value in metadata.items() if name != "commit_timestamp_nsecs"}
 
 
 def none_whole(run: Path, damaged: dict[int, str]) -> InputError:
@@ -190,8 +184,7 @@ class Checkpoints:
     def _write_manifest(self) -> None:
         """Writes the manifest of a checkpoint whose files are there, just before orbax gives it its name."""
         partial = next(self._folder.glob(f"{self._saving['step']}.orbax-checkpoint-tmp*"))
-        metadata = _lasting(json.loads((partial / _METADATA).read_text("utf-8")))
-        write_manifest(partial, self._saving | {"metadata": metadata}, without=[_METADATA])
+        write_manifest(partial, self._saving, without=[_METADATA])  # orbax still writes this one
 
     def wait(self) -> None:
         """Waits until everything saved is on disk."""
