@@ -22,7 +22,7 @@ from simcse_jax.pretrained.pooling import Pooling
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.pretrained.weights import load_params, param_shapes
 from simcse_jax.reports.progress import note
-from simcse_jax.runs.checkpoints import Progress, check_whole, checkpoint_folders, none_whole, read_progress, restore
+from simcse_jax.runs.checkpoints import Progress, check_whole, checkpoint_folders, none_whole, restore
 from simcse_jax.runs.folder import Run, is_run, open_run, reading_from
 from simcse_jax.runtime.mesh import find_devices, make_mesh, put, replicated, state_sharding, with_sharding
 from simcse_jax.storage.files import check_readable
@@ -289,8 +289,7 @@ def _choose(run: Run, folders: dict[int, Path], wanted: Step | None, items: tupl
 
     def progress_of(step: int) -> Progress | None:
         try:
-            check_whole(folders[step], items)
-            return read_progress(folders[step])
+            return check_whole(folders[step], items)
         except Damage as damage:
             damaged[step] = str(damage)
             return None

@@ -64,19 +64,23 @@ def read_progress(folder: Path) -> Progress:
         raise Damage(f"{_METADATA} cannot be read") from error
 
 
-def check_whole(folder: Path, items: tuple[str, ...] = ()) -> None:
+def check_whole(folder: Path, items: tuple[str, ...] = ()) -> Progress:
     """Compares a checkpoint with its manifest; one written before there were manifests is taken as it is.
 
     Args:
       folder: the checkpoint.
       items: names of the trees to compare; all where empty.
 
+    Returns:
+      The progress stored with it.
+
     Raises:
       Damage: the first fault found.
     """
-    read_progress(folder)
+    progress = read_progress(folder)
     if (folder / MANIFEST).exists():
         verify(folder, items)
+    return progress
 
 
 def none_whole(run: Path, damaged: dict[int, str]) -> InputError:
