@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from simcse_jax.data.delimited import Layout
 from simcse_jax.data.reading import digest, format_of, is_packed, read_lines
-from simcse_jax.data.rows import Row, check_columns
+from simcse_jax.data.rows import Row, Source, check_columns
 from simcse_jax.errors import InputError, reason
 
 FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
@@ -83,6 +83,28 @@ class Files:
             ".jsonl": (_jsonl_header, _read_jsonl),
             ".parquet": (_parquet_header, _read_parquet),
         }[format_of(self.paths[0])]
+
+
+Found = TypeVar("Found")
+
+
+def find_columns(
+    source: Source, find: Callable[[tuple[str, ...]], Found]
+) -> tuple[Source, tuple[str, ...] | None, Found]:
+    """Columns looked for in a header; of tables in files, whatever their delimiter.
+
+    Args:
+      source: the text.
+      find: what it finds in a header, true for one that has the columns; () stands for plain text.
+
+    Returns:
+      The source, read with the delimiter that shows the columns where there is one; its header, None for plain text;
+      and what `find` finds in that.
+    """
+    if isinstance(source, Files):
+        source = source.divided_for(find)
+    header = source.header()
+    return source, header, find(header or ())
 
 
 def find_files(name: str, paths: list[Path], layout: Layout = Layout()) -> Files:  # noqa: B008 (frozen)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from simcse_jax.data.files import Files
+from simcse_jax.data.files import find_columns
 from simcse_jax.data.rows import Source, is_null, text_of
 from simcse_jax.errors import InputError
 
@@ -52,10 +52,7 @@ def read_pairs(source: Source) -> Iterator[Pair]:
     Raises:
       InputError: other columns, or a row without text or with another label.
     """
-    if isinstance(source, Files):
-        source = source.divided_for(_find)
-    header = source.header()
-    columns = _find(header or ())
+    source, header, columns = find_columns(source, _find)
     if columns is None:
         there = "plain text" if header is None else f"the columns {', '.join(header)}"
         raise InputError(

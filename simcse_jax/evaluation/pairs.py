@@ -7,7 +7,7 @@ from typing import Any
 from simcse_jax.config import DataConfig
 from simcse_jax.data import tfds
 from simcse_jax.data.corpus import open_source
-from simcse_jax.data.files import FORMATS, Files
+from simcse_jax.data.files import FORMATS, find_columns
 from simcse_jax.data.kinds import is_sentence
 from simcse_jax.data.reading import format_of
 from simcse_jax.data.rows import is_null
@@ -46,11 +46,7 @@ def read_graded_pairs(name: str, mode: str) -> list[tuple[str, str, float]]:
       InputError: no such file or data set, other columns, a sentence that is no text, a score that is no number, no
         pair, or scores that are all the same in a data set, as in a test split whose scores are secret.
     """
-    source = open_source(DataConfig(train=name, split=SPLITS[mode]))
-    if isinstance(source, Files):
-        source = source.divided_for(_find)
-    header = source.header()
-    columns = _find(header or ())
+    source, header, columns = find_columns(open_source(DataConfig(train=name, split=SPLITS[mode])), _find)
     if columns is None:
         there = "is plain text" if header is None else f"has {', '.join(header)[:200] or 'none'}"
         advice = "For pairs of a question and its answer, without scores, name both columns (evaluate --columns, or "
