@@ -41,9 +41,11 @@ def tiny_roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("tiny") / "roberta", TINY_ROBERTA)
 
 
-def variant(source: Path, folder: Path, change: Callable[[Tensors], Tensors]) -> Path:
-    """A copy of a model with its weights changed."""
+def variant(source: Path, folder: Path, change: Callable[[Tensors], Tensors], **config: Any) -> Path:
+    """A copy of a model with its weights and its configuration changed."""
     shutil.copytree(source, folder, dirs_exist_ok=True)
+    settings = json.loads((source / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | config))
     save_file(change(load_file(source / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

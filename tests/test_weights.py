@@ -19,30 +19,11 @@ from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.pretrained.weights import load_params, to_tensors
 from tests.conftest import SENTENCES, TINY_BERT, TINY_ROBERTA, write_model
-
-Tensors = dict[str, np.ndarray]
-
-
-def variant(source: Path, folder: Path, change: Callable[[Tensors], Tensors], **config: Any) -> Path:
-    """A copy of a model with its weights and its configuration changed."""
-    shutil.copytree(source, folder, dirs_exist_ok=True)
-    settings = json.loads((source / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(settings | config))
-    save_file(change(load_file(source / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+from tests.test_loading import Tensors, assert_same, load, variant
 
 
 def same(tensors: Tensors) -> Tensors:
     return tensors
-
-
-def load(folder: Path) -> Any:
-    return load_params(read_checkpoint(folder))
-
-
-def assert_same(actual: Any, expected: Any) -> None:
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_a_model_is_found_by_its_relative_path(
