@@ -1,7 +1,7 @@
 """Train sentence encoders with SimCSE, score them, encode with them, and export them to PyTorch.
 
-Every command takes --help, which lists its options; --debug, which shows the traceback of an error; --quiet and
---verbose.
+Every command takes --help, which lists its options; --debug, which shows the traceback of an error; --quiet,
+--verbose, and --no-verify, which trusts what is on disk.
 """
 
 import logging
@@ -97,7 +97,7 @@ _OTHER_NAMES = {
 }
 """What other programs call a command, as `did_you_mean` compares names."""
 
-_ANYWHERE = ("--debug", "--quiet", "--verbose")
+_ANYWHERE = ("--debug", "--quiet", "--verbose", "--no-verify")
 """Options of every command, which may stand anywhere."""
 
 
@@ -244,6 +244,10 @@ def main(argv: list[str] | None = None) -> None:
             return
         command = parse(argv)
         with _telling("--quiet" in argv, "--verbose" in argv):
+            if "--no-verify" in argv:
+                from simcse_jax.storage.manifest import VERIFY
+
+                os.environ[VERIFY] = "0"
             if command.keeps_programs:
                 from simcse_jax.runtime.compilation_cache import keep_programs
 

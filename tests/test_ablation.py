@@ -17,7 +17,7 @@ from simcse_jax.objectives import check_options
 from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.runs.folder import create_run
-from simcse_jax.storage.files import write_json
+from simcse_jax.storage.manifest import write_sealed
 
 PRESETS = [p.stem for p in sorted((Path(__file__).parents[1] / "configs" / "ablations").glob("[!_]*.py"))]
 
@@ -71,7 +71,7 @@ def test_the_table_keeps_runs_whose_files_have_moved(small_run: Config, tiny_ber
     config = replace(ablation.config("whole", 42), model=replace(small_run.model, path="/gone"))
     folder = tmp_path / "whole" / "seed42"
     run = create_run(folder, config, "", read_checkpoint(tiny_bert), load_tokenizer(tiny_bert))
-    write_json(run.results_file, {"step": 8, "dev": None})
+    write_sealed(run.results_file, {"step": 8, "dev": None})
     assert [row["seed"] for row in _rows(ablation, "whole", {}, {folder})] == [42]
     assert _rows(ablation, "whole", {}, set()) == []
 

@@ -179,7 +179,7 @@ def test_every_command_takes_debug(name: str, capsys: pytest.CaptureFixture[str]
         (["evaluate"], "simcse-jax evaluate [-h] [OPTIONS] MODEL [MODEL ...]"),
         (["train"], "simcse-jax train [-h] [OPTIONS] CONFIG"),
         (["data"], "simcse-jax data [-h] {inspect,nli}"),
-        ([], "simcse-jax [-h] [--debug] [--quiet] [--verbose] [--version] {train,"),
+        ([], "simcse-jax [-h] [--debug] [--quiet] [--verbose] [--no-verify] [--version] {train,"),
     ],
 )
 def test_usage_names_the_arguments(words: list[str], usage: str, capsys: pytest.CaptureFixture[str]) -> None:

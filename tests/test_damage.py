@@ -200,7 +200,8 @@ def test_a_manifest_names_what_is_wrong(tmp_path: Path) -> None:
     write_manifest(tmp_path, {"step": 3}, without=["changes"])
     (tmp_path / "changes").write_text("22")
     (tmp_path / "new").write_text("of someone else")
-    assert verify(tmp_path) == {"step": 3}
+    verify(tmp_path)
+    assert read_manifest(tmp_path)["about"] == {"step": 3}
     assert set(read_manifest(tmp_path)["files"]) == {"inner/a", "b"}
     (tmp_path / "b").write_text("x")
     with pytest.raises(Damage, match="b has 1 bytes, not 0"):

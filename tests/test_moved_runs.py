@@ -19,6 +19,7 @@ from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.runs.folder import create_run, is_run, open_run
 from simcse_jax.runs.lock import only_writer
+from simcse_jax.storage.manifest import MANIFEST
 from simcse_jax.training.compiled_step import CompiledStep
 from simcse_jax.training.prepare import check_request, load_parts, make_feed
 from simcse_jax.training.trainer import train
@@ -117,6 +118,7 @@ def test_a_run_of_an_earlier_version_goes_on(config: Config, tmp_path: Path, mon
     about = json.loads(file.read_text())
     assert set(about.pop("contents")) == {"model.path", "evaluation.dev", "evaluation.test"}
     file.write_text(json.dumps(about))
+    (file.parent / MANIFEST).unlink()
     assert open_run(file.parent).contents == {}
     shutil.copytree(tmp_path / "old", tmp_path / "copy")
     with pytest.raises(InputError, match=r"with other settings \(model.path was .*evaluation.dev was .*evaluate .*run"):

@@ -37,6 +37,7 @@ from simcse_jax.storage.files import (
     write_json,
     write_text,
 )
+from simcse_jax.storage.manifest import write_sealed
 from simcse_jax.study import Study
 from simcse_jax.study.run import run_study
 
@@ -269,7 +270,7 @@ def test_json_has_no_numbers_that_it_cannot_write(tmp_path: Path) -> None:
 def test_a_score_that_is_not_a_number_is_read_back(small_run: Config, tmp_path: Path, tiny_bert: Path) -> None:
     checkpoint = read_checkpoint(tiny_bert)
     run = create_run(tmp_path / "run", small_run, "", checkpoint, load_tokenizer(tiny_bert))
-    write_json(run.results_file, {"dev": None, "before": {"a.tsv": math.nan, "Avg.": 3.5}})
+    write_sealed(run.results_file, {"dev": None, "before": {"a.tsv": math.nan, "Avg.": 3.5}})
     results = open_run(run.folder).results()
     assert results["dev"] is None
     assert math.isnan(results["before"]["a.tsv"])

@@ -28,6 +28,8 @@ class Command(ABC):
     """Print results and errors alone, without progress and notes."""
     verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also print what JAX compiles and what libraries log."""
+    no_verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Read checkpoints, exports, indexes and caches without comparing them with the digests in their manifests."""
 
     keeps_programs: ClassVar[bool] = True
     """Whether the command keeps its compiled programs for the next run."""

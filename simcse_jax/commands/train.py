@@ -66,7 +66,7 @@ class Train(Configured):
         copy_again(run.folder, self.config.output)  # the figures
         if "after" in results:
             print(f"{metric_title(results.get('test_metric', 'spearman'))} × 100, test")
-            print(format_table({moment: results[moment] for moment in ("before", "after")}))
+            print(format_table({moment: results[moment] for moment in ("before", "after") if moment in results}))
         print(summary(replace(run, config=self.config), results, figures))
 
 

@@ -1,10 +1,15 @@
 """Text tokenised once, kept on disk as flat arrays and read through memory maps."""
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,11 +24,14 @@ from simcse_jax.errors import InputError, reason, room
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.tokenizers import free_rules, largest_id
 from simcse_jax.reports.progress import note, progress_bar
+from simcse_jax.runtime.provenance import software
 from simcse_jax.storage.manifest import Damage, read_manifest, verify, write_manifest
 
 _FORMAT = 2  # in the name of a cache folder: raise it when the files below change
 _IDENTITY = 1  # in the fingerprint, which runs keep: raise it when the same text gives other tokens
 _CHUNK = 8192
+_PARTIAL = f"partial-{socket.gethostname()}-"  # begins the names of folders that are being filled
+_OLD = 24 * 3600  # seconds after which such a folder of another host, whose locks may not be seen here, is left over
 
 
 @dataclass(frozen=True)
@@ -164,27 +172,30 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
     identity = [_IDENTITY, corpus.fingerprint, _behaviour(tokenizer), max_length]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     folder = Path(cache).expanduser() / f"tokens-{_FORMAT}-{fingerprint}"
-    if not _is_whole(folder):
+    if (about := _read(folder)) is None:
         try:
             if folder.exists():
                 shutil.rmtree(folder)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            private = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
+            _remove_leftovers(folder.parent)
+            private = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder.parent))
         except OSError as error:
             raise InputError(
                 f"cannot write to the cache {folder.parent} ({reason(error)}): set data.cache to another folder"
             ) from error
         partial = private / folder.name  # unlike the folder around it, others may read it as the user's umask says
         try:
-            partial.mkdir()
-            _write(corpus, tokenizer, max_length, partial, progress)
-            _publish(partial, folder)
+            with _locked(private, fcntl.LOCK_SH):
+                partial.mkdir()
+                _write(corpus, tokenizer, max_length, partial, progress)
+                _publish(partial, folder)
         except OSError as error:
             advice = f"{room(error)} or set data.cache to another folder".removeprefix(" or ")
             raise InputError(f"cannot write tokens to {folder.parent} ({reason(error)}): {advice}") from error
         finally:
             shutil.rmtree(private, ignore_errors=True)
-    return _open(folder, fingerprint, tokenizer.pad_token_id)
+        about = read_manifest(folder)["about"]
+    return _open(folder, about, fingerprint, tokenizer.pad_token_id)
 
 
 def is_complete(example: Example) -> bool:
@@ -206,6 +217,27 @@ def _behaviour(tokenizer: Any) -> dict[str, Any]:
     return behaviour
 
 
+def _remove_leftovers(cache: Path) -> None:
+    """Removes from a cache what killed processes have left: what no process of this host fills, or an old one."""
+    for left in cache.glob("partial-*"):
+        with suppress(OSError):
+            if left.name.startswith(_PARTIAL) or time.time() - left.stat().st_mtime > _OLD:
+                with _locked(left, fcntl.LOCK_EX):
+                    shutil.rmtree(left)
+
+
+@contextmanager
+def _locked(folder: Path, kind: int) -> Iterator[None]:
+    """Holds a lock on a folder; a shared one not where the file system has none."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError) if kind == fcntl.LOCK_SH else nullcontext():
+            fcntl.flock(number, kind | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(number)
+
+
 def _publish(partial: Path, folder: Path) -> None:
     """Renames a finished folder into place; another process may have been first with the same content."""
     try:
@@ -215,12 +247,13 @@ def _publish(partial: Path, folder: Path) -> None:
             raise
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a folder of tokens is there as it was written; a damaged one is named."""
+def _read(folder: Path) -> dict[str, Any] | None:
+    """What the manifest of a folder of tokens says, if the folder is as it was written; a damaged one is named."""
     try:
         if folder.is_dir():
             verify(folder)
-            return True
+            about: dict[str, Any] = read_manifest(folder)["about"]
+            return about
     except PermissionError as error:
         raise InputError(
             f"the token cache {folder} belongs to another user and cannot be read ({reason(error)}): have its owner "
@@ -228,11 +261,10 @@ def _is_whole(folder: Path) -> bool:
         ) from error
     except Damage as damage:
         note(f"the token cache {folder} is damaged ({damage}): the text is tokenised again")
-    return False
+    return None
 
 
-def _open(folder: Path, fingerprint: str, pad_id: int) -> TokenTable:
-    about = read_manifest(folder)["about"]
+def _open(folder: Path, about: dict[str, Any], fingerprint: str, pad_id: int) -> TokenTable:
     ids = np.memmap(folder / "ids.bin", dtype=about["dtype"], mode="r")
     offsets = np.memmap(folder / "offsets.bin", dtype=np.int64, mode="r")
     rest = {name: about[name] for name in ("columns", "max_length", "skipped")}
@@ -273,6 +305,7 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
         "skipped": skipped,
         "source": corpus.name,
         "origin": origin,
+        "made": software(),
     }
     write_manifest(folder, about)
 

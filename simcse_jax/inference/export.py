@@ -17,7 +17,9 @@ from simcse_jax.pretrained.tokenizers import load_tokenizer, save_tokenizer
 from simcse_jax.pretrained.weights import to_tensors
 from simcse_jax.reports.paths import portable
 from simcse_jax.reports.tables import metric_title
+from simcse_jax.runtime.provenance import provenance
 from simcse_jax.storage.files import write_json, write_tensors
+from simcse_jax.storage.manifest import digest, write_manifest
 from simcse_jax.storage.objects import check_new_output, written_folder
 
 # The name of a flow in modules.json. No such class exists, so that sentence-transformers refuses the folder, with this
@@ -32,9 +34,10 @@ def export(model: LoadedModel | str | Path, output: str | Path, step: Step | Non
     """Writes a model as a Hugging Face folder.
 
     The folder holds config.json (with our pooler settings), model.safetensors under Hugging Face's names (the head as
-    `pooler.dense`), the tokenizer, the sentence-transformers modules that pool as the model does at evaluation, and a
-    model card. `export` writes it beside the target and renames it, so that it exists complete or not at all; on an
-    object store, and in an empty folder that is there, config.json comes last, without which the folder is no model.
+    `pooler.dense`), the tokenizer, the sentence-transformers modules that pool as the model does at evaluation, a model
+    card, and a manifest with the digests of these. `export` writes it beside the target and renames it, so that it
+    exists complete or not at all; on an object store, and in an empty folder that is there, config.json comes last,
+    without which the folder is no model.
 
     A run that trained a masked language model and nothing else keeps its prediction head, under the names of
     `BertForMaskedLM` or `RobertaForMaskedLM`; `AutoModel` ignores it.
@@ -65,7 +68,17 @@ def export(model: LoadedModel | str | Path, output: str | Path, step: Step | Non
         postprocessor = _write_modules(partial, loaded, tensors)
         write_json(partial / "config.json", _config(loaded, postprocessor))
         (partial / "README.md").write_text(model_card(loaded), "utf-8")
+        write_manifest(partial, _about(loaded))
     return folder
+
+
+def _about(loaded: LoadedModel) -> dict[str, Any]:
+    """What the manifest says of an export: what made it and, of a run, the step and what made that."""
+    about: dict[str, Any] = {"made": provenance()}
+    if loaded.run:
+        about |= {"step": loaded.step, "parts": loaded.parts, "text": loaded.run.data_fingerprint}
+        about["run"] = digest(loaded.run.folder / "run.json")
+    return about
 
 
 def _config(loaded: LoadedModel, postprocessor: str | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from simcse_jax.errors import InputError, reason
 from simcse_jax.inference.nearest import Exact, Faiss, Nearest, import_faiss
 from simcse_jax.inference.texts import as_strings
 from simcse_jax.inference.vectors import is_unit
+from simcse_jax.runtime.provenance import provenance
 from simcse_jax.storage.files import check_new_folder, local_only, new_folder, write_json, write_text
 from simcse_jax.storage.manifest import MANIFEST, Damage, verify, write_manifest
 
@@ -176,7 +177,7 @@ class Index:
             write_text(partial / _SENTENCES, "".join(json.dumps(sentence) + "\n" for sentence in self.sentences))
             about = {"format": _FORMAT, "sentences": len(self), "width": self.width, "backend": self.backend}
             write_json(partial / _ABOUT, about | {"about": self.about, "manifest": True})
-            write_manifest(partial, {})
+            write_manifest(partial, {"made": provenance()})
         return path
 
     @classmethod

@@ -1,7 +1,7 @@
 """Trained models: loading from a run, an export or a Hugging Face folder."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from simcse_jax.pretrained.pooling import Pooling
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.pretrained.weights import load_params, param_shapes
 from simcse_jax.reports.progress import note
-from simcse_jax.runs.checkpoints import Progress, check_whole, checkpoint_folders, none_whole, restore
+from simcse_jax.runs.checkpoints import Progress, check_whole, checkpoint_folders, none_whole, read_record, restore
 from simcse_jax.runs.folder import Run, is_run, open_run, reading_from
 from simcse_jax.runtime.mesh import find_devices, make_mesh, put, replicated, state_sharding, with_sharding
 from simcse_jax.storage.files import check_readable
@@ -52,6 +52,8 @@ class LoadedModel:
     model that a run began from, does. In this package the callers of `encode` decide."""
     selection: str = ""
     """The reason why `step` was taken, in words."""
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    """What made the parts of the run up to `step`, see `read_record`."""
 
     def __repr__(self) -> str:
         """The model's folder, pooler, width and limit; not its parameters."""
@@ -267,7 +269,7 @@ def _no_checkpoint(run: Run) -> InputError:
 
 
 def _restore(run: Run, model: SentenceEncoder, wanted_step: Step | None) -> dict[str, Any]:
-    """`step`, `selection`, `params` and, where the run trained nothing else, `mlm`."""
+    """`step`, `selection`, `parts`, `params` and, where the run trained nothing else, `mlm`."""
     mesh, shapes = make_mesh(), param_shapes(model.config, model.param_dtype)
     wanted = {"params": with_sharding(shapes, state_sharding(mesh, shapes))}
     if not run.config.objective.contrastive_weight:
@@ -277,8 +279,9 @@ def _restore(run: Run, model: SentenceEncoder, wanted_step: Step | None) -> dict
     folders = _checkpoint_folders(run)
     step, selection = _choose(run, folders, wanted_step, tuple(wanted))
     with reading_from(run.folder):
-        found = restore(folders[step], wanted)
-    return {"step": step, "selection": selection, "params": found["params"], **found.get("auxiliary", {})}
+        found, parts = restore(folders[step], wanted), read_record(folders[step]).get("parts", [])
+    about = {"step": step, "selection": selection, "parts": parts}
+    return {**about, "params": found["params"], **found.get("auxiliary", {})}
 
 
 def _choose(run: Run, folders: dict[int, Path], wanted: Step | None, items: tuple[str, ...]) -> tuple[int, str]:

@@ -16,7 +16,11 @@ from simcse_jax.pretrained.pooling import (
     read_pooling,
 )
 from simcse_jax.pretrained.prompts import Prompts, read_prompts
+from simcse_jax.storage.manifest import check_unchanged
 from simcse_jax.storage.objects import local_path
+
+COPY = "copy the model or export it again"
+"""Advice for the reader of an error about a damaged model."""
 
 HUB_TIMEOUT = 10.0
 """Seconds to wait for the hub's first answer."""
@@ -134,9 +138,12 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
     """Reads the configuration of a checkpoint, not its weights.
 
     Raises:
-      InputError: no such model, no readable `config.json`, or not a BERT or RoBERTa.
+      InputError: no such model, no readable `config.json`, not a BERT or RoBERTa, or an export whose files have
+        changed.
     """
     root = locate(name_or_path)
+    # The weights are compared when they are read; a card is read by nobody here and edited by many.
+    check_unchanged(root, COPY, lambda name: not name.endswith((".safetensors", ".md")))
     folder = encoder_folder(root)
     hf_config = read_object(folder / "config.json", f"'{folder}' is not a model folder{inside_run(folder)}")
     try:

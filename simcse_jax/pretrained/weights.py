@@ -12,8 +12,9 @@ import numpy as np
 from simcse_jax.errors import InputError, reason, warn
 from simcse_jax.model import EncoderConfig
 from simcse_jax.model.params import Params
-from simcse_jax.pretrained.folders import Checkpoint, inside_run
+from simcse_jax.pretrained.folders import COPY, Checkpoint, inside_run
 from simcse_jax.pretrained.pooling import read_object
+from simcse_jax.storage.manifest import check_unchanged
 
 # Hugging Face prefix -> ours, for modules that hold (weight, bias). `{i}` runs over the layers.
 _LAYER_MODULES = {
@@ -106,6 +107,7 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = Fal
             f"{checkpoint.folder} has an adapter (adapter_config.json), which is not read here: merge it into the "
             "weights first, with merge_and_unload of the package peft"
         )
+    check_unchanged(checkpoint.root, COPY, lambda name: name.endswith(".safetensors"))
     stored = read_tensors(checkpoint.folder)
     tensors, outside = _sort(stored, checkpoint.folder)
     params: Params = {}

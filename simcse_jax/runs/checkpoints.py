@@ -11,9 +11,9 @@ from typing import Any
 
 from simcse_jax.config import CheckpointConfig
 from simcse_jax.errors import InputError
-from simcse_jax.runs.folder import writing_to
+from simcse_jax.runs.folder import read_results, writing_to
 from simcse_jax.runs.quiet import no_root_handler
-from simcse_jax.storage.manifest import MANIFEST, Damage, read_manifest, verify, write_manifest
+from simcse_jax.storage.manifest import MANIFEST, Damage, faults, is_on, read_manifest, to_disk, write_manifest
 
 with no_root_handler():
     from orbax.checkpoint import v1 as ocp
@@ -55,6 +55,7 @@ def read_progress(folder: Path) -> Progress:
             written, about = about, read_manifest(folder)["about"]
             if (step := about.pop("step")) != int(folder.name):
                 raise Damage(f"it is the checkpoint of step {step}")
+            about.pop("record", None)
             if written != about:
                 raise Damage(f"{_METADATA} was changed")
         if about.keys() != asdict(Progress()).keys():
@@ -62,6 +63,19 @@ def read_progress(folder: Path) -> Progress:
         return Progress(**about)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damage(f"{_METADATA} cannot be read") from error
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What is noted of a run at one of its checkpoints; {} for a checkpoint of an earlier version.
+
+    `run` is the digest of run.json, `log` what `MetricsLog.record` gives, and `parts` has for each part of the run the
+    step `from` which it went on and the `provenance` of what `made` it.
+
+    Raises:
+      Damage: the manifest of the checkpoint was changed.
+    """
+    record: dict[str, Any] = read_manifest(folder)["about"].get("record", {}) if (folder / MANIFEST).exists() else {}
+    return record
 
 
 def check_whole(folder: Path, items: tuple[str, ...] = ()) -> Progress:
@@ -78,9 +92,28 @@ def check_whole(folder: Path, items: tuple[str, ...] = ()) -> Progress:
       Damage: the first fault found.
     """
     progress = read_progress(folder)
-    if (folder / MANIFEST).exists():
-        verify(folder, items)
+    if is_on() and (found := faults_of(folder, items)):
+        raise Damage(found[0])
     return progress
+
+
+def _settings_digest(run: Path) -> str:
+    """The digest of run.json as it was written; "" for a run without a manifest."""
+    try:
+        return str(read_manifest(run)["files"]["run.json"][1])
+    except (Damage, KeyError):
+        return ""
+
+
+def faults_of(folder: Path, items: tuple[str, ...] = ()) -> list[str]:
+    """All that is wrong with a checkpoint; for the arguments and what is raised see `check_whole`."""
+    read_progress(folder)
+    if not (folder / MANIFEST).exists():
+        return []
+    expected = _settings_digest(folder.parents[1])
+    if expected and read_record(folder).get("run", expected) != expected:
+        return ["it is the checkpoint of a run with another run.json"]
+    return faults(folder, lambda name: not items or name.split("/")[0] in items)
 
 
 def none_whole(run: Path, damaged: dict[int, str]) -> InputError:
@@ -92,13 +125,14 @@ def none_whole(run: Path, damaged: dict[int, str]) -> InputError:
 
 
 def set_damaged_aside(run: Path) -> list[str]:
-    """Moves the damaged checkpoints of a run into its folder `damaged`.
+    """Moves the damaged checkpoints of a run, and damaged results, into its folder `damaged`.
 
     Returns:
       A line about each.
 
     Raises:
-      InputError: no checkpoint is whole, and nothing was moved; or the folder cannot be written.
+      InputError: something is damaged and no checkpoint is whole, and nothing was moved; or the folder cannot be
+        written.
     """
     whole, damaged = [], {}
     for step, folder in checkpoint_folders(run).items():
@@ -111,17 +145,33 @@ def set_damaged_aside(run: Path) -> list[str]:
         raise none_whole(run, damaged)
     lines = []
     for step, problem in damaged.items():
-        place = run / "damaged" / str(step)
-        with writing_to(run):
-            while place.exists():
-                place = place.with_name(f"{place.name}+")
-            place.parent.mkdir(exist_ok=True)
-            (run / "checkpoints" / str(step)).rename(place)
+        place = _set_aside(run, run / "checkpoints" / str(step))
         lines.append(
             f"the checkpoint of step {step} is damaged ({problem}) and now in {place}: "
             f"the newest whole one is that of step {max(whole)}"
         )
+    try:
+        read_results(run)
+    except Damage as damage:
+        file = run / "results.json"
+        if not whole:
+            raise InputError(
+                f"{file} is damaged ({damage}) and no checkpoint is left to write it from: copy it back, or remove it "
+                "to train from the beginning"
+            ) from damage
+        lines.append(f"{file} is damaged ({damage}) and now in {_set_aside(run, file)}: the run ends again")
     return lines
+
+
+def _set_aside(run: Path, damaged: Path) -> Path:
+    """Moves a file or folder into the run's folder `damaged`, and gives its place there."""
+    place = run / "damaged" / damaged.name
+    with writing_to(run):
+        while place.exists():
+            place = place.with_name(f"{place.name}+")
+        place.parent.mkdir(exist_ok=True)
+        damaged.rename(place)
+    return place
 
 
 class Checkpoints:
@@ -162,7 +212,9 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             )
 
-    def save(self, items: Items, step: int, progress: Progress, score: float | None) -> None:
+    def save(
+        self, items: Items, step: int, progress: Progress, score: float | None, record: dict[str, Any] | None = None
+    ) -> None:
         """Starts writing a checkpoint and returns once its arrays may be donated.
 
         Args:
@@ -170,11 +222,12 @@ class Checkpoints:
           step: its step.
           progress: see `Progress`.
           score: dev score at this step; None if it was not measured or is not a number.
+          record: see `read_record`.
         """
         self._best = progress.best_step
         with writing_to(self._run):
             self._checkpointer.wait()
-            self._saving = {"step": step, **asdict(progress)}
+            self._saving = {"step": step, **asdict(progress), "record": record or {}}
             if not self._folder.is_dir():  # orbax would make it again, without the rest of the run
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
             self._checkpointer.save_checkpointables_async(
@@ -187,6 +240,8 @@ class Checkpoints:
 
     def _write_manifest(self) -> None:
         """Writes the manifest of a checkpoint whose files are there, just before orbax gives it its name."""
+        if (log := self._run / "metrics.jsonl").exists():  # of whose lines the record has the digest
+            to_disk(log)
         partial = next(self._folder.glob(f"{self._saving['step']}.orbax-checkpoint-tmp*"))
         write_manifest(partial, self._saving, without=[_METADATA])  # orbax still writes this one
 

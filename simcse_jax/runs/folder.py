@@ -3,9 +3,11 @@
 run.json            the resolved config, the fingerprint of the training text, digests of the model and the dev and test
                     pairs
 model/              config.json (with pooler and limit), tokenizer and prompts; a checkpoint adds the weights
+manifest.json       digests of these, and what made them
 checkpoints/<step>  latest and best train states
 metrics.jsonl       one line every `log_every` steps and one for every evaluation
-results.json        scores before and after, once the run has ended
+results.json        scores before and after, once the run has ended, and a digest of them
+damaged/            what was found damaged and no longer counts
 figures/            figures that the command draws from metrics.jsonl at the end
 tensorboard/        files of TensorBoard, if it tracks the run; wandb/ and wandb.json if Weights & Biases does
 """
@@ -25,6 +27,7 @@ from simcse_jax.pretrained.folders import Checkpoint
 from simcse_jax.pretrained.pooling import Pooling, pooling_of, settled
 from simcse_jax.pretrained.prompts import ABOUT_FILE, read_about
 from simcse_jax.pretrained.tokenizers import save_tokenizer
+from simcse_jax.runtime.provenance import provenance
 from simcse_jax.storage.files import (
     check_new_folder,
     check_readable,
@@ -34,6 +37,7 @@ from simcse_jax.storage.files import (
     new_folder,
     write_json,
 )
+from simcse_jax.storage.manifest import MANIFEST, Damage, check_unchanged, read_sealed, write_manifest
 
 # Settings that may change between the parts of one run: none changes the parameters by more than rounding.
 _FREE_SETTINGS = (
@@ -77,18 +81,29 @@ class Run:
         return pooling_of(self.config.model)
 
     def has_ended(self) -> bool:
-        """Whether all steps of the run are done and scored."""
-        return "step" in self.results()
+        """Whether all steps of the run are done and scored, as far as its results can be read."""
+        try:
+            with reading_from(self.folder):
+                return "step" in read_results(self.folder)
+        except Damage:
+            return False
 
     def results(self) -> dict[str, Any]:
         """The content of `results_file`: first the scores before training, all scores once the run has ended; or {}.
 
         A test score that is not a number, null in the file, is NaN.
+
+        Raises:
+          InputError: the file is damaged.
         """
-        if not self.results_file.is_file():
-            return {}
-        with reading_from(self.folder):
-            results: dict[str, Any] = json.loads(self.results_file.read_text("utf-8"))
+        try:
+            with reading_from(self.folder):
+                results = read_results(self.folder)
+        except Damage as damage:
+            raise InputError(
+                f"{self.results_file} is damaged ({damage}): give the command that trained the run again, which writes "
+                "it from the newest checkpoint, or copy it back"
+            ) from damage
         for moment in {"before", "after"} & results.keys():
             results[moment] = {task: math.nan if x is None else x for task, x in results[moment].items()}
         return results
@@ -131,12 +146,24 @@ def is_run(folder: Path) -> bool:
     return (folder / "run.json").is_file()
 
 
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of a run's results.json; {} where there is none.
+
+    Raises:
+      Damage: the file was changed.
+    """
+    if not (folder / "results.json").is_file():
+        return {}
+    return read_sealed(folder / "results.json", required=(folder / MANIFEST).exists())
+
+
 def open_run(folder: Path) -> Run:
     """Reads an existing run folder.
 
     Raises:
-      InputError: run.json cannot be read.
+      InputError: run.json cannot be read, or a file differs from the run's manifest.
     """
+    check_unchanged(folder, "copy the run's files back")
     with reading_from(folder):
         text = (folder / "run.json").read_bytes()
     try:
@@ -254,4 +281,5 @@ def create_run(
         write_json(partial / "model" / ABOUT_FILE, read_about(checkpoint.root))
         about = {"config": to_dict(config), "data_fingerprint": data_fingerprint, "contents": contents or {}}
         write_json(partial / "run.json", about)
+        write_manifest(partial, {"made": provenance()})
     return Run(folder, config, data_fingerprint, contents or {})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import xxhash
 
 from simcse_jax.storage.files import finite
 
@@ -13,14 +14,18 @@ TIMES = ("sentences_per_second", "utilisation")
 """The fields of a line that depend on time; all others are the same each time a run is trained."""
 
 
+Record = dict[str, Any]
+
+
 class MetricsLog:
     """metrics.jsonl, written by process 0."""
 
     def __init__(self, path: Path, step: int) -> None:
         """Opens the log of a run that continues after `step` (-1: begins), and removes the lines of later steps."""
-        self._file = None
+        self._file, self._summary = None, _Summary()
         if jax.process_index() == 0:
-            kept = [line for line in _lines(path) if _step_of(line) <= step]
+            kept = _kept(path, step)
+            self._summary.add(kept)
             partial = path.with_suffix(".partial")
             partial.write_text("".join(f"{line}\n" for line in kept), "utf-8")
             partial.replace(path)
@@ -29,8 +34,14 @@ class MetricsLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends a line."""
         if self._file:
-            self._file.write(json.dumps(finite({"step": step, **values}), allow_nan=False) + "\n")
+            line = json.dumps(finite({"step": step, **values}), allow_nan=False)
+            self._file.write(f"{line}\n")
             self._file.flush()
+            self._summary.add([line])
+
+    def record(self) -> Record:
+        """The number of lines so far, and their digest, by which `problem_of` finds later what was lost."""
+        return self._summary.record()
 
     def close(self) -> None:
         """Closes the file."""
@@ -41,6 +52,49 @@ class MetricsLog:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, without those that a kill or a power cut spoilt; [] if there is no file."""
     return [json.loads(line) for line in _lines(path) if _step_of(line) < math.inf]
+
+
+def problem_of(path: Path, step: int, written: Record) -> str:
+    """What is wrong with the lines of a log up to a step; "" if nothing is.
+
+    Args:
+      path: the log.
+      step: the step.
+      written: the `MetricsLog.record` of that step; {} for a log of an earlier version.
+    """
+    summary = _Summary()
+    summary.add(kept := _kept(path, step))
+    if not written or {name: written[name] for name in summary.record()} == summary.record():
+        return ""
+    lost = written["lines"] - len(kept)
+    what = f"{lost:,} of its {written['lines']:,} lines up to step {step:,} are lost"
+    return what if lost > 0 else f"its lines up to step {step:,} were changed"
+
+
+def spoilt_lines(path: Path) -> int:
+    """The number of lines in a log that a kill or a power cut spoilt."""
+    return sum(_step_of(line) == math.inf for line in _lines(path))
+
+
+class _Summary:
+    """The number and the digest of lines."""
+
+    def __init__(self) -> None:
+        self._number, self._digest = 0, xxhash.xxh3_128()
+
+    def add(self, lines: list[str]) -> None:
+        """Adds lines."""
+        self._number += len(lines)
+        for line in lines:
+            self._digest.update(f"{line}\n".encode())
+
+    def record(self) -> Record:
+        """`lines` and `digest`."""
+        return {"lines": self._number, "digest": self._digest.hexdigest()}
+
+
+def _kept(path: Path, step: int) -> list[str]:
+    return [line for line in _lines(path) if _step_of(line) <= step]
 
 
 def _lines(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ from simcse_jax.config.values import to_dict
 from simcse_jax.reports.progress import progress_bar
 from simcse_jax.runs.checkpoints import Progress
 from simcse_jax.runs.folder import Run, writing_to
-from simcse_jax.runs.metrics_log import MetricsLog, read_log
+from simcse_jax.runs.metrics_log import MetricsLog, Record, problem_of, read_log, spoilt_lines
 from simcse_jax.runs.speed import StepClock
 from simcse_jax.runs.tracking import follow
 from simcse_jax.storage.files import finite
@@ -28,6 +28,7 @@ class Monitor:
         clock: StepClock,
         echo: Callable[[str], None],
         metric: str = "",
+        log: Record | None = None,
     ) -> None:
         """Opens the log, the trackers and the progress line of a run that continues after step `start`.
 
@@ -39,10 +40,14 @@ class Monitor:
           clock: the clock of the steps.
           echo: prints beside the progress line.
           metric: the name of the dev score.
+          log: the `record_log` of the checkpoint that the run continues from, if there is one.
         """
         self._clock, self._metric = clock, metric
         self._folder = run.folder
+        self._gaps = list((log or {}).get("gaps", []))
         with writing_to(run.folder):
+            if resumed and jax.process_index() == 0:
+                self._look_at_log(run, start, log or {}, echo)
             self._log = MetricsLog(run.metrics_file, start if resumed else -1)
         self._bar, self._followers = None, []
         if jax.process_index() == 0:
@@ -52,6 +57,19 @@ class Monitor:
             self._bar = progress_bar(total, "step", start=start, most_lines=_LINES)
         self._loss: float | None = None
         self._dev: float | None = None
+
+    def _look_at_log(self, run: Run, start: int, written: Record, echo: Callable[[str], None]) -> None:
+        """Says what the log has lost that was written when step `start` was saved."""
+        if spoilt := spoilt_lines(run.metrics_file):
+            echo(f"metrics   {run.metrics_file}: lines that cannot be read are dropped: {spoilt:,}")
+        if problem := problem_of(run.metrics_file, start, written):
+            echo(f"metrics   {run.metrics_file} is damaged: {problem}; the run goes on without them")
+            self._gaps.append(start)
+
+    def record_log(self) -> Record:
+        """What the checkpoint of this step keeps of the log: `MetricsLog.record`, and the steps before which lines were
+        lost, `gaps`."""
+        return self._log.record() | {"gaps": self._gaps}
 
     def step(self) -> None:
         """Records that a step has been handed to the devices."""

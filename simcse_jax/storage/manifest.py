@@ -4,21 +4,33 @@ A manifest is the last file written to a folder. Its digests, xxh3-128, find the
 are no protection against a forger.
 """
 
+import errno
 import json
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from simcse_jax.errors import InputError, reason
+from simcse_jax.storage.files import finite, new_file
+
 MANIFEST = "manifest.json"
+VERIFY = "SIMCSE_VERIFY"
+"""Name of the environment variable that is 0 where files are to be used without comparing them with their manifests, as
+with --no-verify."""
 
 
 class Damage(Exception):
-    """What is wrong with a folder."""
+    """What is wrong with a folder or a file."""
+
+
+def is_on() -> bool:
+    """Whether files are compared with their manifests before they are used."""
+    return os.environ.get(VERIFY) != "0"
 
 
 def digest(path: Path) -> str:
@@ -34,13 +46,52 @@ def _seal(content: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
-def _to_disk(path: Path) -> None:
-    """Waits until a file or the names in a folder would survive a power cut."""
+def to_disk(path: Path) -> None:
+    """Waits until a file or the names in a folder would survive a power cut, where the file system can tell."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what some say of folders
+            raise
     finally:
         os.close(number)
+
+
+def write_sealed(file: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON object with a digest of itself, `seal`, in one step that a power cut cannot undo by half."""
+    content = finite(content)
+    with new_file(file) as partial:
+        text = json.dumps(content | {"seal": _seal(content)}, indent=2, allow_nan=False)
+        partial.write_text(text, "utf-8")  # without a newline, so that none can be cut off
+        to_disk(partial)
+    to_disk(file.resolve().parent)
+
+
+def read_sealed(file: Path, required: bool = True) -> dict[str, Any]:
+    """The object that `write_sealed` wrote, without its seal.
+
+    Args:
+      file: the file.
+      required: whether the file is damaged if it has no seal; files of earlier versions have none.
+
+    Raises:
+      Damage: the file is missing or was changed.
+      PermissionError: this user may not read it.
+    """
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        seal = content.pop("seal") if required else content.pop("seal", None)
+    except PermissionError:
+        raise
+    except FileNotFoundError:
+        raise Damage(f"{file.name} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damage(f"{file.name} cannot be read") from error
+    if seal is not None and seal != _seal(content):
+        raise Damage(f"{file.name} was changed")
+    found: dict[str, Any] = content
+    return found
 
 
 def write_manifest(folder: Path, about: dict[str, Any], without: Iterable[str] = ()) -> None:
@@ -55,16 +106,10 @@ def write_manifest(folder: Path, about: dict[str, Any], without: Iterable[str] =
     files = [path for path in paths if path.is_file()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = list(pool.map(digest, files))
-        list(pool.map(_to_disk, [*paths, folder]))
+        list(pool.map(to_disk, [*paths, folder]))
     names = (path.relative_to(folder).as_posix() for path in files)
-    content = {
-        "about": about,
-        "files": {n: [p.stat().st_size, d] for n, p, d in zip(names, files, digests, strict=True)},
-    }
-    path = folder / MANIFEST
-    path.write_text(json.dumps(content | {"seal": _seal(content)}, indent=1), "utf-8")
-    _to_disk(path)
-    _to_disk(folder)
+    content = {n: [p.stat().st_size, d] for n, p, d in zip(names, files, digests, strict=True)}
+    write_sealed(folder / MANIFEST, {"about": about, "files": content})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -74,51 +119,73 @@ def read_manifest(folder: Path) -> dict[str, Any]:
       Damage: the manifest is missing or was changed.
       PermissionError: this user may not read it.
     """
+    return read_sealed(folder / MANIFEST)
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether a folder has a manifest of ours, be it damaged: not the manifest.json of another program."""
     try:
-        content = json.loads((folder / MANIFEST).read_text("utf-8"))
-        seal = content.pop("seal")
-    except PermissionError:
-        raise
+        content = json.loads((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
-        raise Damage(f"{MANIFEST} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damage(f"{MANIFEST} cannot be read") from error
-    if seal != _seal(content):
-        raise Damage(f"{MANIFEST} was changed")
-    found: dict[str, Any] = content
-    return found
+        return False
+    except (OSError, ValueError, RecursionError):
+        return True
+    return isinstance(content, dict) and not {"files", "seal"}.isdisjoint(content)
 
 
-def verify(folder: Path, parts: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Compares the files of a folder with its manifest. Files that it does not name do not matter.
+def faults(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
+    """The differences between the files of a folder and its manifest. Files that it does not name do not matter.
 
     Args:
       folder: the folder.
-      parts: names of folders inside it, to compare only what they hold; everything where empty.
-
-    Returns:
-      The facts that the manifest keeps.
+      wanted: whether to compare the file of a name; by default all.
 
     Raises:
-      Damage: the first fault found.
+      Damage: the manifest is missing or was changed.
       PermissionError: this user may not read a file.
     """
-    content = read_manifest(folder)
+    files = read_manifest(folder)["files"]
 
-    def check(name: str) -> None:
-        size, expected = content["files"][name]
+    def fault(name: str) -> str:
+        size, expected = files[name]
         try:
             actual = (folder / name).stat().st_size
             if actual != size:
-                raise Damage(f"{name} has {actual:,} bytes, not {size:,}")
-            if digest(folder / name) != expected:
-                raise Damage(f"the content of {name} was changed")
+                return f"{name} has {actual:,} bytes, not {size:,}"
+            return "" if digest(folder / name) == expected else f"the content of {name} was changed"
         except PermissionError:
             raise
         except OSError as error:
-            raise Damage(f"{name} cannot be read ({error.strerror})") from error
+            return f"{name} cannot be read ({error.strerror})"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(check, (name for name in content["files"] if not parts or name.split("/")[0] in parts)))
-    about: dict[str, Any] = content["about"]
-    return about
+        return list(filter(None, pool.map(fault, filter(wanted, files))))
+
+
+def verify(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
+    """Raises `Damage` with the first of `faults`; does nothing where verification is off."""
+    if is_on() and (found := faults(folder, wanted)):
+        raise Damage(found[0])
+
+
+def check_unchanged(folder: Path, advice: str, wanted: Callable[[str], bool] = lambda name: True) -> None:
+    """Raises `InputError` for a folder whose files differ from its manifest; one without a manifest passes.
+
+    Args:
+      folder: the folder.
+      advice: what the message says to do.
+      wanted: see `faults`.
+    """
+    if not (is_on() and has_manifest(folder)):
+        return
+    try:
+        verify(folder, wanted)
+    except PermissionError as error:
+        raise InputError(
+            f"{error.filename} cannot be read ({reason(error)}): get permission for it, or copy it"
+        ) from error
+    except Damage as damage:
+        raise InputError(
+            f"{folder} is damaged ({damage}): {advice}; a change of your own is accepted with --no-verify, or for good "
+            f"once {folder / MANIFEST} is removed"
+        ) from damage

@@ -19,6 +19,7 @@ from simcse_jax.runs.checkpoints import (
     checkpoint_folders,
     open_checkpoints,
     read_progress,
+    read_record,
     restore,
     set_damaged_aside,
 )
@@ -29,8 +30,8 @@ from simcse_jax.runs.speed import StepClock, work_of
 from simcse_jax.runtime.mesh import state_sharding, with_sharding
 from simcse_jax.runtime.preemption import StopRequest, stop_on_signal
 from simcse_jax.runtime.processes import first_on_process_0, join_processes
-from simcse_jax.storage.files import write_json
-from simcse_jax.storage.manifest import Damage
+from simcse_jax.runtime.provenance import provenance
+from simcse_jax.storage.manifest import Damage, digest, write_sealed
 from simcse_jax.storage.mirror import Mirror, mirrored
 from simcse_jax.training.describe import describe
 from simcse_jax.training.loss import Metrics
@@ -107,6 +108,11 @@ class Trainer:
         folders = checkpoint_folders(self._run.folder)
         self._resumed = bool(folders)  # also where the latest is that of step 0
         self.step, self.progress = max(folders, default=0), Progress()
+        self._record = read_record(folders[self.step]) if folders else {}
+        self._record["run"] = digest(self._run.folder / "run.json")
+        parts, made = self._record.setdefault("parts", []), provenance()
+        if not parts or parts[-1]["made"] != made:
+            parts.append({"from": self.step, "made": made})
         if not folders:
             self.state = create_state(self._spec, prepared.start.params())
         else:
@@ -133,12 +139,15 @@ class Trainer:
             if "before" in results:  # the files of the tasks may have moved
                 names = [*expand_tasks(self._config.evaluation.test, "test"), "Avg."]
                 results["before"] = dict(zip(names, results["before"].values(), strict=True))
+            elif self._parts.test_scores:
+                say("results   the scores before training are lost with results.json")
         elif self._parts.test_scores:
             results = {"before": self._parts.test_scores(sentence_encoder(self.state.params))}
             self._write(results)
         # Fewer steps than ten would give a speed that jumps.
         self._clock = StepClock(work_of(self._step.flops, self._spec.mesh), max(10, self._config.log_every))
-        self._monitor = Monitor(self._run, total, self.step, self._resumed, self._clock, say, self._parts.dev_metric)
+        metric, log = self._parts.dev_metric, self._record.get("log")
+        self._monitor = Monitor(self._run, total, self.step, self._resumed, self._clock, say, metric, log)
         batches = self._feed.batches(self.step, total)
         self._clock.restart()
         try:
@@ -239,7 +248,8 @@ class Trainer:
           score: the dev score of this step, if it was measured.
         """
         self.look_back()
-        self._checkpoints.save(to_items(self.state), self.step, self.progress, score)
+        record = self._record | {"log": self._monitor.record_log()}
+        self._checkpoints.save(to_items(self.state), self.step, self.progress, score, record)
         if self._mirror and self.step:
             self._mirror.check()
 
@@ -265,7 +275,7 @@ class Trainer:
     def _write(self, results: dict[str, Any]) -> None:
         if jax.process_index() == 0:
             with writing_to(self._run.folder):
-                write_json(self._run.results_file, results)
+                write_sealed(self._run.results_file, results)
 
 
 def _diverged(step: int, values: dict[str, float], latest: int | None) -> str:
