@@ -61,6 +61,10 @@ COMMANDS = {
         "analyze:Analyze",
         "Measure where models' vectors lie (alignment, uniformity, isotropy, spectrum); write tables, figures, report.",
     ),
+    "verify": (
+        "verify:Verify",
+        "Say what of runs, exports, indexes and token caches is whole, what made it, and whether it can be repeated.",
+    ),
     "postprocess": (
         "postprocess:Postprocess",
         "Fit whitening, all-but-the-top or a flow to sentences without labels, and write the model that applies it.",
@@ -92,6 +96,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(("whiten", "whitening", "flow"), "postprocess"),
     **dict.fromkeys(("ablation", "ablations"), "ablate"),
     **dict.fromkeys(("tokenizer", "vocab"), "vocabulary"),
+    **dict.fromkeys(("check", "fsck", "checksum", "validate"), "verify"),
     **dict.fromkeys(("list", "show", "ls", "config"), "configs"),
     **{"server": "serve", "help": "--help", "version": "--version"},
 }
