@@ -1,9 +1,13 @@
 """The time that a checkpoint holds up a training loop, and what it takes to verify one before it is read."""
 
+import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import jax
 import numpy as np
@@ -13,13 +17,15 @@ from benchmarks.step import Step
 from benchmarks.timing import alternate, spread
 from benchmarks.worker import Contender, Worker
 from simcse_jax.config import CheckpointConfig
+from simcse_jax.inference.loading import load_model
 from simcse_jax.runs.checkpoints import Progress, check_whole, checkpoint_folders, open_checkpoints, restore
+from simcse_jax.storage.manifest import VERIFY, faults
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Steps with a checkpoint before them, against as many without: ours, written while the steps go on, and
-    torch.save. Besides, one of three arrays per parameter, read as it is and verified."""
+    torch.save. Besides, a checkpoint of three arrays per parameter and an export, read as they are and verified."""
 
     step: Step = field(default_factory=Step)
     steps: int = 3
@@ -36,7 +42,8 @@ class Checkpoint:
         ours = work.ours(kind="Checkpointing", loop=self.steps)
         torch = work.peer("peers_torch:Checkpointing", loop=self.steps)
         tables = [self._table("ours, asynchronous", ours), self._table("torch.save", torch)]
-        return [*tables, _verified(folder, self.step.size.layers * self.step.size.width**2 * 36, self.rounds)]
+        tables.append(_verified(folder, self.step.size.layers * self.step.size.width**2 * 36, self.rounds))
+        return [*tables, _verified_export(work.model, self.rounds)]
 
     def _table(self, name: str, contender: Contender) -> Table:
         with Worker(name, contender) as worker:
@@ -71,16 +78,32 @@ def _verified(folder: Path, values: int, rounds: int) -> Table:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device) for x in arrays]
 
-    def read() -> float:
+    return _against_reading(
+        *("A checkpoint", 4 * values, rounds),
+        lambda: restore(checkpoint, {"params": shapes}),
+        lambda: check_whole(checkpoint),
+    )
+
+
+def _verified_export(model: Path, rounds: int) -> Table:
+    """Loading an export without verification, and comparing its files with its manifest."""
+    size = sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
+
+    def load() -> Any:
+        with patch.dict(os.environ, {VERIFY: "0"}):
+            return load_model(model).params
+
+    return _against_reading("An export", size, rounds, load, lambda: faults(model))
+
+
+def _against_reading(what: str, size: int, rounds: int, read: Callable[[], Any], verify: Callable[[], object]) -> Table:
+    """A table of reading `what`, of `size` bytes, and of verifying it, in turn."""
+
+    def timed(call: Callable[[], Any]) -> float:
         start = time.perf_counter()
-        jax.block_until_ready(restore(checkpoint, {"params": shapes}))
+        jax.block_until_ready(call())
         return time.perf_counter() - start
 
-    def verify() -> float:
-        start = time.perf_counter()
-        check_whole(checkpoint)
-        return time.perf_counter() - start
-
-    measured = alternate({"read": read, "verified": verify}, rounds)
-    rows = [Row(name, m.seconds, m.ratios, items=4 * values) for name, m in measured.items()]
-    return Table(f"A checkpoint of {4e-9 * values:.2f} GB, its files in memory", rows, unit="bytes")
+    measured = alternate({"read": partial(timed, read), "verified": partial(timed, verify)}, rounds)
+    rows = [Row(name, m.seconds, m.ratios, items=size) for name, m in measured.items()]
+    return Table(f"{what} of {1e-9 * size:.2f} GB, its files in memory", rows, unit="bytes")

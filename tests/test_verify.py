@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,26 @@ def test_an_export_that_its_owner_changes_stays_of_use(
         inspect(folder)
     (folder / MANIFEST).write_text('{"name": "of a web page", "icons": []}')
     assert load_model(folder).checkpoint.max_length == 20
+
+
+def test_what_a_manifest_names_is_downloaded_from_the_hub(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pooler over several layers has weights in a module that no other has."""
+    folder = Path(export(load_model(tiny_bert, "avg_first_last"), tmp_path / "exported"))
+
+    def download(name: str, allow_patterns: list[str], **_: Any) -> str:
+        for file in (path for path in folder.rglob("*") if path.is_file()):
+            relative = file.relative_to(folder)
+            if any(fnmatch(relative.as_posix(), pattern) for pattern in allow_patterns):
+                (tmp_path / "hub" / relative.parent).mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, tmp_path / "hub" / relative)
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert load_model("someone/exported").pooler == "avg_first_last"
+    assert not (tmp_path / "hub" / "README.md").exists()
 
 
 def write_run(folder: Path, model: Path, steps: tuple[int, ...] = (1, 2)) -> Run:

@@ -109,6 +109,7 @@ def locate(name_or_path: str | Path) -> Path:
             "*.model",
             "*_Pooling/*",
             "*_Dense/*",
+            "*_WeightedLayerPooling/*",
             "postprocess/*",
             weights,
             f"*_Transformer/{weights}",
