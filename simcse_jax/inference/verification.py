@@ -63,7 +63,7 @@ class Report:
             for name in _names(made):
                 was, now = made.get(name, "-"), here.get(name, "-")
                 rows.append((name, was, "the same" if was == now else now))
-            widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+            widths = [min(36, max(len(row[column]) for row in rows)) for column in (0, 1)]
             lines += ["", *(f"  {n:<{widths[0]}}  {was:<{widths[1]}}  {now}" for n, was, now in rows)]
         return "\n".join([*lines, "", f"  {self.repeatable}"])
 
@@ -123,7 +123,9 @@ def inspect(path: str | Path) -> Report:
         item, _, record = _checkpoint(folder.absolute())
         return _report(path, "a checkpoint", [item], {}, _parts(record.get("parts", [])))
     if has_manifest(folder):
-        kind = "a saved index" if is_index(folder) else "a model" if (folder / "config.json").is_file() else "a folder"
+        kind = (
+            "a saved index" if is_index(folder) else "an export" if (folder / "config.json").is_file() else "a folder"
+        )
         kind = "a token cache" if folder.name.startswith("tokens-") else kind
         return _inspect_one(path, folder, kind)
     if caches := sorted(folder.glob("tokens-*")):
@@ -199,6 +201,8 @@ def _inspect_run(path: str | Path, folder: Path) -> Report:
     steps = checkpoint_folders(folder)
     for step, place in steps.items():
         item, found, noted = _checkpoint(place)
+        if not place.exists():  # a run that is being trained has dropped it
+            continue
         items.append(item)
         if found is not None:
             newest, progress, record = step, found, noted

@@ -40,7 +40,7 @@ class Monitor:
           clock: the clock of the steps.
           echo: prints beside the progress line.
           metric: the name of the dev score.
-          log: the `record_log` of the checkpoint that the run continues from, if there is one.
+          log: `record_log` of the checkpoint that the run continues from, if there is one.
         """
         self._clock, self._metric = clock, metric
         self._folder = run.folder
