@@ -17,6 +17,7 @@ from simcse_jax.errors import InputError, did_you_mean
 from simcse_jax.evaluation.pairs import KINDS, is_pairs, read_graded_pairs, title
 from simcse_jax.evaluation.tables import text_table
 from simcse_jax.evaluation.text import fields, normal, read_lines
+from simcse_jax.inference.vectors import moderate
 from simcse_jax.storage.objects import local_path
 
 Mode = Literal["test", "dev"]
@@ -157,7 +158,7 @@ def cosine(a: Float[np.ndarray, "P H"], b: Float[np.ndarray, "P H"]) -> Float[np
     Pairs of the same sentence then tie at 1. SentEval leaves their order to float32 rounding, which moves the Spearman
     of a subset with many of them (65 of 459 in SMTeuroparl) by up to 0.1 from one machine or batch size to another.
     """
-    a, b = a.astype(np.float64), b.astype(np.float64)
+    a, b = moderate(a.astype(np.float64)), moderate(b.astype(np.float64))
     with np.errstate(invalid="ignore", divide="ignore"):
         similarity = np.sum(a * b, axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     rounded: np.ndarray = np.round(np.nan_to_num(similarity, nan=0.0), 6)

@@ -11,10 +11,24 @@ ROUNDING = 5e-6
 """Four times what float32 rounding moved the product of a vector of length 1 with itself (widths 3 to 16,384)."""
 
 
+def moderate(vectors: Float[np.ndarray, "S H"]) -> Float[np.ndarray, "S H"]:
+    """The rows in at least float32, those whose largest entry is far from 1 scaled to about 1 by a power of two.
+
+    No norm or inner product of such rows overflows or vanishes. Rows whose largest entry lies between 2⁻³⁰ and 2³⁰
+    keep every bit, and so does a row of zeros.
+    """
+    wide = np.result_type(vectors.dtype, np.float32 if vectors.dtype.kind == "f" else np.float64)
+    rows = vectors.astype(wide, copy=False)
+    largest = np.max(np.abs(rows), axis=1, keepdims=True, initial=0)
+    kept = (largest == 0) | ((largest >= 2.0**-30) & (largest <= 2.0**30))
+    return rows if np.all(kept) else np.ldexp(rows, np.where(kept, 0, -np.frexp(largest)[1]))
+
+
 def unit(vectors: Float[np.ndarray, "S H"]) -> Float[np.ndarray, "S H"]:
-    """Scales each row x to x / ‖x‖, in its dtype; a row of zeros stays zero."""
-    scaled: Float[np.ndarray, "S H"] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return scaled
+    """Scales each row x, of any length, to x / ‖x‖, in its float type; a row of zeros stays zero."""
+    rows = moderate(vectors)
+    scaled = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return scaled.astype(vectors.dtype, copy=False) if vectors.dtype.kind == "f" else scaled
 
 
 def is_unit(vectors: Float[np.ndarray, "S H"]) -> bool:

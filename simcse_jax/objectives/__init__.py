@@ -1,7 +1,7 @@
 """Objectives: functions of arrays of the global batch, unaware of models and data. docs/objectives.md shows how to add
 one."""
 
-from simcse_jax.objectives.contrast import Contrast, contrast, cosines, unit
+from simcse_jax.objectives.contrast import Contrast, contrast, cosines, moderate, unit
 from simcse_jax.objectives.find import check_objective, check_options, find_loss, wants_clean
 from simcse_jax.objectives.info_nce import info_nce
 from simcse_jax.objectives.pairs import Pairs, PairStatistics, dense
@@ -18,6 +18,7 @@ __all__ = [
     "dense",
     "find_loss",
     "info_nce",
+    "moderate",
     "tiled",
     "unit",
     "wants_clean",

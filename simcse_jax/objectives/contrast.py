@@ -42,17 +42,35 @@ class Contrast(NamedTuple):
         return _mean(losses, self.valid)
 
 
-def unit(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
-    """x / ‖x‖ along the last axis, in at least float32; a zero vector stays zero, and its gradient finite."""
+def moderate(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+    """`x` in at least float32, with rows whose largest entry is far from 1 scaled to about 1 by a power of two.
+
+    Nothing derived from the squares of a row, such as its norm and the gradient of its norm, then overflows or
+    vanishes. Other rows keep every bit: those with a largest entry from 2⁻³⁰ to 2³⁰, and those below 2¹⁶ times the
+    smallest normal number (8e-34 in float32), whose gradient would overflow and which count as zero.
+    """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True, initial=0)
+    kept = (largest < 2.0**16 * jnp.finfo(x.dtype).tiny) | ((largest >= 2.0**-30) & (largest <= 2.0**30))
+    # Below the largest exponent by two, so that the power is not subnormal, which some devices flush to zero.
+    exponent = jnp.minimum(jnp.frexp(largest)[1], jnp.finfo(x.dtype).maxexp - 2)
+    return x * jnp.ldexp(jnp.ones((), x.dtype), jnp.where(kept, 0, -exponent))
+
+
+def unit(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+    """x / ‖x‖ along the last axis, at any scale, in at least float32; a zero vector stays zero, its gradient finite."""
+    return _unit(moderate(x))
+
+
+def _unit(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+    """`unit` of rows from `moderate`."""
     square = jnp.sum(x * x, axis=-1, keepdims=True)
-    # The gradient holds ‖x‖⁻³, which overflows in float32 below 1e-12.
     return x * jax.lax.rsqrt(jnp.where(square > 1e-24, square, 1))
 
 
-def cosines(a: Float[Array, "N H"], b: Float[Array, "N H"]) -> Float[Array, " N"]:
-    """Cosine of each pair of rows."""
-    return jnp.sum(unit(a) * unit(b), axis=-1)
+def cosines(a: Float[Array, "N H"], b: Float[Array, "N H"], moderated: bool = False) -> Float[Array, " N"]:
+    """Cosine of each pair of rows; for `moderated` see `contrast`."""
+    return jnp.sum(_unit(a) * _unit(b), axis=-1) if moderated else jnp.sum(unit(a) * unit(b), axis=-1)
 
 
 def _mean(x: Float[Array, " N"], valid: Bool[Array, " N"]) -> Float[Array, ""]:
@@ -71,6 +89,7 @@ def contrast(
     pairs: Pairs = dense,
     score: Score = identity,
     reduction: Reduction = "logsumexp",
+    moderated: bool = False,
 ) -> Contrast:
     """Contrasts each z1_i with z2_i against all z2_j, j≠i, and all z3_j.
 
@@ -87,16 +106,20 @@ def contrast(
       pairs: the way through the N × N pairs: `dense`, `tiled`, or one of them with its arguments bound.
       score: f.
       reduction: over the negatives, `logsumexp` or the sum of `softplus`.
+      moderated: the vectors come from `moderate`. A loss that uses a vector in two places calls it itself, once, so
+        that the sum of both gradients is the same, bit for bit, as without it.
 
     Returns:
       The logits, and the metrics `positive_similarity` (mean cosine of the pairs), `negative_similarity` (mean cosine
       of z1_i, z2_j, j≠i), `alignment` (mean ‖ẑ1_i − ẑ2_i‖²), `uniformity` (log mean_{j≠i} exp(−2‖ẑ1_i − ẑ2_j‖²); Wang &
       Isola, arXiv 2005.10242, across the two views) and `effective_negatives` (mean of exp H_i, H_i the entropy of the
       softmax over the negatives of i: their number where all are equally hard, 1 where one outweighs the rest or
-      there are no negatives).
+      there are no negatives). Where a single row counts, the second and fourth are NaN.
     """
     valid = jnp.ones(z1.shape[0], bool) if valid is None else valid
-    queries, keys = unit(z1), unit(jnp.stack([z2] if z3 is None else [z2, z3]))
+    if not moderated:
+        z1, z2, z3 = moderate(z1), moderate(z2), None if z3 is None else moderate(z3)
+    queries, keys = _unit(z1), _unit(jnp.stack([z2] if z3 is None else [z2, z3]))
     own = () if z3 is None else (hard_negative_log_weight,)
     statistics = pairs(queries, keys, valid, temperature=temperature, own=own, score=score, reduction=reduction)
     # Not read off a matrix of logits, so that every way through the pairs gives the same number, bit for bit.
@@ -108,7 +131,7 @@ def contrast(
     others = jnp.maximum(count.astype(known.dtype) * (count - 1), 1)
 
     def over_pairs(x: Float[Array, " N"]) -> Float[Array, ""]:
-        return jnp.sum(jnp.where(valid, x, 0)) / others
+        return jnp.where(count > 1, jnp.sum(jnp.where(valid, x, 0)) / others, jnp.nan)
 
     metrics = {
         "positive_similarity": _mean(known, valid),

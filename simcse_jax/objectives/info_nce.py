@@ -5,7 +5,7 @@ from typing import Unpack
 import jax
 from jaxtyping import Array, Float
 
-from simcse_jax.objectives.contrast import Metrics, Settings, contrast
+from simcse_jax.objectives.contrast import Contrast, Metrics, Settings, contrast
 
 
 def info_nce(
@@ -31,4 +31,9 @@ def info_nce(
       The loss, and the metrics of `contrast`.
     """
     c = contrast(z1, z2, z3, **settings)
-    return c.mean(jax.nn.softplus(c.negatives - c.positive)), c.metrics
+    return mean_info_nce(c), c.metrics
+
+
+def mean_info_nce(c: Contrast) -> Float[Array, ""]:
+    """The loss of a contrast."""
+    return c.mean(jax.nn.softplus(c.negatives - c.positive))

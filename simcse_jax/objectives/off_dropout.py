@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from simcse_jax.errors import InputError
-from simcse_jax.objectives.contrast import Metrics, Settings, contrast, cosines
+from simcse_jax.objectives.contrast import Metrics, Settings, contrast, cosines, moderate
 
 
 def off_dropout(
@@ -41,7 +41,8 @@ def off_dropout(
     """
     if not negative_weight > 0:
         raise InputError(f"negative_weight of off_dropout is {negative_weight}; it must be greater than 0")
-    c = contrast(clean, clean, z3, **settings)
+    clean, z3 = moderate(clean), None if z3 is None else moderate(z3)
+    c = contrast(clean, clean, z3, **settings, moderated=True)
     positive = cosines(z1, z2)
     loss = c.mean(jax.nn.softplus(math.log(negative_weight) + c.negatives - positive / settings["temperature"]))
     known = jax.lax.stop_gradient(positive)

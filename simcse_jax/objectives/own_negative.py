@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Float
 
 from simcse_jax.errors import InputError
-from simcse_jax.objectives.contrast import Metrics, Settings, contrast, cosines
+from simcse_jax.objectives.contrast import Metrics, Settings, contrast, cosines, moderate
 
 
 def own_negative(
@@ -30,6 +30,9 @@ def own_negative(
     """
     if z3 is None:
         raise InputError("the objective own_negative needs a hard negative with every example: give three columns")
-    c = contrast(z1, z2, z3, **settings)
-    difference = (cosines(z1, z3) - c.cosine) / settings["temperature"] + settings.get("hard_negative_log_weight", 0)
+    z1, z2, z3 = moderate(z1), moderate(z2), moderate(z3)
+    c = contrast(z1, z2, z3, **settings, moderated=True)
+    difference = (cosines(z1, z3, moderated=True) - c.cosine) / settings["temperature"] + settings.get(
+        "hard_negative_log_weight", 0
+    )
     return c.mean(jax.nn.softplus(difference)), c.metrics

@@ -4,8 +4,8 @@ from typing import Unpack
 
 from jaxtyping import Array, Float
 
-from simcse_jax.objectives.contrast import Metrics, Settings
-from simcse_jax.objectives.info_nce import info_nce
+from simcse_jax.objectives.contrast import Metrics, Settings, contrast, moderate
+from simcse_jax.objectives.info_nce import mean_info_nce
 
 
 def symmetric(
@@ -24,6 +24,6 @@ def symmetric(
     Returns:
       The loss, and the metrics of `contrast` for the first direction.
     """
-    forth, metrics = info_nce(z1, z2, z3, **settings)
-    back, _ = info_nce(z2, z1, **settings)
-    return (forth + back) / 2, metrics
+    z1, z2, z3 = moderate(z1), moderate(z2), None if z3 is None else moderate(z3)
+    forth, back = contrast(z1, z2, z3, **settings, moderated=True), contrast(z2, z1, **settings, moderated=True)
+    return (mean_info_nce(forth) + mean_info_nce(back)) / 2, forth.metrics

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from simcse_jax.errors import InputError
+from simcse_jax.objectives import moderate
 from simcse_jax.pretrained import pooling as recognise
 from simcse_jax.pretrained.weights import read_tensors
 
@@ -53,6 +54,7 @@ class Normalize:
 
     def __call__(self, x: Float[Array, "S H"]) -> Float[Array, "S H"]:
         """The rows, of length 1."""
+        x = moderate(x)
         return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
