@@ -422,9 +422,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "no config": (lambda m: (m / "config.json").unlink(), ["is not a model folder", "no config.json"]),
     "no JSON": (lambda m: (m / "config.json").write_text("{"), ["config.json is not valid JSON"]),
     "a list": (lambda m: (m / "config.json").write_text("[]"), ["config.json holds a JSON list"]),
-    "other type": (lambda m: change_config(m, model_type="t5"), ["model_type 't5'", "'bert' and 'roberta'"]),
+    "other type": (lambda m: change_config(m, model_type="t5"), ["model_type is 't5'", "'bert' and 'roberta'"]),
     "no width": (lambda m: change_config(m, hidden_size=None), ["config.json lacks hidden_size"]),
-    "bad width": (lambda m: change_config(m, hidden_size="32"), ["hidden_size '32'; expected int"]),
+    "bad width": (lambda m: change_config(m, hidden_size="32"), ["hidden_size is '32'; expected int"]),
     "no weights": (lambda m: (m / "model.safetensors").unlink(), ["has no weights", "model.safetensors"]),
     "truncated": (
         lambda m: os.truncate(m / "model.safetensors", 9000),

@@ -360,9 +360,9 @@ def test_a_damaged_or_misused_folder(tmp_path: Path, fitted: list[LoadedModel]) 
         with pytest.raises(InputError, match=message):
             load_model(folder)
 
-    damage("names the post-processor 'magic'", method="magic")
+    damage("method is 'magic'; expected one of", method="magic")
     damage("whose file .* is missing", folder="4_Dense")
-    damage("maps vectors of width 32 to 5; config.json asks for 32 to 6", width=6)
+    damage(r"of shape \[5, 32\], config.json asks for \[6, 32\]", width=6)
     save_file({"linear.weight": tensors["linear.weight"]}, weights)
     damage("lacks 'linear.bias'")
     weights.write_bytes(b"broken")

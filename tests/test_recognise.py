@@ -201,9 +201,13 @@ DAMAGED = {
     "a module without a path": ("modules.json", [{"type": "a.Transformer"}], "is not a list of modules"),
     "pooling": ("1_Pooling/config.json", [], "config.json holds a JSON list"),
     "encoder settings": ("sentence_bert_config.json", [], "sentence_bert_config.json holds a JSON list"),
-    "a word as length": ("sentence_bert_config.json", {"max_seq_length": "x"}, "max_seq_length 'x'; expected a number"),
-    "no end": ("sentence_bert_config.json", {"max_seq_length": float("inf")}, "max_seq_length inf; expected a number"),
-    "prompts": ("config_sentence_transformers.json", {"prompts": ["a"]}, "expected texts by name"),
+    "a word as length": ("sentence_bert_config.json", {"max_seq_length": "x"}, "max_seq_length is 'x'; expected float"),
+    "no end": (
+        "sentence_bert_config.json",
+        {"max_seq_length": float("inf")},
+        "max_seq_length is inf; it must be a finite",
+    ),
+    "prompts": ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts is .* expected dict"),
     "no such prompt": ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "not among its prompts"),
     "a Dense": ("2_Dense/config.json", [], "config.json holds a JSON list"),
     "weights": ("model.safetensors.index.json", [], "holds a JSON list"),
@@ -228,12 +232,13 @@ def test_damaged_settings(tmp_path: Path, tiny_bert: Path, settings: Any) -> Non
     folder = shutil.copytree(tiny_bert, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"simcse_jax": settings}))
-    with pytest.raises(InputError, match=r"config.json has 'simcse_jax': .*export the model again"):
+    with pytest.raises(InputError, match=r"config.json has 'simcse_jax': .*(lacks|expected)"):
         load_model(folder)
 
 
 @pytest.mark.parametrize(
-    ("post", "words"), [("x", "the post-processor 'x'; expected an object"), ({"method": "flow"}, "how many sentences")]
+    ("post", "words"),
+    [("x", "the post-processor 'x'; expected an object"), ({"method": "flow"}, "lacks folder, sentences, width")],
 )
 def test_a_damaged_post_processor(tmp_path: Path, tiny_bert: Path, post: Any, words: str) -> None:
     folder = shutil.copytree(tiny_bert, tmp_path / "model")

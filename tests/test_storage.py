@@ -239,7 +239,7 @@ def test_folder_keys_of_web_consoles_are_passed_over(s3: Any, tmp_path: Path) ->
 
 def test_nothing_is_written_outside_of_the_cache(s3: Any, tmp_path: Path) -> None:
     s3.call_s3("put_object", Bucket=s3.bucket, Key="folder/../../../outside.txt", Body=b"one")
-    with pytest.raises(InputError, match=r"names folder/\.\./\.\./\.\./outside.txt, which is outside of it"):
+    with pytest.raises(InputError, match=r"names the file .* which leads out of its folder"):
         local_path(f"s3://{s3.bucket}/folder", str(tmp_path / "cache"))
     assert not list(tmp_path.rglob("outside.txt"))
 

@@ -129,7 +129,7 @@ def test_activations(tmp_path: Path, activation: str) -> None:
 
 
 def test_unknown_activation_is_refused() -> None:
-    with pytest.raises(InputError, match="hidden_act 'silu'"):
+    with pytest.raises(InputError, match="hidden_act is 'silu'"):
         read_encoder_config(TINY_BERT | {"hidden_act": "silu"})
 
 

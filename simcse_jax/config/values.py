@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-import math
 import os
+import reprlib
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from simcse_jax.errors import InputError, did_you_mean
 from simcse_jax.poolers import OTHER_POOLERS
@@ -25,9 +26,11 @@ class Bound:
 
 POSITIVE = Bound(lambda x: x > 0, "greater than 0")
 NOT_NEGATIVE = Bound(lambda x: x >= 0, "0 or more")
+FROM_ONE = Bound(lambda x: x >= 1, "1 or more")
 BELOW_ONE = Bound(lambda x: 0 <= x < 1, "at least 0 and below 1")
 SHARE = Bound(lambda x: 0 < x <= 1, "above 0 and at most 1")
-FINITE = Bound(math.isfinite, "a finite number")
+SIZE = Bound(lambda x: 1 <= x < 2**31, "1 or more, and below 2 to the 31st")
+FINITE = Bound(lambda x: abs(x) <= sys.float_info.max, "a finite number")
 
 OTHER_VALUES = OTHER_POOLERS | {
     **dict.fromkeys(("bf16", "fp16", "float16", "half"), "bfloat16"),
@@ -43,11 +46,24 @@ def out_of_bounds(config: Any, prefix: str = "") -> Iterator[str]:
         name, value = prefix + f.name, getattr(config, f.name)
         if dataclasses.is_dataclass(value):
             yield from out_of_bounds(value, f"{name}.")
-        bounds = [x for x in getattr(hints[f.name], "__metadata__", ()) if isinstance(x, Bound)]
-        if isinstance(value, float):
-            bounds.append(FINITE)  # JSON cannot write others
-        if isinstance(value, int | float) and (broken := next((x for x in bounds if not x.holds(value)), None)):
-            yield f"{name} is {value}; it must be {broken.words}"
+        yield from _out_of_bounds(name, value, hints[f.name])
+
+
+def _out_of_bounds(name: str, value: Any, hint: Any) -> Iterator[str]:
+    bounds = [x for x in getattr(hint, "__metadata__", ()) if isinstance(x, Bound)]
+    if isinstance(value, float):
+        bounds.append(FINITE)  # JSON cannot write others
+    if isinstance(value, int | float) and (broken := next((x for x in bounds if not x.holds(value)), None)):
+        yield f"{name} is {shown(value)}; it must be {broken.words}"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, shortened where it is long: one that was read from a file may have any size."""
+    return _SHORT.repr(value)
 
 
 def check_types(config: Any) -> None:
@@ -59,12 +75,16 @@ def check_types(config: Any) -> None:
 def _of_other_types(config: Any, prefix: str) -> Iterator[str]:
     hints = typing.get_type_hints(type(config))
     for f in dataclasses.fields(config):
-        name, value, hint = prefix + f.name, getattr(config, f.name), hints[f.name]
-        if not _fits(value, hint):
-            advice = f": give {os.fspath(value)!r}" if isinstance(value, os.PathLike) else ""
-            yield f"{name} is {value!r}; {_guess(value, hint)}expected {_described(hint)}{advice}"
-        elif dataclasses.is_dataclass(value):
+        name, value = prefix + f.name, getattr(config, f.name)
+        yield from (problems := list(_of_other_type(name, value, hints[f.name])))
+        if dataclasses.is_dataclass(value) and not problems:
             yield from _of_other_types(value, f"{name}.")
+
+
+def _of_other_type(name: str, value: Any, hint: Any) -> Iterator[str]:
+    if not _fits(value, hint):
+        advice = f": give {os.fspath(value)!r}" if isinstance(value, os.PathLike) else ""
+        yield f"{name} is {shown(value)}; {_guess(value, hint)}expected {_described(hint)}{advice}"
 
 
 def _guess(value: Any, hint: Any) -> str:
@@ -137,6 +157,34 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
         return tuple(value) if isinstance(value, list) else value
 
     return cls(**{name: convert(hints[name], value) for name, value in values.items()})
+
+
+def from_json(cls: type, values: dict[str, Any], where: str) -> Any:
+    """A dataclass of the fields that it declares, from a JSON object of another program, whose other keys do not count.
+
+    Args:
+      cls: the dataclass, with the types and bounds of its fields as annotations.
+      values: the object; null is taken for a key that is not there.
+      where: the file, which begins the messages.
+
+    Raises:
+      InputError: a field without default is missing, or has a value of another type or outside its bounds.
+    """
+    fields, hints = dataclasses.fields(cls), typing.get_type_hints(cls, include_extras=True)
+    found = {f.name: values[f.name] for f in fields if values.get(f.name) is not None}
+    if missing := [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in found]:
+        raise InputError(f"{where} lacks {', '.join(missing)}: copy it again")
+    problems: list[str] = []
+    for name, value in found.items():
+        hint = hints[name]
+        plain = hint.__origin__ if typing.get_origin(hint) is Annotated else hint
+        wrong = list(_of_other_type(name, value, plain)) or list(_out_of_bounds(name, value, hint))
+        problems += wrong
+        if not wrong and isinstance(value, int) and float in (plain, *typing.get_args(plain)):
+            found[name] = float(value)
+    if problems:
+        raise InputError(*(f"{where}: {problem}" for problem in problems))
+    return cls(**found)
 
 
 def differences(a: Any, b: Any, prefix: str = "") -> list[str]:

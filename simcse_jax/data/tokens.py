@@ -22,7 +22,7 @@ from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.rows import Example
 from simcse_jax.errors import InputError, reason, room
 from simcse_jax.objectives.mlm import Vocabulary
-from simcse_jax.pretrained.tokenizers import free_rules, largest_id
+from simcse_jax.pretrained.tokenizers import encodings, largest_id
 from simcse_jax.reports.progress import note, progress_bar
 from simcse_jax.runtime.provenance import software
 from simcse_jax.storage.manifest import Damage, read_manifest, verify, write_manifest
@@ -98,9 +98,9 @@ def encode_batch(tokenizer: Any, sentences: list[str], max_length: int) -> list[
 
 def encode_counted(tokenizer: Any, sentences: list[str], max_length: int) -> tuple[list[list[int]], list[int]]:
     """`encode_batch`, and the number of tokens of each sentence before the cut."""
-    encodings = free_rules(tokenizer).encode_batch_fast(sentences)
-    ids = [next(_pieces(encoding, max_length, tokenizer.truncation_side)) for encoding in encodings]
-    return ids, [len(encoding) for encoding in encodings]
+    found = encodings(tokenizer, sentences)
+    ids = [next(_pieces(encoding, max_length, tokenizer.truncation_side)) for encoding in found]
+    return ids, [len(encoding) for encoding in found]
 
 
 def encode_windows(tokenizer: Any, sentences: list[str], max_length: int) -> tuple[list[list[int]], list[int]]:
@@ -110,7 +110,7 @@ def encode_windows(tokenizer: Any, sentences: list[str], max_length: int) -> tup
     """
     windows: list[list[int]] = []
     numbers: list[int] = []
-    for number, encoding in enumerate(free_rules(tokenizer).encode_batch_fast(sentences)):
+    for number, encoding in enumerate(encodings(tokenizer, sentences)):
         for piece in _pieces(encoding, max_length, tokenizer.truncation_side):
             windows.append(piece)
             numbers.append(number)
@@ -127,6 +127,11 @@ def _pieces(encoding: Any, max_length: int, side: str) -> Iterator[list[int]]:
         yield ids
         return
     special: list[int] = encoding.special_tokens_mask  # 0 for the text's tokens, also where it spells a special one
+    if sum(special) >= max_length:
+        raise InputError(
+            f"the tokenizer adds {sum(special):,} special tokens to a sentence, which leaves it no room in max_length "
+            f"({max_length}): correct the template in its tokenizer.json"
+        )
     first, last = special.index(0), len(ids) - special[::-1].index(0)
     step = max_length - (first + len(ids) - last)
     for at in range(first, last, step):

@@ -1,11 +1,9 @@
 """The BERT and RoBERTa encoder (Devlin et al., arXiv 1810.04805; Liu et al., arXiv 1907.11692)."""
 
-import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -13,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from simcse_jax.config.values import BELOW_ONE, FINITE, NOT_NEGATIVE, SIZE, Bound, from_json, shown
 from simcse_jax.errors import InputError
 from simcse_jax.model.attention import Noise, attend
 from simcse_jax.model.layout import Layout, lay_out
@@ -55,24 +54,27 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+_LAYERS = Bound(lambda x: 1 <= x <= 1000, "from 1 to 1,000")
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """The fields of a Hugging Face `config.json` that shape the encoder, under their names there."""
 
     model_type: Literal["bert", "roberta"]
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
-    type_vocab_size: int
-    pad_token_id: int = 0
-    hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-12
-    initializer_range: float = 0.02
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
+    vocab_size: Annotated[int, SIZE]
+    hidden_size: Annotated[int, SIZE]
+    num_hidden_layers: Annotated[int, _LAYERS]
+    num_attention_heads: Annotated[int, SIZE]
+    intermediate_size: Annotated[int, SIZE]
+    max_position_embeddings: Annotated[int, SIZE]
+    type_vocab_size: Annotated[int, SIZE]
+    pad_token_id: Annotated[int, NOT_NEGATIVE] = 0
+    hidden_act: Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"] = "gelu"
+    layer_norm_eps: Annotated[float, BELOW_ONE] = 1e-12
+    initializer_range: Annotated[float, NOT_NEGATIVE, FINITE] = 0.02
+    hidden_dropout_prob: Annotated[float, BELOW_ONE] = 0.1
+    attention_probs_dropout_prob: Annotated[float, BELOW_ONE] = 0.1
 
     @property
     def max_length(self) -> int:
@@ -89,50 +91,42 @@ _PLAIN: dict[str, tuple[Any, str]] = {
 }
 
 
-def read_encoder_config(config: dict[str, Any]) -> EncoderConfig:
+def read_encoder_config(config: dict[str, Any], where: str = "config.json") -> EncoderConfig:
     """Reads the encoder's fields from a parsed `config.json`.
 
+    Args:
+      config: the object in the file.
+      where: the file, for messages.
+
     Raises:
-      InputError: not a BERT or RoBERTa config, or one with an option that this encoder does not have.
+      InputError: not a BERT or RoBERTa config, a value of another type or out of bounds, or an option that this encoder
+        does not have.
     """
     model_type = config.get("model_type")
     if model_type not in ("bert", "roberta"):
-        raise InputError(f"config.json says model_type {model_type!r}; this encoder reads 'bert' and 'roberta'")
-    fields = dataclasses.fields(EncoderConfig)
-    values = {f.name: config[f.name] for f in fields if config.get(f.name) is not None}
-    if model_type == "roberta":
-        values.setdefault("pad_token_id", 1)  # as transformers has it; positions begin behind it
-    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
-    if missing:
-        raise InputError(f"config.json lacks {', '.join(missing)}")
-    kinds: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
-    for f in fields:
-        value = values.get(f.name, f.default)
-        if f.type in kinds and (not isinstance(value, kinds[f.type]) or isinstance(value, bool)):
-            raise InputError(f"config.json says {f.name} {value!r}; expected {kinds[f.type][-1].__name__}")
-        if f.type is int and value < (least := int(f.name != "pad_token_id")):
-            raise InputError(f"config.json says {f.name} {value}; expected {least} or more")
-    result = EncoderConfig(**values)
-    if result.hidden_act not in ACTIVATIONS:
-        raise InputError(f"config.json says hidden_act '{result.hidden_act}'; known: {', '.join(ACTIVATIONS)}")
+        raise InputError(f"{where}: model_type is {shown(model_type)}; this encoder reads 'bert' and 'roberta'")
+    # As transformers has it; a RoBERTa's positions begin behind its padding.
+    default = {"pad_token_id": 1} if model_type == "roberta" and config.get("pad_token_id") is None else {}
+    result: EncoderConfig = from_json(EncoderConfig, config | default, where)
     for name, (plain, advice) in _PLAIN.items():
         if (value := config.get(name) or plain) != plain:
-            raise InputError(f"config.json says {name} {json.dumps(value)[:60]}, which this encoder lacks: {advice}")
-    if "AutoModel" in (config.get("auto_map") or {}):
+            raise InputError(f"{where}: {name} is {shown(value)}, which this encoder lacks: {advice}")
+    auto_map = config.get("auto_map")
+    if isinstance(auto_map, dict) and "AutoModel" in auto_map:
         raise InputError(
-            f"config.json has the model computed by code of its own ({config['auto_map']['AutoModel']}), which is not "
-            f"run here: if it is a plain {model_type}, remove auto_map"
+            f"{where}: the model is computed by code of its own ({shown(auto_map['AutoModel'])}), which is not run "
+            f"here: if it is a plain {model_type}, remove auto_map"
         )
     if result.pad_token_id >= result.vocab_size or result.max_length < 1:
         raise InputError(
-            f"config.json says pad_token_id {result.pad_token_id}; expected a token below vocab_size "
+            f"{where}: pad_token_id is {result.pad_token_id}; expected a token below vocab_size "
             f"({result.vocab_size}), and for RoBERTa, whose positions begin behind it, below max_position_embeddings "
             f"({result.max_position_embeddings}) - 1"
         )
     if result.hidden_size % result.num_attention_heads:
         raise InputError(
-            f"config.json says hidden_size {result.hidden_size}, which num_attention_heads "
-            f"{result.num_attention_heads} does not divide"
+            f"{where}: hidden_size is {result.hidden_size}, which num_attention_heads "
+            f"({result.num_attention_heads}) does not divide"
         )
     return result
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from simcse_jax.errors import InputError
 from simcse_jax.objectives import moderate
 from simcse_jax.pretrained import pooling as recognise
-from simcse_jax.pretrained.weights import read_tensors
+from simcse_jax.pretrained.tensors import Stored, find_tensors
 
 # By the names of torch.nn's classes.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -98,6 +98,9 @@ def read_modules(folder: Path, width: int) -> Modules | None:
     return Modules(tuple(layers)) if layers else None
 
 
+_NOTHING = Stored((0, 0), lambda: np.zeros((0, 0)))
+
+
 def _read_dense(folder: Path, width: int) -> Dense:
     config = recognise.read_object(folder / "config.json", f"{folder} is not a Dense module")
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
@@ -108,10 +111,13 @@ def _read_dense(folder: Path, width: int) -> Dense:
     elif config.get("use_residual") or places != {"sentence_embedding"}:
         problem = "has a residual connection, or does not map the sentence vector; such modules are not supported"
     else:
-        tensors = read_tensors(folder)
-        weight = tensors.get("linear.weight", np.zeros((0, 0), np.float32))
-        bias = tensors.get("linear.bias", np.zeros(weight.shape[:1], np.float32))
-        if weight.shape[1:] == (width,) and bias.shape == weight.shape[:1]:
-            return Dense(np.ascontiguousarray(weight.T, np.float32), bias.astype(np.float32), name)
-        problem = f"holds weights of shape {list(weight.shape)}, bias {list(bias.shape)}; expected [D, {width}] and [D]"
+        tensors = find_tensors(folder)
+        weight, bias = tensors.get("linear.weight", _NOTHING), tensors.get("linear.bias")
+        rows, given = weight.shape[:1], bias.shape if bias else weight.shape[:1]
+        problem = weight.problem or (bias.problem if bias else "")
+        if not problem and weight.shape[1:] == (width,) and given == rows:
+            offset = bias.read() if bias else np.zeros(rows)
+            return Dense(np.ascontiguousarray(weight.read().T, np.float32), offset.astype(np.float32), name)
+        problem = problem or f"holds weights of shape {list(weight.shape)}, bias {list(given)}"
+        problem += f"; expected [D, {width}] and [D]"
     raise InputError(f"{folder} {problem}: give the pooler, e.g. --pooler avg, to use the encoder alone")

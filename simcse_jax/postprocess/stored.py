@@ -1,11 +1,13 @@
 """Post-processors in a model folder: their arrays as files, the rest in config.json."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 
+from simcse_jax.config.values import NOT_NEGATIVE, SIZE, from_json, shown
 from simcse_jax.errors import InputError
 from simcse_jax.postprocess.fit import PostProcessor
 from simcse_jax.postprocess.flow import Flow
@@ -13,10 +15,12 @@ from simcse_jax.postprocess.linear import Affine
 from simcse_jax.postprocess.modules import Dense, read_modules
 from simcse_jax.pretrained.folders import Checkpoint
 from simcse_jax.pretrained.pooling import after_pooling, own_settings
-from simcse_jax.pretrained.weights import read_safetensors
+from simcse_jax.pretrained.tensors import Stored, find_safetensors
+from simcse_jax.storage.files import inside
 
 KEY = "postprocess"
 """Key of a post-processor among a model's parameters, and among our settings in config.json."""
+_PERMUTATION = "fixed.permutation"
 _MODULES = "sentence-transformers modules"
 
 
@@ -44,7 +48,8 @@ def read_saved(
     about = settings.get(KEY)
     if about and not isinstance(about, dict):
         raise InputError(
-            f"{checkpoint.folder / 'config.json'} has the post-processor {about!r}; expected an object: export it again"
+            f"{checkpoint.folder / 'config.json'} has the post-processor {shown(about)}; expected an object: "
+            "export it again"
         )
     if about and about.get("method") != _MODULES:
         return read(checkpoint.folder, about, width, dtype), about
@@ -63,44 +68,78 @@ def has_more_modules(folder: Path, hf_config: dict[str, Any]) -> bool:
     return KEY in settings if settings else bool(after_pooling(folder))
 
 
+@dataclass(frozen=True)
+class _Described:
+    """The description of a post-processor in config.json."""
+
+    method: Literal["whitening", "all-but-the-top", "flow"]
+    folder: str
+    sentences: Annotated[int, NOT_NEGATIVE]
+    width: Annotated[int, SIZE]
+    components: Annotated[int | None, NOT_NEGATIVE] = None
+    source: str | None = None
+
+
+def _shapes(described: _Described, width: int, stored: dict[str, Stored]) -> dict[str, tuple[int, ...]]:
+    """The shape of each array of a post-processor; of a flow, the number of steps and the width inside are the file's
+    own."""
+    if described.method != "flow":
+        return {"linear.weight": (described.width, width), "linear.bias": (described.width,)}
+    inner = stored["b1"].shape if "b1" in stored else ()
+    steps, hidden = inner if len(inner) == 2 and min(inner) else (1, 1)
+    half, rest = width // 2, width - width // 2
+    vectors = dict.fromkeys(("bias", "scale", "diagonal", _PERMUTATION, "fixed.sign"), (described.width,))
+    shapes: dict[str, tuple[int, ...]] = {
+        **vectors,
+        **dict.fromkeys(("lower", "upper"), (width, width)),
+        **{"w0": (half, hidden), "b0": (hidden,), "w1": (hidden, hidden), "b1": (hidden,)},
+        **{"w2": (hidden, 2 * rest), "b2": (2 * rest,)},
+    }
+    return {name: (steps, *shape) for name, shape in shapes.items()}
+
+
 def read(folder: Path, about: dict[str, Any], width: int, dtype: Any) -> PostProcessor:
     """Reads the post-processor that config.json of a model folder describes.
 
     Args:
       folder: the model folder.
-      about: the description: `method`, `folder` (of the arrays) and `width` are used here.
+      about: the description: `method`, `folder` (of the arrays), `width` and notes.
       width: width of the vectors to map.
       dtype: type of the returned arrays.
 
     Raises:
-      InputError: unknown method, or arrays that are missing, damaged or of another shape.
+      InputError: a description that is not as an export writes it, or arrays that are missing, damaged or of another
+        shape.
     """
-    method = about.get("method")
-    if method not in ("whitening", "all-but-the-top", "flow"):
-        raise InputError(f"{folder} names the post-processor {method!r}: written by another version of simcse_jax?")
-    if not isinstance(about.get("sentences"), int):
-        raise InputError(f"{folder} does not say to how many sentences its post-processor was fitted: export it again")
-    file = folder / str(about.get("folder")) / "model.safetensors"
+    where = folder / "config.json"
+    described: _Described = from_json(_Described, about, f"{where}, '{KEY}'")
+    file = inside(folder, described.folder, where) / "model.safetensors"
     if not file.is_file():
-        raise InputError(f"{folder} names a post-processor ({method}) whose file {file} is missing: copy it again")
-    stored = read_safetensors(file)
-    try:
-        post: PostProcessor
-        if method == "flow":
-            fixed = {n: stored.pop(f"fixed.{n}") for n in ("permutation", "sign")}
-            post, given = Flow(stored, fixed), fixed["sign"].shape[1]
-        else:
-            post = Affine(np.ascontiguousarray(stored["linear.weight"].T), stored["linear.bias"])
-            given = post.weight.shape[0]
-    except KeyError as error:
         raise InputError(
-            f"{file} lacks {error}: it does not hold a post-processor of method {method}, so export it again"
-        ) from error
-    if (given, post.width) != (width, about.get("width")):
-        raise InputError(
-            f"{file} maps vectors of width {given} to {post.width}; config.json asks for {width} to "
-            f"{about.get('width')}: they are not of one model, so export it again"
+            f"{folder} names a post-processor ({described.method}) whose file {file} is missing: copy it again"
         )
+    stored = find_safetensors(file)
+    arrays = {}
+    for name, shape in _shapes(described, width, stored).items():
+        if name not in stored:
+            problem = f"lacks '{name}', so it does not hold a post-processor of method {described.method}"
+        elif (found := stored[name]).shape != shape:
+            problem = f"holds {name} of shape {list(found.shape)}, config.json asks for {list(shape)}"
+        elif found.problem and name != _PERMUTATION:
+            problem = f"is damaged: {name} {found.problem}"
+        else:
+            arrays[name] = found
+            continue
+        raise InputError(f"{file} {problem}: export the model again")
+    read = {name: found.read() for name, found in arrays.items()}
+    post: PostProcessor
+    if described.method == "flow":
+        if not np.array_equal(np.sort(read[_PERMUTATION]), np.broadcast_to(np.arange(width), read[_PERMUTATION].shape)):
+            raise InputError(f"{file} is damaged: {_PERMUTATION} is no permutation of {width}: export the model again")
+        fixed = {n: read.pop(f"fixed.{n}") for n in ("permutation", "sign")}
+        post = Flow(read, fixed)
+    else:
+        post = Affine(np.ascontiguousarray(read["linear.weight"].T), read["linear.bias"])
     return _cast(post, dtype)
 
 

@@ -147,9 +147,6 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
     check_unchanged(root, COPY, lambda name: not name.endswith((".safetensors", ".md")))
     folder = encoder_folder(root)
     hf_config = read_object(folder / "config.json", f"'{folder}' is not a model folder{inside_run(folder)}")
-    try:
-        config = read_encoder_config(hf_config)
-    except InputError as error:
-        raise InputError(f"{folder}: {error}") from error
+    config = read_encoder_config(hf_config, str(folder / "config.json"))
     limit = read_max_length(root, hf_config, config.max_length)
     return Checkpoint(folder, hf_config, config, limit, root, read_prompts(root))

@@ -2,16 +2,17 @@
 from the name of a checkpoint of the SimCSE authors."""
 
 import json
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from simcse_jax.config import ModelConfig
+from simcse_jax.config.values import FINITE, FROM_ONE, POSITIVE, from_json, shown
 from simcse_jax.errors import InputError, reason
 from simcse_jax.poolers import check_pooler
+from simcse_jax.storage.files import inside
 
 SETTINGS = "simcse_jax"
 """Key of config.json for the pooler settings of a model that this package saved."""
@@ -48,6 +49,32 @@ class Module:
     folder: Path
 
 
+@dataclass(frozen=True)
+class _OwnSettings:
+    """Our settings in config.json."""
+
+    pooler: str
+    mlp_only_train: bool
+    max_length: Annotated[int | None, POSITIVE] = None
+    normalize: bool = False
+
+
+@dataclass(frozen=True)
+class _TransformerFile:
+    """The fields of `TRANSFORMER_FILE` that are read here."""
+
+    max_seq_length: Annotated[float | None, FROM_ONE, FINITE] = None
+    do_lower_case: bool = False
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """The fields of tokenizer_config.json that are read here."""
+
+    model_max_length: Annotated[float | None, FROM_ONE, FINITE] = None
+    tokenizer_class: str | None = None
+
+
 def read_json(path: Path, problem: str) -> Any:
     """The JSON value in a file; raises `InputError` if it is no JSON, or absent, where `problem` begins the message."""
     try:
@@ -68,11 +95,16 @@ def read_object(path: Path, problem: str) -> dict[str, Any]:
     return value
 
 
+def read_fields(cls: type, path: Path) -> Any:
+    """A dataclass from a JSON object in a file, see `from_json`; with its defaults where there is no such file."""
+    return from_json(cls, read_object(path, "") if path.is_file() else {}, str(path))
+
+
 def modules(folder: Path) -> list[Module]:
     """The modules of a sentence-transformers folder, in order; an empty list for any other folder.
 
     Raises:
-      InputError: modules.json is not a list of modules.
+      InputError: modules.json is not a list of modules, or names a folder outside of its own.
     """
     file = folder / "modules.json"
     if not file.is_file():
@@ -86,7 +118,7 @@ def modules(folder: Path) -> list[Module]:
             f'{file} is not a list of modules; expected [{{"type": …, "path": …}}, …], as sentence-transformers writes '
             "it: copy the model again"
         )
-    return [Module(module["type"].rsplit(".", 1)[-1], folder / module["path"]) for module in entries]
+    return [Module(module["type"].rsplit(".", 1)[-1], inside(folder, module["path"], file)) for module in entries]
 
 
 def encoder_folder(folder: Path) -> Path:
@@ -103,26 +135,17 @@ def read_max_length(folder: Path, hf_config: dict[str, Any], limit: int) -> int:
       InputError: the named value is not a length.
     """
     encoder = encoder_folder(folder)
-    named = [("config.json", "max_length", own_settings(folder, hf_config).get("max_length"))]
+    named = [own_settings(folder, hf_config).get("max_length")]
     if modules(folder):
-        for name, key in ((TRANSFORMER_FILE, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-            file = encoder / name
-            named.append((name, key, read_object(file, "").get(key) if file.is_file() else None))
-    for name, key, length in named:
-        if not length:
-            continue
-        if not isinstance(length, int | float) or not 1 <= length < math.inf:
-            raise InputError(
-                f"{encoder / name} has {key} {length!r}; expected a number of tokens: correct or remove it"
-            )
-        return int(min(length, limit))  # a tokenizer without limit says 1e30
-    return limit
+        named.append(read_fields(_TransformerFile, encoder / TRANSFORMER_FILE).max_seq_length)
+        named.append(read_fields(TokenizerFile, encoder / "tokenizer_config.json").model_max_length)
+    # A tokenizer without limit says 1e30.
+    return int(min(next(filter(None, named), limit), limit))
 
 
 def lower_cases(encoder: Path) -> bool:
     """Whether sentence-transformers puts text in lower case before the tokenizer, whatever the tokenizer does."""
-    file = encoder / TRANSFORMER_FILE
-    return file.is_file() and bool(read_object(file, "").get("do_lower_case"))
+    return bool(read_fields(_TransformerFile, encoder / TRANSFORMER_FILE).do_lower_case)
 
 
 def read_pooling(folder: Path, hf_config: dict[str, Any]) -> Pooling | None:
@@ -150,19 +173,18 @@ def own_settings(folder: Path, hf_config: dict[str, Any]) -> dict[str, Any]:
       InputError: the settings are not as this package writes them.
     """
     settings = hf_config.get(SETTINGS) or {}
-    kinds = {"pooler": str, "mlp_only_train": bool}
-    if settings and not (isinstance(settings, dict) and all(isinstance(settings.get(k), t) for k, t in kinds.items())):
-        raise InputError(
-            f"{folder / 'config.json'} has '{SETTINGS}': {json.dumps(settings)[:80]}; expected "
-            '{"pooler": …, "mlp_only_train": …}, as export writes it: export the model again'
-        )
-    return settings or {}
+    where = f"{folder / 'config.json'} has '{SETTINGS}': {shown(settings)}"
+    if not isinstance(settings, dict):
+        raise InputError(f'{where}; expected {{"pooler": …, "mlp_only_train": …}}: export the model again')
+    if settings:
+        from_json(_OwnSettings, settings, where)
+    return settings
 
 
 def ends_in_normalize(folder: Path, hf_config: dict[str, Any]) -> bool:
     """Whether a model's own vectors have length 1, by our settings or by a Normalize at the end of its modules."""
     if settings := own_settings(folder, hf_config):
-        return settings.get("normalize") is True
+        return bool(settings.get("normalize"))
     return [module.kind for module in modules(folder)[2:]][-1:] == ["Normalize"]
 
 
@@ -216,7 +238,8 @@ def _original(folder: Path, hf_config: dict[str, Any]) -> Pooling | None:
     Supervised models use the head at test (`cls`), unsupervised ones do not (SimCSE, section 6.3). Only names tell
     the two apart: that of the folder, of the repository in the hub's cache, or `_name_or_path`.
     """
-    architectures = set(hf_config.get("architectures") or [])
+    listed = hf_config.get("architectures")
+    architectures = {str(name) for name in listed} if isinstance(listed, list) else set()
     if not architectures & {"BertModel", "RobertaModel", "BertForCL", "RobertaForCL"}:
         return None
     # The hub's cache: models--princeton-nlp--NAME/snapshots/COMMIT.

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from simcse_jax.config.values import shown
 from simcse_jax.errors import InputError
-from simcse_jax.pretrained.pooling import modules, read_object
+from simcse_jax.pretrained.pooling import modules, read_fields
 
 ABOUT_FILE = "config_sentence_transformers.json"
-_KEPT = ("prompts", "default_prompt_name", "similarity_fn_name")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,22 @@ class Prompts:
         return prompt
 
 
+@dataclass(frozen=True)
+class _About:
+    """The fields of `ABOUT_FILE` that an export keeps."""
+
+    prompts: dict[str, str | None] | None = None
+    default_prompt_name: str | None = None
+    similarity_fn_name: str | None = None
+
+
+@dataclass(frozen=True)
+class _PoolingFile:
+    """The field of a Pooling module's config.json that is read here."""
+
+    include_prompt: bool = True
+
+
 def read_about(folder: Path) -> dict[str, Any]:
     """What an export keeps of a folder's config_sentence_transformers.json: its prompts and its similarity function.
 
@@ -54,14 +70,11 @@ def read_about(folder: Path) -> dict[str, Any]:
       InputError: the file is not as sentence-transformers writes it.
     """
     file = folder / ABOUT_FILE
-    about = read_object(file, "") if file.is_file() else {}
-    kept = {key: about[key] for key in _KEPT if about.get(key) is not None}
-    prompts, default = kept.get("prompts", {}), kept.get("default_prompt_name")
-    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
-        raise InputError(f"{file} has prompts {str(prompts)[:60]}; expected texts by name: copy the model again")
-    if default is not None and default not in prompts:
-        raise InputError(f"{file} has default_prompt_name {default!r}, which is not among its prompts: correct it")
-    return kept
+    about: _About = read_fields(_About, file)
+    if about.default_prompt_name is not None and about.default_prompt_name not in (about.prompts or {}):
+        name = shown(about.default_prompt_name)
+        raise InputError(f"{file} has default_prompt_name {name}, which is not among its prompts: correct it")
+    return {name: value for name, value in vars(about).items() if value is not None}
 
 
 def read_prompts(folder: Path) -> Prompts:
@@ -73,7 +86,6 @@ def read_prompts(folder: Path) -> Prompts:
     about = read_about(folder)
     # The Pooling module, where there is one, says whether it counts the prompt's tokens.
     pooling = next((module.folder / "config.json" for module in modules(folder) if module.kind == "Pooling"), None)
-    settings = read_object(pooling, "") if pooling and pooling.is_file() else {}
-    pooled = settings.get("include_prompt") is not False
+    pooled = read_fields(_PoolingFile, pooling).include_prompt if pooling else True
     by_name = {name: text or "" for name, text in about.get("prompts", {}).items()}
     return Prompts(by_name, about.get("default_prompt_name"), pooled)

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from simcse_jax.errors import InputError, reason, warn
+from simcse_jax.errors import InputError, warn
 from simcse_jax.model import EncoderConfig
 from simcse_jax.model.params import Params
-from simcse_jax.pretrained.folders import COPY, Checkpoint, inside_run
-from simcse_jax.pretrained.pooling import read_object
+from simcse_jax.pretrained.folders import COPY, Checkpoint
+from simcse_jax.pretrained.tensors import WORDS, Stored, find_tensors
 from simcse_jax.storage.manifest import check_unchanged
 
 # Hugging Face prefix -> ours, for modules that hold (weight, bias). `{i}` runs over the layers.
@@ -35,9 +34,8 @@ _MLM_NAMES = {
     "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
 }
 
-# What an encoder's weights are called behind the prefix that its checkpoint gives them, and the weight that tells it.
+# What an encoder's weights are called behind the prefix that its checkpoint gives them.
 _INSIDE = ("embeddings.", "encoder.", "pooler.")
-_WORDS = "embeddings.word_embeddings.weight"
 
 # Heads beside the encoder: that of the original SimCSE code, one that is named as within it, and those of pretraining.
 _BESIDE = ("mlp.dense.", "pooler.dense.", "cls.", "lm_head.")
@@ -108,15 +106,13 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = Fal
             "weights first, with merge_and_unload of the package peft"
         )
     check_unchanged(checkpoint.root, COPY, lambda name: name.endswith(".safetensors"))
-    stored = read_tensors(checkpoint.folder)
-    tensors, outside = _sort(stored, checkpoint.folder)
-    params: Params = {}
+    stored = find_tensors(checkpoint.folder)
+    tensors, outside, twice = _sort(stored, checkpoint.folder)
+    wanted: list[tuple[tuple[str, ...], Stored]] = []
     problems: list[str] = []
     expected = set()
     has_head = "pooler.dense.weight" in tensors
     has_mlm = mlm and f"{_MLM_NAMES[checkpoint.config.model_type][0]}.weight" in tensors
-    if has_mlm:
-        _check_decoder(checkpoint, {name: stored[tensors[name]] for name in tensors})
     for path, name, shape in _names(checkpoint.config, has_mlm):
         if path[0] == "head" and not has_head:
             continue
@@ -125,21 +121,31 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = Fal
             problems.append(f"missing {name}")
             continue
         value = stored[tensors[name]]
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            problems.append(f"{tensors[name]} holds {value.dtype}: quantised weights are not read")
-            continue
-        value = value.T if path[-1] == "kernel" else value
-        if value.shape != shape:
-            given, wanted = stored[tensors[name]].shape, shape[::-1] if path[-1] == "kernel" else shape
-            problems.append(f"{name} has shape {list(given)}, config.json asks for {list(wanted)}")
-            continue
-        _place(params, path, value.astype(dtype, copy=False))
+        given = shape[::-1] if path[-1] == "kernel" else shape
+        if value.problem:
+            problems.append(f"{tensors[name]} {value.problem}")
+        elif value.shape != given:
+            problems.append(f"{name} has shape {list(value.shape)}, config.json asks for {list(given)}")
+        else:
+            wanted.append((path, value))
     problems += [f"unexpected {tensors[name]}" for name in sorted(set(tensors) - expected) if not _UNUSED.match(name)]
-    if _WORDS not in tensors:
+    if WORDS not in tensors:
         problems += [f"unexpected {name}" for name in outside]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise InputError(f"the weights in {checkpoint.folder} do not fit its config.json: {shown}")
+    # Now that all shapes are those of config.json, memory is taken.
+    for one, other in twice:
+        if not _equal(stored[one], stored[other]):
+            raise InputError(
+                f"the weights in {checkpoint.folder} hold {one} and {other}, which differ: remove one of them"
+            )
+    if has_mlm:
+        _check_decoder(checkpoint, {name: stored[tensors[name]] for name in tensors})
+    params: Params = {}
+    for path, weight in wanted:
+        array = weight.read()
+        _place(params, path, (array.T if path[-1] == "kernel" else array).astype(dtype, copy=False))
     if outside:
         modules = sorted({name.removesuffix(".weight").removesuffix(".bias") for name in outside})
         more = f" and {len(modules) - 8} more" if len(modules) > 8 else ""
@@ -147,13 +153,14 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = Fal
     return params
 
 
-def _sort(stored: dict[str, np.ndarray], folder: Path) -> tuple[dict[str, str], list[str]]:
-    """The weights of a checkpoint's encoder and of the heads beside it, by their canonical names; and all others.
+def _sort(stored: dict[str, Stored], folder: Path) -> tuple[dict[str, str], list[str], list[tuple[str, str]]]:
+    """The weights of a checkpoint's encoder and of the heads beside it, by their canonical names; all others; and pairs
+    of names of one weight.
 
     Raises:
-      InputError: the checkpoint holds several encoders, or a weight twice.
+      InputError: the checkpoint holds several encoders.
     """
-    prefixes = [name.removesuffix(_WORDS) for name in stored if f".{name}".endswith(f".{_WORDS}")] or [""]
+    prefixes = [name.removesuffix(WORDS) for name in stored if f".{name}".endswith(f".{WORDS}")] or [""]
     if len(prefixes) > 1:
         raise InputError(
             f"the weights in {folder} hold {len(prefixes)} encoders ({', '.join(map(repr, sorted(prefixes)))}): save "
@@ -163,6 +170,7 @@ def _sort(stored: dict[str, np.ndarray], folder: Path) -> tuple[dict[str, str], 
     parent = prefix[: prefix[:-1].rfind(".") + 1]
     found: dict[str, str] = {}
     outside: list[str] = []
+    twice: list[tuple[str, str]] = []
     mlp = f"{parent}mlp."
     # The head of the original SimCSE code comes first: it takes the place of the encoder's own.
     for name in sorted(stored, key=lambda name: (not name.startswith(mlp), name)):
@@ -178,17 +186,21 @@ def _sort(stored: dict[str, np.ndarray], folder: Path) -> tuple[dict[str, str], 
             continue
         if other.startswith(mlp):
             outside.append(name)
-        elif key.startswith(_INSIDE) and not np.array_equal(stored[other], stored[name]):
-            raise InputError(f"the weights in {folder} hold {other} and {name}, which differ: remove one of them")
-    return found, outside
+        elif key.startswith(_INSIDE):
+            twice.append((other, name))
+    return found, outside, twice
 
 
-def _check_decoder(checkpoint: Checkpoint, tensors: dict[str, np.ndarray]) -> None:
+def _equal(a: Stored, b: Stored) -> bool:
+    return a.shape == b.shape and not b.problem and np.array_equal(a.read(), b.read())
+
+
+def _check_decoder(checkpoint: Checkpoint, tensors: dict[str, Stored]) -> None:
     bias = _MLM_NAMES[checkpoint.config.model_type][2]
     name = bias.replace("bias", "decoder.weight")
-    if name in tensors and _WORDS in tensors and not np.array_equal(tensors[name], tensors[_WORDS]):
+    if name in tensors and WORDS in tensors and not _equal(tensors[WORDS], tensors[name]):
         raise InputError(
-            f"{checkpoint.folder} has a {name} that differs from its {_WORDS}; the head of a masked language model is "
+            f"{checkpoint.folder} has a {name} that differs from its {WORDS}; the head of a masked language model is "
             f"read with the two tied: remove {bias.removesuffix('bias')}* from the weights to train a fresh head, or "
             "set objective.mlm.weight to 0"
         )
@@ -204,81 +216,6 @@ def _canonical(name: str) -> str:
     name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
     name = re.sub(r"^(cls\.predictions|lm_head)\.decoder\.bias$", r"\1.bias", name)
     return re.sub(r"^mlp\.dense\.", "pooler.dense.", name)
-
-
-# The forms of a folder's weights, in the order in which transformers looks for them.
-_FORMS = [f"{file}{index}" for file in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")]
-
-
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All weights of a folder, from safetensors, sharded or not, or from a PyTorch pickle.
-
-    Of several forms, the one is read that transformers reads; a line on stderr names the others.
-
-    Raises:
-      InputError: the folder has no weights, or they cannot be read.
-    """
-    there = [folder / name for name in _FORMS if (folder / name).is_file()]
-    if not there:
-        raise InputError(
-            f"{folder} has no weights: expected model.safetensors, its sharded form, or pytorch_model.bin"
-            + inside_run(folder)
-        )
-    chosen, *others = there
-    files, shards = [chosen], {}
-    if chosen.suffix == ".json":
-        shards = read_object(chosen, "").get("weight_map", {})
-        if not isinstance(shards, dict) or not shards or not all(isinstance(file, str) for file in shards.values()):
-            raise InputError(f"{chosen} has no weight_map from weights to files: copy it again")
-        files = sorted({folder / file for file in shards.values()})
-    tensors: dict[str, np.ndarray] = {}
-    for file in files:
-        read = read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-        # A shard may hold more than the index takes from it, such as what another shard holds as well.
-        tensors |= {name: x for name, x in read.items() if folder / shards.get(name, file.name) == file}
-    if others:
-        warn(f"{folder}: the weights are those of {chosen.name}; not read: {', '.join(file.name for file in others)}")
-    return tensors
-
-
-def read_safetensors(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file; raises `InputError` where it is damaged or absent."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(file)
-    except FileNotFoundError as error:
-        if file.exists():  # what safetensors says of a file that may not be read
-            raise InputError(f"{file} cannot be read: give yourself permission to read it") from error
-        raise InputError(f"{file} is named by the weights' index but does not exist: copy the model again") from error
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} cannot be read ({error}): it is truncated or damaged, so copy it again") from error
-
-
-def _read_torch(file: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            f"{file} is a PyTorch pickle and torch is not installed: pip install torch, "
-            "or save the model as safetensors elsewhere"
-        ) from error
-    try:
-        # weights_only refuses pickles that could run code.
-        saved = torch.load(file, map_location="cpu", weights_only=True)
-        # Lightning puts the weights into `state_dict`, DeepSpeed into `module`, loops of one's own where they like.
-        inside = [part for part in saved.values() if isinstance(part, dict)]
-        tensors = next((part for part in inside if any(f".{name}".endswith(f".{_WORDS}") for name in part)), saved)
-        return {
-            name: (x.float() if x.is_floating_point() else x).numpy()
-            for name, x in tensors.items()
-            if isinstance(x, torch.Tensor)
-        }
-    except Exception as error:  # torch raises many types for damaged or refused pickles
-        raise InputError(
-            f"{file} cannot be read as weights ({reason(error)}): copy it again, or save it as safetensors"
-        ) from error
 
 
 def to_tensors(params: Params, config: EncoderConfig) -> dict[str, np.ndarray]:

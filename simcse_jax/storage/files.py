@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import reprlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -47,6 +48,33 @@ def local_only(name: str | Path) -> Path:
     if is_remote(name):
         raise InputError(f"{name} is on an object store, where only runs and exports can be written: give a local path")
     return expanded(name)
+
+
+def inside(folder: Path, name: str, where: str | Path) -> Path:
+    """The path that a file of somebody else's names, in its folder or below.
+
+    Links are followed, as the caches of hubs consist of them.
+
+    Args:
+      folder: the folder.
+      name: the name in the file.
+      where: the file, for the message.
+
+    Raises:
+      InputError: the name leads out of the folder, or can be that of no file.
+    """
+    problem = ""
+    try:
+        parts = Path(name).parts
+        if len(os.fsencode(name)) > 1000 or max(map(len, map(os.fsencode, parts)), default=0) > 255 or "\0" in name:
+            problem = "a name that no file has"  # of which the system tells in an error of its own
+        elif Path(name).is_absolute() or ".." in parts:
+            problem = "which leads out of its folder"
+    except (TypeError, ValueError):  # not a text, or one that the system cannot spell
+        problem = "a name that no file has"
+    if problem:
+        raise InputError(f"{where} names the file {reprlib.repr(name)}, {problem}: copy it again, from its maker")
+    return folder / name
 
 
 def check_readable(path: Path) -> None:

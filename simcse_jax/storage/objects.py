@@ -23,6 +23,7 @@ from simcse_jax.storage.files import (
     check_new_folder,
     check_readable,
     expanded,
+    inside,
     is_remote,
     new_folder,
 )
@@ -133,8 +134,7 @@ def _find_content(store: Any, path: str, name: str | Path) -> dict[str, Any]:
 
 def _check_inside(files: Iterable[str], where: str) -> None:
     for file in files:
-        if Path(file).is_absolute() or ".." in Path(file).parts:
-            raise InputError(f"{where} names {file}, which is outside of it")
+        inside(Path(), file, where)
 
 
 def _copy(store: Any, path: str, files: list[str], folder: Path, name: str | Path) -> None:
