@@ -248,19 +248,34 @@ def test_damaged_vectors(tmp_path: Path) -> None:
         Index.load(folder)
 
 
+def at(cells: np.ndarray, place: int, number: int) -> np.ndarray:
+    """A copy of cells with another number at a place."""
+    return np.frombuffer(
+        cells.tobytes()[:place] + number.to_bytes(8, "little") + cells.tobytes()[place + 8 :], np.uint8
+    )
+
+
 def test_damaged_cells(tmp_path: Path) -> None:
     pytest.importorskip("faiss")
     folder = Index(names(100), unit(100), "faiss-ivf").save(tmp_path / "index")
     cells = np.load(folder / "cells.npy")
     other = Index(names(100), unit(100, 8), "faiss-ivf").save(tmp_path / "other")
     for damaged, words in [
-        (cells[:-40], "cells that faiss cannot read"),
-        (cells[:0], "cells that faiss cannot read"),
-        (cells.astype(np.float32), "cells that faiss cannot read"),
-        (np.load(other / "cells.npy"), "cells of width 8"),
+        (cells[:120], "2 cells of width 16 in 120 bytes"),
+        (cells[:0], "cells that are no IndexIVFFlat"),
+        (cells.astype(np.float32), "cells that are no IndexIVFFlat"),
+        (np.load(other / "cells.npy"), "cells that are no IndexIVFFlat of width 16"),
+        # faiss's reader would take 8 GiB for the first, and look for its end for the second.
+        (at(cells, 37, 2**31), "2,147,483,648 cells"),
+        (at(cells, 45, 2**40), None),
+        (at(cells, 90, 2**31), "2 cells"),
+        (at(cells, 98, 0x7FC00000), "cells whose centres are not finite"),
     ]:
         np.save(folder / "cells.npy", damaged)
         write_manifest(folder, {})  # as if a program that is not ours had written them
+        if words is None:  # a number of cells to search, which we choose ourselves
+            assert len(Index.load(folder).search(unit(1), 3)[0]) == 3
+            continue
         with pytest.raises(InputError, match=rf"the index .* is damaged \({words}"):
             Index.load(folder)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from simcse_jax.errors import InputError, reason
+from simcse_jax.errors import InputError
 from simcse_jax.inference.shapes import power_of_two
 from simcse_jax.inference.vectors import as_cosines
 
@@ -136,6 +136,33 @@ def import_faiss() -> Any:
     return faiss
 
 
+def _probed(cells: int) -> int:
+    return -(-cells // 8)
+
+
+def _centres(cells: np.ndarray, width: int) -> Float[np.ndarray, "C D"]:
+    """The centres in `Faiss.cells`: an IndexIVFFlat without vectors, as faiss writes it.
+
+    They are read by their places, because faiss takes memory for whatever sizes a file names.
+
+    Raises:
+      ValueError: something else, of another width, damaged.
+    """
+    data = cells.tobytes()
+    number, held = (int.from_bytes(data[start : start + 8], "little") for start in (_NUMBER, _CENTRES - 8))
+    if cells.dtype != np.uint8 or data[:8] != b"IwFl" + width.to_bytes(4, "little") or any(data[8:16]):
+        raise ValueError(f"cells that are no IndexIVFFlat of width {width} without vectors")
+    if not number or held != number * width or len(data) < _CENTRES + 4 * held:
+        raise ValueError(f"{number:,} cells of width {width} in {len(data):,} bytes")
+    centres: Float[np.ndarray, "C D"] = np.frombuffer(data, "<f4", held, _CENTRES).reshape(number, width)
+    if not np.isfinite(centres).all():
+        raise ValueError("cells whose centres are not finite")
+    return centres
+
+
+_NUMBER, _CENTRES = 37, 98  # places in `cells`: of the number of cells, and of the centres behind their number
+
+
 class Faiss:
     """Search with faiss, on the CPU: all inner products, or those with the vectors of the nearest cells.
 
@@ -158,12 +185,12 @@ class Faiss:
         faiss = import_faiss()
         self.cells: Any = cells
         if cells is not None:
-            try:
-                self._index = faiss.deserialize_index(cells)
-            except (RuntimeError, AssertionError, AttributeError) as error:  # of faiss, and of its checks of the array
-                raise ValueError(f"cells that faiss cannot read: {reason(error)}") from error
-            if (self._index.d, self._index.ntotal) != (width, 0):
-                raise ValueError(f"cells of width {self._index.d} that hold {self._index.ntotal} vectors")
+            centres = _centres(cells, width)
+            quantizer = faiss.IndexFlatIP(width)
+            quantizer.add(centres)
+            self._index = faiss.IndexIVFFlat(quantizer, width, len(centres), faiss.METRIC_INNER_PRODUCT)
+            self._index.train(centres)  # which it need not be, as the centres are there
+            self._index.nprobe = _probed(len(centres))
         elif sample is None:
             self._index = faiss.IndexFlatIP(width)
         elif not len(sample):
@@ -172,7 +199,7 @@ class Faiss:
             # faiss warns below 39 vectors per cell.
             number = max(1, min(round(len(sample) ** 0.5), len(sample) // 39))
             self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, number, faiss.METRIC_INNER_PRODUCT)
-            self._index.nprobe = -(-number // 8)
+            self._index.nprobe = _probed(number)
             self._index.train(np.ascontiguousarray(sample, np.float32))
             self.cells = faiss.serialize_index(self._index)
 
