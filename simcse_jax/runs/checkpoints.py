@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jax.tree_util import keystr
+from jax.tree_util import tree_leaves_with_path as leaves_with_path
+
 from simcse_jax.config import CheckpointConfig
 from simcse_jax.errors import InputError
 from simcse_jax.runs.folder import read_results, writing_to
@@ -262,8 +265,19 @@ def restore(folder: Path, items: Items) -> Items:
     Args:
       folder: its folder.
       items: the trees to read, as `ShapeDtypeStruct`s with the shardings of the result.
+
+    Raises:
+      InputError: the parameters have other shapes in the checkpoint.
     """
-    found: Items = ocp.load_checkpointables(folder.resolve(), items)  # orbax takes absolute paths alone
+    place = folder.resolve()  # orbax takes absolute paths alone
+    stored, wanted = ocp.checkpointables_metadata(place).metadata["params"], items.get("params", {})
+    shapes, asked = ({keystr(path): x.shape for path, x in leaves_with_path(tree)} for tree in (stored, wanted))
+    if wrong := [name for name, shape in asked.items() if shapes.get(name) != shape]:
+        raise InputError(
+            f"the checkpoint {folder} does not fit the config.json of its run: {wrong[0]} has shape "
+            f"{shapes.get(wrong[0])}, config.json asks for {asked[wrong[0]]} ({len(wrong):,} such): copy the run again"
+        )
+    found: Items = ocp.load_checkpointables(place, items)
     return found
 
 
