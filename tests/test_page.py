@@ -89,7 +89,7 @@ def service(model: Words, sentences: list[str] | None, bound: socket.socket) -> 
     engine = Engine(model, Index(sentences, unit) if sentences else None, 100, 64)
     limits = Limits(max_characters=200, max_plot=20)
     app = create_app(engine, "words", limits, ["127.0.0.1"], ready.set_result)
-    server = Server(app, 5.0)
+    server = Server(app, limits)
     thread = threading.Thread(target=server.run, args=(bound,))
     thread.start()
     try:

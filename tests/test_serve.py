@@ -91,6 +91,7 @@ def test_health(client: TestClient, model: SimCSE) -> None:
     assert health["index_size"] == len(model.index) == 203
     assert health["limits"]["max_hits"] == 20
     assert health["max_length"] == model.max_length
+    assert client.get("/api/ready").json() == {"ready": True}
 
 
 def test_search_is_the_tools(client: TestClient, model: SimCSE) -> None:
@@ -244,6 +245,22 @@ def test_a_name_that_another_site_points_here_is_refused(client: TestClient) -> 
     assert client.get("/api/health", headers={"Host": "127.0.0.1"}).status_code == 200
 
 
+def test_pages_of_other_sites_are_refused(client: TestClient) -> None:
+    def status(**headers: str) -> int:
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        return int(client.post("/api/encode", json={"sentences": ["a"]}, headers=given).status_code)
+
+    assert status() == 200  # a program
+    assert status(Origin="http://127.0.0.1:8000", Sec_Fetch_Site="same-origin") == 200
+    assert status(Origin="http://127.0.0.1:8000") == 200  # an older browser
+    assert status(Origin="https://search.example", Sec_Fetch_Site="same-origin") == 200  # through a proxy
+    for origin in ("https://evil.example", "null", "http://127.0.0.1:8001", "http://127.0.0.1:8000.evil.example", ""):
+        assert status(Origin=origin) == 403, origin
+        assert status(Origin=origin, Sec_Fetch_Site="cross-site") == 403, origin
+    assert status(Sec_Fetch_Site="same-site") == 403
+    assert client.get("/", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200  # a link
+
+
 def has_guards_headers(answer: Any) -> bool:
     return "default-src 'none'" in answer.headers["Content-Security-Policy"] and (
         answer.headers["X-Content-Type-Options"] == "nosniff"
@@ -252,7 +269,8 @@ def has_guards_headers(answer: Any) -> bool:
 
 def test_schema_and_page_name_nothing_elsewhere(client: TestClient) -> None:
     described = client.get("/api/openapi.json").json()
-    assert {"/api/health", "/api/search", "/api/encode", "/api/similarity", "/api/plot"} == set(described["paths"])
+    names = ("health", "ready", "search", "encode", "similarity", "plot")
+    assert {f"/api/{name}" for name in names} == set(described["paths"])
     for path in ("search", "encode", "similarity", "plot"):
         responses = described["paths"][f"/api/{path}"]["post"]["responses"]
         for status in ("413", "422", "503", "504"):
@@ -373,31 +391,130 @@ def test_a_queue_is_served_in_order_and_bounded() -> None:
         assert [await task for task in waiting if task is not waiting[1]] == [10, 30, 40, 50, 60]
         assert work.calls == [[0], [1, 3, 4, 5], [6]]
         assert await shared.submit(7) == 70
-        await shared.stop()
+        await shared.stop(5)
         with pytest.raises(NotReady):
             await shared.submit(8)
 
     asyncio.run(check())
 
 
-def test_what_takes_too_long_is_given_up_and_an_error_is_of_its_batch_alone() -> None:
+def test_what_takes_too_long_is_given_up_and_nothing_is_taken_until_it_ends() -> None:
     async def check() -> None:
         work = Gate()
         shared = batcher(work, max_seconds=0.2, gather=0.0)
         await started(shared)
-        with pytest.raises(TooSlow):
-            await shared.submit(1)
-        with pytest.raises(TooSlow):  # dropped while it waited
+        first = asyncio.create_task(shared.submit(1))
+        while not work.calls:
+            await asyncio.sleep(0.005)
+        second = asyncio.create_task(shared.submit(2))  # dropped while it waits
+        for task in (first, second):
+            with pytest.raises(TooSlow):
+                await task
+        assert "at one call for more than 0.2 s" in str(shared.unready)
+        with pytest.raises(NotReady, match="at one call"):
             await shared.submit(2)
         work.open.set()
-        await asyncio.sleep(0.02)
-        with pytest.raises(ValueError, match="no such job"):
-            await shared.submit(-1)
+        while shared.busy:
+            await asyncio.sleep(0.005)
+        assert shared.unready is None
         assert await shared.submit(3) == 30
-        assert work.calls == [[1], [-1], [3]]
-        await shared.stop()
+        assert work.calls == [[1], [3]]
+        await shared.stop(5)
 
     asyncio.run(check())
+
+
+def test_a_fault_is_its_jobs_alone_whatever_it_is() -> None:
+    class Faulty(Gate):
+        """Work with faults: an error, an exit, no answer at all, and what no future takes."""
+
+        def __call__(self, jobs: Sequence[int]) -> list[int]:
+            self.calls.append(list(jobs))
+            assert self.open.wait(10)
+            faults = {-1: ValueError("no such job"), -2: SystemExit(3), -4: StopIteration()}
+            for job in jobs:
+                if job in faults:
+                    raise faults[job]
+            return [10 * job for job in jobs if job != -3]
+
+    async def check() -> None:
+        work = Faulty()
+        shared = batcher(work, batch=5, max_queue=20)
+        await started(shared)
+        first = asyncio.create_task(shared.submit(7))
+        while not work.calls:
+            await asyncio.sleep(0.005)
+        together = asyncio.gather(*(shared.submit(job) for job in (1, -1, -2, -3, -4)), return_exceptions=True)
+        await asyncio.sleep(0)
+        work.open.set()
+        assert await first == 70
+        answers = await together
+        assert answers[0] == 10
+        said = ["no such job", "SystemExit", "0 answers to 1 jobs", "StopIteration"]
+        for answer, what in zip(answers[1:], said, strict=True):
+            assert what in str(answer)
+        assert await shared.submit(2) == 20
+        assert work.calls == [[7], [1, -1, -2, -3, -4], [1], [-1], [-2], [-3], [-4], [2]]
+        await shared.stop(5)
+
+    asyncio.run(asyncio.wait_for(check(), 20))
+
+
+def test_who_has_gone_waits_no_longer() -> None:
+    async def check() -> None:
+        work = Gate()
+        shared = batcher(work)
+        await started(shared)
+        tasks = [asyncio.create_task(shared.submit(0))]
+        while not work.calls:
+            await asyncio.sleep(0.005)
+        for _ in range(3):  # leaves no trace in the queue, however often
+            waiting = [asyncio.create_task(shared.submit(number)) for number in range(6)]
+            await asyncio.sleep(0)
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        tasks.append(asyncio.create_task(shared.submit(1)))
+        await asyncio.sleep(0)
+        work.open.set()
+        assert await asyncio.gather(*tasks) == [0, 10]
+        assert work.calls == [[0], [1]]
+        await shared.stop(5)
+
+    asyncio.run(asyncio.wait_for(check(), 20))
+
+
+def test_stopping_waits_for_a_call_that_hangs_no_longer_than_told() -> None:
+    async def check() -> None:
+        work = Gate()
+        shared = batcher(work)
+        await started(shared)
+        first = asyncio.create_task(shared.submit(1))
+        while not work.calls:
+            await asyncio.sleep(0.005)
+        await shared.stop(0.05)
+        with pytest.raises(NotReady, match="is stopping"):
+            await first
+        assert shared.busy
+        work.open.set()
+
+    asyncio.run(asyncio.wait_for(check(), 20))
+
+
+def test_a_worker_that_ends_by_a_fault_is_told_and_takes_nothing_more() -> None:
+    async def check() -> None:
+        told: asyncio.Queue[Exception | None] = asyncio.Queue()
+        shared = batcher(Gate())
+        shared.start(lambda: None, told.put_nowait)
+        assert await told.get() is None
+        shared._gather = None  # type: ignore[assignment]  # any fault of its own
+        with pytest.raises(NotReady):
+            await shared.submit(1)
+        assert isinstance(await told.get(), TypeError)
+        assert shared.unready
+        await shared.stop(5)
+
+    asyncio.run(asyncio.wait_for(check(), 20))
 
 
 def test_stopping_answers_the_call_that_goes_on() -> None:
@@ -410,7 +527,7 @@ def test_stopping_answers_the_call_that_goes_on() -> None:
             await asyncio.sleep(0.005)
         second = asyncio.create_task(shared.submit(2))
         await asyncio.sleep(0)
-        stopping = asyncio.create_task(shared.stop())
+        stopping = asyncio.create_task(shared.stop(5))
         await asyncio.sleep(0.01)
         assert not stopping.done()
         work.open.set()
@@ -430,11 +547,12 @@ def test_stopped_while_it_prepares_it_is_never_ready() -> None:
         shared = batcher(Gate())
         shared.start(lambda: compiled.wait(10) and None, told.append)
         await asyncio.sleep(0.01)
-        stopping = asyncio.create_task(shared.stop())
+        stopping = asyncio.create_task(shared.stop(5))
         await asyncio.sleep(0.01)
         compiled.set()
         await stopping
-        assert (told, shared.ready) == ([], False)
+        assert told == []
+        assert shared.unready
 
     asyncio.run(asyncio.wait_for(check(), 20))
 
@@ -460,6 +578,35 @@ def test_overload_slowness_and_faults_are_said_in_json(model: SimCSE) -> None:
         assert has_guards_headers(client.post("/api/encode", json={"sentences": ["a"]}))
 
 
+@pytest.mark.parametrize("fault", ["few", "nan"])
+def test_vectors_that_are_not_there_are_an_error_of_their_requests_alone(fault: str) -> None:
+    class Odd(SimCSE):
+        """A model that forgets sentences, or gives numbers that are none."""
+
+        width, max_length = 2, 8  # type: ignore[assignment]
+
+        def __init__(self) -> None:
+            pass
+
+        def warm_up(self) -> None:
+            pass
+
+        def are_cut(self, sentences: Any) -> list[bool]:
+            return [False] * len(sentences)
+
+        def encode(self, sentences: Any, **_: Any) -> Any:
+            time.sleep(0.05)  # so that the next requests come together
+            kept = [s for s in sentences if s != "bad" or fault == "nan"]
+            return np.array([[np.nan if s == "bad" else 1, 2] for s in kept], np.float32).reshape(-1, 2)
+
+    engine = Engine(Odd(), None, 5, 8)
+    with serving(engine) as client, ThreadPoolExecutor(8) as pool:
+        texts = ["a", "bad", "b", "c", "bad", "d", "e", "f"]
+        answers = list(pool.map(lambda text: client.post("/api/encode", json={"sentences": [text]}), texts))
+        assert [answer.status_code for answer in answers] == [500 if text == "bad" else 200 for text in texts]
+        assert client.get("/api/ready").status_code == 200
+
+
 def test_not_ready_while_compiling_and_told_where_that_fails(model: SimCSE) -> None:
     class Slow(Counted):
         compiled = threading.Event()
@@ -471,6 +618,7 @@ def test_not_ready_while_compiling_and_told_where_that_fails(model: SimCSE) -> N
     told: list[Exception | None] = []
     with TestClient(create_app(Slow(model, None), "tiny", LIMITS, on_ready=told.append)) as client:
         assert client.get("/api/health").json()["ready"] is False
+        assert client.get("/api/ready").status_code == 503
         assert "ask again in a few seconds" in refused(client, "encode", 503, sentences=["a"])
         Slow.compiled.set()
         while not told:

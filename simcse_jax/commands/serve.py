@@ -45,7 +45,7 @@ class Serve(Command):
         from simcse_jax.reports.progress import note, say
         from simcse_jax.serve.app import create_app
         from simcse_jax.serve.engine import Engine
-        from simcse_jax.serve.server import Server, bind, is_loopback, url
+        from simcse_jax.serve.server import Server, bind, is_loopback, leave, url
 
         if self.sentences is not None:
             check_searchable(self.sentences)
@@ -69,10 +69,12 @@ class Serve(Command):
             engine = Engine(model, model.index, self.limits.max_hits, self.limits.batch)
             hosts = ["localhost", "127.0.0.1", "[::1]", self.host] if is_loopback(self.host) else ["*"]
             app = create_app(engine, self.name or _short(self.model), self.limits, hosts, on_ready)
-            server = Server(app, self.limits.max_seconds)
+            server = Server(app, self.limits)
             server.run(bound)
         if failed:
             raise failed[0]
+        if app.state.batcher.busy:
+            leave()
         say("stopped")
 
 

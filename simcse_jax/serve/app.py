@@ -26,6 +26,7 @@ _MAX_ERRORS = 5  # most errors reported of a request
 _MAX_NAME = 50  # most characters of a field's name in a report
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
+    408: {"model": schema.Problem, "description": "The body did not arrive in time"},
     413: {"model": schema.Problem, "description": "The body is too large"},
     422: {"model": schema.Problem, "description": "The request is malformed or beyond a limit"},
     503: {"model": schema.Problem, "description": "The service is not ready yet, or too many requests wait"},
@@ -48,7 +49,8 @@ def create_app(
       limits: bounds of requests.
       hosts: host names that requests may use. A service on loopback alone must list them: otherwise a page of another
         site could reach it under a name of its own that resolves to this machine.
-      on_ready: called once, when the service answers requests, or with the error that kept it from that.
+      on_ready: called with None once the service takes requests, and with the error that kept it from that or ended
+        it later.
     """
     batcher: Batcher[Job, Answer] = Batcher(
         engine, lambda job: len(job.sentences), limits.batch, limits.max_queue, limits.gather, limits.max_seconds
@@ -58,7 +60,8 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         batcher.start(engine.warm_up, on_ready)
         yield
-        await batcher.stop()
+        # Requests have had their time by now: nobody waits for a call that goes on.
+        await batcher.stop(limits.max_stop / 10)
 
     app = FastAPI(
         title="simcse_jax",
@@ -89,9 +92,9 @@ def create_app(
 
     @app.get("/api/health", tags=["service"])
     async def health() -> schema.Health:
-        """Whether the service answers requests, with which model and index, within which limits."""
+        """The service runs: whether it takes requests, with which model and index, within which limits."""
         return schema.Health(
-            ready=batcher.ready,
+            ready=batcher.unready is None,
             model=name,
             width=engine.model.width,
             max_length=engine.model.max_length,
@@ -99,6 +102,13 @@ def create_app(
             version=app.version,
             limits=schema.Bounds.model_validate(asdict(limits)),
         )
+
+    @app.get("/api/ready", tags=["service"], responses={503: _PROBLEMS[503]})
+    async def ready() -> schema.Ready:
+        """Status 200 where the service takes requests, 503 where it does not: for what sends requests to it."""
+        if why := batcher.unready:
+            raise NotReady(why)
+        return schema.Ready()
 
     @app.post("/api/search", responses=_PROBLEMS | {404: {"model": schema.Problem, "description": "No index"}})
     async def search(request: schema.SearchRequest) -> schema.SearchAnswer:
@@ -184,7 +194,7 @@ def _say_what_is_wrong(app: FastAPI, limits: Limits) -> None:
 
     @app.exception_handler(NotReady)
     async def not_ready(request: Request, error: NotReady) -> JSONResponse:
-        return problem(503, "the model is being made ready: ask again in a few seconds", **{"Retry-After": "2"})
+        return problem(503, str(error), **{"Retry-After": "2"})
 
     @app.exception_handler(Overloaded)
     async def overloaded(request: Request, error: Overloaded) -> JSONResponse:

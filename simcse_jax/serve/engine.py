@@ -61,9 +61,17 @@ class Engine:
                     count *= 2
 
     def __call__(self, jobs: Sequence[Job]) -> list[Answer]:
-        """The answers, in the jobs' order; a sentence of several jobs is encoded once."""
+        """The answers, in the jobs' order; a sentence of several jobs is encoded once.
+
+        Raises:
+          RuntimeError: the model gave too few vectors, or numbers that are not finite.
+        """
         places = {sentence: place for place, sentence in enumerate(dict.fromkeys(s for j in jobs for s in j.sentences))}
         raw = np.asarray(self.model.encode(list(places), normalize=False))
+        if raw.shape != (len(places), self.model.width):
+            raise RuntimeError(f"vectors of shape {raw.shape} for {len(places)} sentences")
+        if not np.isfinite(raw).all():
+            raise RuntimeError("a vector is not finite")
         scaled = unit(raw)
         asked = list(dict.fromkeys(places[s] for job in jobs if job.top_k for s in job.sentences))
         most = max(job.top_k for job in jobs)

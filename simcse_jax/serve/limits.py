@@ -26,6 +26,12 @@ class Limits:
     """Most sentences that wait for the model; the service refuses a request beyond it (503)."""
     max_seconds: float = 30.0
     """Most seconds from a request's arrival to its answer; then the service gives it up (504)."""
+    max_connections: int = 2_048
+    """Most connections; for one more, the service closes the one that has kept it waiting for longest."""
+    max_wait: float = 10.0
+    """Most seconds for a request's headers to arrive, from the connection or from the answer before."""
+    max_stop: float = 10.0
+    """Most seconds to end in, once the service is told to stop; requests under way have eight tenths of them."""
     batch: int = 64
     """Most sentences per forward pass, from requests that arrive together."""
     gather: float = 0.003

@@ -1,6 +1,6 @@
 """The API's requests and answers, as in its OpenAPI schema."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -122,10 +122,19 @@ class Bounds(BaseModel):
     max_seconds: float
 
 
+class Ready(BaseModel):
+    """The service takes requests."""
+
+    ready: Literal[True] = True
+
+
 class Health(BaseModel):
     """Whether the service answers requests, and with which model."""
 
-    ready: Annotated[bool, Field(description="False during compilation: requests that need the model get 503")]
+    ready: Annotated[
+        bool,
+        Field(description="False during compilation and while a call hangs: requests that need the model get 503"),
+    ]
     model: str
     width: Annotated[int, Field(description="Of a sentence vector")]
     max_length: Annotated[int, Field(description="Most tokens per sentence; longer ones are cut")]

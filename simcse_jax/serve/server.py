@@ -1,9 +1,12 @@
 """The application on a socket, until SIGTERM or Ctrl-C."""
 
+import asyncio
 import contextlib
 import ipaddress
+import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +14,14 @@ from typing import Any
 import uvicorn
 
 from simcse_jax.errors import InputError, reason
+from simcse_jax.reports.progress import note, say
+from simcse_jax.serve.connections import Crowd
+from simcse_jax.serve.limits import Limits
+from simcse_jax.serve.log import config as config_of_log
 
 _BACKLOG = 2048  # most connections that wait to be accepted
+_OTHER_FILES = 128  # open files besides connections, at most
+_SWITCH = 0.0005  # seconds
 
 
 def is_loopback(host: str) -> bool:
@@ -64,34 +73,80 @@ def url(bound: socket.socket) -> str:
 class Server:
     """A uvicorn server that SIGTERM, Ctrl-C or another thread ends cleanly."""
 
-    def __init__(self, app: Any, max_seconds: float) -> None:
+    def __init__(self, app: Any, limits: Limits) -> None:
         """Prepares; starts nothing yet.
 
         Args:
           app: ASGI application.
-          max_seconds: most seconds that running requests have to end.
+          limits: bounds of connections, and of the time to stop in.
         """
+        files = allow_open_files()
+        # A burst of connections is accepted before the first of them is seen.
+        backlog = min(_BACKLOG, files // 4)
+        most = min(limits.max_connections, max(1, files - backlog - _OTHER_FILES))
+        crowd = Crowd(most, limits.max_wait, limits.max_seconds)
         config = uvicorn.Config(
             app,
+            http=crowd.protocol,  # type: ignore[arg-type]  # makes protocols
+            log_config=config_of_log(),
             log_level="warning",
             access_log=False,
             server_header=False,
             lifespan="on",
             ws="none",
-            backlog=_BACKLOG,
-            timeout_graceful_shutdown=int(max_seconds) + 1,
+            backlog=backlog,
+            timeout_graceful_shutdown=0.8 * limits.max_stop,  # type: ignore[arg-type]  # goes to asyncio.wait_for
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Stopping(config, crowd, limits.max_stop)
 
     def run(self, bound: socket.socket) -> None:
         """Answers requests until it is told to stop."""
-        allow_open_files()
-        with _signals_end_quietly():
-            self._server.run([bound])
+        switch = sys.getswitchinterval()
+        # Otherwise the model's thread waits 5 ms for each of its steps in Python while connections are busy.
+        sys.setswitchinterval(_SWITCH)
+        try:
+            with _signals_end_quietly():
+                self._server.run([bound])
+        finally:
+            sys.setswitchinterval(switch)
 
     def stop(self) -> None:
         """Ends `run`, from any thread."""
         self._server.should_exit = True
+
+
+class _Stopping(uvicorn.Server):
+    """Ends within a time once a signal tells it to; a second signal ends it without waiting for requests."""
+
+    def __init__(self, config: uvicorn.Config, crowd: Crowd, max_stop: float) -> None:
+        super().__init__(config)
+        self._crowd, self._max_stop = crowd, max_stop
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Called for each signal."""
+        if self.should_exit:
+            self.force_exit = True
+        else:
+            last = threading.Timer(self._max_stop, leave)
+            last.daemon = True
+            last.start()
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends what runs, and then what clients keep open: no loop closes while something waits to be sent."""
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves the application running then
+            await self.lifespan.shutdown()
+        self._crowd.disperse()
+        await asyncio.sleep(0.05)
+
+
+def leave() -> None:
+    """Ends the process, with status 0, though a call of the model goes on: no thread can be ended from outside."""
+    note("a call of the model went on and was left")
+    say("stopped")
+    sys.stdout.flush()
+    os._exit(0)
 
 
 @contextlib.contextmanager
@@ -109,12 +164,18 @@ def _signals_end_quietly() -> Any:
             signal.signal(number, handler)
 
 
-def allow_open_files() -> None:
-    """Raises the limit of open files: each connection is one, and many systems allow 1,024 unless asked for more."""
+def allow_open_files() -> int:
+    """Raises the limit of open files: each connection is one, and many systems allow 1,024 unless asked for more.
+
+    Returns:
+      The limit.
+    """
     try:
         import resource
     except ImportError:  # not on Windows
-        return
+        return 2**14
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else 2**20
