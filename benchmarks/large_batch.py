@@ -83,7 +83,7 @@ class Tiled:
         for rows in self.rows:
             for width in self.widths:
                 z = vectors(rows, width)
-                ways = {"dense": dense, f"tiled {block}": partial(tiled, block=block)}
+                ways: dict[str, Pairs] = {"dense": dense, f"tiled {block}": partial(tiled, block=block)}
                 programs = {name: compiled_loss(rows, width, pairs) for name, pairs in ways.items()}
                 (value, _), gradients = programs["dense"](z)
                 for name, program in programs.items():
@@ -123,7 +123,7 @@ class MicroBatch:
             config, model = step_config(n, size, self.layers)
             spec = StepSpec(config, model, mesh, 1, 100)
             step = compile_step(spec)
-            state = create_state(spec, lambda model=model: init_params(model, 0))
+            state = create_state(spec, partial(init_params, model, 0))
 
             def advance(step: Any = step, held: list[Any] = [state]) -> Any:  # noqa: B006  the state is donated
                 held[0], metrics = step.function(held[0], batch)

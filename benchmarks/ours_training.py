@@ -117,7 +117,7 @@ class Checkpointing(Step):
     def save_and_steps(self) -> None:
         """Starts an asynchronous checkpoint and goes on."""
         if self._checkpoints is None:
-            self._checkpoints = Checkpoints(Path(self._folder.name), self.config.checkpoint, writing=True)
+            self._checkpoints = Checkpoints(Path(self._folder.name), self.config.checkpoint)
         assert self.state is not None
         self._checkpoints.save(to_items(self.state), next(self._saved), Progress(), None)
         self.steps()

@@ -46,12 +46,7 @@ class Batches(OnHost):
 
         examples = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in sentences]
         collator = DataCollatorWithPadding(AutoTokenizer.from_pretrained(model))
-        self._loader: Any = DataLoader(
-            examples,  # type: ignore[arg-type]
-            batch_size=batch_size,
-            sampler=order,
-            collate_fn=collator,
-        )
+        self._loader: Any = DataLoader(examples, batch_size=batch_size, sampler=order, collate_fn=collator)
 
     def run(self) -> None:
         """Loads all batches."""

@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 try:
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 except ImportError:  # earlier releases have the losses here
-    from sentence_transformers.losses import MultipleNegativesRankingLoss  # type: ignore[no-redef]
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
 
 from benchmarks.peers_torch import DEVICE, OnTorch, TrainingStep, exact, fast, wait
 

@@ -48,7 +48,7 @@ class Poolers:
         self.config, self.names = config, names
 
     def apply(self, variables: Any, ids: Any, lengths: Any) -> Any:
-        states = Encoder(self.config).apply({"params": variables["params"]["encoder"]}, ids, lengths)
+        states: Any = Encoder(self.config).apply({"params": variables["params"]["encoder"]}, ids, lengths)
         first = {"first_layer": pool(states[:2], lengths, "avg")}
         return jnp.concatenate([first[n] if n in first else pool(states, lengths, n) for n in self.names], axis=2)
 

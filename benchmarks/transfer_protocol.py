@@ -156,9 +156,9 @@ def senteval_adam(splits: dict[str, Examples], folds: int) -> tuple[float, float
     x, y = data["train"]
     everything = np.arange(len(y))
     if "dev" in data:
-        both = tuple(torch.cat([a, b]) for a, b in zip(data["train"], data["dev"], strict=True))
-        held = np.arange(len(y), len(both[1]))
-        best, weights, biases = fit_many(*both, [everything] * len(GRID), [held] * len(GRID), list(GRID))
+        all_x, all_y = (torch.cat([a, b]) for a, b in zip(data["train"], data["dev"], strict=True))
+        held = np.arange(len(y), len(all_y))
+        best, weights, biases = fit_many(all_x, all_y, [everything] * len(GRID), [held] * len(GRID), list(GRID))
         dev, l2 = choose(best)
         return dev, accuracy(*data["test"], weights[GRID.index(l2)], biases[GRID.index(l2)])
     if "test" in data:

@@ -24,11 +24,12 @@ from simcse_jax.study import Study
 CACHE = Path("~/.cache/simcse_jax")
 SEVEN = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKRelatedness")
 
+columns: tuple[str, ...] = ()
 if root := os.environ.get("SIMCSE_DATA"):
     text, columns = Path(root) / "nli" / "nli_triplets_small.csv", ("sent0", "sent1")
     evaluation = EvaluationConfig(data=str(Path(root) / "senteval"), dev="STSBenchmark", test=SEVEN)
 else:
-    text, columns = demo_text(CACHE), ()
+    text = demo_text(CACHE)
     evaluation = EvaluationConfig(dev=str(demo_similarity("dev")), test=(str(demo_similarity("test")),))
 
 study = Study(
