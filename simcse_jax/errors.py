@@ -50,6 +50,13 @@ def check_all(*checks: Callable[[], Any]) -> list[Any]:
     return results
 
 
+def some(names: Iterable[str], most: int = 20) -> str:
+    """Names with commas between them, for a message: long ones cut, and of many the first."""
+    names = list(names)
+    shown = [name if len(name) <= 60 else f"{name[:59]}…" for name in names[:most]]
+    return ", ".join([*shown, *[f"… ({len(names):,} in all)"] * (len(names) > most)])
+
+
 def did_you_mean(word: str, words: Iterable[str], other_names: Mapping[str, str] | None = None) -> str:
     """The question "did you mean 'train'? " after a misspelt name; empty where no name is close.
 

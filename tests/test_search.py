@@ -240,7 +240,7 @@ def test_damaged_vectors(tmp_path: Path) -> None:
     folder = Index(names(3), unit(3)).save(tmp_path / "index")
     for kind in (np.complex64, np.float64, bool):
         np.save(folder / "vectors.npy", unit(3).astype(kind))
-        with pytest.raises(InputError, match=rf"is damaged .*vectors of type {np.dtype(kind)}"):
+        with pytest.raises(InputError, match=rf"is damaged .*vectors.npy is of type {np.dtype(kind)}"):
             Index.load(folder)
     with (folder / "vectors.npy").open("wb") as file:
         np.savez(file, unit(3))

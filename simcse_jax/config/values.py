@@ -82,7 +82,7 @@ def _of_other_types(config: Any, prefix: str) -> Iterator[str]:
 
 
 def _of_other_type(name: str, value: Any, hint: Any) -> Iterator[str]:
-    if not _fits(value, hint):
+    if not fits(value, hint):
         advice = f": give {os.fspath(value)!r}" if isinstance(value, os.PathLike) else ""
         yield f"{name} is {shown(value)}; {_guess(value, hint)}expected {_described(hint)}{advice}"
 
@@ -106,19 +106,20 @@ def _described(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not arguments else str(hint)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is one that an annotation allows."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         return value in arguments
     if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)
+        return isinstance(value, tuple) and all(fits(v, arguments[0]) for v in value)
     if hint is Any:
         return True
     if typing.get_origin(hint) is dict:
         names, values = arguments
-        return isinstance(value, dict) and all(_fits(k, names) and _fits(v, values) for k, v in value.items())
+        return isinstance(value, dict) and all(fits(k, names) and fits(v, values) for k, v in value.items())
     if arguments:
-        return any(_fits(value, a) for a in arguments)
+        return any(fits(value, a) for a in arguments)
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)

@@ -3,18 +3,19 @@
 import shlex
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 from simcse_jax.config import DataConfig
 from simcse_jax.data.files import Files
 from simcse_jax.data.kinds import fault, is_sentence, place
+from simcse_jax.data.reading import few
 from simcse_jax.data.rows import Example, Source, check_columns, is_null, text_of
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, some
 
 ROLES = ("sentence", "positive", "hard negative")
 _SAMPLED = 1000  # rows
 _SHOWN = 60  # characters
+_MOST = 20  # columns that a message names
 
 
 def pick_columns(source: Source, config: DataConfig, doubt: bool = True) -> tuple[str, ...]:
@@ -41,13 +42,13 @@ def pick_columns(source: Source, config: DataConfig, doubt: bool = True) -> tupl
         return ()
     if len(config.columns) > len(ROLES):
         raise InputError(
-            f"data.columns names {len(config.columns)} columns ({', '.join(config.columns)}) but an example has three "
+            f"data.columns names {len(config.columns)} columns ({some(config.columns)}) but an example has three "
             f"at most: name those of {', '.join(ROLES)}, in this order"
         )
     check_columns(source.name, header, tuple(config.where))
     table = _Table(source, tuple(name for name in header if name not in config.where))
     if missing := [name for name in config.columns if name not in header]:
-        raise InputError(f"{source.name} has no column {', '.join(missing)}; {table.advice}{_lost_row(source)}")
+        raise InputError(f"{source.name} has no column {some(missing)}; {table.advice}{_lost_row(source)}")
     for name in (*(config.columns or table.header), *config.where):
         if header.count(name) > 1:
             what = f"two columns '{name}'" if name else "two columns without a name"
@@ -130,7 +131,8 @@ class _Table:
         names = tuple(dict.fromkeys(self.header))
         rows: list[tuple[Any, ...]] = []
         try:
-            rows += (row.values for row in islice(self.source.rows(names), _SAMPLED))
+            found = (row.values for row in self.source.rows(names))
+            rows += few(found, _SAMPLED, lambda row: sum(len(value) for value in row if isinstance(value, str)))
         except InputError:
             if not rows:
                 raise  # else whoever reads the text meets it, if the columns that are taken hold it
@@ -173,8 +175,9 @@ class _Table:
         """What speaks against taking all columns as they stand; empty where nothing does, or no row says anything."""
         if not any(self._values.values()):
             return ""
-        if faults := [f"column {name or repr(name)} {why}" for name, why in self._faults.items() if why]:
-            return f"has columns that are no text: {', '.join(faults)}"
+        if faults := [f"column {_clip(name) or repr(name)} {why}" for name, why in self._faults.items() if why]:
+            more = f", … ({len(faults):,} in all)" if len(faults) > _MOST else ""
+            return f"has columns that are no text: {', '.join(faults[:_MOST])}{more}"
         if len(self.header) > len(ROLES):
             return f"has {len(self.header)} columns but an example has at most three: {', '.join(ROLES)}"
         for n, name in enumerate(self.header if len(self.header) > 1 else ()):
@@ -187,7 +190,8 @@ class _Table:
     @property
     def advice(self) -> str:
         """The columns with an example of each, and the option that names the right ones."""
-        shown = (f"{_clip(name) or repr(name)} ({self._example(name)})" for name in self.header)
+        shown = [f"{_clip(name) or repr(name)} ({self._example(name)})" for name in self.header[:_MOST]]
+        shown += [f"… ({len(self.header):,} in all)"] * (len(self.header) > _MOST)
         chosen, sure = self._suggested
         option = shlex.join(chosen or self.header[:1])
         return (

@@ -5,18 +5,19 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from simcse_jax.data.reading import format_of, open_text
+from simcse_jax.data.reading import LONGEST, few, format_of, lines_of, open_text
 from simcse_jax.data.rows import Row, check_columns
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, some
 
 _DELIMITERS = (",", "\t", ";", "|")
-_CELL = 2**27  # characters; a longer cell is a quote that was never closed
+WIDEST = 2**14  # columns, as many as spreadsheets have
 _COMPARED = 50  # rows
+_ADVICE = "write a quote inside a quoted cell twice, and close every one"
 
 
 class _QuotesError(InputError):
@@ -63,7 +64,7 @@ class Layout:
                 if len(row) != len(header) and not blank:
                     raise InputError(
                         f"{where} {number} has {len(row)} columns but the header has {len(header)} "
-                        f"({', '.join(header)}): quote sentences that hold the delimiter"
+                        f"({some(header)}): quote sentences that hold the delimiter"
                     )
                 yield Row(where, number, ("",) * len(places) if blank else tuple(row[i] for i in places))
 
@@ -75,7 +76,8 @@ class Layout:
         for layout in (self, *(replace(self, delimiter=d) for d in _DELIMITERS if not self.delimiter)):
             try:
                 with open_text(path) as file:
-                    rows = list(islice((row for _, row in layout._lines(path, file) if row), _COMPARED))
+                    filled = (row for _, row in layout._lines(path, file) if row)
+                    rows = list(few(filled, _COMPARED, lambda row: sum(map(len, row))))
             except _QuotesError:
                 rows = []
             yield layout, rows
@@ -99,7 +101,7 @@ class Layout:
         if self._delimiter(path) != "\t" or format_of(path) == ".csv":
             return False
         with open_text(path) as file:
-            return self._quotes(file.readline())
+            return self._quotes(next(lines_of(path, file), ""))
 
     def _quotes(self, first: str) -> bool:
         cells = first.rstrip("\r\n").split("\t")
@@ -114,22 +116,35 @@ class Layout:
         Quoting is standard, except that tabs go without quotes outside of .csv files, unless the header has them:
         sentences in them are not quoted.
         """
-        csv.field_size_limit(_CELL)
+        csv.field_size_limit(LONGEST)
         delimiter = self._delimiter(path)
-        first = file.readline()
-        lines = chain([first] if first else [], file)
+        number = size = 0  # the row that is being read: its first line, and its characters so far
+        plain = lines_of(path, file)
+        first = next(plain, "")
+
+        def bounded() -> Iterator[str]:
+            nonlocal size
+            for line in chain([first] if first else [], plain):
+                size += len(line)
+                if size > LONGEST:
+                    raise _QuotesError(
+                        f"{path}, line {number}: a row of more than {LONGEST:,} characters begins here; {_ADVICE}"
+                    )
+                yield line
+
+        lines = bounded()
         if delimiter == "\t" and format_of(path) != ".csv" and not self._quotes(first):
             reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
         else:
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
-            number = reader.line_num + 1
+            number, size = reader.line_num + 1, 0
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                raise _QuotesError(
-                    f"{path}, line {number}: {error}; write a quote inside a quoted cell twice, and close every one"
-                ) from error
+                raise _QuotesError(f"{path}, line {number}: {error}; {_ADVICE}") from error
+            if len(row) > WIDEST:
+                raise _QuotesError(f"{path}, line {number} has {len(row):,} columns; expected {WIDEST:,} at most")
             yield number, row

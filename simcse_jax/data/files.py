@@ -1,8 +1,6 @@
 """Text in local files: one file, a folder of shards, or all files that a pattern names."""
 
 import gzip
-import json
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,13 +8,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from simcse_jax.data.delimited import Layout
+from simcse_jax.data.delimited import WIDEST, Layout
 from simcse_jax.data.reading import digest, format_of, is_packed, read_lines
 from simcse_jax.data.rows import Row, Source, check_columns
-from simcse_jax.errors import InputError, reason
+from simcse_jax.errors import InputError, reason, some
+from simcse_jax.storage.records import parse_json
 
 FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 _FIRST = 1000  # objects
+_PACKED = 2**30  # bytes of a .parquet.gz
+_BATCH = 1024  # rows of a .parquet; a few bytes of one may stand for long texts
 
 
 def is_shard(path: Path) -> bool:
@@ -143,7 +144,12 @@ def _read_text(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
 
 def _jsonl_header(path: Path) -> tuple[str, ...]:
     """The keys of the first objects: the first alone may lack some, which would never be read."""
-    return tuple(dict.fromkeys(name for _, row in islice(_objects(path), _FIRST) for name in row))
+    names: dict[str, None] = {}
+    for _, row in islice(_objects(path), _FIRST):
+        names |= dict.fromkeys(row)
+        if len(names) > WIDEST:
+            raise InputError(f"{path} has objects of {len(names):,} keys; expected {WIDEST:,} at most")
+    return tuple(names)
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -152,11 +158,9 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
-            raise InputError(f"{path}, line {number} is not JSON ({error})") from error
-        except RecursionError as error:
-            raise InputError(f"{path}, line {number} is nested too deeply; expected an object of sentences") from error
+            raise InputError(f"{path}, line {number} is not JSON ({error}); expected an object of sentences") from error
         if not isinstance(row, dict):
             kind = type(row).__name__
             raise InputError(f"{path}, line {number} is a JSON {kind}; expected an object of sentences")
@@ -169,12 +173,20 @@ def _read_jsonl(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
         if not row:
             raise InputError(f"{where} {number} is an empty object; expected an object of sentences")
         if absent := [name for name in columns if name not in row]:
-            there = ", ".join(row)
+            there = some(row)
             raise InputError(
-                f"{where} {number} has no text in column {', '.join(absent)}; its columns are {there}: "
+                f"{where} {number} has no text in column {some(absent)}; its columns are {there}: "
                 "give each line all columns, with null where a text is missing, or name others"
             )
         yield Row(where, number, tuple(row[name] for name in columns))
+
+
+def _unpacked(path: Path) -> bytes:
+    with gzip.open(path) as file:
+        content = file.read(_PACKED + 1)
+    if len(content) > _PACKED:
+        raise InputError(f"{path} unpacks to more than {_PACKED:,} bytes: unpack it with gunzip")
+    return content
 
 
 @contextmanager
@@ -183,9 +195,11 @@ def _open_parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        source = pyarrow.BufferReader(gzip.decompress(path.read_bytes())) if is_packed(path) else path
+        source = pyarrow.BufferReader(_unpacked(path)) if is_packed(path) else path
         yield pyarrow.parquet.ParquetFile(source)
-    except (pyarrow.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+    except InputError:
+        raise
+    except Exception as error:  # Arrow's own, those of gzip, and Python's for values that it lacks, such as the year 0
         raise InputError(f"{path} is not a readable parquet file ({reason(error)}): write it again") from error
 
 
@@ -198,7 +212,7 @@ def _read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     where, number = f"{path}, row", 0
     with _open_parquet(path) as table:
         check_columns(str(path), tuple(table.schema_arrow.names), columns)
-        for batch in table.iter_batches(columns=list(dict.fromkeys(columns))):
+        for batch in table.iter_batches(_BATCH, columns=list(dict.fromkeys(columns))):
             for row in batch.to_pylist():
                 number += 1
                 yield Row(where, number, tuple(row[name] for name in columns))

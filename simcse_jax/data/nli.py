@@ -8,7 +8,7 @@ import numpy as np
 
 from simcse_jax.data.files import find_columns
 from simcse_jax.data.rows import Source, is_null, text_of
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, some
 
 CLASSES = ("entailment", "neutral", "contradiction")
 """The classes in the order of their numbers, for data sets that have numbers without names."""
@@ -54,7 +54,7 @@ def read_pairs(source: Source) -> Iterator[Pair]:
     """
     source, header, columns = find_columns(source, _find)
     if columns is None:
-        there = "plain text" if header is None else f"the columns {', '.join(header)}"
+        there = "plain text" if header is None else f"the columns {some(header)}"
         raise InputError(
             f"{source.name} has {there}; expected premise, hypothesis and label, or sentence1, sentence2 and gold_label"
         )

@@ -2,16 +2,23 @@
 
 import gzip
 import hashlib
+import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from simcse_jax.errors import InputError, reason
 
+T = TypeVar("T")
 _HEAD = 4096  # bytes
+LONGEST = 2**22
+"""Most characters of a line, and of the row of a table: more than any book has."""
+_RATIO = 250  # text is packed to a third or a tenth
+_UNPACKED = 2**30  # characters that are taken whatever the ratio
 
 
 def is_packed(path: Path) -> bool:
@@ -47,7 +54,7 @@ def open_bytes(path: Path) -> Iterator[Any]:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIOWrapper]:
-    """The text of a file; errors while it is read become an `InputError`."""
+    """The text of a file, to be read by `lines_of`; errors while it is read become an `InputError`."""
     with open_bytes(path) as file:
         if b"\0" in file.peek(_HEAD)[:_HEAD]:
             raise InputError(f"{path} is not UTF-8 (it holds zero bytes, as UTF-16 and binary files do): {_ADVICE}")
@@ -66,7 +73,7 @@ def _undecodable(path: Path) -> str:
     """The place of the first bytes that are not UTF-8; the decoder itself only knows their place in its buffer."""
     start = 0
     with open_bytes(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
@@ -77,8 +84,42 @@ def _undecodable(path: Path) -> str:
     return "the file has changed in the meantime"
 
 
+def lines_of(path: Path, file: TextIOWrapper) -> Iterator[str]:
+    """The lines of an open text, each with its end.
+
+    Raises:
+      InputError: a line of more than `LONGEST` characters, or a packed file that unpacks to far more than text does.
+    """
+    most = max(_UNPACKED, _RATIO * path.stat().st_size) if is_packed(path) else math.inf
+    number = characters = 0
+    while line := file.readline(LONGEST + 1):
+        number += 1
+        characters += len(line)
+        if len(line) > LONGEST:
+            raise InputError(
+                f"{path}, line {number} has more than {LONGEST:,} characters, which no sentence has: put each sentence "
+                "on a line of its own"
+            )
+        if characters > most:
+            raise InputError(
+                f"{path} unpacks to more than {_RATIO} times its size, as files do that are made to fill a memory: if "
+                "its text is right, unpack it with gunzip"
+            )
+        yield line
+
+
+def few(items: Iterable[T], most: int, size: Callable[[T], int]) -> Iterator[T]:
+    """The first `most` items, or fewer of long ones: as many as have `LONGEST` characters."""
+    characters = 0
+    for item in islice(items, most):
+        yield item
+        characters += size(item)
+        if characters > LONGEST:
+            return
+
+
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file with their numbers, from 1; raises `InputError` where it cannot be read."""
     with open_text(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(lines_of(path, file), 1):
             yield number, line.rstrip("\r\n")

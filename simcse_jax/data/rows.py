@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, some
 
 Example = tuple[str, ...]
 
@@ -78,7 +78,7 @@ def read_examples(
 def check_columns(name: str, header: tuple[str, ...], wanted: tuple[str, ...]) -> None:
     """Raises `InputError` unless the header has all wanted columns."""
     if missing := [column for column in wanted if column not in header]:
-        raise InputError(f"{name} has no column {', '.join(missing)}; it has {', '.join(header)}")
+        raise InputError(f"{name} has no column {some(missing)}; it has {some(header)}")
 
 
 def _value(source: Source, column: str, wanted: str) -> str:

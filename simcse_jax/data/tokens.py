@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from simcse_jax.data.corpus import Corpus
+from simcse_jax.data.reading import few
 from simcse_jax.data.rows import Example
-from simcse_jax.errors import InputError, reason, room
+from simcse_jax.errors import InputError, reason, room, some
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.tokenizers import encodings, largest_id
 from simcse_jax.reports.progress import note, progress_bar
@@ -32,6 +32,7 @@ _IDENTITY = 1  # in the fingerprint, which runs keep: raise it when the same tex
 _CHUNK = 8192
 _PARTIAL = f"partial-{socket.gethostname()}-"  # begins the names of folders that are being filled
 _OLD = 24 * 3600  # seconds after which such a folder of another host, whose locks may not be seen here, is left over
+_PART = 2**20  # tokens, or sentences, that are checked at a time
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
     identity = [_IDENTITY, corpus.fingerprint, _behaviour(tokenizer), max_length]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     folder = Path(cache).expanduser() / f"tokens-{_FORMAT}-{fingerprint}"
-    if (about := _read(folder)) is None:
+    if (table := _found(folder, fingerprint, tokenizer, max_length)) is None:
         try:
             if folder.exists():
                 shutil.rmtree(folder)
@@ -199,8 +200,8 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
             raise InputError(f"cannot write tokens to {folder.parent} ({reason(error)}): {advice}") from error
         finally:
             shutil.rmtree(private, ignore_errors=True)
-        about = read_manifest(folder)["about"]
-    return _open(folder, about, fingerprint, tokenizer.pad_token_id)
+        table = _open(folder, fingerprint, tokenizer, max_length)
+    return table
 
 
 def is_complete(example: Example) -> bool:
@@ -252,13 +253,12 @@ def _publish(partial: Path, folder: Path) -> None:
             raise
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
-    """What the manifest of a folder of tokens says, if the folder is as it was written; a damaged one is named."""
+def _found(folder: Path, fingerprint: str, tokenizer: Any, max_length: int) -> TokenTable | None:
+    """The tokens in a folder; None where there are none, or damaged ones, which a line names."""
     try:
         if folder.is_dir():
             verify(folder)
-            about: dict[str, Any] = read_manifest(folder)["about"]
-            return about
+            return _open(folder, fingerprint, tokenizer, max_length)
     except PermissionError as error:
         raise InputError(
             f"the token cache {folder} belongs to another user and cannot be read ({reason(error)}): have its owner "
@@ -269,16 +269,49 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _open(folder: Path, about: dict[str, Any], fingerprint: str, pad_id: int) -> TokenTable:
-    ids = np.memmap(folder / "ids.bin", dtype=about["dtype"], mode="r")
-    offsets = np.memmap(folder / "offsets.bin", dtype=np.int64, mode="r")
-    rest = {name: about[name] for name in ("columns", "max_length", "skipped")}
-    origin = tuple(about["origin"])
-    return TokenTable(ids, offsets, **rest, pad_id=pad_id, fingerprint=fingerprint, origin=origin)
+def _open(folder: Path, fingerprint: str, tokenizer: Any, max_length: int) -> TokenTable:
+    """The tokens in a folder that is whole; raises `Damage` where they are not what was asked for."""
+    about = read_manifest(folder)["about"]
+    try:
+        ids = np.memmap(folder / "ids.bin", dtype=_dtype(tokenizer), mode="r")
+        offsets = np.memmap(folder / "offsets.bin", dtype=np.int64, mode="r")
+        table = TokenTable(
+            ids,
+            offsets,
+            columns=about["columns"],
+            pad_id=tokenizer.pad_token_id,
+            max_length=about["max_length"],
+            skipped=about["skipped"],
+            fingerprint=fingerprint,
+            origin=tuple(about["origin"]),
+        )
+        asked = about["dtype"] == _dtype(tokenizer) and table.max_length == max_length and table.columns in (1, 2, 3)
+        whole = asked and type(table.skipped) is int and all(isinstance(line, str) for line in table.origin)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damage(f"it cannot be read: {reason(error)}") from error
+    if not whole or not _is_consistent(table, largest_id(tokenizer)):
+        raise Damage("its files do not fit one another")
+    return table
+
+
+def _is_consistent(table: TokenTable, largest: int) -> bool:
+    """Whether the sentences lie one after the other, none too long, with tokens of the vocabulary alone."""
+    offsets, ids = table.offsets, table.ids
+    if (len(offsets) - 1) % table.columns or offsets[0] != 0 or offsets[-1] != len(ids):
+        return False
+    parts = range(0, len(offsets) - 1, _PART)
+    lengths = ((np.diff(part).min(), np.diff(part).max()) for part in (offsets[i : i + _PART + 1] for i in parts))
+    if not all(shortest > 0 and longest <= table.max_length for shortest, longest in lengths):
+        return False
+    return all(ids[i : i + _PART].max() <= largest for i in range(0, len(ids), _PART))
+
+
+def _dtype(tokenizer: Any) -> str:
+    return "uint16" if largest_id(tokenizer) < 2**16 else "uint32"
 
 
 def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progress: bool) -> None:
-    dtype = "uint16" if largest_id(tokenizer) < 2**16 else "uint32"
+    dtype = _dtype(tokenizer)
     columns, skipped, total = 0, 0, 0
     origin: tuple[str, ...] = ()
     with (
@@ -323,13 +356,13 @@ def nothing_found(corpus: Corpus, skipped: int) -> InputError:
     elif wanted:
         what = f"none: no row has {wanted} (data.where)"
     elif header := corpus.source.header():
-        what = f"none: the columns are named ({', '.join(header)}) and no row follows"
+        what = f"none: the columns are named ({some(header)}) and no row follows"
     else:
         what = "none: it is empty"
     return InputError(f"{corpus.name} holds no sentence to train on; found {what}")
 
 
 def chunked(examples: Iterator[Example]) -> Iterator[list[Example]]:
-    """Lists of some thousand examples each."""
-    while chunk := list(islice(examples, _CHUNK)):
+    """Lists of some thousand examples each, of fewer where these are long."""
+    while chunk := list(few(examples, _CHUNK, lambda example: sum(map(len, example)))):
         yield chunk

@@ -21,6 +21,7 @@ from simcse_jax.runtime.provenance import provenance
 from simcse_jax.storage.files import write_json, write_tensors
 from simcse_jax.storage.manifest import digest, write_manifest
 from simcse_jax.storage.objects import check_new_output, written_folder
+from simcse_jax.storage.records import read_record
 
 # The name of a flow in modules.json. No such class exists, so that sentence-transformers refuses the folder, with this
 # name in its message, instead of giving the vectors from before the flow.
@@ -204,7 +205,7 @@ def model_card(loaded: LoadedModel) -> str:
         ]
     if loaded.run:
         config = loaded.run.config
-        about = json.loads((loaded.run.folder / "run.json").read_text("utf-8"))
+        about = read_record(loaded.run.folder / "run.json")
         lines += [
             "",
             "## Training",

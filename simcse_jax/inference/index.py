@@ -18,6 +18,7 @@ from simcse_jax.inference.vectors import is_unit
 from simcse_jax.runtime.provenance import provenance
 from simcse_jax.storage.files import check_new_folder, local_only, new_folder, write_json, write_text
 from simcse_jax.storage.manifest import MANIFEST, Damage, verify, write_manifest
+from simcse_jax.storage.records import open_array, parse_json, read_record
 
 _FORMAT = 1  # of a saved index: raise it when the files change
 _ABOUT, _SENTENCES, _VECTORS, _CELLS = "index.json", "sentences.jsonl", "vectors.npy", "cells.npy"
@@ -191,17 +192,17 @@ class Index:
         if not is_index(path):
             raise InputError(f"{path} is not a saved index: expected a folder with {_ABOUT}, as save_index writes it")
         try:
-            stored = json.loads((path / _ABOUT).read_text("utf-8"))
+            stored = read_record(path / _ABOUT)
             if stored["format"] != _FORMAT:
                 raise InputError(f"{path} has format {stored['format']}; this version reads {_FORMAT}: build it again")
             with (path / _SENTENCES).open(encoding="utf-8") as file:
-                sentences = [json.loads(line) for line in file]
-            vectors = np.load(path / _VECTORS, mmap_mode="r")
+                sentences = [parse_json(line) for line in file]
+            vectors = open_array(path / _VECTORS, np.float32, 2)
             if (len(sentences), *vectors.shape) != (stored["sentences"], stored["sentences"], stored["width"]):
                 raise ValueError(f"{len(sentences)} sentences, vectors of shape {list(vectors.shape)}")
-            if not all(isinstance(sentence, str) for sentence in sentences) or vectors.dtype != np.float32:
-                raise ValueError(f"a line of {_SENTENCES} that is no string, or vectors of type {vectors.dtype}")
-            cells = np.load(path / _CELLS) if stored["backend"] == "faiss-ivf" else None
+            if not all(isinstance(sentence, str) for sentence in sentences):
+                raise ValueError(f"a line of {_SENTENCES} that is no string")
+            cells = np.array(open_array(path / _CELLS, np.uint8, 1)) if stored["backend"] == "faiss-ivf" else None
             if "manifest" in stored or (path / MANIFEST).exists():
                 verify(path)
             return cls(sentences, vectors, stored["backend"], stored["about"], cells)

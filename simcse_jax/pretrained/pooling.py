@@ -1,7 +1,6 @@
 """The description of a model folder's sentence vectors: from our settings, from sentence-transformers' modules.json, or
 from the name of a checkpoint of the SimCSE authors."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from simcse_jax.config.values import FINITE, FROM_ONE, POSITIVE, from_json, show
 from simcse_jax.errors import InputError, reason
 from simcse_jax.poolers import check_pooler
 from simcse_jax.storage.files import inside
+from simcse_jax.storage.records import parse_json, read_bounded
 
 SETTINGS = "simcse_jax"
 """Key of config.json for the pooler settings of a model that this package saved."""
@@ -78,7 +78,7 @@ class TokenizerFile:
 def read_json(path: Path, problem: str) -> Any:
     """The JSON value in a file; raises `InputError` if it is no JSON, or absent, where `problem` begins the message."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return parse_json(read_bounded(path))
     except FileNotFoundError as error:
         raise InputError(f"{problem}: it has no {path.name}") from error
     except OSError as error:

@@ -1,7 +1,6 @@
 """The checkpoints of a run on disk: the train state by step, through orbax, each with a manifest of its files."""
 
 import errno
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +12,12 @@ from jax.tree_util import keystr
 from jax.tree_util import tree_leaves_with_path as leaves_with_path
 
 from simcse_jax.config import CheckpointConfig
+from simcse_jax.config.values import check_types
 from simcse_jax.errors import InputError
 from simcse_jax.runs.folder import read_results, writing_to
 from simcse_jax.runs.quiet import no_root_handler
 from simcse_jax.storage.manifest import MANIFEST, Damage, faults, is_on, read_manifest, to_disk, write_manifest
+from simcse_jax.storage.records import parse_json, read_bounded
 
 with no_root_handler():
     from orbax.checkpoint import v1 as ocp
@@ -53,7 +54,7 @@ def read_progress(folder: Path) -> Progress:
       Damage: what is wrong with the checkpoint's manifest or with orbax's metadata.
     """
     try:
-        about = dict(json.loads((folder / _METADATA).read_text("utf-8"))["custom_metadata"])
+        about = dict(parse_json(read_bounded(folder / _METADATA))["custom_metadata"])
         if about.pop("manifest", False) or (folder / MANIFEST).exists():
             written, about = about, read_manifest(folder)["about"]
             if (step := about.pop("step")) != int(folder.name):
@@ -63,7 +64,8 @@ def read_progress(folder: Path) -> Progress:
                 raise Damage(f"{_METADATA} was changed")
         if about.keys() != asdict(Progress()).keys():
             raise Damage(f"{_METADATA} lacks the progress of the run")
-        return Progress(**about)
+        check_types(progress := Progress(**about))
+        return progress
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damage(f"{_METADATA} cannot be read") from error
 

@@ -12,7 +12,6 @@ figures/            figures that the command draws from metrics.jsonl at the end
 tensorboard/        files of TensorBoard, if it tracks the run; wandb/ and wandb.json if Weights & Biases does
 """
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax.config import Config
-from simcse_jax.config.values import differences, field_value, from_dict, to_dict
+from simcse_jax.config.values import check_types, differences, field_value, fits, from_dict, to_dict
 from simcse_jax.errors import InputError, reason, room, system_error
 from simcse_jax.pretrained.folders import Checkpoint
 from simcse_jax.pretrained.pooling import Pooling, pooling_of, settled
@@ -38,6 +37,7 @@ from simcse_jax.storage.files import (
     write_json,
 )
 from simcse_jax.storage.manifest import MANIFEST, Damage, check_unchanged, read_sealed, write_manifest
+from simcse_jax.storage.records import parse_record, read_bounded
 
 # Settings that may change between the parts of one run: none changes the parameters by more than rounding.
 _FREE_SETTINGS = (
@@ -109,6 +109,21 @@ class Run:
         return results
 
 
+_Scores = dict[str, float | None]
+
+
+def _check_results(results: dict[str, Any]) -> None:
+    """Raises `ValueError` for results of another form than a run writes."""
+    ended = {"step": int, "best_step": int | None, "dev": float | None} if "step" in results else {}
+    kinds = {**dict.fromkeys(("before", "after"), _Scores), **dict.fromkeys(("metric", "test_metric"), str)}
+    for name, kind in {**{n: k for n, k in kinds.items() if n in results}, **ended}.items():
+        if name not in results or not fits(results[name], kind):
+            raise ValueError(f"{name} is {str(results.get(name, 'missing'))[:40]}")
+    before, after = (results.get(moment, {}) for moment in ("before", "after"))
+    if before and after and before.keys() != after.keys():
+        raise ValueError("before and after are scores of different tasks")
+
+
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
     """Turns a system error into `InputError`, in a block that does nothing but write in a run folder.
@@ -165,10 +180,13 @@ def open_run(folder: Path) -> Run:
     """
     check_unchanged(folder, "copy the run's files back")
     with reading_from(folder):
-        text = (folder / "run.json").read_bytes()
+        text = read_bounded(folder / "run.json")
     try:
-        about = json.loads(text)
+        about = parse_record(text)
         config = from_dict(Config, about["config"])
+        check_types(config)
+        if not isinstance(about["data_fingerprint"], str):
+            raise TypeError("data_fingerprint is no text")
         return Run(folder, config, about["data_fingerprint"], dict(about.get("contents", {})))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

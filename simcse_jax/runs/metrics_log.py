@@ -9,6 +9,7 @@ import jax
 import xxhash
 
 from simcse_jax.storage.files import finite
+from simcse_jax.storage.records import parse_record
 
 TIMES = ("sentences_per_second", "utilisation")
 """The fields of a line that depend on time; all others are the same each time a run is trained."""
@@ -105,6 +106,8 @@ def _lines(path: Path) -> list[str]:
 def _step_of(line: str) -> float:
     """Step of a line of the log; infinite for one that a kill or a power cut spoilt."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        values = parse_record(line)
+    except ValueError:
         return math.inf
+    whole = isinstance(values, dict) and all(x is None or type(x) in (int, float) for x in values.values())
+    return float(values["step"]) if whole and type(values.get("step")) is int else math.inf

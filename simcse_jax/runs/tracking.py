@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from simcse_jax.errors import InputError, reason
 from simcse_jax.storage.files import write_json
+from simcse_jax.storage.records import read_record
 
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 _PATIENCE = 60.0  # seconds that the end of a run waits for a tracker
@@ -89,8 +90,7 @@ class WandB:
         import wandb
 
         self._file = folder / "wandb.json"
-        about = json.loads(self._file.read_text("utf-8")) if self._file.is_file() else None
-        about = about or {"id": secrets.token_hex(4), "step": -1}
+        about = _stored(self._file) or {"id": secrets.token_hex(4), "step": -1}
         self._id, self._given, self._step = about["id"], about["step"], about["step"]
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "simcse_jax"),
@@ -124,6 +124,15 @@ class WandB:
 
     def _remember(self) -> None:
         write_json(self._file, {"id": self._id, "step": self._step})
+
+
+def _stored(file: Path) -> dict[str, Any] | None:
+    """What `_WandB` noted of its run; None where there is nothing, or nothing that can be read."""
+    try:
+        about = dict(read_record(file))
+    except (OSError, ValueError, TypeError):
+        return None
+    return about if isinstance(about.get("id"), str) and type(about.get("step")) is int else None
 
 
 class Follower:

@@ -10,13 +10,14 @@ import mmap
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import xxhash
 
 from simcse_jax.errors import InputError, reason
 from simcse_jax.storage.files import finite, new_file
+from simcse_jax.storage.records import parse_json, read_bounded, read_record
 
 MANIFEST = "manifest.json"
 VERIFY = "SIMCSE_VERIFY"
@@ -80,13 +81,13 @@ def read_sealed(file: Path, required: bool = True) -> dict[str, Any]:
       PermissionError: this user may not read it.
     """
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = read_record(file)
         seal = content.pop("seal") if required else content.pop("seal", None)
     except PermissionError:
         raise
     except FileNotFoundError:
         raise Damage(f"{file.name} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damage(f"{file.name} cannot be read") from error
     if seal is not None and seal != _seal(content):
         raise Damage(f"{file.name} was changed")
@@ -112,6 +113,17 @@ def write_manifest(folder: Path, about: dict[str, Any], without: Iterable[str] =
     write_sealed(folder / MANIFEST, {"about": about, "files": content})
 
 
+def _check(content: dict[str, Any]) -> None:
+    """Raises `ValueError` for a manifest of another form, or one that names files outside of its folder."""
+    formed = content.keys() == {"about", "files"} and all(isinstance(part, dict) for part in content.values())
+    for name, entry in content["files"].items() if formed else ():
+        size, digits = entry
+        formed = formed and type(size) is int and isinstance(digits, str)
+        formed = formed and not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+    if not formed:
+        raise ValueError
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The facts that a manifest keeps, `about`, and `files`: the size and digest of each.
 
@@ -119,16 +131,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
       Damage: the manifest is missing or was changed.
       PermissionError: this user may not read it.
     """
-    return read_sealed(folder / MANIFEST)
+    content = read_sealed(folder / MANIFEST)
+    try:
+        _check(content)
+    except (ValueError, TypeError) as error:
+        raise Damage(f"{MANIFEST} cannot be read") from error
+    return content
 
 
 def has_manifest(folder: Path) -> bool:
     """Whether a folder has a manifest of ours, be it damaged: not the manifest.json of another program."""
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
+        content = parse_json(read_bounded(folder / MANIFEST))
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return True
     return isinstance(content, dict) and not {"files", "seal"}.isdisjoint(content)
 
@@ -149,6 +166,8 @@ def faults(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> l
     def fault(name: str) -> str:
         size, expected = files[name]
         try:
+            if not (folder / name).is_file():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             actual = (folder / name).stat().st_size
             if actual != size:
                 return f"{name} has {actual:,} bytes, not {size:,}"

@@ -27,6 +27,7 @@ from simcse_jax.storage.files import (
     is_remote,
     new_folder,
 )
+from simcse_jax.storage.records import parse_record
 
 MANIFEST = ".simcse_jax.json"
 """Name of the object that lists the files of a run on a store."""
@@ -111,9 +112,15 @@ def read_manifest(store: Any, path: str) -> dict[str, Any] | None:
       InputError: the manifest names a file outside of the run.
     """
     try:
-        manifest: dict[str, Any] = json.loads(store.cat_file(f"{path}/{MANIFEST}"))
+        manifest: dict[str, Any] = dict(parse_record(store.cat_file(f"{path}/{MANIFEST}")))
+        stamps = list(dict(manifest["files"]).values())
+        if type(manifest["owner"]) is not str or not all([*map(type, stamp)] == [int, int] for stamp in stamps):
+            raise ValueError("it has another form")
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError, KeyError) as error:
+        problem = f"the manifest of the run at {path} is damaged ({reason(error)})"
+        raise InputError(f"{problem}: remove {path}/{MANIFEST}, and copy the run there again") from error
     _check_inside(manifest["files"], f"the manifest of the run at {path}")
     return manifest
 

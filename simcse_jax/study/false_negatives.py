@@ -50,8 +50,15 @@ def load_reference(
     """
     examples, vectors = np.zeros(0, np.int64), None
     if file.is_file():
-        with np.load(file) as stored:
-            examples, vectors = stored["examples"], stored["vectors"]
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                examples, vectors = stored["examples"], stored["vectors"]
+            whole = examples.dtype == np.int64 and vectors.dtype == np.float32 and vectors.ndim == 2
+            if not whole or examples.shape != vectors.shape[:1]:
+                raise ValueError
+        except Exception:  # numpy's errors for damaged files are those of zip and of a parser of Python
+            say(f"{file} is damaged: the sentences are encoded again")
+            examples, vectors = np.zeros(0, np.int64), None
     missing = np.setdiff1d(wanted, examples)
     if len(missing) or vectors is None:
         loaded = load_model(model, pooler)

@@ -8,14 +8,13 @@ cells/<name>/cell.json    its measures: there once the cell is done
 study.csv, report.md, *.png, *.svg
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from simcse_jax.config.values import field_value, from_dict, to_dict
+from simcse_jax.config.values import check_types, field_value, from_dict, to_dict
 from simcse_jax.errors import InputError, reason
 from simcse_jax.reports.progress import say
 from simcse_jax.runs.folder import check_outside_runs
@@ -28,6 +27,7 @@ from simcse_jax.storage.files import (
     write_json,
     writing,
 )
+from simcse_jax.storage.records import read_record
 from simcse_jax.study.grid import Cell, Study, changes
 from simcse_jax.study.measure import Measures, Meter
 from simcse_jax.study.report import write_report
@@ -74,7 +74,7 @@ def run_study(study: Study) -> dict[str, Any]:
     for cell in cells if not study.keep_checkpoints else []:
         _drop_checkpoints(study, cell)
     if jax.process_index() == 0:
-        write_report(study, done, json.loads((folder / "initial.json").read_text("utf-8")))
+        write_report(study, done, _object(folder / "initial.json"))
     return {"cells": len(cells), "report": str(folder / "report.md")}
 
 
@@ -108,9 +108,11 @@ def _check_folder(study: Study) -> dict[str, Any] | None:
         check_outside_runs(folder)
         return None
     check_writable_folder(folder)
+    about = _object(file)
     try:
-        about = dict(json.loads(file.read_text("utf-8")))
         before, _ = from_dict(Study, about["study"]), about["data_fingerprint"]
+        check_types(before)
+        dict(about.get("contents", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is not a study's settings ({reason(error)})") from error
     if changed := changes(before, study):
@@ -148,8 +150,17 @@ def _read(study: Study, cell: Cell) -> Measures | None:
     file = study.cell_folder(cell) / "cell.json"
     if not file.is_file():
         return None
-    measures: Measures = json.loads(file.read_text("utf-8"))
-    return measures
+    return _object(file)
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The object in a file that a study wrote."""
+    try:
+        return dict(read_record(file))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{file} is damaged ({reason(error)}): restore it, or remove it to have it made again"
+        ) from error
 
 
 def _drop_checkpoints(study: Study, cell: Cell) -> None:

@@ -138,6 +138,11 @@ class Trainer:
             say(f"resumed   at step {self.step:,} of {total:,}")
             if "before" in results:  # the files of the tasks may have moved
                 names = [*expand_tasks(self._config.evaluation.test, "test"), "Avg."]
+                if len(names) != len(results["before"]):
+                    raise InputError(
+                        f"{self._run.results_file} has {len(results['before'])} scores before training; expected those "
+                        f"of {', '.join(names)}: restore it, or choose another --output"
+                    )
                 results["before"] = dict(zip(names, results["before"].values(), strict=True))
             elif self._parts.test_scores:
                 say("results   the scores before training are lost with results.json")
