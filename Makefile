@@ -5,6 +5,7 @@
 #                   the site; takes COMPILERS=tpu-compiler,gpu-compiler
 # make docs         the documentation as a site, in build/docs; strict: no warning, no broken link
 # make benchmark    this project beside PyTorch and sentence-transformers: hours; a rehearsal: make benchmark ARGS=--quick
+# make fuzz         a million inputs to every reader of files and requests; fewer: make fuzz ARGS="--executions 10000"
 # make smoke        the main tests, without PyTorch, e.g. on another Python: make smoke PYTHON=python3.13 VENV=.venv313
 #                   (all that need no PyTorch: make test-all TORCH= PYTHON=python3.13 VENV=.venv313)
 
@@ -28,7 +29,7 @@ BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-all test-release docs benchmark smoke check clean
+.PHONY: quickstart test test-all test-release docs benchmark fuzz smoke check clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/simcse-jax train quickstart --output $(RUN)
@@ -55,6 +56,10 @@ docs: $(VENV)/installed
 
 benchmark: $(VENV)/installed-for-benchmarks
 	$(BIN)/python -m benchmarks all $(ARGS)
+
+fuzz: $(VENV)/installed-for-tests
+	$(PIP) --editable ".[fuzz]"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 smoke: $(VENV)/installed
 	$(PIP) "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100" "beartype>=0.20"

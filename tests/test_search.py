@@ -263,7 +263,7 @@ def test_damaged_cells(tmp_path: Path) -> None:
     for damaged, words in [
         (cells[:120], "2 cells of width 16 in 120 bytes"),
         (cells[:0], "cells that are no IndexIVFFlat"),
-        (cells.astype(np.float32), "cells that are no IndexIVFFlat"),
+        (cells.astype(np.float32), "cells.npy is of type float32"),
         (np.load(other / "cells.npy"), "cells that are no IndexIVFFlat of width 16"),
         # faiss's reader would take 8 GiB for the first, and look for its end for the second.
         (at(cells, 37, 2**31), "2,147,483,648 cells"),

@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Annotated, Any, Literal
 
 from simcse_jax.errors import InputError, did_you_mean
@@ -39,9 +40,13 @@ OTHER_VALUES = OTHER_POOLERS | {
 """What other programs call choices of settings and options, as `did_you_mean` compares names."""
 
 
+_hints = cache(partial(typing.get_type_hints, include_extras=True))
+_plain_hints = cache(typing.get_type_hints)
+
+
 def out_of_bounds(config: Any, prefix: str = "") -> Iterator[str]:
     """A message for each number outside the bounds in its field's annotation."""
-    hints = typing.get_type_hints(type(config), include_extras=True)
+    hints = _hints(type(config))
     for f in dataclasses.fields(config):
         name, value = prefix + f.name, getattr(config, f.name)
         if dataclasses.is_dataclass(value):
@@ -73,7 +78,7 @@ def check_types(config: Any) -> None:
 
 
 def _of_other_types(config: Any, prefix: str) -> Iterator[str]:
-    hints = typing.get_type_hints(type(config))
+    hints = _plain_hints(type(config))
     for f in dataclasses.fields(config):
         name, value = prefix + f.name, getattr(config, f.name)
         yield from (problems := list(_of_other_type(name, value, hints[f.name])))
@@ -147,7 +152,7 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
     Raises:
       InputError: `values` has a field that `cls` does not have.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _plain_hints(cls)
     unknown = set(values) - set(hints)
     if unknown:
         raise InputError(f"{cls.__name__} has no field {sorted(unknown)}: written by another version of simcse_jax?")

@@ -114,10 +114,10 @@ _Scores = dict[str, float | None]
 
 def _check_results(results: dict[str, Any]) -> None:
     """Raises `ValueError` for results of another form than a run writes."""
-    ended = {"step": int, "best_step": int | None, "dev": float | None} if "step" in results else {}
+    end = {"step": int, "best_step": int | None, "dev": float | None}
     kinds = {**dict.fromkeys(("before", "after"), _Scores), **dict.fromkeys(("metric", "test_metric"), str)}
-    for name, kind in {**{n: k for n, k in kinds.items() if n in results}, **ended}.items():
-        if name not in results or not fits(results[name], kind):
+    for name, kind in (kinds | end).items():
+        if not fits(results[name], kind) if name in results else name in end and not end.keys().isdisjoint(results):
             raise ValueError(f"{name} is {str(results.get(name, 'missing'))[:40]}")
     before, after = (results.get(moment, {}) for moment in ("before", "after"))
     if before and after and before.keys() != after.keys():
@@ -169,7 +169,12 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "results.json").is_file():
         return {}
-    return read_sealed(folder / "results.json", required=(folder / MANIFEST).exists())
+    results = read_sealed(folder / "results.json", required=(folder / MANIFEST).exists())
+    try:
+        _check_results(results)
+    except ValueError as error:
+        raise Damage(str(error)) from error
+    return results
 
 
 def open_run(folder: Path) -> Run:

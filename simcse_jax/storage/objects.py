@@ -113,12 +113,12 @@ def read_manifest(store: Any, path: str) -> dict[str, Any] | None:
     """
     try:
         manifest: dict[str, Any] = dict(parse_record(store.cat_file(f"{path}/{MANIFEST}")))
-        stamps = list(dict(manifest["files"]).values())
+        stamps = manifest["files"].values()
         if type(manifest["owner"]) is not str or not all([*map(type, stamp)] == [int, int] for stamp in stamps):
             raise ValueError("it has another form")
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         problem = f"the manifest of the run at {path} is damaged ({reason(error)})"
         raise InputError(f"{problem}: remove {path}/{MANIFEST}, and copy the run there again") from error
     _check_inside(manifest["files"], f"the manifest of the run at {path}")
