@@ -91,12 +91,24 @@ def check_readable(path: Path) -> None:
         raise InputError(f"{path} cannot be read ({reason(error)}): get permission for it, or give another") from error
 
 
+def to_disk(path: Path) -> None:
+    """Waits until a file, or the names in a folder, would survive a power cut, where the file system can tell."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(number)
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """A path to write to, whose file takes the place of `path` once the block has ended without an error.
 
     A link stays, and what it names is replaced. A file that cannot be replaced (a device, a file that is mounted or
-    whose folder cannot be written) is written to instead.
+    whose folder cannot be written) is written to instead. After the block, the file would survive a power cut.
     """
     path = path.expanduser()
     place = path.resolve()
@@ -109,7 +121,9 @@ def new_file(path: Path) -> Iterator[Path]:
         yield partial
         try:
             if beside:
+                to_disk(partial)
                 partial.replace(place)
+                to_disk(place.parent)
         except OSError as error:
             if error.errno != errno.EBUSY:  # that of a mounted file
                 raise
@@ -221,8 +235,8 @@ def check_writable_folder(folder: Path) -> None:
 def new_folder(folder: Path, last: str = "") -> Iterator[Path]:
     """A folder to fill, which is `folder` once the block has ended without an error.
 
-    It takes the name `folder` in one step. Where an empty folder has that name already, which may be mounted, a link or
-    the present folder, that folder takes the content instead, name by name.
+    It takes the name `folder` in one step, and would then survive a power cut. Where an empty folder has that name
+    already, which may be mounted, a link or the present folder, that folder takes the content instead, name by name.
 
     Args:
       folder: the folder.
@@ -241,10 +255,13 @@ def new_folder(folder: Path, last: str = "") -> Iterator[Path]:
             partial = Path(private) / "new"  # unlike the folder around it, with the user's usual permissions
             partial.mkdir()
             yield partial
+            for path in (partial, *partial.rglob("*")):
+                to_disk(path)
             if existing:
                 _fill(place, partial, last)
             else:
                 partial.rename(place)
+            to_disk(around)
     except OSError as error:
         if not _is_about(error, around):
             raise

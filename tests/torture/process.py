@@ -180,6 +180,9 @@ def _run(
         os.setsid()
         os.chdir(folder)
         sys.argv = ["simcse-jax", *words]
+        # The campaign's own may be of a file, in which Python keeps a position.
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115
+        sys.stderr = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: PTH123, SIM115
         for name, value in environment.items():
             os.environ.pop(name, None)
             if value is not None:

@@ -132,7 +132,7 @@ class World:
         arrays = self.process((), folder, main=lambda: print_arrays(latest)).finish()
         assert arrays.code == 0, arrays.text
         settings = json.loads((root / "run.json").read_text())
-        del settings["config"]["output"]
+        del settings["config"]["output"], settings["config"]["data"]["cache"]
         return {
             "step": max(steps),
             "arrays": json.loads(arrays.out),
