@@ -6,6 +6,8 @@
 # make docs         the documentation as a site, in build/docs; strict: no warning, no broken link
 # make benchmark    this project beside PyTorch and sentence-transformers: hours; a rehearsal: make benchmark ARGS=--quick
 # make fuzz         a million inputs to every reader of files and requests; fewer: make fuzz ARGS="--executions 10000"
+# make torture      runs hit by faults, for 30 minutes, and their table in docs/reliability.md; another call goes on, e.g.
+#                   make torture ARGS="--minutes 10 --jobs 1"
 # make smoke        the main tests, without PyTorch, e.g. on another Python: make smoke PYTHON=python3.13 VENV=.venv313
 #                   (all that need no PyTorch: make test-all TORCH= PYTHON=python3.13 VENV=.venv313)
 
@@ -22,14 +24,15 @@ RUN = runs/quickstart
 PYTEST_ARGS ?=
 # What another version of Python or JAX is most likely to break: data, model, step, evaluation, the commands.
 SMOKE = cli data golden imports losses plan programs sts transfer
-# Of `python -m benchmarks all`, e.g. ARGS="--quick", ARGS="--step.compile --output runs/benchmarks/h200".
+# Of `python -m benchmarks all`, e.g. ARGS="--quick", ARGS="--step.compile --output runs/benchmarks/h200"; and of
+# `python -m tests.torture`.
 ARGS ?=
 
 BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-all test-release docs benchmark fuzz smoke check clean
+.PHONY: quickstart test test-all test-release docs benchmark fuzz torture smoke check clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/simcse-jax train quickstart --output $(RUN)
@@ -60,6 +63,9 @@ benchmark: $(VENV)/installed-for-benchmarks
 fuzz: $(VENV)/installed-for-tests
 	$(PIP) --editable ".[fuzz]"
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+torture: $(VENV)/installed-for-tests
+	$(BIN)/python -m tests.torture --report docs/reliability.md $(ARGS)
 
 smoke: $(VENV)/installed
 	$(PIP) "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100" "beartype>=0.20"

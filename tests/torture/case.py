@@ -11,7 +11,11 @@ from tests.torture.kinds import IDENTICAL, NAMED, REFUSED, Fault
 from tests.torture.process import Done, Process
 from tests.torture.world import TRAIN, World, digests, read_result
 
-_NAMES = {"results": r"best checkpoint", "log": r"metrics\.jsonl", "reading": r"is not whole|is damaged"}
+_NAMES = {
+    "results": r"best checkpoint, of step|scores before training are lost",
+    "log": r"metrics\.jsonl(: lines that cannot be read| is damaged)",
+    "reading": r"is not whole|is damaged",
+}
 """What a command must have said where its result differs in this."""
 _TRACES = re.compile(
     r"Traceback \(most recent|Exception ignored|Fatal Python error|terminate called|core dumped|Check failed"
