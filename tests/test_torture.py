@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from simcse_jax.storage.files import new_file, new_folder
+from tests.torture.kinds import FAULT
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +28,7 @@ def test_a_short_campaign_finds_no_fault(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     found = [json.loads(line) for line in records.read_text().splitlines()]
     assert {record["kind"] for record in found} == {*chosen}
-    assert {record["outcome"] for record in found} <= {"identical", "identical, loss named", "one clear error", "skipped"}
+    assert FAULT not in {record["outcome"] for record in found}
 
 
 @pytest.fixture

@@ -83,7 +83,9 @@ def work(world: World, numbers: list[int], options: argparse.Namespace, about: d
             record = run_case(world, kind_of(kinds, options.seed, number), options.seed, number, options.keep)
             file.write(json.dumps(record | about) + "\n")
             said = f": {record['detail'][:600]}" if record["outcome"] == FAULT else ""
-            print(number, record["kind"], f"({record['place']})", record["outcome"], record["seconds"], said, flush=True)
+            print(
+                number, record["kind"], f"({record['place']})", record["outcome"], record["seconds"], said, flush=True
+            )
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, Kind]:
@@ -153,7 +155,9 @@ def _campaign(numbers: list[int], options: argparse.Namespace) -> None:
     try:
         begin = time.monotonic()
         world = make_world(folder / "world")
-        print(f"ready after {time.monotonic() - begin:.0f} s; an undisturbed run takes {world.seconds:.1f} s", flush=True)
+        print(
+            f"ready after {time.monotonic() - begin:.0f} s; an undisturbed run takes {world.seconds:.1f} s", flush=True
+        )
         gc.freeze()
         about, deadline = _about(), begin + 60 * options.minutes
         for job in range(options.jobs):

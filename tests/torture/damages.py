@@ -216,7 +216,8 @@ def half_line(case: Case) -> str:
         path.write_bytes(b"".join(lines))
     elif what == "last line":
         # As a kill leaves it: the line of a step after the checkpoint.
-        path.write_bytes(content + case.rng.choice([b'{"step": 8, "lo', b'{"st', b"\0" * 40, b'{"step": 8, "loss": 1.0}\n']))
+        ends = [b'{"step": 8, "lo', b'{"st', bytes(40), b'{"step": 8, "loss": 1.0}\n']
+        path.write_bytes(content + case.rng.choice(ends))
     else:
         path.write_bytes(content[: case.rng.randrange(1, len(content))])
     return judged(case, "half", "", {path: content})

@@ -1,4 +1,16 @@
-"""The register of the kinds of fault, and the outcomes of a case."""
+"""The register of the kinds of fault, and the outcomes of a case.
+
+A kind is a function in one of the modules of `PLACES`:
+
+    @kind("SIGKILL")
+    def killed(case: Case) -> str:
+        case.fill("inputs")                     # a template of `make_world`
+        process = case.start()                  # the training command, in a child
+        process.wait(lambda: process.seconds > case.rng.random())
+        process.send(signal.SIGKILL)
+        case.finish(process)                    # no traceback, no hang
+        return case.judge(case.do())            # the same command to its end, and its outcome
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -143,7 +143,7 @@ class Process:
         if (now := time.monotonic()) - self._last < 1:
             return
         cpu = _cpu_seconds(self.pid)
-        stopped = f"it used {cpu:.1f} s of the processor in {self.seconds:.0f} s"
+        used = f"used {cpu:.1f} s of the processor in {self.seconds:.0f} s"
         if cpu > self._cpu + 0.02:
             self._cpu, self._last = cpu, now
         if cpu > CPU_LIMIT or now - self._last > IDLE_LIMIT:
@@ -152,7 +152,7 @@ class Process:
             while not self.ended and time.monotonic() < deadline:
                 self._read(0.05)
             self.send(signal.SIGKILL)
-            raise Fault(f"hang: {' '.join(self.words[:2])}: {stopped}\n{self._text[2].decode(errors='replace')[-1500:]}")
+            raise Fault(f"hang: {self.words[:2]} {used}\n{self._text[2].decode(errors='replace')[-1500:]}")
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -181,8 +181,8 @@ def _run(
         os.chdir(folder)
         sys.argv = ["simcse-jax", *words]
         # The campaign's own may be of a file, in which Python keeps a position.
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115
-        sys.stderr = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: PTH123, SIM115
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
         for name, value in environment.items():
             os.environ.pop(name, None)
             if value is not None:

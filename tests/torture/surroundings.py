@@ -14,7 +14,6 @@ from tests.torture.kinds import IDENTICAL, Fault, kind
 from tests.torture.mounts import mount
 from tests.torture.process import Process
 from tests.torture.stops import hit, signal
-from tests.torture.world import STEPS, TRAIN
 
 
 @kind("no home", 2)
@@ -22,10 +21,13 @@ def home(case: Case) -> str:
     """HOME is not there, unset, empty, a file or not writable, and tokens and programs are kept below it."""
     case.fill(case.rng.choice(["inputs", "half"]))
     shutil.rmtree(case.folder / "cache", ignore_errors=True)
-    config = case.folder / "config.py"
-    config.write_text(config.read_text().replace(', cache="cache"', "") if case.rng.random() < 0.7 else config.read_text())
     folder = case.folder / "home"
     what = case.rng.choice(["gone", "unset", "empty", "a file", "read-only", "relative"])
+    config = case.folder / "config.py"
+    programs = None
+    if what != "unset" and case.rng.random() < 0.7:  # unset, it would be that of this machine's user
+        config.write_text(config.read_text().replace(', cache="cache"', ""))
+        programs = case.rng.choice([None, case.folder / "nowhere"])
     case.place = what
     value: str | None = str(folder)
     if what == "gone":
@@ -37,7 +39,6 @@ def home(case: Case) -> str:
         mount("-t", "tmpfs", "-o", "ro", "none", folder)
     else:
         value = {"unset": None, "empty": "", "relative": "home"}[what]
-    programs = case.rng.choice([None, case.folder / "nowhere"])
     done = case.do(environment={"HOME": value}, programs=programs)
     if what == "unset":  # the folder of the user's, as the system knows it
         return case.judge(done)
@@ -165,6 +166,4 @@ def moved(case: Case) -> str:
     for path in other.iterdir():
         path.rename(case.folder / path.name)
     other.rmdir()
-    assert TRAIN
-    assert STEPS
     return case.ends_identical()
