@@ -4,7 +4,8 @@
     launch/rehearse.py 2 4 simcse-jax train quickstart --output runs/rehearsal
 
 starts 2 processes of 4 devices each. Process 0 prints to the terminal, process K to rehearsal-K.log in --logs. When a
-process fails, the script ends the others and returns its status; it hands SIGTERM and Ctrl-C on to every process.
+process fails, the script ends the others, within two minutes, and returns its status; it hands SIGTERM and Ctrl-C on to
+every process.
 """
 
 import argparse
@@ -19,6 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 from types import FrameType
+
+PATIENCE = 120
+"""Seconds that the other processes have to end by themselves when one has failed."""
 
 
 def main() -> int:
@@ -61,7 +65,13 @@ def run(command: list[str], settings: list[dict[str, str]], logs: Path) -> int:
     for process, variables in enumerate(settings):
         log = None if process == 0 else (logs / f"rehearsal-{process}.log").open("w")
         processes.append(
-            subprocess.Popen(command, env={**os.environ, **variables}, stdout=log, stderr=log and subprocess.STDOUT)
+            subprocess.Popen(
+                command,
+                env={**os.environ, **variables},
+                stdout=log,
+                stderr=log and subprocess.STDOUT,
+                start_new_session=True,  # a terminal would send Ctrl-C to it besides
+            )
         )
 
     def hand_on(number: int, frame: FrameType | None) -> None:
@@ -70,12 +80,14 @@ def run(command: list[str], settings: list[dict[str, str]], logs: Path) -> int:
 
     signal.signal(signal.SIGTERM, hand_on)
     signal.signal(signal.SIGINT, hand_on)
-    status = 0
+    status, failed_at = 0, 0.0
     while any(process.poll() is None for process in processes):
         failed = [process.returncode for process in processes if process.returncode]
         if failed and not status:
-            status = failed[0]
+            status, failed_at = failed[0], time.monotonic()
             hand_on(signal.SIGTERM, None)
+        elif status and time.monotonic() > failed_at + PATIENCE:  # one that is stopped, say
+            hand_on(signal.SIGKILL, None)
         time.sleep(0.1)
     status = status or next((p.returncode for p in processes if p.returncode), 0)
     if status:

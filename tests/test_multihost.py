@@ -115,9 +115,10 @@ PAIR = """
 import os, pathlib, signal, sys, time
 from simcse_jax.errors import InputError
 from simcse_jax.runtime.preemption import stop_on_signal
-from simcse_jax.runtime.processes import check_shared, join_processes
+from simcse_jax.runtime.processes import check_shared, joined_processes
 
-join_processes()
+joined = joined_processes()
+joined.__enter__()
 shared, process = pathlib.Path(sys.argv[1]), os.environ["JAX_PROCESS_ID"]
 check_shared(shared / "run")
 (shared / process).mkdir()

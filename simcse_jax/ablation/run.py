@@ -13,7 +13,7 @@ from simcse_jax.reports.progress import say
 from simcse_jax.reports.tables import Row, markdown_table, write_csv
 from simcse_jax.runs.folder import Run, changes, check_outside_runs, is_run, open_run
 from simcse_jax.runs.metrics_log import read_log
-from simcse_jax.runtime.processes import join_processes
+from simcse_jax.runtime.processes import joined_processes
 from simcse_jax.storage.files import check_writable_folder, local_only, write_text, writing
 from simcse_jax.training.prepare import check_request, load_parts
 from simcse_jax.training.trainer import TrainingDiverged, train
@@ -37,7 +37,11 @@ def run_ablation(ablation: Ablation) -> str | None:
     output = local_only(ablation.output)
     check_writable_folder(output)
     check_outside_runs(output)
-    join_processes(ablation.base.multi_host)
+    with joined_processes(ablation.base.multi_host, ablation.base.heartbeat):
+        return _run(ablation, cells, output)
+
+
+def _run(ablation: Ablation, cells: list[tuple[str, int]], output: Path) -> str | None:
     for name in ablation.chosen():  # before the first is trained
         load_parts(check_request(ablation.config(name, ablation.seeds[0])))
     first = jax.process_index() == 0

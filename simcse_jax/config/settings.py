@@ -259,6 +259,8 @@ class Config:
     (`pip install "simcse-jax[tracking]"`)."""
     multi_host: bool = False
     """Join the other processes of a TPU pod, SLURM or MPI job (implied by JAX_COORDINATOR_ADDRESS)."""
+    heartbeat: Annotated[int, POSITIVE] = 60
+    """Seconds without a sign of life after which a process of such a job is lost, and all others end."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

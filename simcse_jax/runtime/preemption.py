@@ -42,12 +42,14 @@ def stop_on_signal() -> Iterator[StopRequest]:
         request.signal = number
         tqdm.write(f"{signal.Signals(number).name}: saving and stopping after this step; once more to stop at once")
         signal.signal(number, previous[signal.Signals(number)])
+        if several:
+            signal.raise_signal(signal.SIGTERM)
 
-    # Under jax.distributed SIGTERM belongs to its preemption service; only a main thread may set handlers.
-    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
         yield request
         return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    several = jax.process_count() > 1  # then SIGTERM belongs to JAX's preemption service
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)[several:]}
     try:
         yield request
     finally:

@@ -1,53 +1,121 @@
 """The processes of a job: how they connect, check that they share a folder, and act in order."""
 
 import os
+import re
 import secrets
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import jax
 import numpy as np
+from jax._src.clusters import ClusterEnv  # finds a job; JAX has no public name for it
 from jax.experimental import multihost_utils
 
 from simcse_jax.errors import InputError, reason, room
 from simcse_jax.runtime.compilation_cache import drop_programs
+from simcse_jax.runtime.heartbeat import NEVER, Watch, end_process
 from simcse_jax.runtime.mesh import find_devices
+from simcse_jax.runtime.relay import open_relay
 from simcse_jax.storage.files import UNFINISHED
 
+_JOINING = 300
+"""Seconds for all processes to join."""
 
-def join_processes(multi_host: bool = False) -> None:
-    """Connects this process to the others of a multi-host run, and finds the devices of the job.
+_watch: Watch | None = None
+_depth = 0
+
+
+@contextmanager
+def joined_processes(multi_host: bool = False, heartbeat: int = 60) -> Iterator[None]:
+    """A block of a job's work: connects this process to the others of a multi-host run, and finds the job's devices.
 
     With JAX_COORDINATOR_ADDRESS set, JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set too. Otherwise, with
-    `multi_host`, JAX finds the job on its own (Cloud TPU, SLURM, Open MPI).
+    `multi_host`, JAX finds the job on its own (Cloud TPU, SLURM, Open MPI). Where a process is lost, or ends the
+    outermost of these blocks by an exception, all others end, each with a line that names it.
+
+    Args:
+      multi_host: whether JAX is to find the job.
+      heartbeat: seconds without a sign of life after which a process is lost.
 
     Raises:
       InputError: JAX_COORDINATOR_ADDRESS without the other two, or no job found, or no device.
     """
+    global _depth
     if not jax.distributed.is_initialized():
-        _join(multi_host)
-    find_devices()  # before anything else asks JAX, which has words of its own for a platform that is not there
+        _join(multi_host, heartbeat)
+    _depth += 1
+    try:
+        find_devices()  # before anything else asks JAX, which has words of its own for a platform that is not there
+        yield
+    except BaseException as error:
+        if _watch and _depth == 1:
+            _watch.fail(error)
+        raise
+    finally:
+        _depth -= 1
 
 
-def _join(multi_host: bool) -> None:
-    if multi_host or "JAX_COORDINATOR_ADDRESS" in os.environ:
-        drop_programs()
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in os.environ]
-        if missing:
+def _join(multi_host: bool, heartbeat: int) -> None:
+    global _watch
+    address: str | None = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address is None and not multi_host:
+        return
+    drop_programs()
+    count: int | None
+    process: int | None
+    if address is not None:
+        if missing := [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in os.environ]:
             raise InputError(f"JAX_COORDINATOR_ADDRESS is set but {' and '.join(missing)} is not: set all three")
+        count, process, devices = _number("JAX_NUM_PROCESSES", 1), _number("JAX_PROCESS_ID", 0), None
+        if process >= count:
+            raise InputError(f"JAX_PROCESS_ID is {process} of JAX_NUM_PROCESSES {count}: they are numbered from 0")
+        if not re.fullmatch(r".+:\d+", address):
+            raise InputError(f"JAX_COORDINATOR_ADDRESS is {address!r}: give host:port of process 0")
+    else:
+        found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, _JOINING)
+        address, count, process, devices = found
+    cut = threading.Event()
+    at = open_relay(address, cut) if address and process else address
+    late = threading.Timer(_JOINING, _give_up, (address, process, count))
+    late.daemon = True
+    late.start()
+    try:
         jax.distributed.initialize(
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
+            at,
+            count,
+            process,
+            devices,
+            # The watch is quicker, and no process aborts.
+            initialization_timeout=2 * _JOINING,
+            heartbeat_timeout_seconds=NEVER,
         )
-    elif multi_host:
-        try:
-            jax.distributed.initialize()
-        except ValueError as error:
-            raise InputError(
-                f"multi_host is set but no Cloud TPU, SLURM or MPI job was found ({error}): start one process per host "
-                "inside such a job, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
-            ) from error
+    except ValueError as error:
+        raise InputError(
+            f"multi_host is set but no Cloud TPU, SLURM or MPI job was found ({error}): start one process per host "
+            "inside such a job, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        ) from error
+    finally:
+        late.cancel()
+    _watch = Watch(heartbeat, cut)
+
+
+def _number(name: str, least: int) -> int:
+    text = os.environ[name]
+    if not (text.isdecimal() and int(text) >= least):
+        raise InputError(f"{name} is {text!r}; expected a whole number, {least} or more")
+    return int(text)
+
+
+def _give_up(address: str | None, process: int | None, count: int | None) -> None:
+    """Ends the process, whose main thread waits in JAX."""
+    end_process(
+        f"process {process} of {count} has waited {_JOINING} s for the others to join at {address}: see why they did "
+        "not start, or did not reach it",
+        1,
+    )
 
 
 def check_shared(folder: Path) -> None:

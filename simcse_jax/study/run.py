@@ -18,7 +18,7 @@ from simcse_jax.config.values import check_types, field_value, from_dict, to_dic
 from simcse_jax.errors import InputError, reason
 from simcse_jax.reports.progress import say
 from simcse_jax.runs.folder import check_outside_runs
-from simcse_jax.runtime.processes import join_processes
+from simcse_jax.runtime.processes import joined_processes
 from simcse_jax.storage.files import (
     check_new_folder,
     check_readable,
@@ -46,7 +46,11 @@ def run_study(study: Study) -> dict[str, Any]:
       InputError: see `prepare`; also a study folder made with other settings or from other text.
     """
     study.validate()
-    join_processes(study.base.multi_host)
+    with joined_processes(study.base.multi_host, study.base.heartbeat):
+        return _run(study)
+
+
+def _run(study: Study) -> dict[str, Any]:
     folder = study.folder
     held = _check_folder(study)
     cells = study.cells()
@@ -65,7 +69,7 @@ def run_study(study: Study) -> dict[str, Any]:
         for number, cell in enumerate(cells, 1):
             if cell not in done:
                 _echo(f"cell      {number} of {len(cells)}: {cell.name}")
-                measures = _run(study, cell, meter)
+                measures = _run_cell(study, cell, meter)
                 if measures is None:
                     return {"stopped": cell.name, "done": len(done)}
                 done[cell] = measures
@@ -78,7 +82,7 @@ def run_study(study: Study) -> dict[str, Any]:
     return {"cells": len(cells), "report": str(folder / "report.md")}
 
 
-def _run(study: Study, cell: Cell, meter: Meter) -> Measures | None:
+def _run_cell(study: Study, cell: Cell, meter: Meter) -> Measures | None:
     """Trains and measures a cell; None where a signal stopped it."""
     try:
         results = train(study.config(cell))
