@@ -1,4 +1,4 @@
-"""Model folders made to harm: each is one error that says what is wrong, before memory is taken or a file outside is read.
+"""Model folders made to harm: each is one error that says what is wrong, before memory is taken or another file read.
 
 What a case would allocate is bounded by the small files that it is made of, so a test that ends has shown it.
 """
@@ -52,7 +52,7 @@ def change(file: Path, **values: Any) -> None:
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 SIZES += ("max_position_embeddings", "type_vocab_size")
 WRONG: dict[str, list[Any]] = {
-    **dict.fromkeys(SIZES, [0, -4, 2**31, 2**60, 10**400, "12", True, 32.0, [1], {"a": 1}, float("nan")]),
+    **{key: [0, -4, 2**31, 2**60, 10**400, "12", True, 32.0, [1], {"a": 1}, float("nan")] for key in SIZES},
     "pad_token_id": [-1, "0", 0.5, 120, 2**60],
     "hidden_act": ["silu", "exec", 1, ["gelu"]],
     "layer_norm_eps": [float("nan"), -1e-12, 1, 7, float("inf"), "1e-12", 10**400],
@@ -151,7 +151,7 @@ OUTSIDE = ("../other", "/etc", "a/../../other", "..", "1_Pooling/../..", "\0", "
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_no_name_in_a_file_leads_out_of_its_folder(name: str, model: Path) -> None:
     shutil.copytree(model, model.parent / "other")
-    with pytest.raises(InputError, match="file.json names the file"):
+    with pytest.raises(InputError, match=r"file\.json names the file"):
         inside(model, name, "file.json")
     for parts in ({"pooling": name}, {"encoder": name}):
         sentence_transformers(model, **parts)

@@ -40,8 +40,9 @@ OTHER_VALUES = OTHER_POOLERS | {
 """What other programs call choices of settings and options, as `did_you_mean` compares names."""
 
 
-_hints = cache(partial(typing.get_type_hints, include_extras=True))
-_plain_hints = cache(typing.get_type_hints)
+_Hints = Callable[[type], dict[str, Any]]
+_hints: _Hints = cache(partial(typing.get_type_hints, include_extras=True))
+_plain_hints: _Hints = cache(typing.get_type_hints)
 
 
 def out_of_bounds(config: Any, prefix: str = "") -> Iterator[str]:

@@ -27,7 +27,7 @@ def moderate(vectors: Float[np.ndarray, "S H"]) -> Float[np.ndarray, "S H"]:
 def unit(vectors: Float[np.ndarray, "S H"]) -> Float[np.ndarray, "S H"]:
     """Scales each row x, of any length, to x / ‖x‖, in its float type; a row of zeros stays zero."""
     rows = moderate(vectors)
-    scaled = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    scaled: Float[np.ndarray, "S H"] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return scaled.astype(vectors.dtype, copy=False) if vectors.dtype.kind == "f" else scaled
 
 
