@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,15 @@ def test_damage_of_any_file_of_an_export_is_found(exported: Path, damage: Callab
             with pytest.raises(InputError, match=rf"damaged \(.*{name}.*\): copy the model or"):
                 load_params(read_checkpoint(exported))
     assert inspect(exported).whole
+
+
+def test_a_run_does_not_begin_from_a_damaged_export(exported: Path, small_run: Config) -> None:
+    weights = exported / "model.safetensors"
+    with kept(weights), first_devices(1):
+        flip_a_bit(weights)
+        with pytest.raises(InputError, match=f"the content of {weights.name} was changed"):
+            train(replace(small_run, model=replace(small_run.model, path=str(exported))))
+    assert not Path(small_run.output).exists()
 
 
 @changes
@@ -331,8 +341,6 @@ def test_a_run_goes_on_with_what_is_left(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """After damage to its log and its results: it says so, and ends with the bits of a run without."""
-    from dataclasses import replace
-
     whole, folder = replace(config, output=f"{config.output}-whole"), Path(config.output)
     with first_devices(1):
         train(whole)

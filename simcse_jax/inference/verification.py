@@ -123,11 +123,9 @@ def inspect(path: str | Path) -> Report:
         item, _, record = _checkpoint(folder.absolute())
         return _report(path, "a checkpoint", [item], {}, _parts(record.get("parts", [])))
     if has_manifest(folder):
-        kind = (
-            "a saved index" if is_index(folder) else "an export" if (folder / "config.json").is_file() else "a folder"
-        )
+        kind = "an export" if (folder / "config.json").is_file() else "a folder"
         kind = "a token cache" if folder.name.startswith("tokens-") else kind
-        return _inspect_one(path, folder, kind)
+        return _inspect_one(path, folder, "a saved index" if is_index(folder) else kind)
     if caches := sorted(folder.glob("tokens-*")):
         items = [_files(cache.name, cache) for cache in caches]
         left = [Item(p.name, "note", "left by a process that was killed, or being filled") for p in _partial(folder)]
