@@ -20,7 +20,7 @@ from simcse_jax.config.postprocess import FitSettings
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.errors import InputError
-from simcse_jax.inference.export import export
+from simcse_jax.inference.export import export, model_card
 from simcse_jax.inference.index import Index
 from simcse_jax.inference.loading import load_model
 from simcse_jax.inference.verification import Report, inspect
@@ -197,6 +197,17 @@ def test_damaged_results_are_set_aside(run: Path, damage: Callable[[Path], None]
     with pytest.raises(InputError, match="no checkpoint is left to write it from"):
         set_damaged_aside(run)
     assert file.read_bytes() == content
+
+
+def test_a_run_is_exported_without_its_damaged_results(
+    run: Path, tiny_bert: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = replace(load_model(tiny_bert, "cls"), run=open_run(run), step=2)
+    assert "Dev, Spearman" in model_card(loaded)
+    cut(run / "results.json")
+    assert "## Training" in model_card(loaded)
+    assert "Dev, Spearman" not in model_card(loaded)
+    assert "the model card has no scores: " in caplog.text
 
 
 def test_every_flipped_bit_of_results_is_found(tmp_path: Path) -> None:

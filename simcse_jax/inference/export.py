@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, warn
 from simcse_jax.inference.loading import LoadedModel, Step, load_model
 from simcse_jax.postprocess import KEY, Affine, Dense, Flow, Modules, describe, tensors_of
 from simcse_jax.pretrained.pooling import SETTINGS, Pooling, lower_cases
@@ -17,6 +17,7 @@ from simcse_jax.pretrained.tokenizers import load_tokenizer, save_tokenizer
 from simcse_jax.pretrained.weights import to_tensors
 from simcse_jax.reports.paths import portable
 from simcse_jax.reports.tables import metric_title
+from simcse_jax.runs.folder import Run
 from simcse_jax.runtime.provenance import provenance
 from simcse_jax.storage.files import write_json, write_tensors
 from simcse_jax.storage.manifest import digest, write_manifest
@@ -217,7 +218,7 @@ def model_card(loaded: LoadedModel) -> str:
             "```json",
             json.dumps(portable(about), indent=2, ensure_ascii=False),
             "```",
-            *_scores(loaded.run.results()),
+            *_scores(_results(loaded.run)),
         ]
     return "\n".join(lines) + "\n"
 
@@ -232,6 +233,15 @@ def _postprocessor(loaded: LoadedModel) -> list[str]:
             "loads from it is the encoder before the flow."
         )
     return [text, ""]
+
+
+def _results(run: Run) -> dict[str, Any]:
+    """The results of a run; {} where they are damaged, which no weight depends on."""
+    try:
+        return run.results()
+    except InputError as error:
+        warn(f"the model card has no scores: {error}")
+        return {}
 
 
 def _scores(results: dict[str, Any]) -> list[str]:
