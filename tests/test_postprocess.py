@@ -37,6 +37,7 @@ from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.pretrained.weights import load_params
 from simcse_jax.runtime.mesh import make_mesh
+from simcse_jax.storage.manifest import MANIFEST
 from tests.conftest import SENTENCES
 
 METHODS = [
@@ -350,6 +351,7 @@ def test_a_damaged_or_misused_folder(tmp_path: Path, fitted: list[LoadedModel]) 
     with pytest.raises(InputError, match="has a post-processor already \\(whitening to width 5"):
         load_model(folder).check_no_postprocessor()
 
+    (folder / MANIFEST).unlink()  # which would say it before
     config, weights = folder / "config.json", folder / "3_Dense" / "model.safetensors"
     about = json.loads(config.read_text())
     tensors = load_file(weights)
