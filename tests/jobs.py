@@ -16,22 +16,32 @@ ROOT = Path(__file__).parents[1]
 class Job:
     """Processes of one CPU device each that run the same command; those that live are killed at the end of a block."""
 
-    def __init__(self, count: int, arguments: list[str], logs: Path, **variables: str) -> None:
-        """Starts Python `count` times with the arguments, each with a log in the folder `logs`."""
+    def __init__(
+        self, count: int, arguments: list[str], logs: Path, own: dict[int, dict[str, str]] | None = None
+    ) -> None:
+        """Starts Python `count` times with the arguments.
+
+        Args:
+          count: the number of processes.
+          arguments: of Python.
+          logs: a folder for their logs.
+          own: variables of single processes.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
         logs.mkdir(parents=True, exist_ok=True)
         self._logs = [logs / f"{process}.log" for process in range(count)]
         self.processes = []
         for process, log in enumerate(self._logs):
-            own = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(process)}
-            cpu = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONUNBUFFERED": "1"}
+            job = {"JAX_COORDINATOR_ADDRESS": self.address, "JAX_NUM_PROCESSES": str(count)}
+            cpu = {"JAX_PROCESS_ID": str(process), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+            unbuffered = {"PYTHONUNBUFFERED": "1"}
             with log.open("w") as file:
                 started = subprocess.Popen(
                     [sys.executable, *arguments],
                     cwd=ROOT,
-                    env=os.environ | cpu | own | variables,
+                    env=os.environ | job | cpu | unbuffered | (own or {}).get(process, {}),
                     stdout=file,
                     stderr=subprocess.STDOUT,
                 )

@@ -15,6 +15,7 @@ import pytest
 
 from simcse_jax.errors import InputError
 from simcse_jax.runtime.processes import check_shared
+from tests.jobs import Job
 
 ROOT = Path(__file__).parents[1]
 REHEARSE = [sys.executable, str(ROOT / "launch" / "rehearse.py")]
@@ -117,25 +118,24 @@ from simcse_jax.errors import InputError
 from simcse_jax.runtime.preemption import stop_on_signal
 from simcse_jax.runtime.processes import check_shared, joined_processes
 
-joined = joined_processes()
-joined.__enter__()
-shared, process = pathlib.Path(sys.argv[1]), os.environ["JAX_PROCESS_ID"]
-check_shared(shared / "run")
-(shared / process).mkdir()
-try:
-    check_shared(shared / process / "run")
-except InputError as error:
-    (shared / process / "said").write_text(str(error))
+with joined_processes():
+    shared, process = pathlib.Path(sys.argv[1]), os.environ["JAX_PROCESS_ID"]
+    check_shared(shared / "run")
+    (shared / process).mkdir()
+    try:
+        check_shared(shared / process / "run")
+    except InputError as error:
+        (shared / process / "said").write_text(str(error))
 
-if process == "1":
-    os.kill(os.getpid(), signal.SIGTERM)
-time.sleep(2)  # the run is still loading
-with stop_on_signal() as stop:
-    for step in range(101, 120):
-        if stop(step):
-            break
-        time.sleep(0.2)
-(shared / process / "stopped").write_text(str(step))
+    if process == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(2)  # the run is still loading
+    with stop_on_signal() as stop:
+        for step in range(101, 120):
+            if stop(step):
+                break
+            time.sleep(0.2)
+    (shared / process / "stopped").write_text(str(step))
 """
 
 
@@ -184,6 +184,39 @@ def test_a_signal_before_the_first_step_of_a_resumed_run_counts(pair: Path) -> N
     """All stop after the same step, and that is not past the end."""
     stopped = [int((pair / process / "stopped").read_text()) for process in ("0", "1")]
     assert stopped[0] == stopped[1] < 119
+
+
+STOPPING = """
+import signal, sys, time
+import jax
+from simcse_jax.runtime.preemption import stop_on_signal
+from simcse_jax.runtime.processes import joined_processes
+
+with joined_processes(), stop_on_signal() as stop:
+    for step in range(1000):
+        print(step)
+        if jax.process_index() == 1 and step in (10, 10 + int(sys.argv[1])):
+            signal.raise_signal(signal.SIGINT)
+        if stop(step):
+            break
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.full
+def test_ctrl_c_stops_all_processes_together(tmp_path: Path) -> None:
+    with Job(2, ["-c", STOPPING, "0"], tmp_path) as job:
+        assert job.ends(60) == [0, 0]
+        first, second = (job.log(process).splitlines() for process in (0, 1))
+        assert "SIGINT: saving and stopping after this step; once more to stop at once" in second
+        assert [line for line in first if line.isdecimal()] == [line for line in second if line.isdecimal()]
+
+
+@pytest.mark.full
+def test_ctrl_c_twice_ends_all_processes(tmp_path: Path) -> None:
+    with Job(2, ["-c", STOPPING, "1"], tmp_path) as job:
+        assert job.ends(60)[0] == 130
+        assert job.errors(0)[0].endswith("was interrupted")
 
 
 def test_dry_run_prints_the_processes() -> None:

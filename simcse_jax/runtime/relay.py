@@ -38,14 +38,15 @@ def _connect(near: socket.socket, address: tuple[str, int], cut: threading.Event
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     closed = threading.Event()  # by this side
     threading.Thread(target=_hand_on, args=(near, far, closed), daemon=True).start()
-    while data := _receive(far):
-        try:
-            near.sendall(data)
-        except OSError:
-            break
-    if not closed.is_set():
-        cut.set()
-    closed.wait()  # keeps `near` open
+    with near:
+        while data := _receive(far):
+            try:
+                near.sendall(data)
+            except OSError:
+                break
+        if not closed.is_set():
+            cut.set()
+        closed.wait()
 
 
 def _hand_on(near: socket.socket, far: socket.socket, closed: threading.Event) -> None:

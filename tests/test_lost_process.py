@@ -1,0 +1,228 @@
+"""A job that loses a process, or in which one fails: all others end soon, and say which it was."""
+
+import signal
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from simcse_jax.errors import InputError
+from simcse_jax.runtime.processes import joined_processes
+from simcse_jax.runtime.relay import open_relay
+from tests.jobs import Job
+
+SECONDS = 4
+"""The jobs' heartbeat."""
+
+WORK = f"""
+import sys, time
+import jax
+from jax.experimental import multihost_utils
+from simcse_jax.errors import InputError
+from simcse_jax.runtime import processes
+
+def work(step):
+    if jax.process_index() == 1:
+        exec(sys.argv[1])
+
+processes._JOINING = int(sys.argv[2])
+with processes.joined_processes(heartbeat={SECONDS}):
+    for step in range(int(sys.argv[3])):
+        work(step)
+        multihost_utils.sync_global_devices(str(step))
+        if step == 0:
+            print("at work")
+        time.sleep(0.1)
+print("done")
+"""
+
+
+def job(
+    folder: Path,
+    count: int = 2,
+    work: str = "",
+    joining: int = 300,
+    steps: int = 10**6,
+    own: dict[int, dict[str, str]] | None = None,
+) -> Job:
+    return Job(count, ["-c", WORK, work, str(joining), str(steps)], folder, own)
+
+
+def wait_until_at_work(job: Job) -> None:
+    job.until(lambda: all("at work" in job.log(process) for process in range(len(job.processes))))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(("count", "victim"), [(2, 0), (2, 1), (4, 2)])
+def test_a_lost_process_ends_all_others(tmp_path: Path, number: signal.Signals, count: int, victim: int) -> None:
+    """Within the heartbeat and little more; with one line that names it; and no line of JAX's."""
+    with job(tmp_path, count) as lost:
+        wait_until_at_work(lost)
+        lost.send(number, victim)
+        begin = time.monotonic()
+        assert lost.ends(60, without=victim) == [1] * (count - 1)
+        assert time.monotonic() - begin < SECONDS + 20  # on a busy machine, too
+        for process in set(range(count)) - {victim}:
+            (line,) = lost.errors(process)
+            assert f"process {victim} of {count}" in line
+            assert f"pid {lost.processes[victim].pid}) was lost: " in line
+            assert "start all processes again, with the same command, to go on from there" in line
+            assert "*** Check failure" not in lost.log(process)
+            assert "Traceback" not in lost.log(process)
+
+
+@pytest.mark.full
+def test_a_process_that_was_stopped_for_too_long_ends_when_it_goes_on(tmp_path: Path) -> None:
+    with job(tmp_path) as stopped:
+        wait_until_at_work(stopped)
+        stopped.send(signal.SIGSTOP, 1)
+        stopped.ends(60, without=1)
+        time.sleep(2)
+        stopped.send(signal.SIGCONT, 1)
+        assert stopped.ends(60) == [1, 1]
+        assert "(this process itself stood still for " in stopped.errors(1)[0]
+
+
+@pytest.mark.full
+def test_a_process_that_is_cut_off_and_the_others_end(tmp_path: Path) -> None:
+    """Nothing that process 1 sends to process 0 arrives any more, though both live and no connection is closed."""
+    flowing = threading.Event()
+    flowing.set()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = address_of(server)
+        with job(tmp_path, own={1: {"JAX_COORDINATOR_ADDRESS": address}}) as cut:
+            between = threading.Thread(target=hand_on, args=(server, cut.address, flowing))
+            between.start()
+            wait_until_at_work(cut)
+            flowing.clear()
+            assert cut.ends(60) == [1, 1]
+            for process in (0, 1):
+                (line,) = cut.errors(process)
+                assert f"process {1 - process} of 2 " in line
+                assert f"was lost: no sign of life for {SECONDS} s" in line
+        flowing.set()
+        between.join()
+
+
+def hand_on(server: socket.socket, address: str, flowing: threading.Event) -> None:
+    """Between a process and the coordination service, while it may."""
+    near, _ = server.accept()
+    with near, socket.create_connection(place_of(address)) as far:
+
+        def pump(source: socket.socket, target: socket.socket) -> None:
+            with suppress(OSError):
+                while data := source.recv(1 << 16):
+                    flowing.wait()
+                    target.sendall(data)
+
+        back = threading.Thread(target=pump, args=(far, near))
+        back.start()
+        pump(near, far)
+        back.join()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("work", "status", "words"),
+    [
+        ("if step == 3: raise InputError('no such\\nfile')", 2, "has failed: no such file"),
+        ("if step == 3: raise TypeError('a fault')", 1, "has failed (TypeError: a fault)"),
+        ("if step == 3: raise KeyboardInterrupt", 130, "was interrupted"),
+    ],
+)
+def test_a_process_that_fails_ends_all(tmp_path: Path, work: str, status: int, words: str) -> None:
+    """With its status, at once."""
+    with job(tmp_path, work=work) as failing:
+        wait_until_at_work(failing)
+        begin = time.monotonic()
+        assert failing.ends(60)[0] == status
+        assert time.monotonic() - begin < 20
+        assert failing.errors(0)[0].endswith(f"pid {failing.processes[1].pid}) {words}")
+
+
+@pytest.mark.full
+def test_a_slow_process_and_a_job_that_stood_still_go_on(tmp_path: Path) -> None:
+    """A step that takes longer than the heartbeat; and all processes stopped for longer than that."""
+    with job(tmp_path, work=f"time.sleep(step == 3 and {SECONDS + 3})", steps=80) as slow:
+        wait_until_at_work(slow)
+        time.sleep(SECONDS + 3)
+        slow.send(signal.SIGSTOP)
+        time.sleep(SECONDS + 3)
+        slow.send(signal.SIGCONT)
+        assert slow.ends(60) == [0, 0], slow.said()
+        assert [slow.log(process).splitlines()[-1] for process in (0, 1)] == ["done", "done"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_process_that_never_comes_is_not_awaited_for_ever(tmp_path: Path, missing: int) -> None:
+    with job(tmp_path, joining=8) as alone:
+        alone.send(signal.SIGKILL, missing)
+        assert alone.ends(60, without=missing) == [1]
+        (line,) = alone.errors(1 - missing)
+        assert f"process {1 - missing} of 2 has waited 8 s for the others to join at 127.0.0.1:" in line
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": "here:1"}, "JAX_NUM_PROCESSES and JAX_PROCESS_ID is not: set all three"),
+        ({"JAX_COORDINATOR_ADDRESS": "here"}, "JAX_COORDINATOR_ADDRESS is 'here': give host:port of process 0"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two'; expected a whole number, 1 or more"),
+        ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID is '-1'; expected a whole number, 0 or more"),
+        ({"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID is 2 of JAX_NUM_PROCESSES 2: they are numbered from 0"),
+    ],
+)
+def test_variables_of_no_job_are_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    whole = {"JAX_COORDINATOR_ADDRESS": "here:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+    for name in whole:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (variables if "set all three" in message else whole | variables).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError) as error, joined_processes():
+        pass
+    assert message in str(error.value)
+
+
+def test_a_relay_hands_on_and_stays_open() -> None:
+    """Also where the other end comes later, and where it goes."""
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        address = address_of(place)
+    cut = threading.Event()
+    host, port = open_relay(address, cut).split(":")
+    with socket.create_connection((host, int(port))) as near:
+        near.sendall(b"early ")
+        with socket.create_server(place_of(address)) as server:
+            far, _ = server.accept()
+            near.sendall(b"late")
+            far.sendall(b"back")
+            assert receive(far, 10) == b"early late"
+            assert receive(near, 4) == b"back"
+            assert not cut.is_set()
+            far.close()
+        assert cut.wait(10)
+        near.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            near.recv(1)
+
+
+def address_of(server: socket.socket) -> str:
+    return "{}:{}".format(*server.getsockname())
+
+
+def place_of(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host, int(port)
+
+
+def receive(end: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        data += end.recv(count - len(data))
+    return data
