@@ -25,6 +25,7 @@ from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.tokenizers import encodings, largest_id
 from simcse_jax.reports.progress import note, progress_bar
 from simcse_jax.runtime.provenance import software
+from simcse_jax.storage.files import make_folder
 from simcse_jax.storage.manifest import Damage, read_manifest, verify, write_manifest
 
 _FORMAT = 2  # in the name of a cache folder: raise it when the files below change
@@ -182,7 +183,7 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
         try:
             if folder.exists():
                 shutil.rmtree(folder)
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(folder.parent)
             _remove_leftovers(folder.parent)
             private = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder.parent))
         except OSError as error:

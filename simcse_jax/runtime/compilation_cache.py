@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from simcse_jax.storage.files import CACHE
+from simcse_jax.errors import warn
+from simcse_jax.storage.files import CACHE, make_folder
 
 FOLDER = Path(CACHE, "programs")
 MAX_BYTES = 4 * 2**30
@@ -23,15 +25,23 @@ def keep_programs() -> None:
     """Turns the cache on, unless it is on already; call it before anything is compiled.
 
     `JAX_COMPILATION_CACHE_DIR` in the environment names another folder and `JAX_ENABLE_COMPILATION_CACHE=false` turns
-    the cache off, as for any JAX program; a folder that cannot be written is not used. The oldest programs are removed
-    beyond 4 GiB or 10,000 files.
+    the cache off, as for any JAX program. A folder that cannot be written is not used; nor is one that others can
+    write, because programs are native code. The oldest programs are removed beyond 4 GiB or 10,000 files.
     """
     ours = _ours()
     if _setting() or ours is None:
         return
     folder = ours / machine()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(ours.parent)
+        ours.mkdir(0o700, exist_ok=True)
+        folder.mkdir(0o700, exist_ok=True)
+        if other := next((place for place in (folder, ours, ours.parent) if _is_of_others(place)), None):
+            warn(
+                f"compiled programs are not kept: {other} belongs to another user or can be written by others, who "
+                "could put programs of their own there; remove it, or name a folder with JAX_COMPILATION_CACHE_DIR"
+            )
+            return
         _prune(folder)
     except OSError:
         return
@@ -85,6 +95,12 @@ def machine() -> str:
     return f"{platform.machine()}-{hashlib.sha256(repr(about).encode()).hexdigest()[:12]}"
 
 
+def _is_of_others(folder: Path) -> bool:
+    """Whether others than this user and the system's could put a file, which JAX would run, into a folder."""
+    about = folder.stat()
+    return about.st_uid not in (0, os.geteuid()) or bool(about.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
 def _ours() -> Path | None:
     """The folder of the programs; None without a home folder."""
     try:
@@ -102,9 +118,9 @@ def _prune(folder: Path) -> None:
     # JAX's own limit takes a lock for every program, and a folder that a killed process left with an entry half
     # registered takes no further entries.
     files = [(path.stat(), path) for path in folder.rglob("*") if path.is_file()]
-    size, count = sum(stat.st_size for stat, _ in files), len(files)
-    for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
+    size, count = sum(about.st_size for about, _ in files), len(files)
+    for about, path in sorted(files, key=lambda file: file[0].st_mtime):
         if size <= MAX_BYTES and count <= MAX_FILES:
             return
         path.unlink(missing_ok=True)
-        size, count = size - stat.st_size, count - 1
+        size, count = size - about.st_size, count - 1

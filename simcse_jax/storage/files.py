@@ -9,7 +9,7 @@ import reprlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,8 @@ def new_file(path: Path) -> Iterator[Path]:
         beside = _is_replaceable(path)
         if not beside:
             partial = Path(stack.enter_context(tempfile.TemporaryDirectory())) / partial.name
+        partial.unlink(missing_ok=True)
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL, 0o666))  # our own, no link that waits under its name
         stack.callback(partial.unlink, missing_ok=True)
         yield partial
         try:
@@ -132,6 +134,19 @@ def new_file(path: Path) -> Iterator[Path]:
             # /dev/stdout may be a file, too, and what is in it stays.
             with path.open("ab" if path.is_relative_to("/dev") else "wb") as file, partial.open("rb") as source:
                 shutil.copyfileobj(source, file)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those around it; our own cache, which holds text and programs, is for this user alone.
+
+    Raises:
+      OSError: it cannot be made.
+    """
+    with suppress(RuntimeError):  # no home folder
+        own = Path(CACHE).expanduser()
+        if folder.absolute().is_relative_to(own):
+            own.mkdir(0o700, parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _is_replaceable(path: Path) -> bool:
@@ -250,7 +265,7 @@ def new_folder(folder: Path, last: str = "") -> Iterator[Path]:
     existing = place.is_dir()
     around = place if existing else place.parent
     try:
-        around.mkdir(parents=True, exist_ok=True)
+        make_folder(around)
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=around, ignore_cleanup_errors=True) as private:
             partial = Path(private) / "new"  # unlike the folder around it, with the user's usual permissions
             partial.mkdir()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax.errors import InputError, reason
-from simcse_jax.storage.files import is_remote, write_text
+from simcse_jax.storage.files import is_remote, make_folder, write_text
 from simcse_jax.storage.objects import MANIFEST, find_objects, open_store, read_manifest, readable, url_of
 
 _INTERVAL = 15.0  # seconds between copies
@@ -76,7 +76,7 @@ def fetch_run(url: str, folder: Path) -> Manifest | None:
                 shutil.rmtree(checkpoint)
         for file, stamp in wanted.items():
             if here.get(file) != stamp:
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                make_folder((folder / file).parent)
                 store.get_file(f"{path}/{file}", str(folder / file))
                 os.utime(folder / file, ns=(stamp[1], stamp[1]))
     return manifest
