@@ -85,7 +85,7 @@ def test_all_values_are_named_at_once(model: Path) -> None:
 LARGE = {
     "words": {"vocab_size": 2**31 - 1},
     "width": {"hidden_size": 2**30},
-    "layers": {"num_hidden_layers": 1000},
+    "layers": {"num_hidden_layers": 256},
     "positions": {"max_position_embeddings": 2**31 - 1},
     "types": {"type_vocab_size": 2**31 - 1},
     "inner width": {"intermediate_size": 2**31 - 1},

@@ -54,7 +54,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-_LAYERS = Bound(lambda x: 1 <= x <= 1000, "from 1 to 1,000")
+_LAYERS = Bound(lambda x: 1 <= x <= 256, "from 1 to 256")
 
 
 @dataclass(frozen=True)
