@@ -16,6 +16,7 @@ from benchmarks.checkpoint import Checkpoint
 from benchmarks.compare import Disagreement
 from benchmarks.devices import Devices
 from benchmarks.encode import Encode
+from benchmarks.hostile import Hostile
 from benchmarks.input import Input
 from benchmarks.loss import Loss
 from benchmarks.profile import Profile
@@ -26,7 +27,7 @@ from benchmarks.step import Step
 from benchmarks.sts import Sts
 from simcse_jax.errors import InputError
 
-Part = Step | Encode | Sts | Input | Start | Devices | Checkpoint | Loss | Serve | Profile
+Part = Step | Encode | Sts | Input | Start | Devices | Checkpoint | Loss | Serve | Hostile | Profile
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Command:
         | Annotated[Devices, subcommand("devices")]
         | Annotated[Checkpoint, subcommand("checkpoint")]
         | Annotated[Serve, subcommand("serve")]
+        | Annotated[Hostile, subcommand("hostile")]
         | Annotated[Profile, subcommand("profile")]
     )
     output: Path = Path("runs/benchmarks/results")

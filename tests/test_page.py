@@ -81,14 +81,14 @@ def word_vector(word: str) -> Any:
 
 
 @contextmanager
-def service(model: Words, sentences: list[str] | None, bound: socket.socket) -> Iterator[str]:
+def service(model: Words, sentences: list[str] | None, bound: socket.socket, name: str = "words") -> Iterator[str]:
     """The real application on a socket, in a thread; its address."""
     ready: Future[Exception | None] = Future()
     vectors = model.encode(sentences or [""])
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     engine = Engine(model, Index(sentences, unit) if sentences else None, 100, 64)
     limits = Limits(max_characters=200, max_plot=20)
-    app = create_app(engine, "words", limits, ["127.0.0.1"], ready.set_result)
+    app = create_app(engine, name, limits, ["127.0.0.1"], ready.set_result)
     server = Server(app, limits)
     thread = threading.Thread(target=server.run, args=(bound,))
     thread.start()
@@ -240,6 +240,40 @@ def test_options_and_text_that_is_no_markup(page: Page) -> None:
     page["query"].send_keys(" market river city")
     page.until(lambda: "No sentence has a score of 0.95 or more" in page["search-status"].text)
     page.shot("search-nothing")
+
+
+HOSTILE = [
+    "<script>document.title = 'run'</script> a man",
+    "<img src=x onerror=\"document.title = 'run'\"> a man",
+    "<svg onload=\"document.title = 'run'\"></svg> a man",
+    "<iframe srcdoc=\"<script>parent.document.title = 'run'</script>\"> a man",
+    "</textarea></script><a href=\"javascript:document.title = 'run'\">a man</a>",
+    "a man \u202e{{7*7}} ${7*7} `<style>*{display:none}</style>",
+]
+
+
+def test_no_sentence_or_name_runs_as_script(browser: Any) -> None:
+    with bind("127.0.0.1", 0) as bound, service(Words(), HOSTILE, bound, HOSTILE[1]) as address:
+        browser.get_log("browser")
+        page = Page(browser, address)
+        page.open()
+        markup = {name: len(page.all(name)) for name in ("script", "img", "iframe", "style", "a")}
+        page.search("a man")
+        texts = [hit.text for hit in page.all(".hit .text")]
+        assert sorted(text.split(" line ")[0] for text in texts) == sorted(text.strip() for text in HOSTILE)
+        page["plot-hits"].click()
+        page.until(lambda: len(page.all("#plane circle")) == len(HOSTILE))
+        page["tab-compare"].click()
+        page.type("first", HOSTILE[1])
+        page.type("second", HOSTILE[0])
+        page.until(lambda: page["cosine"].text != "–")
+        assert HOSTILE[1] in page["about"].text
+        assert {name: len(page.all(name)) for name in markup} == markup
+        assert browser.title == "simcse_jax"
+        assert browser.get_log("browser") == []
+        # Were the page to make markup of a text, the browser would refuse it.
+        refused = browser.execute_script("try { document.body.innerHTML = '<b>' } catch (error) { return error.name }")
+        assert refused == "TypeError"
 
 
 def test_a_late_answer_does_not_replace_a_newer_one(page: Page, model: Words) -> None:

@@ -41,10 +41,11 @@ class Crowd:
         self.open.discard(connection)
         self.waiting.pop(connection, None)
 
-    def disperse(self) -> None:
-        """Closes all connections."""
-        for connection in list(self.open):
-            self._close(connection)
+    def disperse(self, *, all_of_it: bool) -> None:
+        """Closes all connections, or those of which a request has yet to arrive."""
+        for connection in list(self.open if all_of_it else self.waiting):
+            if all_of_it or connection.asks:
+                self._close(connection)
 
     def spare_memory(self) -> None:
         """Closes those that do not take their answers, where too much waits for them; never the latest."""
@@ -73,6 +74,11 @@ class Connection(H11Protocol):
         self._awaited: tuple[str | None, object] = (None, None)
         self._parse, self.conn.next_event = self.conn.next_event, self._next_event  # type: ignore[method-assign]
         self._pieces = self._bytes = 0
+
+    @property
+    def asks(self) -> bool:
+        """Whether the server waits for a request, or for the rest of it."""
+        return self._awaited[0] in ("headers", "body")
 
     def connection_made(self, transport: Any) -> None:
         """A client has come."""

@@ -134,10 +134,11 @@ class _Stopping(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends what runs, and then what clients keep open: no loop closes while something waits to be sent."""
+        self._crowd.disperse(all_of_it=False)
         await super().shutdown(sockets)
         if self.force_exit:  # uvicorn leaves the application running then
             await self.lifespan.shutdown()
-        self._crowd.disperse()
+        self._crowd.disperse(all_of_it=True)
         await asyncio.sleep(0.05)
 
 
