@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.torture.kinds import IDENTICAL, NAMED, REFUSED, Fault
 from tests.torture.process import Done, Process
-from tests.torture.world import TRAIN, World, digests, read_result
+from tests.torture.world import OUTPUTS, TRAIN, World, digests, read_result
 
 _NAMES = {
     "best": r"the best checkpoint, of step",
@@ -135,7 +135,7 @@ class Case:
 
     def snapshot(self) -> dict[str, str]:
         """The digests of all files of the case, but for those that a lock or a program's cache may change."""
-        aside = ("home/", "tmp/", "programs/", "out/", "vectors.npy")
+        aside = ("home/", "tmp/", "programs/", *OUTPUTS)
         found = digests(self.folder)
         return {n: d for n, d in found.items() if not n.startswith(aside) and not n.endswith(".lock")}
 

@@ -9,15 +9,9 @@ from tests.torture.kinds import Fault, kind
 from tests.torture.mounts import Disk, memory_volume, mount, resize, unmount
 from tests.torture.process import Done
 from tests.torture.stops import hit, moment, signal
-from tests.torture.world import READERS
+from tests.torture.world import READERS, WRITERS
 
 VOLUME = "vol"
-WRITERS = [
-    ("export", "run", f"{VOLUME}/out"),
-    ("search", "run", "text.txt", "--save-index", f"{VOLUME}/index"),
-    ("encode", "export", "text.txt", f"{VOLUME}/vectors.npy"),
-]
-"""Commands that write something other than a run."""
 
 
 def _on_volume(case: Case) -> None:
@@ -102,10 +96,11 @@ def full_for_writers(case: Case) -> str:
     case.fill("whole")
     volume = case.folder / VOLUME
     words = case.rng.choice(WRITERS)
+    words = (*words[:-1], f"{VOLUME}/{words[-1]}")
     kib = int(4 * 30 ** case.rng.random())
     case.place = f"{words[0]}, {kib} KiB"
-    memory_volume(volume, kib)
     before = case.snapshot()
+    memory_volume(volume, kib)
     done = case.do(words)
     rest = [path.name for path in volume.iterdir()]
     rest += [path.name for path in (case.folder / "tmp").iterdir() if not path.name.startswith("simcse_jax-rescued")]
@@ -177,6 +172,7 @@ def cut_after_writers(case: Case) -> str:
     case.fill("whole")
     disk = Disk(case.folder / VOLUME)
     words = case.rng.choice(WRITERS)
+    words = (*words[:-1], f"{VOLUME}/{words[-1]}")
     case.place = words[0]
     done = case.do(words)
     if done.code:

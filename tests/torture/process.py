@@ -4,6 +4,8 @@ A child pays for no import, and finds its programs in JAX's cache: a run takes t
 """
 
 import atexit
+import contextlib
+import faulthandler
 import os
 import resource
 import select
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simcse_jax.cli import main as command
 from tests.torture.kinds import Fault
 
 CPU_LIMIT, IDLE_LIMIT = 90.0, 60.0
@@ -170,11 +173,9 @@ def _run(
     setup: Callable[[], Any] | None,
     main: Callable[[], Any] | None,
 ) -> None:
-    """The child: ends as the interpreter does, with the threads and exit handlers of the libraries."""
+    """The child: it ends as the interpreter does, with the libraries' threads and exit handlers, and never returns."""
     code = 1
     try:
-        import faulthandler
-
         faulthandler.enable()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.setsid()
@@ -190,24 +191,27 @@ def _run(
         tempfile.tempdir = None
         if setup:
             setup()
-        from simcse_jax.cli import main as command
-
-        if main:
-            main()
-        else:
-            command([*words])
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
+        code = _status(main or (lambda: command([*words])))
+        if _status(lambda: (threading._shutdown(), atexit._run_exitfuncs())):  # type: ignore[attr-defined]
+            code = code or 1
+        for file in (sys.stdout, sys.stderr):
+            try:
+                if file is not None:
+                    file.flush()
+            except OSError:
+                code = 120  # as of Python
     finally:
-        try:
-            threading._shutdown()  # type: ignore[attr-defined]
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
         os._exit(code)
+
+
+def _status(call: Callable[[], Any]) -> int:
+    """The exit status to which a call leads."""
+    try:
+        call()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        with contextlib.suppress(Exception):  # nobody may take it
+            traceback.print_exc()
+        return 1
+    return 0

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 
 from tests.torture.case import Case
-from tests.torture.kinds import Fault, kind
+from tests.torture.kinds import IDENTICAL, Fault, kind
 from tests.torture.process import Process
-from tests.torture.world import STEPS
+from tests.torture.world import STEPS, WRITERS, read_result
 
 
 def moment(case: Case, process: Process) -> tuple[str, Callable[[], bool]]:
@@ -113,3 +113,28 @@ def hung_up(case: Case) -> str:
     hit(case, process, signal.SIGHUP)
     case.finish(process)
     return case.ends_identical()
+
+
+@kind("SIGKILL of an export, an index or vectors", 2)
+def killed_writer(case: Case) -> str:
+    """What it was writing is there whole or not at all, and the same command writes it."""
+    case.fill("whole")
+    words = case.rng.choice(WRITERS)
+    place = case.folder / words[-1]
+    process = case.start(words)
+    seconds = case.rng.random() * 0.4 * case.world.seconds
+    process.wait(lambda: process.seconds >= seconds)
+    process.send(signal.SIGKILL)
+    if case.finish(process).code == 0 or not place.exists():
+        case.place = f"{words[0]} after {seconds:.2f} s"
+    else:
+        case.place = f"{words[0]} after {seconds:.2f} s, when it was there"
+    if not place.exists():
+        done = case.do(words)
+        if done.code:
+            raise Fault(f"{words[0]} is refused: {done.err[-1500:]}")
+    expected = case.world.reading("whole", words)[1]
+    found = read_result(None, case.folder)[1]
+    if found != expected:
+        raise Fault(f"{words[-1]} holds {sorted(found)}, not {sorted(expected)}, or other content")
+    return IDENTICAL

@@ -1,7 +1,9 @@
 """Kinds: the home folder, the temporary folder, the clock, the devices and the kept programs."""
 
 import os
+import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -167,3 +169,41 @@ def moved(case: Case) -> str:
         path.rename(case.folder / path.name)
     other.rmdir()
     return case.ends_identical()
+
+
+@kind("output that nobody takes", 1)
+def deaf(case: Case) -> str:
+    """stdout or stderr is closed, a full device, or a pipe whose reader has gone."""
+    case.fill(case.rng.choice(["inputs", "half"]))
+    numbers = case.rng.choice([(1,), (2,), (1, 2)])
+    what = case.rng.choice(["closed", "full", "broken pipe"])
+    case.place = f"{what}: {', '.join(map(str, numbers))}"
+
+    def setup() -> None:
+        read, write = os.pipe()
+        os.close(read)
+        full = os.open("/dev/full", os.O_WRONLY)
+        for number in numbers:
+            sys.stdout.flush()
+            if what == "closed":
+                os.close(number)
+                setattr(sys, {1: "stdout", 2: "stderr"}[number], None)
+            else:
+                os.dup2(full if what == "full" else write, number)
+
+    done = case.do(setup=setup)
+    if done.code and 2 in numbers:  # where its error would have been
+        return case.judge(case.do())
+    if done.code == 128 + signal.SIGPIPE:  # as of any program in a pipe
+        return case.judge(case.do())
+    return case.judge(done, lambda: None)
+
+
+@kind("few open files", 1)
+def few_files(case: Case) -> str:
+    """`ulimit -n`."""
+    case.fill(case.rng.choice(["inputs", "half"]))
+    number = int(12 * 20 ** case.rng.random())
+    case.place = str(number)
+    done = case.do(setup=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (number, number)))
+    return case.judge(done, lambda: None)

@@ -38,6 +38,14 @@ READERS = {
     "index": [("search", "run", "index", "a man runs", "--json")],
 }
 """The commands that read what a run leaves, by what they read."""
+OUTPUTS = ("out/", "vectors.npy")
+"""Where commands write."""
+WRITERS = [
+    EXPORT,
+    ("search", "run", "text.txt", "--save-index", "out"),
+    ("encode", "export", "text.txt", "vectors.npy"),
+]
+"""The commands that write something other than a run; the last word is where."""
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -154,12 +162,10 @@ class World:
         return self.readings[template, *words]
 
 
-def read_result(done: Done, folder: Path) -> tuple[str, dict[str, str]]:
-    """What a command that reads has printed and written."""
-    written = digests(folder / "out") if (folder / "out").is_dir() else {}
-    if (vectors := folder / "vectors.npy").is_file():
-        written["vectors.npy"] = xxhash.xxh3_128_hexdigest(vectors.read_bytes())
-    return done.out.replace(str(folder), ""), written
+def read_result(done: Done | None, folder: Path) -> tuple[str, dict[str, str]]:
+    """What a command that reads has printed, and written to one of the `OUTPUTS`."""
+    written = {n: d for n, d in digests(folder).items() if n.startswith(OUTPUTS)}
+    return done.out.replace(str(folder), "") if done else "", written
 
 
 def _write_inputs(folder: Path) -> None:
