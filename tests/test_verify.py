@@ -3,8 +3,11 @@ comes from."""
 
 import fcntl
 import json
+import mmap
 import os
+import platform
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -32,7 +35,16 @@ from simcse_jax.runs.checkpoints import check_whole, open_checkpoints, set_damag
 from simcse_jax.runs.folder import Run, create_run, open_run
 from simcse_jax.runs.metrics_log import MetricsLog, problem_of
 from simcse_jax.runtime.provenance import provenance
-from simcse_jax.storage.manifest import MANIFEST, VERIFY, Damage, digest, read_sealed, write_sealed
+from simcse_jax.storage.manifest import (
+    MANIFEST,
+    VERIFY,
+    Damage,
+    digest,
+    faults,
+    read_sealed,
+    write_manifest,
+    write_sealed,
+)
 from simcse_jax.training.trainer import train
 from tests.conftest import first_devices
 from tests.test_damage import DAMAGES, Progress, cut, flip_a_bit, kept
@@ -291,6 +303,11 @@ def test_verify_compares_what_made_a_run_with_what_is_here(
     assert "repeated here: not bit for bit, as there are differences (jax)" in shown
 
 
+def test_provenance_names_no_folder_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/home/ada/out --xla_tuned=/home/ada/tuned.txt --xla_fast=true")
+    assert provenance()["settings"].endswith("matmul_precision=None --xla_tuned=tuned.txt --xla_fast=true")
+
+
 def test_verify_of_an_index_and_of_token_caches(
     tiny_bert: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,6 +329,24 @@ def test_verify_of_an_index_and_of_token_caches(
     with pytest.raises(SystemExit, match="2"):
         main(["verify", str(tiny_bert)])
     assert f"{tiny_bert} has no {MANIFEST}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or [int(n) for n in platform.release().split(".")[:2]] < [5, 14], reason="needs Linux 5.14"
+)
+def test_a_part_that_the_disk_cannot_give_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a bad sector, where a file that is mapped would end the process: so does one that is cut meanwhile."""
+    (tmp_path / "weights").write_bytes(bytes(1 << 20))
+    write_manifest(tmp_path, {})
+    mapped = mmap.mmap
+
+    def cut_meanwhile(number: int, *rest: Any, **more: Any) -> mmap.mmap:
+        content = mapped(number, *rest, **more)
+        os.truncate(tmp_path / "weights", 4096)
+        return content
+
+    monkeypatch.setattr(mmap, "mmap", cut_meanwhile)
+    assert faults(tmp_path) == ["weights cannot be read (Input/output error)"]
 
 
 def test_no_verify_trusts_the_disk(

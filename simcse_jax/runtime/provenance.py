@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -32,11 +33,13 @@ def provenance() -> dict[str, str]:
     first = jax.devices()[0]
     kind = f"{_processor()} with {_cores()} cores" if first.platform == "cpu" else first.device_kind
     settings = [f"{name}={getattr(jax.config, name)}" for name in ("jax_enable_x64", "jax_default_matmul_precision")]
+    # Without what is dumped, and without the folders of this machine, which exports would name.
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith("--xla_dump")]
     return software() | {
         "devices": f"{jax.device_count()} x {kind}",
         "driver": first.client.platform_version.splitlines()[-1],
         "processes": str(jax.process_count()),
-        "settings": " ".join([*settings, os.environ.get("XLA_FLAGS", "")]).strip(),
+        "settings": " ".join([*settings, *(re.sub("=/.*/", "=", flag) for flag in flags)]),
     }
 
 

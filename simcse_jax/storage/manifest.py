@@ -8,6 +8,7 @@ import errno
 import json
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,8 @@ import xxhash
 from simcse_jax.errors import InputError, reason
 from simcse_jax.storage.files import finite, new_file
 from simcse_jax.storage.records import parse_json, read_bounded, read_record
+
+_MADV_POPULATE_READ = 22  # Linux's number; Python has no name for it
 
 MANIFEST = "manifest.json"
 VERIFY = "SIMCSE_VERIFY"
@@ -40,7 +43,19 @@ def digest(path: Path) -> str:
         if not os.fstat(file.fileno()).st_size:  # which cannot be mapped
             return xxhash.xxh3_128_hexdigest(b"")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            _read_ahead(content, path)
             return xxhash.xxh3_128_hexdigest(content)
+
+
+def _read_ahead(content: mmap.mmap, path: Path) -> None:
+    """Raises `OSError` where the disk cannot give a part of a file, which would end the process once it is touched."""
+    if sys.platform != "linux":
+        return
+    try:
+        content.madvise(_MADV_POPULATE_READ)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # Linux before 5.14
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
 
 
 def _seal(content: dict[str, Any]) -> str:
