@@ -174,6 +174,23 @@ def test_weights_that_are_no_single_encoder(
         load(variant(tiny_bert, tmp_path, change))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(value: float, tiny_bert: Path, tmp_path: Path) -> None:
+    def spoil(tensors: Tensors) -> Tensors:
+        tensors["encoder.layer.1.output.dense.weight"][2, 3] = value
+        return tensors
+
+    with pytest.raises(InputError, match=r"not finite, in encoder\.layer\.1\.output\.dense\.weight: "):
+        load(variant(tiny_bert, tmp_path, spoil))
+
+
+def test_large_weights_are_finite(tiny_bert: Path, tmp_path: Path) -> None:
+    """The sum of their squares overflows."""
+    name = "encoder.layer.1.output.dense.weight"
+    large = load(variant(tiny_bert, tmp_path, lambda tensors: tensors | {name: tensors[name] * np.float32(1e30)}))
+    assert large is not None
+
+
 def test_an_adapter_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
     variant(tiny_bert, tmp_path, same)
     (tmp_path / "adapter_config.json").write_text("{}")

@@ -98,7 +98,7 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = Fal
 
     Raises:
       InputError: unreadable file, several encoders, or a missing, unexpected or misshapen weight, each named; also a
-        head of a masked language model whose decoder is not the word embeddings.
+        head of a masked language model whose decoder is not the word embeddings; or numbers that are not finite.
     """
     if (checkpoint.folder / "adapter_config.json").is_file():
         raise InputError(
@@ -108,7 +108,7 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = Fal
     check_unchanged(checkpoint.root, COPY, lambda name: name.endswith(".safetensors"))
     stored = find_tensors(checkpoint.folder)
     tensors, outside, twice = _sort(stored, checkpoint.folder)
-    wanted: list[tuple[tuple[str, ...], Stored]] = []
+    wanted: list[tuple[tuple[str, ...], Stored, str]] = []
     problems: list[str] = []
     expected = set()
     has_head = "pooler.dense.weight" in tensors
@@ -127,7 +127,7 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = Fal
         elif value.shape != given:
             problems.append(f"{name} has shape {list(value.shape)}, config.json asks for {list(given)}")
         else:
-            wanted.append((path, value))
+            wanted.append((path, value, tensors[name]))
     problems += [f"unexpected {tensors[name]}" for name in sorted(set(tensors) - expected) if not _UNUSED.match(name)]
     if WORDS not in tensors:
         problems += [f"unexpected {name}" for name in outside]
@@ -143,14 +143,31 @@ def load_params(checkpoint: Checkpoint, dtype: Any = np.float32, mlm: bool = Fal
     if has_mlm:
         _check_decoder(checkpoint, {name: stored[tensors[name]] for name in tensors})
     params: Params = {}
-    for path, weight in wanted:
+    spoilt = []
+    for path, weight, name in wanted:
         array = weight.read()
+        if not _is_finite(array):
+            spoilt.append(name)
         _place(params, path, (array.T if path[-1] == "kernel" else array).astype(dtype, copy=False))
+    if spoilt:
+        raise InputError(
+            f"the weights in {checkpoint.folder} hold numbers that are not finite, in {spoilt[0]}"
+            + (f" and {len(spoilt) - 1} others" if spoilt[1:] else "")
+            + ": the training that wrote them diverged, or the file is damaged, so take another checkpoint or copy"
+        )
     if outside:
         modules = sorted({name.removesuffix(".weight").removesuffix(".bias") for name in outside})
         more = f" and {len(modules) - 8} more" if len(modules) > 8 else ""
         warn(f"{checkpoint.folder}: not read, as outside of the encoder: {', '.join(modules[:8])}{more}")
     return params
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    flat = array.ravel(order="K")
+    with np.errstate(over="ignore", invalid="ignore"):
+        if flat.dtype == np.float32 and np.isfinite(np.dot(flat, flat)):  # ten times as fast as looking at each
+            return True
+    return bool(np.isfinite(flat).all())
 
 
 def _sort(stored: dict[str, Stored], folder: Path) -> tuple[dict[str, str], list[str], list[tuple[str, str]]]:
