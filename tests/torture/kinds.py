@@ -32,7 +32,7 @@ SKIPPED = "skipped"
 """The fault cannot be made on this machine."""
 OUTCOMES = (IDENTICAL, NAMED, REFUSED, FAULT, SKIPPED)
 
-PLACES = ("stops", "damages", "changes", "disks", "surroundings")
+PLACES = ("stops", "damages", "changes", "disks", "surroundings", "together")
 """The modules that hold kinds."""
 
 
