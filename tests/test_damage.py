@@ -36,7 +36,7 @@ from simcse_jax.runs.checkpoints import (
 )
 from simcse_jax.runs.folder import create_run
 from simcse_jax.runtime.mesh import make_mesh
-from simcse_jax.storage.manifest import MANIFEST, Damage, read_manifest, verify, write_manifest
+from simcse_jax.storage.manifest import MANIFEST, Damage, read_manifest, verify, write_manifest, write_sealed
 from simcse_jax.training.spec import StepSpec, create_state
 from simcse_jax.training.state import to_items
 from simcse_jax.training.trainer import train
@@ -192,6 +192,15 @@ def test_what_is_restored_is_what_was_saved(run: Path) -> None:
     np.testing.assert_array_equal(found["params"]["w"], jax.random.normal(jax.random.key(0), (1300, 1300)))
 
 
+@pytest.mark.parametrize("shapes", [{"w": (2**31, 2**20), "b": (7,)}, {"w": (1300, 1300), "b": (8,), "c": (1,)}])
+def test_parameters_that_do_not_fit_are_named_before_they_are_read(run: Path, shapes: dict[str, Any]) -> None:
+    """As where the config.json of a run was changed."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=place) for name, shape in shapes.items()}
+    with pytest.raises(InputError, match=r"does not fit the config\.json of its run: .* asks for"):
+        restore(checkpoint_folders(run)[2], {"params": params})
+
+
 def test_a_manifest_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "a").write_text("text")
@@ -212,6 +221,9 @@ def test_a_manifest_names_what_is_wrong(tmp_path: Path) -> None:
     manifest = tmp_path / MANIFEST
     manifest.write_text(manifest.read_text().replace('"step": 3', '"step": 4'))
     with pytest.raises(Damage, match="was changed"):
+        verify(tmp_path)
+    write_sealed(manifest, {"about": {}, "files": {"../other": [4, "0" * 32]}})
+    with pytest.raises(Damage, match=r"manifest\.json cannot be read"):
         verify(tmp_path)
 
 

@@ -4,6 +4,7 @@ What a case would allocate is bounded by the small files that it is made of, so 
 """
 
 import json
+import os
 import shutil
 import struct
 import tracemalloc
@@ -25,6 +26,13 @@ from simcse_jax.pretrained.tensors import find_tensors
 from simcse_jax.pretrained.tokenizers import check_tokenizer, encodings, load_tokenizer
 from simcse_jax.pretrained.weights import load_params
 from simcse_jax.storage.files import inside
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported(tiny_bert: Path) -> None:
+    """What a first use imports is no memory of a case."""
+    check_tokenizer(load_tokenizer(tiny_bert), 120)
+    load_params(read_checkpoint(tiny_bert))
 
 
 @pytest.fixture
@@ -363,6 +371,12 @@ def test_tokenizer_configs(about: dict[str, Any], message: str, model: Path) -> 
     with refused(message):
         load_tokenizer(model)
     assert not ran.exists()
+
+
+def test_a_pipe_is_not_waited_for(model: Path) -> None:
+    os.mkfifo(model / "special_tokens_map.json")
+    with refused("special_tokens_map.json is a pipe or a device"):
+        load_tokenizer(model)
 
 
 @pytest.mark.parametrize("key", ["vocab_file", "merges_file", "tokenizer_file", "special_tokens_map_file"])

@@ -26,6 +26,9 @@ def load_tokenizer(folder: str | Path) -> Any:
     # Without any of these transformers makes a tokenizer of special tokens only, to which all text is unknown.
     if not any((Path(folder) / name).is_file() for name in _VOCABULARIES):
         raise InputError(f"{folder} has no tokenizer: expected one of {', '.join(_VOCABULARIES)} (with merges.txt)")
+    for file in Path(folder).iterdir():
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise InputError(f"{file} is a pipe or a device, which nothing is read from: remove it")
     with _loading, _told(f"{folder} has no readable tokenizer"):
         kind = _tokenizer_class(Path(folder))
         # Earlier releases of transformers take the paths in tokenizer_config.json where none are given.

@@ -11,13 +11,13 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from simcse_jax.errors import InputError, reason
-from simcse_jax.storage.files import finite, new_file
+from simcse_jax.storage.files import finite, inside, new_file
 from simcse_jax.storage.records import parse_json, read_bounded, read_record
 
 _MADV_POPULATE_READ = 22  # Linux's number; Python has no name for it
@@ -134,7 +134,7 @@ def _check(content: dict[str, Any]) -> None:
     for name, entry in content["files"].items() if formed else ():
         size, digits = entry
         formed = formed and type(size) is int and isinstance(digits, str)
-        formed = formed and not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+        inside(Path(), name, MANIFEST)
     if not formed:
         raise ValueError
 
