@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from simcse_jax.errors import InputError
+from simcse_jax.runs.folder import check_output
 from simcse_jax.runs.lock import check_free, only_writer
+from simcse_jax.runs.metrics_log import MetricsLog
 from simcse_jax.runtime import compilation_cache as programs
 from simcse_jax.storage import files
 from simcse_jax.storage.files import make_folder, write_text
@@ -98,6 +100,24 @@ def test_a_file_is_not_written_through_a_link_under_the_name_of_its_partial_one(
     (tmp_path / "link.json").symlink_to(tmp_path / "scores.json")
     write_text(tmp_path / "link.json", "[]")
     assert (tmp_path / "scores.json").read_text() == "[]"
+
+
+def test_no_run_writes_through_the_links_in_its_folder(tmp_path: Path) -> None:
+    run, precious = tmp_path / "run", tmp_path / "precious"
+    (run / "figures").mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    (tmp_path / "volume").mkdir()
+    (run / "checkpoints").symlink_to(tmp_path / "volume")  # as where the checkpoints are to lie on another disk
+    check_output(run)
+    precious.write_text("kept")
+    for name in ("results.json", "figures/loss.png", "metrics.partial"):
+        (run / name).symlink_to(precious)
+        with pytest.raises(InputError, match=f"{name} is a link, and training would write to what it names"):
+            check_output(run)
+        (run / name).unlink()
+    (run / "metrics.partial").symlink_to(precious)
+    MetricsLog(run / "metrics.jsonl", -1).close()
+    assert precious.read_text() == "kept"
 
 
 @pytest.fixture

@@ -204,6 +204,14 @@ def check_output(folder: Path) -> None:
     check_readable(folder)
     if is_run(folder):
         check_writable_folder(folder)
+        files = (
+            *folder.glob("*"),
+            *folder.glob("figures/*"),
+        )  # a link to a folder, such as a larger disk, may be there
+        if link := next((file for file in files if file.is_symlink() and not file.is_dir()), None):
+            raise InputError(
+                f"{link} is a link, and training would write to what it names: put a copy in its place, or remove it"
+            )
     else:
         check_new_folder(folder, "a run of ours", "choose another, e.g. --output runs/NEW, or remove it")
         check_outside_runs(folder)

@@ -28,7 +28,9 @@ class MetricsLog:
             kept = _kept(path, step)
             self._summary.add(kept)
             partial = path.with_suffix(".partial")
-            partial.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+            partial.unlink(missing_ok=True)
+            with partial.open("x", encoding="utf-8") as file:  # no link that waits under its name
+                file.writelines(f"{line}\n" for line in kept)
             partial.replace(path)
             self._file = path.open("a", encoding="utf-8")
 
