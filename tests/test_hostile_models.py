@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from simcse_jax.errors import InputError
 from simcse_jax.inference.loading import load_model
+from simcse_jax.postprocess import read_saved
 from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.pooling import modules
 from simcse_jax.pretrained.tensors import find_tensors
@@ -269,6 +270,59 @@ def test_a_truncated_pickle(size: int, model: Path) -> None:
     file.write_bytes(file.read_bytes()[:size])
     with refused("cannot be read as weights"):
         load_params(read_checkpoint(model))
+
+
+WHITENING = {"method": "whitening", "folder": "3_Dense", "sentences": 9, "width": 5}
+POSTS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], str]] = {
+    "a method": ({"method": "exec"}, {}, "method is 'exec'; expected one of"),
+    "a folder outside": ({"folder": "../other"}, {}, r"names the file '\.\./other', which leads out"),
+    "a number as folder": ({"folder": 1}, {}, "folder is 1; expected str"),
+    "a large width": ({"width": 2**60}, {}, "width is 1152921504606846976; it must be"),
+    "another width": (
+        {"width": 2**30},
+        {},
+        r"linear\.weight of shape \[5, 32\], config\.json asks for \[1073741824, 32\]",
+    ),
+    "no width": ({"width": None}, {}, "lacks width"),
+    "sentences": ({"sentences": -1}, {}, "sentences is -1; it must be 0 or more"),
+    "a bias that is long": ({}, {"linear.bias": (6,)}, r"linear\.bias of shape \[6\], config\.json asks for \[5\]"),
+    "a flow": ({"method": "flow", "width": 32}, {}, "lacks 'bias'"),
+}
+
+
+@pytest.mark.parametrize(("about", "shapes", "message"), POSTS.values(), ids=POSTS)
+def test_post_processors(about: dict[str, Any], shapes: dict[str, tuple[int, ...]], message: str, model: Path) -> None:
+    settings = {"pooler": "avg", "mlp_only_train": False, "postprocess": WHITENING | about}
+    change(model / "config.json", simcse_jax=settings)
+    (model / "3_Dense").mkdir()
+    given = {"linear.weight": (5, 32), "linear.bias": (5,)} | shapes
+    save_file({n: np.zeros(s, np.float32) for n, s in given.items()}, model / "3_Dense" / "model.safetensors")
+    with refused(message):
+        read_saved(read_checkpoint(model), np.float32)
+
+
+FLOW: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("bias", "scale", "diagonal", "fixed.sign"), (2, 32)),
+    **{"lower": (2, 32, 32), "upper": (2, 32, 32), "w0": (2, 16, 8), "b0": (2, 8), "w1": (2, 8, 8), "b1": (2, 8)},
+    **{"w2": (2, 8, 32), "b2": (2, 32)},
+}
+
+
+@pytest.mark.parametrize(("name", "shape"), [("w2", (2, 8, 33)), ("lower", (2, 32)), ("b1", (0, 8)), ("", ())])
+def test_flows(name: str, shape: tuple[int, ...], model: Path) -> None:
+    """Each array has the shape that the widths ask for; what is permuted is a permutation."""
+    about = WHITENING | {"method": "flow", "width": 32}
+    change(model / "config.json", simcse_jax={"pooler": "avg", "mlp_only_train": False, "postprocess": about})
+    (model / "3_Dense").mkdir()
+    arrays = {n: np.zeros(s, np.float32) for n, s in (FLOW | ({name: shape} if name else {})).items()}
+    order = np.tile(np.arange(32, dtype=np.int32), (2, 1))
+    for permutation in (order, np.zeros_like(order)):
+        save_file(arrays | {"fixed.permutation": permutation}, model / "3_Dense" / "model.safetensors")
+        if name or not permutation.any():
+            with refused("asks for|is no permutation of 32"):
+                read_saved(read_checkpoint(model), np.float32)
+        else:
+            assert read_saved(read_checkpoint(model), np.float32)[0] is not None
 
 
 RULES: dict[str, Any] = {
