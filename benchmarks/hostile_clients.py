@@ -11,6 +11,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 HOST = "127.0.0.1"
 _IDLE, _SLOW, _ENDLESS = 2000, 50, 8
@@ -74,13 +75,13 @@ class Clients:
 
     async def run(self) -> None:
         """Runs until the end."""
-        loops = [self.again(name, lambda name=name: self.ask(name)) for name in REQUESTS]
+        loops = [self.again(name, partial(self.ask, name)) for name in REQUESTS]
         loops += [self.again("idle", self.idle, _PAUSE * 10) for _ in range(_IDLE)]
         loops += [self.again("slow headers", lambda: self.trickle(b"GET / HTTP/1.1\r\nX: ")) for _ in range(_SLOW)]
         slow_body = _HEAD + b"Content-Length: 1000000\r\n\r\n{"
         loops += [self.again("slow bodies", lambda: self.trickle(slow_body)) for _ in range(_SLOW)]
         for how in (b"Transfer-Encoding: chunked", b"Content-Length: 999999999999"):
-            loops += [self.again("endless bodies", lambda how=how: self.endless(how)) for _ in range(_ENDLESS // 2)]
+            loops += [self.again("endless bodies", partial(self.endless, how)) for _ in range(_ENDLESS // 2)]
         loops.append(self.again("gone", self.gone))
         loops.append(self.again("half closed", self.half_closed))
         loops.append(self.again("never reads", self.never_reads, 2.0))
