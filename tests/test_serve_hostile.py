@@ -375,19 +375,33 @@ sys.exit(main(sys.argv[1:]))
 
 
 @contextmanager
-def command(*options: str) -> Iterator[tuple[subprocess.Popen[str], Service]]:
+def command(*options: str, files: int = 4096) -> Iterator[tuple[subprocess.Popen[str], Service]]:
     """The command in a process of its own, over a model of which a call can hang."""
     given = [sys.executable, "-c", _PROGRAM, "serve", "waits", "--port", "0", *options]
     pipe = subprocess.PIPE
     root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    with subprocess.Popen(given, stdout=pipe, stderr=pipe, text=True, cwd=root, env=environment) as process:
+    few = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "bash", *given]
+    with subprocess.Popen(few, stdout=pipe, stderr=pipe, text=True, cwd=root, env=environment) as process:
         try:
             assert process.stdout is not None
             line = next(line for line in process.stdout if line.startswith("ready: "))
             yield process, Service(int(line.split()[1].rpartition(":")[2]), Waits(), None)  # type: ignore[arg-type]
         finally:
             process.kill()
+
+
+def test_where_few_files_may_be_open_there_are_fewer_connections() -> None:
+    with command("--max-wait", "30", files=256) as (process, service):
+        idle = [service.connect() for _ in range(500)]
+        assert [service.ask()[0] for _ in range(10)] == [200] * 10
+        assert answer(idle[0])[0] == 0
+        process.terminate()
+        _, err = process.communicate(timeout=20)
+        for connection in idle:
+            connection.close()
+    assert "Traceback" not in err
+    assert len(err.splitlines()) < 5
 
 
 def status_of(service: Service, path: str) -> int:

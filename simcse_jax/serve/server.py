@@ -83,7 +83,7 @@ class Server:
         files = allow_open_files()
         # A burst of connections is accepted before the first of them is seen.
         backlog = min(_BACKLOG, files // 4)
-        most = min(limits.max_connections, max(1, files - backlog - _OTHER_FILES))
+        most = min(limits.max_connections, max(1, files - backlog - min(_OTHER_FILES, files // 2)))
         crowd = Crowd(most, limits.max_wait, limits.max_seconds)
         config = uvicorn.Config(
             app,
