@@ -435,6 +435,20 @@ def test_a_call_that_hangs_is_said_and_holds_nobody(signals: int) -> None:
     assert len(err.splitlines()) < 10
 
 
+def test_an_end_that_does_not_come_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = threading.Event()
+    monkeypatch.setattr("simcse_jax.serve.server.leave", left.set)
+    app = create_app(Engine(Waits(), None, 5, 4), "waits", LIMITS)
+    for max_stop, forced in ((0.05, True), (30.0, False)):
+        server = Server(app, replace(LIMITS, max_stop=max_stop))
+        server._server.handle_exit(signal.SIGTERM, None)
+        assert left.wait(5 if forced else 0.2) == forced
+        left.clear()
+        with bind("127.0.0.1", 0) as bound:
+            server.run(bound)  # ends at once, and takes back what would end this process
+        assert server._server.last.finished.is_set()
+
+
 def test_requests_under_way_are_told_that_the_service_ends() -> None:
     with command("--max-stop", "2") as (process, service):
         waiting = [service.send("wait") for _ in range(3)]

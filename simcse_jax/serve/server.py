@@ -108,6 +108,7 @@ class Server:
             with _signals_end_quietly():
                 self._server.run([bound])
         finally:
+            self._server.last.cancel()
             sys.setswitchinterval(switch)
 
     def stop(self) -> None:
@@ -120,16 +121,16 @@ class _Stopping(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, crowd: Crowd, max_stop: float) -> None:
         super().__init__(config)
-        self._crowd, self._max_stop = crowd, max_stop
+        self._crowd = crowd
+        self.last = threading.Timer(max_stop, lambda: leave())
+        self.last.daemon = True
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Called for each signal."""
         if self.should_exit:
             self.force_exit = True
         else:
-            last = threading.Timer(self._max_stop, leave)
-            last.daemon = True
-            last.start()
+            self.last.start()
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
