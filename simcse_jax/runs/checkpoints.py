@@ -16,7 +16,8 @@ from simcse_jax.config.values import check_types
 from simcse_jax.errors import InputError
 from simcse_jax.runs.folder import read_results, writing_to
 from simcse_jax.runs.quiet import no_root_handler
-from simcse_jax.storage.manifest import MANIFEST, Damage, faults, is_on, read_manifest, to_disk, write_manifest
+from simcse_jax.storage.files import to_disk
+from simcse_jax.storage.manifest import MANIFEST, Damage, faults, is_on, read_manifest, write_manifest
 from simcse_jax.storage.records import parse_json, read_bounded
 
 with no_root_handler():

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import xxhash
 
-from simcse_jax.storage.files import finite
+from simcse_jax.storage.files import finite, new_file
 from simcse_jax.storage.records import parse_record
 
 TIMES = ("sentences_per_second", "utilisation")
@@ -27,11 +27,8 @@ class MetricsLog:
         if jax.process_index() == 0:
             kept = _kept(path, step)
             self._summary.add(kept)
-            partial = path.with_suffix(".partial")
-            partial.unlink(missing_ok=True)
-            with partial.open("x", encoding="utf-8") as file:  # no link that waits under its name
-                file.writelines(f"{line}\n" for line in kept)
-            partial.replace(path)
+            with new_file(path) as partial:
+                partial.write_text("".join(f"{line}\n" for line in kept), "utf-8")
             self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -4,7 +4,6 @@ A manifest is the last file written to a folder. Its digests, xxh3-128, find the
 are no protection against a forger.
 """
 
-import errno
 import json
 import mmap
 import os
@@ -17,7 +16,7 @@ from typing import Any
 import xxhash
 
 from simcse_jax.errors import InputError, reason
-from simcse_jax.storage.files import finite, inside, new_file
+from simcse_jax.storage.files import finite, inside, new_file, to_disk
 from simcse_jax.storage.records import parse_json, read_bounded, read_record
 
 _MADV_POPULATE_READ = 22  # Linux's number; Python has no name for it
@@ -62,26 +61,12 @@ def _seal(content: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
-def to_disk(path: Path) -> None:
-    """Waits until a file or the names in a folder would survive a power cut, where the file system can tell."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what some say of folders
-            raise
-    finally:
-        os.close(number)
-
-
 def write_sealed(file: Path, content: dict[str, Any]) -> None:
     """Writes a JSON object with a digest of itself, `seal`, in one step that a power cut cannot undo by half."""
     content = finite(content)
     with new_file(file) as partial:
         text = json.dumps(content | {"seal": _seal(content)}, indent=2, allow_nan=False)
         partial.write_text(text, "utf-8")  # without a newline, so that none can be cut off
-        to_disk(partial)
-    to_disk(file.resolve().parent)
 
 
 def read_sealed(file: Path, required: bool = True) -> dict[str, Any]:

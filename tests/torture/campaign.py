@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from simcse_jax.runtime.provenance import software
 from tests.torture.case import Case
 from tests.torture.kinds import FAULT, SKIPPED, Fault, Kind, Skipped, load_kinds
 from tests.torture.mounts import private_mounts, unmount_below
@@ -29,7 +30,13 @@ from tests.torture.world import World, make_world
 ROOT = Path(__file__).parents[2]
 _IMPORTED = (
     *("simcse_jax.cli", "simcse_jax.commands.train", "simcse_jax.commands.evaluate", "simcse_jax.commands.export"),
-    *("simcse_jax.commands.encode", "simcse_jax.commands.search", "simcse_jax.training.trainer", "transformers"),
+    *(
+        "simcse_jax.commands.encode",
+        "simcse_jax.commands.search",
+        "simcse_jax.commands.verify",
+        "simcse_jax.training.trainer",
+        "transformers",
+    ),
     *("simcse_jax.inference.export", "simcse_jax.inference.simcse", "simcse_jax.evaluation.suite", "matplotlib.pyplot"),
     *("simcse_jax.runs.figures", "simcse_jax.evaluation.tables", "scipy.stats", "matplotlib.backends.backend_svg"),
 )
@@ -144,6 +151,7 @@ def main() -> None:
 def _campaign(numbers: list[int], options: argparse.Namespace) -> None:
     for name in _IMPORTED:
         import_module(name)
+    software()  # asks git, once for all children
     tasks = len([*Path("/proc/self/task").iterdir()])
     assert tasks == threading.active_count() == 1, f"{tasks} threads: a process with threads cannot fork"
     sys.stdin.close()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.torture.case import Case
-from tests.torture.kinds import REFUSED, Fault, kind
+from tests.torture.kinds import IDENTICAL, REFUSED, Fault, kind
 from tests.torture.world import READERS, STOP, TRAIN
 
 PLACES = {
@@ -64,6 +64,12 @@ def damaged(case: Case, change: Callable[[bytes, random.Random], bytes] | None) 
       case: the case.
       change: gives the new content of a file; None removes it.
     """
+    place, template, originals = damage(case, change)
+    return judged(case, template, place, originals)
+
+
+def damage(case: Case, change: Callable[[bytes, random.Random], bytes] | None) -> tuple[str, str, dict[Path, bytes]]:
+    """Changes or removes files of a place; gives the place, its template, and what the files held."""
     place = case.rng.choice([*PLACES])
     template, pattern = PLACES[place]
     case.fill(template)
@@ -80,9 +86,8 @@ def damaged(case: Case, change: Callable[[bytes, random.Random], bytes] | None) 
             path.unlink()
         elif changed != content:
             path.write_bytes(changed)
-        originals[path] = content
     case.place = f"{place}: {', '.join(path.relative_to(case.folder).as_posix() for path in chosen)}"
-    return judged(case, template, place, originals)
+    return place, template, originals
 
 
 def judged(case: Case, template: str, place: str, originals: dict[Path, bytes]) -> str:
@@ -149,6 +154,33 @@ def emptied(case: Case) -> str:
 def missing(case: Case) -> str:
     """Of any name."""
     return damaged(case, None)
+
+
+_NOT_COVERED = ("commit_success.txt", "_CHECKPOINT_METADATA")
+"""Files in which orbax notes when a checkpoint took its name: a bit of the time does not matter."""
+
+
+@kind("damage that verify looks for", 4)
+def verified(case: Case) -> str:
+    """`simcse-jax verify` names it, changes nothing, and finds all whole once it is undone."""
+    change = case.rng.choice([flip, cut, zero, scramble, empty, None])
+    _, _, originals = damage(case, change)
+    first = next(iter(originals)).relative_to(case.folder)
+    root = Path(*first.parts[: 2 if first.parts[0] == "cache" else 1])
+    before = case.snapshot()
+    changed = [p for p, content in originals.items() if not p.exists() or p.read_bytes() != content]
+    if all(path.name in _NOT_COVERED for path in changed):
+        return IDENTICAL
+    done = case.do(("verify", str(root)))
+    case.unchanged(before)
+    if done.code not in (1, 2):
+        raise Fault(f"verify has not found the damage (status {done.code}): {done.text[-1500:]}")
+    for path, content in originals.items():
+        path.write_bytes(content)
+    again = case.do(("verify", str(root)))
+    if again.code:
+        raise Fault(f"verify finds damage in what is whole: {again.text[-1500:]}")
+    return REFUSED
 
 
 @kind("folder with a step's number", 3)

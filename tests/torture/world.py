@@ -140,12 +140,13 @@ class World:
         arrays = self.process((), folder, main=lambda: print_arrays(latest)).finish()
         assert arrays.code == 0, arrays.text
         settings = json.loads((root / "run.json").read_text())
+        results = json.loads((root / "results.json").read_text())
         del settings["config"]["output"], settings["config"]["data"]["cache"]
         return {
             "step": max(steps),
             "arrays": json.loads(arrays.out),
             "log": log_of(root),
-            "results": json.loads((root / "results.json").read_text()),
+            "results": {name: x for name, x in results.items() if name != "seal"},
             "settings": settings,
             "model": digests(root / "model"),
         }
