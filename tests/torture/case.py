@@ -134,10 +134,10 @@ class Case:
             raise Fault(f"lost or changed: {', '.join(changed[:5])}")
 
     def snapshot(self) -> dict[str, str]:
-        """The digests of all files of the case, but for those that a lock or a program's cache may change."""
+        """The digests of all files of the case, but for what any command may change: a lock, programs, figures."""
         aside = ("home/", "tmp/", "programs/", *OUTPUTS)
         found = digests(self.folder)
-        return {n: d for n, d in found.items() if not n.startswith(aside) and not n.endswith(".lock")}
+        return {n: d for n, d in found.items() if not (n.startswith(aside) or n.endswith(".lock") or "/figures/" in n)}
 
     def ends_identical(self, **settings: Any) -> str:
         """Runs the training command to its end."""

@@ -166,7 +166,8 @@ class World:
 def read_result(done: Done | None, folder: Path) -> tuple[str, dict[str, str]]:
     """What a command that reads has printed, and written to one of the `OUTPUTS`."""
     written = {n: d for n, d in digests(folder).items() if n.startswith(OUTPUTS)}
-    return done.out.replace(str(folder), "") if done else "", written
+    lines = done.out.replace(str(folder), "").splitlines() if done else []
+    return "\n".join(line for line in lines if not line.startswith("figures ")), written
 
 
 def _write_inputs(folder: Path) -> None:
