@@ -42,6 +42,8 @@ OTHER_OPTIONS: dict[str, str] = {
     "--compile": "of python -m benchmarks",
     "--cpus-per-task": "of SLURM",
     "--marks": "of python -m tests.mutants",
+    "--cases": "of python -m tests.torture",
+    "--keep": "of python -m tests.torture",
     "--vectors": "of python -m benchmarks.search",
     "--width": "of python -m benchmarks.search",
     "--base.": "how many options of ablate begin",

@@ -93,7 +93,10 @@ def check_readable(path: Path) -> None:
 
 def to_disk(path: Path) -> None:
     """Waits until a file, or the names in a folder, would survive a power cut, where the file system can tell."""
-    number = os.open(path, os.O_RDONLY)
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder may be written to and not read
+        return
     try:
         os.fsync(number)
     except OSError as error:
