@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.mutate import mutate
+from tests.fuzz.record import RECORD, table
 from tests.fuzz.seeds import SEEDS
 from tests.fuzz.targets import TARGETS, run_one
 
@@ -41,6 +42,15 @@ def test_inputs_to_start_from(name: str, tmp_path: Path) -> None:
 def test_the_corpus_is_small_and_has_no_other_folders() -> None:
     assert {path.name for path in CORPUS.iterdir()} == TARGETS.keys()
     assert sum(path.stat().st_size for path in CORPUS.rglob("*") if path.is_file()) < 300_000
+
+
+def test_the_table_in_the_docs_is_that_of_the_record() -> None:
+    record = json.loads(RECORD.read_text())
+    assert record["targets"].keys() == TARGETS.keys()
+    assert sum(line["executions"] for line in record["targets"].values()) >= 1_000_000
+    page = (Path(__file__).parents[1] / "docs" / "fuzzing.md").read_text()
+    assert table(record) in page
+    assert record["machine"] in page
 
 
 def test_changes_keep_the_form_of_json() -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from simcse_jax.data import delimited, files, reading
 from simcse_jax.data.corpus import open_corpus, read_sentences
 from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.errors import InputError
+from simcse_jax.evaluation.sts import load_task
+from simcse_jax.inference.index import Index
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.runs.checkpoints import read_progress
 from simcse_jax.runs.folder import Run, open_run
@@ -68,8 +71,6 @@ def test_json_that_others_write() -> None:
 
 def test_a_record_that_is_no_file(tmp_path: Path) -> None:
     """Neither a pipe nor a device holds its reader up."""
-    import os
-
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")):
         with little_memory(), pytest.raises(ValueError, match=r"Expecting value|more than 16"):
@@ -235,6 +236,25 @@ def test_offsets_that_lead_outside(offsets: list[int], tiny_bert: Path, text_fil
     np.testing.assert_array_equal(found.offsets, expected)
 
 
+def test_an_index_of_one_endless_vector(tmp_path: Path) -> None:
+    """Whose file has no more blocks than it has numbers: none."""
+    header = _header("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 10000000), }")
+    (tmp_path / "vectors.npy").write_bytes(header)
+    os.truncate(tmp_path / "vectors.npy", len(header) + 40_000_000)
+    about = {"format": 1, "sentences": 1, "width": 10_000_000, "backend": "jax", "about": {}}
+    (tmp_path / "index.json").write_text(json.dumps(about))
+    (tmp_path / "sentences.jsonl").write_text('"a"\n')
+    with little_memory(), pytest.raises(InputError, match=r"vectors of width 10,000,000; expected 65,536 at most"):
+        Index.load(tmp_path)
+
+
+def test_a_score_that_no_float_can_hold(tmp_path: Path) -> None:
+    pairs = {"sentence1": "a man", "sentence2": "a dog", "score": int("1" * 400)}
+    (tmp_path / "a.jsonl").write_text(json.dumps(pairs))
+    with pytest.raises(InputError, match=r"line 1 has a score that is no number, '1{60}' in column score"):
+        load_task(tmp_path / "a.jsonl", "")
+
+
 RESULTS = {"step": 8, "best_step": 4, "dev": 80.0, "metric": "spearman", "after": {"a": 1.0, "Avg.": 1.0}}
 
 
@@ -342,8 +362,6 @@ def test_a_manifest_of_another_form(files: Any, tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_names_a_pipe(tmp_path: Path) -> None:
-    import os
-
     os.mkfifo(tmp_path / "pipe")
     content = {"about": {}, "files": {"pipe": [0, "x"]}}
     (tmp_path / MANIFEST).write_text(json.dumps(content | {"seal": _seal(content)}))

@@ -82,8 +82,8 @@ def read_graded_pairs(name: str, mode: str) -> list[tuple[str, str, float]]:
 def _score(where: str, column: str, grade: Any) -> float:
     try:
         score = float(grade)
-    except (TypeError, ValueError):
-        raise InputError(f"{where} has a score that is no number, {grade!r} in column {column}") from None
+    except (TypeError, ValueError, OverflowError):  # the last of a whole number that no float can hold
+        raise InputError(f"{where} has a score that is no number, {str(grade)[:60]!r} in column {column}") from None
     if not math.isfinite(score):
         raise InputError(f"{where} has a score that is not finite: give each pair a number, or leave the pair out")
     return score

@@ -21,6 +21,7 @@ from simcse_jax.storage.manifest import MANIFEST, Damage, verify, write_manifest
 from simcse_jax.storage.records import open_array, parse_json, read_record
 
 _FORMAT = 1  # of a saved index: raise it when the files change
+_WIDEST = 2**16
 _ABOUT, _SENTENCES, _VECTORS, _CELLS = "index.json", "sentences.jsonl", "vectors.npy", "cells.npy"
 
 
@@ -200,6 +201,8 @@ class Index:
             vectors = open_array(path / _VECTORS, np.float32, 2)
             if (len(sentences), *vectors.shape) != (stored["sentences"], stored["sentences"], stored["width"]):
                 raise ValueError(f"{len(sentences)} sentences, vectors of shape {list(vectors.shape)}")
+            if vectors.shape[1] > _WIDEST:  # a few are searched in as much room as 256
+                raise ValueError(f"vectors of width {vectors.shape[1]:,}; expected {_WIDEST:,} at most")
             if not all(isinstance(sentence, str) for sentence in sentences):
                 raise ValueError(f"a line of {_SENTENCES} that is no string")
             cells = np.array(open_array(path / _CELLS, np.uint8, 1)) if stored["backend"] == "faiss-ivf" else None

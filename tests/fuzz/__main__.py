@@ -20,12 +20,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tests.fuzz.record import RECORD, table
 from tests.fuzz.seeds import SEEDS
 from tests.fuzz.targets import TARGETS
 
 CORPUS = Path(__file__).parent / "corpus"
 DICTIONARY = Path(__file__).parent / "dictionary.txt"
-RECORD = Path(__file__).parent / "record.json"
 MEMORY = 2048
 """Most MiB of a process that fuzzes a target."""
 SECONDS = 60
@@ -99,14 +99,15 @@ def _keep(found: Path, name: str) -> None:
     )
     inputs = sorted(merged.iterdir(), key=lambda path: path.stat().st_size)
     if inputs:
-        for path in kept.glob("[!e]*"):
-            path.unlink()
+        for path in kept.iterdir():
+            if not path.name.startswith("escape-"):
+                path.unlink()
         size = 0
         for path in inputs:
             size += path.stat().st_size
             if size > _KEPT:
                 break
-            shutil.copy(path, kept / f"{path.name[:12]}")
+            shutil.copy(path, kept / path.name[:12])
     shutil.rmtree(merged)
 
 
@@ -120,24 +121,6 @@ def machine() -> str:
         re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else []
     )
     return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
-
-
-def table(record: dict[str, Any]) -> str:
-    """The record as a table in Markdown."""
-    rows = ["| target | executions | seconds | branches | peak MiB | escapes |", "|---|---:|---:|---:|---:|---:|"]
-    for name, line in record["targets"].items():
-        figures = (
-            f"{line['executions']:,}",
-            f"{line['seconds']:,.0f}",
-            f"{line['coverage']:,}",
-            f"{line['peak_mib']:,}",
-        )
-        rows.append(f"| {name} | {' | '.join(figures)} | {len(line['escapes'])} |")
-    every = record["targets"].values()
-    sums = {key: sum(line[key] for line in every) for key in ("executions", "seconds")}
-    escapes, most = sum(len(line["escapes"]) for line in every), max(line["peak_mib"] for line in every)
-    rows.append(f"| all | {sums['executions']:,} | {sums['seconds']:,.0f} | | {most:,} | {escapes} |")
-    return "\n".join(rows)
 
 
 def main() -> None:

@@ -405,7 +405,7 @@ def model_folder(data: bytes, folder: Path) -> None:
 
 @target(2)
 def weights(data: bytes, folder: Path) -> None:
-    from simcse_jax.pretrained.weights import read_tensors
+    from simcse_jax.pretrained.tensors import find_tensors
 
     listed, tensors = split(data, 2)
     write(
@@ -414,7 +414,9 @@ def weights(data: bytes, folder: Path) -> None:
         if listed
         else {"model__safetensors": tensors},
     )
-    read_tensors(folder)
+    for found in find_tensors(folder).values():
+        if not found.problem:
+            assert found.read().nbytes <= 2 * len(tensors)
 
 
 @target(0.2, 8192)
