@@ -265,7 +265,7 @@ RESULTS = {"step": 8, "best_step": 4, "dev": 80.0, "metric": "spearman", "after"
         *(json.dumps(RESULTS | {"step": step}) for step in (None, "8", [8], 8.5)),
         *(json.dumps(RESULTS | {"dev": dev}) for dev in ("80", [], {})),
         *(json.dumps(RESULTS | {"after": after}) for after in (None, [], {"a": "1"}, {"a": [1]}, {"a": {}})),
-        *(json.dumps(RESULTS | {"before": before}) for before in ({"b": 1.0}, 5)),
+        *(json.dumps(RESULTS | {"before": before}) for before in ({"b": 1.0}, {}, 5)),
         json.dumps(RESULTS | {"metric": 5}),
         json.dumps({"step": 8}),
         json.dumps({"dev": "80"}),

@@ -13,6 +13,7 @@ from simcse_jax.config import settings
 from simcse_jax.config.settings import Config
 from simcse_jax.config.values import check_types
 from simcse_jax.errors import InputError, did_you_mean, reason
+from simcse_jax.storage.files import check_readable
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ def find_config(name: str, *variables: str) -> Path:
       InputError: no such file or name.
     """
     path = Path(name)
+    check_readable(path)
     if path.is_file():
         return path
     shipped = {stem: file for variable in variables for stem, file in shipped_configs(variable).items()}

@@ -119,8 +119,7 @@ def _check_results(results: dict[str, Any]) -> None:
     for name, kind in (kinds | end).items():
         if not fits(results[name], kind) if name in results else name in end and not end.keys().isdisjoint(results):
             raise ValueError(f"{name} is {str(results.get(name, 'missing'))[:40]}")
-    before, after = (results.get(moment, {}) for moment in ("before", "after"))
-    if before and after and before.keys() != after.keys():
+    if "before" in results and results["before"].keys() != results.get("after", results["before"]).keys():
         raise ValueError("before and after are scores of different tasks")
 
 

@@ -453,9 +453,13 @@ def options(data: bytes, folder: Path) -> None:
     if any("tyro" in word for word in words):  # completion scripts, whose making is tyro's alone
         return
     with contextlib.suppress(SystemExit), contextlib.chdir(folder):
-        command = parse(words)
-        if validate := getattr(getattr(command, "config", None), "validate", None):
-            validate()
+        try:
+            command = parse(words)
+            if validate := getattr(getattr(command, "config", None), "validate", None):
+                validate()
+        except OSError as error:  # of a file that nothing has checked, which `main` names
+            if not error.filename:
+                raise
 
 
 @cache
@@ -477,11 +481,12 @@ def _service() -> Iterator[Any]:
             hit = [Hit(0, 0.5, "a sentence")]
             return [Answer(np.ones((len(j.sentences), 2), np.float32), [hit for _ in j.sentences]) for j in jobs]
 
-    app: Any = create_app(Engine(), "name", Limits(gather=0.0))  # type: ignore[arg-type]
+    ready: list[Exception | None] = []
+    app: Any = create_app(Engine(), "name", Limits(gather=0.0), on_ready=ready.append)  # type: ignore[arg-type]
     loop = asyncio.new_event_loop()
     context = app.router.lifespan_context(app)
     loop.run_until_complete(context.__aenter__())
-    while not app.state.batcher.ready:
+    while not ready:
         loop.run_until_complete(asyncio.sleep(0.01))
     return app, loop  # type: ignore[return-value]
 
@@ -506,7 +511,9 @@ def request(data: bytes, folder: Path) -> None:
     loop.run_until_complete(app(scope, receive, send))
     status = sent[0]["status"]
     body = json.loads(b"".join(message.get("body", b"") for message in sent))
-    assert status == 200 or (400 <= status < 500 and isinstance(body["error"], str)), (status, body)
+    # On a busy machine the answer may come too late.
+    refused = (400 <= status < 500 or status in (503, 504)) and isinstance(body["error"], str)
+    assert status == 200 or refused, (status, body)
 
 
 def scratch() -> str:
