@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simcse_jax.analysis.measure import measure as measure_vectors
+from simcse_jax.analysis.measure import pairs_of
 from simcse_jax.analysis.report import _path
 from simcse_jax.cli import main
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
@@ -25,7 +27,7 @@ from simcse_jax.evaluation.geometry import (
     singular_values,
     uniformity,
 )
-from simcse_jax.evaluation.sts import distinct_sentences, load_task
+from simcse_jax.evaluation.sts import Subset, Task, distinct_sentences, load_task
 from simcse_jax.inference.export import export
 from simcse_jax.inference.loading import kept_steps, load_model
 from simcse_jax.inference.simcse import SimCSE
@@ -78,7 +80,19 @@ def test_iso_score_counts_the_share_of_dimensions_in_use() -> None:
     rotation = np.linalg.qr(gaussian(6, 6))[0]
     x = gaussian(300, 6) * np.arange(1, 7)
     assert iso_score(x) == pytest.approx(iso_score(4 * x @ rotation - 7))
-    assert math.isnan(iso_score(np.ones((5, 3))))
+    assert iso_score(np.ones((5, 3))) is None
+
+
+def test_measures_of_too_few_vectors_are_absent() -> None:
+    one = gaussian(1, 3)
+    assert [f(one) for f in (uniformity, average_cosine, iso_score)] == [None] * 3
+    assert [f(one[:0]) for f in (uniformity, average_cosine, isotropy, iso_score)] == [None] * 4
+    assert alignment(one[:0], one[:0]) is None
+    assert effective_rank(np.zeros(3)) is None
+    task = Task("t", [Subset("s", ["a"], ["a"], np.array([1.0]))], "all")
+    figures, scores, _, _ = measure_vectors(pairs_of(task), [task], {"a": one[0]})
+    assert figures.keys() == {"isotropy", "effective_rank"}  # of its one sentence
+    assert scores == {}
 
 
 def test_spectrum_and_effective_rank() -> None:
@@ -261,6 +275,8 @@ def test_bad_input(
 def test_a_path_without_an_alignment_names_none() -> None:
     """Pairs without a high score have none."""
     rows = [{"step": step, "alignment": math.nan, "uniformity": -1.0 - step, "score": 20.0 + step} for step in (0, 3)]
+    nothing = [{"step": step, "alignment": math.nan, "uniformity": math.nan, "score": math.nan} for step in (0, 3)]
+    assert _path("run", nothing) == "run, in training, steps 0 to 3 (2 evaluations): no figures."
     assert _path("run", rows) == (
         "run, in training, steps 0 to 3 (2 evaluations): uniformity falls from -1.000 to -4.000, score rises from "
         "20.00 to 23.00; highest score 23.00 at step 3, with uniformity -4.000."

@@ -76,7 +76,28 @@ def test_resamples_without_a_correlation_are_left_out() -> None:
     assert set(found[np.isfinite(found)]) == {100.0}
     assert np.isnan(found).any()
     assert interval(found[0]) == [100, 100]
-    assert np.isnan(interval(np.full(3, np.nan))).all()
+    assert interval(np.full(3, np.nan)) == [None, None]
+
+
+def test_figures_that_are_absent_are_null_empty_and_a_dash(
+    tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A single pair, and pairs of one gold score, have no correlation, no interval and no difference."""
+    other = write_model(tmp_path / "other", TINY_BERT, seed=1)
+    for name, lines in {"single": ["a man\ta dog\t1"], "alike": ["a man\ta dog\t1", "a cat\ta river\t1"]}.items():
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *lines]) + "\n")
+    files = {kind: tmp_path / f"scores.{kind}" for kind in ("json", "csv", "markdown")}
+    options = [text for kind, file in files.items() for text in (f"--{kind}", str(file))]
+    tasks = [str(tmp_path / f"{name}.tsv") for name in ("single", "alike")]
+    main(["evaluate", str(tiny_bert), str(other), "--pooler", "avg", "--bootstrap", "9", *options, "--tasks", *tasks])
+    for text in (capsys.readouterr().out, *(file.read_text() for file in files.values())):
+        assert "nan" not in text.replace(str(tmp_path), "").lower()
+    for model in json.loads(files["json"].read_text())["models"]:
+        assert set(model["sts"]["reported"].values()) == {None}
+        assert model["sts"]["intervals"]["Avg."] == [None, None]
+    with files["csv"].open() as file:
+        assert {row["value"] + row["low"] + row["difference"] for row in csv.DictReader(file)} == {""}
+    assert "| – | – | – |" in files["markdown"].read_text()
 
 
 def test_several_models_on_the_command_line(

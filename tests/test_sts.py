@@ -13,7 +13,17 @@ from simcse_jax.cli import main
 from simcse_jax.config import EvaluationConfig
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation import sts
-from simcse_jax.evaluation.sts import STS_TASKS, Subset, Task, cosine, evaluate, format_table, load_task, reported_pairs
+from simcse_jax.evaluation.sts import (
+    STS_TASKS,
+    Subset,
+    Task,
+    cosine,
+    evaluate,
+    format_table,
+    load_task,
+    mean_of_all,
+    reported_pairs,
+)
 from simcse_jax.inference.simcse import SimCSE
 from simcse_jax.training.scores import load_tasks
 
@@ -241,8 +251,19 @@ def test_a_cosine_that_is_not_a_number_counts_as_zero() -> None:
 
 
 def test_a_constant_side_has_no_score() -> None:
-    subset = Subset("all", ["a", "b"], ["a", "b"], np.array([1.0, 2.0]))
-    assert np.isnan(evaluate([Task("own", [subset], "all")], vectors_of)["reported"]["own"])
+    """And a single pair has none; a mean with such a one in it is absent, too."""
+    alike = Subset("alike", ["a", "b"], ["a", "b"], np.array([1.0, 2.0]))
+    single = Subset("single", ["a"], ["b"], np.array([1.0]))
+    fine = Subset("fine", ["a", "b"], ["b", "b"], np.array([1.0, 2.0]))
+    tasks = [Task(s.name, [s], "all") for s in (alike, single, fine)] + [Task("two", [fine, alike], "all")]
+    found = evaluate(tasks, vectors_of)
+    reported = found["reported"]
+    assert [reported[name] for name in ("alike", "single", "Avg.")] == [None] * 3
+    assert reported["fine"] == pytest.approx(100)
+    both = found["tasks"]["two"]["all"]["pearson"]
+    assert both["all"] is not None
+    assert (both["mean"], both["wmean"]) == (None, None)
+    assert mean_of_all([]) is None
 
 
 def test_reported_pairs_are_the_scores_of_the_model_and_the_gold_scores() -> None:
@@ -261,11 +282,11 @@ def test_reported_pairs_are_the_scores_of_the_model_and_the_gold_scores() -> Non
 
 
 def test_table() -> None:
-    rows = {"before": {"STS12": 1.234, "/far/own.tsv": 100.0}, "now": {"STS12": -5.0, "/far/own.tsv": float("nan")}}
+    rows = {"before": {"STS12": 1.234, "/far/own.tsv": 100.0}, "now": {"STS12": -5.0, "/far/own.tsv": None}}
     assert format_table(rows).splitlines() == [
         "         STS12     own",
         "before    1.23  100.00",
-        "now      -5.00     nan",
+        "now      -5.00       –",
     ]
 
 

@@ -29,6 +29,7 @@ from simcse_jax.pretrained.weights import load_params
 from simcse_jax.runtime.mesh import make_mesh
 from simcse_jax.study import Cell, Study
 from simcse_jax.study.false_negatives import false_negatives, first_sentences
+from simcse_jax.study.measure import from_log
 from simcse_jax.study.noise_scale import batch_gradients, noise_scale
 from simcse_jax.study.run import run_study
 from simcse_jax.study.table import slope, values
@@ -293,8 +294,8 @@ def test_alignment_and_uniformity_are_their_definitions() -> None:
     pairs = [np.exp(-2 * np.sum((unit[i] - unit[i + 1 :]) ** 2, axis=1)) for i in range(len(x))]
     assert uniformity(x) == pytest.approx(np.log(np.mean(np.concatenate(pairs))), rel=1e-12)
     assert alignment(x[:5], x[5:10]) == pytest.approx(np.mean(np.sum((unit[:5] - unit[5:10]) ** 2, axis=1)))
-    assert math.isnan(alignment(x[:0], x[:0]))
-    assert math.isnan(uniformity(x[:1]))
+    assert alignment(x[:0], x[:0]) is None
+    assert uniformity(x[:1]) is None
 
 
 def test_positive_pairs_by_scale() -> None:
@@ -322,7 +323,7 @@ def test_false_negatives_by_brute_force() -> None:
     assert result["false_negatives"] == pytest.approx(every.mean())
     assert result["false_negative_anchors"] == pytest.approx((every > 0).mean())
     assert result["false_negative_pairs"] == pytest.approx(every.sum() / (7 * 6 + 1030 * 1029))
-    assert math.isnan(false_negatives([np.ones((1, 2))], 0.5)["false_negatives"])
+    assert set(false_negatives([np.ones((1, 2))], 0.5).values()) == {None}
 
 
 def test_first_sentences_are_numbered_as_tokens_are(tmp_path: Path) -> None:
@@ -332,6 +333,26 @@ def test_first_sentences_are_numbered_as_tokens_are(tmp_path: Path) -> None:
     corpus = open_corpus(DataConfig(train=str(file), columns=("a", "b")))
     assert first_sentences(corpus, np.array([0, 2])) == ["zero", "two"]
     assert first_sentences(corpus, np.array([], np.int64)) == []
+
+
+def test_noise_scale_needs_two_batches_and_a_mean_gradient() -> None:
+    one = {"a": jnp.ones(3)}
+    assert noise_scale([], 8) is None
+    assert noise_scale([one], 8) is None
+    assert noise_scale([one, {"a": -jnp.ones(3)}], 8) is None  # they cancel
+
+
+def test_the_log_of_a_run_with_figures_missing(tmp_path: Path) -> None:
+    """A batch of one example has no pairs of its own; a run may end before its first line."""
+    lines = [
+        {"step": 7, "loss": 1.0, "negative_similarity": None},
+        {"step": 8, "loss": 3.0, "negative_similarity": 0.5},
+    ]
+    (tmp_path / "log").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = from_log(tmp_path / "log", 8, 8)
+    assert (found["loss"], found["negative_similarity"], found["effective_negatives"]) == (2.0, 0.5, None)
+    (tmp_path / "log").write_text("")
+    assert {name for name, value in from_log(tmp_path / "log", 8, 8).items() if value is not None} == {"path"}
 
 
 def test_noise_scale_of_known_gradients() -> None:

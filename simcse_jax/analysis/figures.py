@@ -43,7 +43,9 @@ def _plane(folder: Path, measured: list[Measured], paths: dict[str, list[Row]], 
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    scores = [m.figures["score"] for m in measured] + [row["score"] for path in paths.values() for row in path]
+    scores = [m.figures.get("score", np.nan) for m in measured] + [
+        row["score"] for path in paths.values() for row in path
+    ]
     finite = [s for s in scores if np.isfinite(s)] or [0.0]
     norm = Normalize(min(finite), max(finite) if max(finite) > min(finite) else min(finite) + 1)
     figure = Figure(figsize=(8.2, 5.2), layout="constrained")
@@ -57,8 +59,7 @@ def _plane(folder: Path, measured: list[Measured], paths: dict[str, list[Row]], 
             axes.plot(x, y, color="#777777", linestyle=line, linewidth=1, zorder=1)
             axes.scatter(x, y, c=[row["score"] for row in path], s=16, linewidths=0.3, zorder=2, **drawn)
         own = [m for m in measured if m.name == name]
-        x, y = [m.figures["uniformity"] for m in own], [m.figures["alignment"] for m in own]
-        colours = [m.figures["score"] for m in own]
+        x, y, colours = ([m.figures.get(n, np.nan) for m in own] for n in ("uniformity", "alignment", "score"))
         axes.scatter(x, y, c=colours, marker=marker, s=110, linewidths=1, zorder=3, **drawn)
         axes.scatter([], [], marker=marker, s=70, color="white", edgecolors="black", label=name)
     axes.margins(0.09)
@@ -69,7 +70,9 @@ def _plane(folder: Path, measured: list[Measured], paths: dict[str, list[Row]], 
     checkpoints = [[{"step": m.step, **m.figures}] for m in measured if m.label != m.name]
     names = ("step", "uniformity", "alignment")
     labelled = [path for path in [*checkpoints, *paths.values()] if path]
-    plots.label_steps(axes, [np.array([[row[n] for n in names] for row in path], np.float64) for path in labelled])
+    plots.label_steps(
+        axes, [np.array([[row.get(n, np.nan) for n in names] for row in path], np.float64) for path in labelled]
+    )
     plots.save(figure, folder / "plane")
 
 

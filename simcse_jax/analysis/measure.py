@@ -108,7 +108,7 @@ def measure(
     cosines, spectrum = cosine(x[first], x[second]), singular_values(x)
     groups = [float(np.mean(cosines[pairs.group == g])) for g in range(5) if np.any(pairs.group == g)]
     scores = evaluate(tasks, encode)["reported"] if tasks else {}
-    figures = {
+    figures: dict[str, float | None] = {
         "score": evaluate([pairs.task], encode)["reported"][pairs.task.name],
         **({"sts": scores["Avg."]} if tasks else {}),
         "alignment": alignment(x[first[positive]], x[second[positive]]),
@@ -117,6 +117,10 @@ def measure(
         "isotropy": isotropy(x),
         "iso_score": iso_score(x),
         "effective_rank": effective_rank(spectrum),
-        "contrast": groups[-1] - groups[0],
+        "contrast": groups[-1] - groups[0] if len(groups) > 1 else None,
     }
-    return figures, scores, spectrum, cosines
+    return _present(figures), _present(scores), spectrum, cosines
+
+
+def _present(figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: figure for name, figure in figures.items() if figure is not None}

@@ -9,7 +9,7 @@ from simcse_jax.analysis.measure import MEASURES, GradedPairs, Measured
 from simcse_jax.analysis.sources import AnalysedModel
 from simcse_jax.evaluation.geometry import positive_pairs
 from simcse_jax.evaluation.sts import Mode, distinct_sentences
-from simcse_jax.reports.tables import Row, markdown_table
+from simcse_jax.reports.tables import Row, markdown_table, shown
 
 _MEANING = """\
 - **alignment**: mean squared distance of the unit vectors of pairs with a gold score in the top fifth; lower is closer.
@@ -84,7 +84,7 @@ def findings(measured: list[Measured]) -> list[str]:
         ("effective_rank", "Lowest effective rank", "highest"),
         ("contrast", "Least contrast of top and bottom group", "most"),
     ):
-        known = [m for m in measured if math.isfinite(m.figures.get(measure, math.nan))]
+        known = [m for m in measured if measure in m.figures]
         if known:
             low, high = (pick(known, key=lambda m: m.figures[measure]) for pick in (min, max))
             figures = f"{low.label}, {_show(low, measure)}; {highest}: {high.label}, {_show(high, measure)}"
@@ -96,14 +96,14 @@ def _order(measured: list[Measured]) -> list[str]:
     """The rank correlation of each measure with the score, in words."""
     from scipy.stats import spearmanr
 
-    known = [m for m in measured if all(math.isfinite(m.figures[n]) for n in ("score", "alignment", "uniformity"))]
+    known = [m for m in measured if {"score", "alignment", "uniformity"} <= m.figures.keys()]
     scores = [m.figures["score"] for m in known]
     if len(known) < 4 or np.ptp(scores) == 0:
         return []
     figures = []
     for measure in ("alignment", "uniformity", "average_cosine", "effective_rank", "contrast"):
-        values = [m.figures[measure] for m in known]
-        if np.isfinite(values).all() and np.ptp(values) > 0:
+        values = [m.figures[measure] for m in known if measure in m.figures]
+        if len(values) == len(known) and np.ptp(values) > 0:
             rank = float(spearmanr(scores, values).statistic)
             figures.append(f"{MEASURES[measure][0]} {rank:+.2f}")
     return [
@@ -121,10 +121,12 @@ def _path(name: str, path: list[Row]) -> str:
         verb = "falls" if last[key] < first[key] else "rises"
         moves.append(f"{key} {verb} from {first[key]:.{digits}f} to {last[key]:.{digits}f}")
     at_best = [f"{key} {best[key]:.3f}" for key in ("alignment", "uniformity") if math.isfinite(best[key])]
-    return (
-        f"{name}, in training, steps {first['step']:,} to {last['step']:,} ({len(path)} evaluations): "
-        f"{', '.join(moves)}; highest score {best['score']:.2f} at step {best['step']:,}, with {' and '.join(at_best)}."
-    )
+    found = [", ".join(moves)] if moves else []
+    if math.isfinite(best["score"]):
+        beside = f", with {' and '.join(at_best)}" if at_best else ""
+        found.append(f"highest score {best['score']:.2f} at step {best['step']:,}{beside}")
+    steps = f"steps {first['step']:,} to {last['step']:,} ({len(path)} evaluations)"
+    return f"{name}, in training, {steps}: {'; '.join(found) or 'no figures'}."
 
 
 def _measures(measured: list[Measured]) -> list[tuple[str, tuple[str, int]]]:
@@ -132,14 +134,13 @@ def _measures(measured: list[Measured]) -> list[tuple[str, tuple[str, int]]]:
 
 
 def _show(m: Measured, measure: str) -> str:
-    value = m.figures.get(measure, math.nan)
-    return "–" if math.isnan(value) else f"{value:.{MEASURES[measure][1]}f}"
+    return shown(f"{{:.{MEASURES[measure][1]}f}}", m.figures.get(measure))
 
 
 def _table(measured: list[Measured]) -> str:
-    shown = _measures(measured)
-    rows = [[m.label, *(_show(m, name) for name, _ in shown)] for m in measured]
-    return markdown_table(["model", *(label for _, (label, _) in shown)], rows)
+    columns = _measures(measured)
+    rows = [[m.label, *(_show(m, name) for name, _ in columns)] for m in measured]
+    return markdown_table(["model", *(label for _, (label, _) in columns)], rows)
 
 
 def _model(source: AnalysedModel, measured: list[Measured], paths: dict[str, list[Row]], task: str, mode: Mode) -> str:

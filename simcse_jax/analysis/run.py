@@ -107,7 +107,8 @@ def _row(m: Measured) -> Row:
 def _plane(measured: list[Measured], paths: dict[str, list[Row]]) -> list[Row]:
     names = ("alignment", "uniformity", "score")
     models = [
-        {"model": m.name, "kind": "measured", "step": _step(m), **{n: m.figures[n] for n in names}} for m in measured
+        {"model": m.name, "kind": "measured", "step": _step(m), **{n: m.figures.get(n) for n in names}}
+        for m in measured
     ]
     logged = [{"model": model, "kind": "logged in training", **row} for model, path in paths.items() for row in path]
     return models + logged

@@ -5,7 +5,6 @@ percentiles: it says how far a figure, or a difference, depends on the choice of
 training: another seed of the same recipe moves a score, too.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -81,13 +80,15 @@ def spearman_resamples(
     return result
 
 
-def interval(resamples: Float[np.ndarray, " B"]) -> list[float]:
-    """The 2.5 and 97.5 percentiles of the resamples of a figure that have a correlation; NaN if no resample has one."""
+def interval(resamples: Float[np.ndarray, " B"]) -> list[float] | list[None]:
+    """The 2.5 and 97.5 percentiles of the resamples that have a correlation; None for each if no resample has one."""
     finite = resamples[np.isfinite(resamples)]
-    return [float(x) for x in np.percentile(finite, [2.5, 97.5])] if len(finite) else [math.nan] * 2
+    return [float(x) for x in np.percentile(finite, [2.5, 97.5])] if len(finite) else [None] * 2
 
 
-def bootstrap(tasks: dict[str, ScoredPairs], reported: list[dict[str, float]], resamples: int) -> list[dict[str, Any]]:
+def bootstrap(
+    tasks: dict[str, ScoredPairs], reported: list[dict[str, float | None]], resamples: int
+) -> list[dict[str, Any]]:
     """Intervals of each model's figures, and of their differences to those of the first model.
 
     All models are scored on the same resamples, so the differences are paired: easy and hard pairs, which the models
@@ -100,7 +101,7 @@ def bootstrap(tasks: dict[str, ScoredPairs], reported: list[dict[str, float]], r
 
     Returns:
       For each model, `{"intervals": {task: [low, high]}, "differences": {task: [difference, low, high]}}`, "Avg." among
-      the tasks; the first model has no differences.
+      the tasks; the first model has no differences. None stands for a figure that is absent.
     """
     drawn = {name: spearman_resamples(systems, gold, resamples, name) for name, (systems, gold) in tasks.items()}
     drawn["Avg."] = np.mean(list(drawn.values()), axis=0)
@@ -109,8 +110,12 @@ def bootstrap(tasks: dict[str, ScoredPairs], reported: list[dict[str, float]], r
         found: dict[str, Any] = {"intervals": {name: interval(row[number]) for name, row in drawn.items()}}
         if number:
             found["differences"] = {
-                name: [figures[name] - reported[0][name], *interval(row[number] - row[0])]
+                name: [_difference(figures[name], reported[0][name]), *interval(row[number] - row[0])]
                 for name, row in drawn.items()
             }
         results.append(found)
     return results
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b

@@ -197,7 +197,7 @@ def _figures(hits: Bool[np.ndarray, "Q K"], counts: Int[np.ndarray, " Q"]) -> di
     }
 
 
-def answer_geometry(task: RetrievalTask, vectors_of: EncodeFunction) -> dict[str, float]:
+def answer_geometry(task: RetrievalTask, vectors_of: EncodeFunction) -> dict[str, float | None]:
     """Alignment of questions and their answers, and uniformity of the answers: of the first 2,000 pairs."""
     first, second = task.answers[:_SAMPLE].T
     vectors = vectors_of([task.corpus[i] for i in second])

@@ -5,7 +5,7 @@ cosine of each pair's vectors with the gold score. STS12-16 are reported as Spea
 (`all`), STS-B and SICK-R as Spearman on the test split.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from simcse_jax.evaluation.pairs import KINDS, is_pairs, read_graded_pairs, titl
 from simcse_jax.evaluation.tables import text_table
 from simcse_jax.evaluation.text import fields, normal, read_lines
 from simcse_jax.inference.vectors import moderate
+from simcse_jax.reports.tables import shown
 from simcse_jax.storage.objects import local_path
 
 Mode = Literal["test", "dev"]
@@ -199,15 +200,16 @@ def evaluate(tasks: list[Task], encode: EncodeFunction) -> dict[str, Any]:
     Returns:
       `{"tasks": {task: {subset: {"pearson", "spearman", "pairs"}, "all": {"pearson" | "spearman": {"all", "mean",
       "wmean"}}}}, "reported": {task: Spearman, "Avg.": their mean}}`; correlations × 100, wmean weighted by pairs.
+      None stands for a correlation where one side is constant, and for a mean with such a one in it.
     """
     from scipy.stats import pearsonr, spearmanr
 
     vectors_of = encode_once(distinct_sentences(tasks), encode)
 
-    def correlate(system: Float[np.ndarray, " P"], gold: Float[np.ndarray, " P"]) -> dict[str, float]:
-        # A constant side has no correlation: scipy warns and gives nan, which we report as such.
+    def correlate(system: Float[np.ndarray, " P"], gold: Float[np.ndarray, " P"]) -> dict[str, float | None]:
+        # A constant side has no correlation, and neither has a single pair.
         if np.ptp(system) == 0 or np.ptp(gold) == 0:
-            return {"pearson": float("nan"), "spearman": float("nan")}
+            return {"pearson": None, "spearman": None}
         return {
             "pearson": 100 * float(pearsonr(system, gold).statistic),
             "spearman": 100 * float(spearmanr(system, gold).statistic),
@@ -225,20 +227,26 @@ def evaluate(tasks: list[Task], encode: EncodeFunction) -> dict[str, Any]:
         result["all"] = {
             kind: {
                 "all": whole[kind],
-                "mean": float(np.mean([p[kind] for p in parts])),
-                "wmean": float(np.average([p[kind] for p in parts], weights=weights)),
+                "mean": mean_of_all([p[kind] for p in parts]),
+                "wmean": mean_of_all([p[kind] for p in parts], weights),
             }
             for kind in ("pearson", "spearman")
         }
         scores[task.name] = result
     whole_or_split = {t.name: scores[t.name][t.reported]["spearman"] for t in tasks}
     reported = {name: s["all"] if isinstance(s, dict) else s for name, s in whole_or_split.items()}
-    reported["Avg."] = float(np.mean(list(reported.values())))
+    reported["Avg."] = mean_of_all(list(reported.values()))
     return {"tasks": scores, "reported": reported}
 
 
-def format_table(rows: dict[str, dict[str, float]]) -> str:
+def mean_of_all(values: Sequence[float | None], weights: Sequence[float] | None = None) -> float | None:
+    """The mean of figures; None where one of them is absent, or there is none."""
+    known = [value for value in values if value is not None]
+    return float(np.average(known, weights=weights)) if known and len(known) == len(values) else None
+
+
+def format_table(rows: dict[str, dict[str, float | None]]) -> str:
     """Reported figures as a text table: one row per model or moment, one column per task."""
     columns = list(next(iter(rows.values())))
     headers = [title(c) for c in columns]
-    return text_table(headers, {name: [f"{row[c]:.2f}" for c in columns] for name, row in rows.items()})
+    return text_table(headers, {name: [shown("{:.2f}", row[c]) for c in columns] for name, row in rows.items()})

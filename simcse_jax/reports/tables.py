@@ -29,6 +29,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(field.replace('|', chr(92) + '|') for field in line)} |" for line in lines)
 
 
+def shown(form: str, *figures: float | None) -> str:
+    """Figures as `form` prints them; a dash where one of them is absent."""
+    return "–" if None in figures else form.format(*figures)
+
+
 def metric_title(name: str) -> str:
     """The name of a score as titles spell it."""
     return {"spearman": "Spearman", "ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}.get(name, name)

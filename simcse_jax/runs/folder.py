@@ -12,7 +12,6 @@ figures/            figures that the command draws from metrics.jsonl at the end
 tensorboard/        files of TensorBoard, if it tracks the run; wandb/ and wandb.json if Weights & Biases does
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -91,8 +90,6 @@ class Run:
     def results(self) -> dict[str, Any]:
         """The content of `results_file`: first the scores before training, all scores once the run has ended; or {}.
 
-        A test score that is not a number, null in the file, is NaN.
-
         Raises:
           InputError: the file is damaged.
         """
@@ -104,8 +101,6 @@ class Run:
                 f"{self.results_file} is damaged ({damage}): give the command that trained the run again, which writes "
                 "it from the newest checkpoint, or copy it back"
             ) from damage
-        for moment in {"before", "after"} & results.keys():
-            results[moment] = {task: math.nan if x is None else x for task, x in results[moment].items()}
         return results
 
 

@@ -1,6 +1,6 @@
 """The output of a run while it trains: the progress line, metrics.jsonl, and the trackers that the config names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 
@@ -91,7 +91,7 @@ class Monitor:
         """Records the metrics of a step, and the speed of the latest steps."""
         self._write(step, values | self._clock.speeds())
 
-    def scores(self, step: int, values: dict[str, float]) -> None:
+    def scores(self, step: int, values: Mapping[str, float | None]) -> None:
         """Records the scores of an evaluation."""
         self._dev = values["dev"]
         self._write(step, values)
@@ -105,7 +105,7 @@ class Monitor:
         for follower in self._followers:
             follower.close()
 
-    def _write(self, step: int, values: dict[str, float]) -> None:
+    def _write(self, step: int, values: Mapping[str, float | None]) -> None:
         with writing_to(self._folder):
             self._log.write(step, values)
         for follower in self._followers:

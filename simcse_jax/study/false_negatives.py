@@ -88,7 +88,7 @@ def first_sentences(corpus: Corpus, wanted: Int[np.ndarray, " E"]) -> list[str]:
     return texts
 
 
-def false_negatives(batches: Iterable[Float[np.ndarray, "_ H"]], threshold: float) -> dict[str, float]:
+def false_negatives(batches: Iterable[Float[np.ndarray, "_ H"]], threshold: float) -> dict[str, float | None]:
     """Counts the pairs of sentences in a batch that are alike.
 
     Args:
@@ -97,7 +97,7 @@ def false_negatives(batches: Iterable[Float[np.ndarray, "_ H"]], threshold: floa
 
     Returns:
       `false_negative_pairs`: share of all (anchor, other) pairs; `false_negative_anchors`: share of anchors with at
-      least one; `false_negatives`: mean number of false negatives per anchor. NaN without a pair.
+      least one; `false_negatives`: mean number of false negatives per anchor. None without a pair.
     """
     pairs = anchors = found = affected = 0
     for vectors in batches:
@@ -109,9 +109,8 @@ def false_negatives(batches: Iterable[Float[np.ndarray, "_ H"]], threshold: floa
             similar[rows, start + rows] = False
             counts = np.count_nonzero(similar, axis=1)
             found, affected = found + int(counts.sum()), affected + int(np.count_nonzero(counts))
-    share = found / pairs if pairs else float("nan")
     return {
-        "false_negative_pairs": share,
-        "false_negative_anchors": affected / anchors if pairs else float("nan"),
-        "false_negatives": found / anchors if pairs else float("nan"),
+        "false_negative_pairs": found / pairs if pairs else None,
+        "false_negative_anchors": affected / anchors if pairs else None,
+        "false_negatives": found / anchors if pairs else None,
     }

@@ -21,7 +21,9 @@ Panel = tuple[str, str, str, bool]
 """Measure, title, label of the axis, and whether the axis is logarithmic."""
 
 
-def write_figures(study: Study, rows: list[Row], measures: dict[Cell, Any], before: dict[str, float]) -> list[str]:
+def write_figures(
+    study: Study, rows: list[Row], measures: dict[Cell, Any], before: dict[str, float | None]
+) -> list[str]:
     """Writes each figure as .png and .svg.
 
     Args:
@@ -57,7 +59,8 @@ def write_figures(study: Study, rows: list[Row], measures: dict[Cell, Any], befo
         ):
             panels = [panel for panel in panels if len(values(rows, panel[0]))]
             if panels:
-                baseline = {"test": before["Avg."], "dev": float(np.mean(values(rows, "dev_before")))}
+                known = {"test": before["Avg."], "dev": mean_sd(values(rows, "dev_before"))[0]}
+                baseline = {n: x for n, x in known.items() if x is not None and np.isfinite(x)}
                 draw = _lines(study, rows, panels, baseline if name == "score" else {})
                 _write(study.folder / name, draw, f"{title} ({spread})", len(panels))
                 written.append(name)

@@ -1,6 +1,5 @@
 """The measures of a trained cell."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,9 +65,9 @@ class Meter:
                 )
         self._gradients: dict[int, Gradient] = {}  # by batch size
         self._reference: Reference | None = None
-        self._noise_before: dict[tuple[int, int], float] = {}
+        self._noise_before: dict[tuple[int, int], float | None] = {}
 
-    def initial_scores(self) -> dict[str, float]:
+    def initial_scores(self) -> dict[str, float | None]:
         """Test scores before training, with the parameters of the first seed."""
         return self._test(self._initial(self._study.cells()[0]))
 
@@ -87,7 +86,7 @@ class Meter:
         steps = study.steps_of(cell)
         params = load_model(folder).params
         test = self._test(params)
-        seconds = results.get("seconds") or math.nan
+        seconds = results.get("seconds")
         if cell.batch_size not in self._gradients:
             config = replace(study.config(cell), micro_batch=results["micro_batch"])
             spec = StepSpec(config, self._model, self._mesh, self.tokens.columns, total_steps=1)
@@ -105,13 +104,13 @@ class Meter:
             "noise_scale_before": self._noise_before[key],
             "noise_scale": self._noise(cell, params),
             # Of the whole cell, even if this process trained only a part of it.
-            "seconds": steps * seconds / results["steps"] if results["steps"] else math.nan,
-            "steps_per_second": results["steps"] / seconds,
+            "seconds": steps * seconds / results["steps"] if seconds and results["steps"] else None,
+            "steps_per_second": results["steps"] / seconds if seconds else None,
             "memory_bytes": results["memory"],
         }
 
-    def _test(self, params: Params) -> dict[str, float]:
-        reported: dict[str, float] = evaluate(self._tasks, lambda s: self._encoder(params, s))["reported"]
+    def _test(self, params: Params) -> dict[str, float | None]:
+        reported: dict[str, float | None] = evaluate(self._tasks, lambda s: self._encoder(params, s))["reported"]
         return reported
 
     def _initial(self, cell: Cell) -> Params:
@@ -124,12 +123,12 @@ class Meter:
             params = put(initial, state_sharding(self._mesh, initial))
         return params
 
-    def _noise(self, cell: Cell, params: Params) -> float:
+    def _noise(self, cell: Cell, params: Params) -> float | None:
         study, size = self._study, cell.batch_size
         wanted = max(study.noise_scale_batches, study.noise_scale_sentences // size)
         count = min(wanted, len(self.tokens) // size)  # batches that share examples are not independent
         if not study.noise_scale_batches or count < 2:
-            return math.nan
+            return None
         gradients = batch_gradients(self._gradients[size], params, self.tokens, self._mesh, size, cell.seed, count)
         return noise_scale(gradients, size)
 
@@ -159,14 +158,16 @@ def from_log(file: Path, steps: int, best_step: int | None) -> Measures:
     dev = {line["step"]: line for line in lines if "dev" in line}
     selected = dev.get(best_step, {})
     return {
-        **{name: float(np.mean([_number(line.get(name)) for line in late])) for name in names},
-        "dev_before": _number(dev.get(0, {}).get("dev")),
-        "dev_last": _number(dev.get(steps, {}).get("dev")),
-        "alignment": _number(selected.get("dev_alignment")),
-        "uniformity": _number(selected.get("dev_uniformity")),
-        "path": [[s, _number(d.get("dev_alignment")), _number(d.get("dev_uniformity"))] for s, d in dev.items()],
+        **{name: _mean([line.get(name) for line in late]) for name in names},
+        "dev_before": dev.get(0, {}).get("dev"),
+        "dev_last": dev.get(steps, {}).get("dev"),
+        "alignment": selected.get("dev_alignment"),
+        "uniformity": selected.get("dev_uniformity"),
+        "path": [[s, d.get("dev_alignment"), d.get("dev_uniformity")] for s, d in dev.items()],
     }
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+def _mean(values: list[float | None]) -> float | None:
+    """The mean of the steps that have the figure: a batch of one example, say, has no pairs."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -5,8 +5,8 @@ of k independent batches of B examples at the same parameters and ḡ their mean
 
     S = Σ_i ‖g_i − ḡ‖² / (k − 1),   |G|² = ‖ḡ‖² − S / k,   noise scale = B · S / |G|²   (in examples).
 
-S and |G|² are without bias; the ratio is not, and where the estimate of |G|² is not positive it is NaN. Dropout is part
-of a gradient's noise. The expected gradient itself depends on B, through the number of negatives.
+S and |G|² are without bias; the ratio is not, and where the estimate of |G|² is not positive there is none. Dropout is
+part of a gradient's noise. The expected gradient itself depends on B, through the number of negatives.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -33,8 +33,10 @@ from simcse_jax.training.spec import StepSpec
 Gradient = Callable[[Params, Batch, np.int32], Params]
 
 
-def noise_scale(gradients: Iterable[Any], batch_size: int) -> float:
-    """The noise scale, in examples, from the gradients of two or more batches of `batch_size`, each a tree.
+def noise_scale(gradients: Iterable[Any], batch_size: int) -> float | None:
+    """The noise scale, in examples, from the gradients of batches of `batch_size`, each a tree.
+
+    It is None for fewer than two batches, or where the estimate of |G|² is not positive.
 
     Two trees are held at a time: the mean and the latest (Welford's recurrence).
     """
@@ -44,9 +46,11 @@ def noise_scale(gradients: Iterable[Any], batch_size: int) -> float:
             mean = gradient
         else:
             mean, total = _accumulate(mean, total, gradient, k)
+    if k < 2:
+        return None
     variance = float(total) / (k - 1)
     square = float(optax.tree.norm(mean, squared=True)) - variance / k
-    return batch_size * variance / square if square > 0 else float("nan")
+    return batch_size * variance / square if square > 0 else None
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from simcse_jax.reports.paths import portable
-from simcse_jax.reports.tables import Row, markdown_table, write_csv
+from simcse_jax.reports.tables import Row, markdown_table, shown, write_csv
 from simcse_jax.study.figures import write_figures
 from simcse_jax.study.grid import Cell, Study
 from simcse_jax.study.table import mean_sd, rows_of, slope, values
@@ -47,7 +47,7 @@ Condition = tuple[np.ndarray, int, str]
 """Dev scores of a batch and rule, one per seed."""
 
 
-def write_report(study: Study, measures: dict[Cell, dict[str, Any]], before: dict[str, float]) -> None:
+def write_report(study: Study, measures: dict[Cell, dict[str, Any]], before: dict[str, float | None]) -> None:
     """Writes study.csv, the figures and report.md into the study folder.
 
     Args:
@@ -105,7 +105,7 @@ def _setting(study: Study, rows: list[Row]) -> str:
     )
 
 
-def findings(study: Study, rows: list[Row], before: dict[str, float]) -> list[str]:
+def findings(study: Study, rows: list[Row], before: dict[str, float | None]) -> list[str]:
     """The findings about scores, spread and selection, in sentences."""
     runs = {r["cell"]: r for r in rows}
     diverged = [name for name, r in runs.items() if "diverged" in r]
@@ -120,10 +120,10 @@ def findings(study: Study, rows: list[Row], before: dict[str, float]) -> list[st
     conditions = list(scored.values())
     best, batch, best_rule = max(conditions, key=lambda c: float(np.mean(c[0])))
     test = values(rows, "test", batch_size=batch, rule=best_rule)
+    start = _spread(mean_sd(values(rows, "dev_before"))[0], math.nan, 2), shown("{:.2f}", before["Avg."])
     sentences.append(
         f"Highest mean dev score: {_condition(study, batch, best_rule)}, {_spread(*mean_sd(best), 2)}, with a test "
-        f"average of {_spread(*mean_sd(test), 2)}. Before training: dev {np.mean(values(rows, 'dev_before')):.2f}, "
-        f"test {before['Avg.']:.2f}."
+        f"average of {_spread(*mean_sd(test), 2)}. Before training: dev {start[0]}, test {start[1]}."
     )
     sentences.append(_selection(runs, study))
     sentences += _differences(study, conditions, best)

@@ -20,12 +20,22 @@ from simcse_jax.evaluation.retrieval import (
     load_retrieval,
     retrieve,
 )
-from simcse_jax.evaluation.sts import STS_TASKS, Mode, Task, distinct_sentences, encode_once, evaluate, load_task
+from simcse_jax.evaluation.sts import (
+    STS_TASKS,
+    Mode,
+    Task,
+    distinct_sentences,
+    encode_once,
+    evaluate,
+    load_task,
+    mean_of_all,
+)
 from simcse_jax.evaluation.suite import expand_tasks
 from simcse_jax.inference.encoder import BatchEncoder
 from simcse_jax.model.params import Params
 
-Scorer = Callable[[Params], dict[str, float]]
+Scorer = Callable[[Params], dict[str, float | None]]
+"""Figures by name, None for one that is absent: the correlation of scores that are all alike, say."""
 
 _LEAST = 3  # pairs or questions: two pairs are in order or not, and half of all models order them
 
@@ -144,17 +154,17 @@ def make_scorers(tasks: Tasks, settings: EvaluationConfig, encoder: BatchEncoder
     if test and isinstance(test[0], RetrievalTask):
         test_metric = settings.metric if settings.metric in METRICS else METRICS[0]
 
-    def dev_scores(params: Params) -> dict[str, float]:
+    def dev_scores(params: Params) -> dict[str, float | None]:
         assert dev is not None
         found = _measure(dev, encoder, params)
         return {"dev": found[dev_metric], **{f"dev_{name}": value for name, value in found.items()}}
 
-    def test_scores(params: Params) -> dict[str, float]:
+    def test_scores(params: Params) -> dict[str, float | None]:
         if pairs := [task for task in test if isinstance(task, Task)]:
-            reported: dict[str, float] = evaluate(pairs, lambda s: encoder(params, s, "evaluating"))["reported"]
+            reported: dict[str, float | None] = evaluate(pairs, lambda s: encoder(params, s, "evaluating"))["reported"]
             return reported
         found = {task.name: _measure(task, encoder, params)[test_metric] for task in test}
-        return found | {"Avg.": sum(found.values()) / len(found)}
+        return found | {"Avg.": mean_of_all([*found.values()])}
 
     about = "" if dev is None else dev.describe() if isinstance(dev, RetrievalTask) else f"graded pairs of {dev.name}"
     return Scorers(dev_scores if dev else None, test_scores if test else None, dev_metric, test_metric, about)
@@ -183,7 +193,7 @@ def _metric(task: Task | RetrievalTask, settings: EvaluationConfig) -> str:
     return metric
 
 
-def _measure(task: Task | RetrievalTask, encoder: BatchEncoder, params: Params) -> dict[str, float]:
+def _measure(task: Task | RetrievalTask, encoder: BatchEncoder, params: Params) -> dict[str, float | None]:
     """The metrics of a task by name, alignment and uniformity."""
     if isinstance(task, RetrievalTask):
         vectors_of = encode_once(task.sentences, lambda s: encoder(params, s, "evaluating"))

@@ -230,8 +230,8 @@ class Trainer:
             self._monitor.scores(step, scores)
             return None
         score = scores["dev"]
-        if math.isnan(score):
-            say(f"step {step:,}: the dev score is not a number (all pairs alike?) and does not count")
+        if score is None:
+            say(f"step {step:,}: there is no dev score (all pairs alike?) and does not count")
             return None
         self._monitor.scores(step, scores)
         best = self.progress.best_score
