@@ -19,6 +19,7 @@ from benchmarks.encode import Encode
 from benchmarks.hostile import Hostile
 from benchmarks.input import Input
 from benchmarks.loss import Loss
+from benchmarks.noise import Noise
 from benchmarks.profile import Profile
 from benchmarks.report import Table, provenance, write
 from benchmarks.serve import Serve
@@ -27,7 +28,7 @@ from benchmarks.step import Step
 from benchmarks.sts import Sts
 from simcse_jax.errors import InputError
 
-Part = Step | Encode | Sts | Input | Start | Devices | Checkpoint | Loss | Serve | Hostile | Profile
+Part = Step | Encode | Sts | Input | Start | Devices | Checkpoint | Loss | Noise | Serve | Hostile | Profile
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Command:
         | Annotated[Start, subcommand("start")]
         | Annotated[Devices, subcommand("devices")]
         | Annotated[Checkpoint, subcommand("checkpoint")]
+        | Annotated[Noise, subcommand("noise")]
         | Annotated[Serve, subcommand("serve")]
         | Annotated[Hostile, subcommand("hostile")]
         | Annotated[Profile, subcommand("profile")]
@@ -82,7 +84,8 @@ class Command:
         Raises:
           Disagreement: two sides computed different things; with `all`, raised after the other parts.
         """
-        check_peers()
+        if not isinstance(self.part, Noise):
+            check_peers()
         jax.config.update("jax_platforms", "cpu")  # accelerators are for the measured processes
         whole = self.part if isinstance(self.part, All) else None
         parts = whole.parts(self.quick) if whole else {type(self.part).__name__.lower(): self.part}

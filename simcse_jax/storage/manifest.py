@@ -4,6 +4,7 @@ A manifest is the last file written to a folder. Its digests, xxh3-128, find the
 are no protection against a forger.
 """
 
+import errno
 import json
 import mmap
 import os
