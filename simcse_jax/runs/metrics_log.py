@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class MetricsLog:
                 partial.write_text("".join(f"{line}\n" for line in kept), "utf-8")
             self._file = path.open("a", encoding="utf-8")
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | None]) -> None:
         """Appends a line."""
         if self._file:
             line = json.dumps(finite({"step": step, **values}), allow_nan=False)
