@@ -102,15 +102,24 @@ def _chosen(options: argparse.Namespace) -> dict[str, Kind]:
     return {name: kind for name, kind in kinds.items() if not options.kinds or name in options.kinds}
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of all sittings."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+def read_records(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The records of all sittings with the same seed and the same choice of kinds."""
+    lines = options.records.read_text().splitlines() if options.records.is_file() else []
+    records = [json.loads(line) for line in lines]
+    return [record for record in records if (record["seed"], record["of"]) == (options.seed, options.kinds)]
 
 
 def _about() -> dict[str, Any]:
     """Which code, machine and day a record is of."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    # The report of an earlier sitting is no other code.
+    edited = "-dirty" if git("status", "--porcelain", "simcse_jax", "tests") else ""
+    commit = git("rev-parse", "--short", "HEAD") + edited
     with contextlib.suppress(OSError):
         names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
         processor = names[0].partition(":")[2].strip() if names else platform.machine()
@@ -125,7 +134,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30, help="when to start no further case")
     parser.add_argument("--runs", type=int, default=10**6, help="most cases, with those of earlier calls")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases at a time")
-    parser.add_argument("--kinds", nargs="+", default=[], help="only these kinds; their numbers are then their own")
+    parser.add_argument(
+        "--kinds", nargs="+", default=[], help="only these kinds, whose cases have numbers of their own"
+    )
     parser.add_argument("--cases", type=int, nargs="+", help="these cases, also where they were run before")
     parser.add_argument("--records", type=Path, default=ROOT / ".cache" / "torture.jsonl", help="one line per case")
     parser.add_argument("--report", type=Path, help="page whose tables are written anew, e.g. docs/reliability.md")
@@ -137,11 +148,11 @@ def main() -> None:
         print("\n".join(kinds))
         return
     options.records.parent.mkdir(parents=True, exist_ok=True)
-    done = {record["number"] for record in read_records(options.records) if record["seed"] == options.seed}
+    done = {record["number"] for record in read_records(options)}
     numbers = options.cases or [n for n in range(options.runs) if n not in done]
     if numbers and options.minutes > 0:
         _campaign(numbers, options)
-    records = [record for record in read_records(options.records) if record["seed"] == options.seed]
+    records = read_records(options)
     print(summary(records, kinds))
     if options.report:
         write_report(options.report, records, kinds)
@@ -167,7 +178,7 @@ def _campaign(numbers: list[int], options: argparse.Namespace) -> None:
             f"ready after {time.monotonic() - begin:.0f} s; an undisturbed run takes {world.seconds:.1f} s", flush=True
         )
         gc.freeze()
-        about, deadline = _about(), begin + 60 * options.minutes
+        about, deadline = _about() | {"of": options.kinds}, begin + 60 * options.minutes
         for job in range(options.jobs):
             if not (child := os.fork()):
                 try:
