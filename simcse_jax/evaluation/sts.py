@@ -239,7 +239,7 @@ def evaluate(tasks: list[Task], encode: EncodeFunction) -> dict[str, Any]:
     return {"tasks": scores, "reported": reported}
 
 
-def mean_of_all(values: Sequence[float | None], weights: Sequence[float] | None = None) -> float | None:
+def mean_of_all(values: Sequence[float | None], weights: Sequence[int] | None = None) -> float | None:
     """The mean of figures; None where one of them is absent, or there is none."""
     known = [value for value in values if value is not None]
     return float(np.average(known, weights=weights)) if known and len(known) == len(values) else None
