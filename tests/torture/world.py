@@ -170,12 +170,12 @@ def read_result(done: Done | None, folder: Path) -> tuple[str, dict[str, str]]:
     return "\n".join(line for line in lines if not line.startswith("figures ")), written
 
 
-def _write_inputs(folder: Path) -> None:
+def _write_inputs(folder: Path, seed: int) -> None:
     from tests.conftest import TINY_BERT, write_model
 
     small = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
     write_model(folder / "model", TINY_BERT | small)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
 
     def sentence() -> str:
         return " ".join(rng.choice(WORDS, rng.integers(3, 9)))
@@ -213,8 +213,7 @@ def make_world(folder: Path) -> World:
     whole   a run that has ended, exported as `export`, with an index of the text as `index`
     """
     world = World(folder)
-    for name in ("inputs", "programs"):
-        (folder / name).mkdir(parents=True)
+    (folder / "programs").mkdir(parents=True)
 
     def train(template: str, setup: Callable[[], Any] | None = None) -> Process:
         shutil.copytree(folder / "inputs", folder / template)
@@ -223,17 +222,24 @@ def make_world(folder: Path) -> World:
         assert done.code == 0, done.text
         return process
 
-    written = world.process((), folder / "inputs", main=lambda: _write_inputs(Path())).finish()
-    assert written.code == 0, written.text
+    for seed in range(20):  # other versions round otherwise, and select another step
+        (folder / "inputs").mkdir()
+        written = world.process((), folder / "inputs", main=lambda seed=seed: _write_inputs(Path(), seed)).finish()
+        assert written.code == 0, written.text
+        train("whole")
+        dev = {line["step"]: line["dev"] for line in log_of(folder / "whole" / "run") if "dev" in line}
+        if dev[0] < dev[4] and dev[STEPS] < max(dev[4], dev[8]):
+            break
+        shutil.rmtree(folder / "whole")
+        shutil.rmtree(folder / "inputs")
+    else:
+        raise AssertionError("no pairs select a step in between, as the faults of a best checkpoint need it")
     train("begun", _end_before_training)
     train("half", lambda: _stop_after(STOP))
-    train("whole")
     for words in (("export", "run", "export"), ("search", "run", "text.txt", "--save-index", "index")):
         done = world.process(words, folder / "whole").finish()
         assert done.code == 0, done.text
     world.final = world.outcome(folder / "whole")
-    best = world.final["results"]["best_step"]
-    assert best not in (0, STEPS), f"the best step is {best}: the faults of a best checkpoint need one in between"
     again = train("again")  # with the programs of the cache
     world.seconds = again.seconds
     found = world.outcome(folder / "again")
