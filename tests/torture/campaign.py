@@ -87,6 +87,7 @@ def work(world: World, numbers: list[int], options: argparse.Namespace, about: d
         for number in numbers:
             if time.monotonic() > deadline:
                 return
+            assert world.folder.is_dir(), "the templates were removed"
             record = run_case(world, kind_of(kinds, options.seed, number), options.seed, number, options.keep)
             file.write(json.dumps(record | about) + "\n")
             said = f": {record['detail'][:600]}" if record["outcome"] == FAULT else ""
