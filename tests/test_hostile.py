@@ -289,7 +289,7 @@ def test_results_as_runs_write_them(tmp_path: Path) -> None:
     ):
         run.results_file.write_text(json.dumps(results))
         assert run.results().keys() == results.keys()
-    assert np.isnan(run.results()["before"]["a"])
+    assert run.results()["before"] == before["before"]
 
 
 def test_odd_lines_of_a_log(tmp_path: Path) -> None:
@@ -304,6 +304,8 @@ def test_odd_lines_of_a_log(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join([good[0], *odd, good[1]]) + "\n")
     assert read_log(path) == [{"step": 1, "loss": 1.5}, {"step": 2, "loss": None}]
+    path.write_text('{"step": 3, "loss": 2}\n' + "\n".join([good[0], *odd, good[1]]) + "\n")
+    assert type(read_log(path)[0]["loss"]) is float
     MetricsLog(path, 1).close()
     assert path.read_text() == good[0] + "\n"
 

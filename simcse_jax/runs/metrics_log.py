@@ -52,7 +52,12 @@ class MetricsLog:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, without those that a kill or a power cut spoilt; [] if there is no file."""
-    return [json.loads(line) for line in _lines(path) if _step_of(line) < math.inf]
+    whole = (json.loads(line) for line in _lines(path) if _step_of(line) < math.inf)
+    # JSON of other programs may write a figure without its point.
+    return [
+        {name: float(value) if name != "step" and value is not None else value for name, value in line.items()}
+        for line in whole
+    ]
 
 
 def problem_of(path: Path, step: int, written: Record) -> str:

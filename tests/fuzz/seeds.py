@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simcse_jax.config import Config
+from simcse_jax.config import Config, DataConfig, EvaluationConfig
 from simcse_jax.config.values import to_dict
 from simcse_jax.storage.manifest import digest
 from tests.fuzz.targets import PARTS
@@ -82,7 +82,8 @@ def _pairs(names: tuple[str, ...], *rows: tuple[Any, ...]) -> list[bytes]:
 
 
 def _run_json() -> bytes:
-    return _json({"config": to_dict(Config()), "data_fingerprint": "abc", "contents": {"model.path": "def"}})
+    config = Config(output="a", data=DataConfig(train="a.txt"), evaluation=EvaluationConfig(dev="a.tsv"))
+    return _json({"config": to_dict(config), "data_fingerprint": "abc", "contents": {"model.path": "def"}})
 
 
 def _results() -> list[bytes]:

@@ -467,12 +467,13 @@ def _service() -> Iterator[Any]:
     """The server's application, with a model that gives every sentence a vector, and the loop that it runs in."""
     from simcse_jax.inference.index import Hit
     from simcse_jax.serve.app import create_app
-    from simcse_jax.serve.engine import Answer
+    from simcse_jax.serve.engine import Answer, Engine
     from simcse_jax.serve.limits import Limits
 
-    class Engine:
-        model = SimpleNamespace(width=2, max_length=32)
-        index = ("a sentence",)
+    class Constant(Engine):
+        def __init__(self) -> None:
+            self.model: Any = SimpleNamespace(width=2, max_length=32)
+            self.index: Any = ("a sentence",)
 
         def warm_up(self) -> None:
             pass
@@ -482,7 +483,7 @@ def _service() -> Iterator[Any]:
             return [Answer(np.ones((len(j.sentences), 2), np.float32), [hit for _ in j.sentences]) for j in jobs]
 
     ready: list[Exception | None] = []
-    app: Any = create_app(Engine(), "name", Limits(gather=0.0), on_ready=ready.append)  # type: ignore[arg-type]
+    app: Any = create_app(Constant(), "name", Limits(gather=0.0), on_ready=ready.append)
     loop = asyncio.new_event_loop()
     context = app.router.lifespan_context(app)
     loop.run_until_complete(context.__aenter__())
