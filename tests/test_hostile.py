@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import resource
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.runs.checkpoints import read_progress
 from simcse_jax.runs.folder import Run, open_run
 from simcse_jax.runs.metrics_log import MetricsLog, read_log
+from simcse_jax.storage.files import write_json
 from simcse_jax.storage.manifest import MANIFEST, Damage, _seal, verify, write_manifest
 from simcse_jax.storage.records import DEEPEST, LARGEST, open_array, parse_json, parse_record, read_record
 
@@ -246,6 +248,16 @@ def test_an_index_of_one_endless_vector(tmp_path: Path) -> None:
     (tmp_path / "sentences.jsonl").write_text('"a"\n')
     with little_memory(), pytest.raises(InputError, match=r"vectors of width 10,000,000; expected 65,536 at most"):
         Index.load(tmp_path)
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no /dev/shm here")
+def test_files_in_memory_are_replaced_as_others_are() -> None:
+    """And not appended to, as /dev/stdout is."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        file = Path(folder) / "results.json"
+        for value in ({"before": 1}, {"after": 2}):
+            write_json(file, value)
+            assert json.loads(file.read_text()) == value
 
 
 def test_a_score_that_no_float_can_hold(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def new_file(path: Path) -> Iterator[Path]:
             beside = False
         if not beside:
             # /dev/stdout may be a file, too, and what is in it stays.
-            with path.open("ab" if path.is_relative_to("/dev") else "wb") as file, partial.open("rb") as source:
+            with path.open("ab" if _is_stream(path) else "wb") as file, partial.open("rb") as source:
                 shutil.copyfileobj(source, file)
 
 
@@ -152,10 +152,15 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
+def _is_stream(path: Path) -> bool:
+    """Whether a path is a name of the system's, such as /dev/stdout; what lies in /dev/shm is a file as any other."""
+    return path.parent in (Path("/dev"), Path("/dev/fd"))
+
+
 def _is_replaceable(path: Path) -> bool:
     if not path.exists():
         return True
-    if not path.is_file() or path.is_relative_to("/dev"):
+    if not path.is_file() or _is_stream(path):
         return False
     try:
         _try_writing(path.resolve().parent)
