@@ -43,6 +43,7 @@ OTHER_OPTIONS: dict[str, str] = {
     "--cpus-per-task": "of SLURM",
     "--marks": "of python -m tests.mutants",
     "--cases": "of python -m tests.torture",
+    "--draws": "of python -m benchmarks noise",
     "--keep": "of python -m tests.torture",
     "--vectors": "of python -m benchmarks.search",
     "--width": "of python -m benchmarks.search",

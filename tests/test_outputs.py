@@ -270,7 +270,9 @@ def test_json_has_no_numbers_that_it_cannot_write(tmp_path: Path) -> None:
 def test_a_score_that_is_absent_is_read_back(small_run: Config, tmp_path: Path, tiny_bert: Path) -> None:
     checkpoint = read_checkpoint(tiny_bert)
     run = create_run(tmp_path / "run", small_run, "", checkpoint, load_tokenizer(tiny_bert))
-    write_sealed(run.results_file, {"dev": None, "before": {"a.tsv": math.nan, "Avg.": 3.5}})
+    write_sealed(
+        run.results_file, {"step": 1, "best_step": None, "dev": None, "before": {"a.tsv": math.nan, "Avg.": 3.5}}
+    )
     results = open_run(run.folder).results()
     assert results["dev"] is None
     assert results["before"] == {"a.tsv": None, "Avg.": 3.5}

@@ -7,7 +7,7 @@ import numpy as np
 
 from simcse_jax import postprocess
 from simcse_jax.analysis.figures import write_figures
-from simcse_jax.analysis.measure import GradedPairs, Measured, measure, pairs_of
+from simcse_jax.analysis.measure import MEASURES, GradedPairs, Measured, measure, pairs_of
 from simcse_jax.analysis.report import write_report
 from simcse_jax.analysis.sources import AnalysedModel, find_sources, training_path
 from simcse_jax.errors import InputError
@@ -101,7 +101,8 @@ def _step(m: Measured) -> int | str:
 
 
 def _row(m: Measured) -> Row:
-    return {**m.about, **m.figures, **{f"test_{name}": score for name, score in m.scores.items()}}
+    absent = dict.fromkeys(name for name in MEASURES if name != "sts" or m.scores)
+    return {**m.about, **absent, **m.figures, **{f"test_{name}": score for name, score in m.scores.items()}}
 
 
 def _plane(measured: list[Measured], paths: dict[str, list[Row]]) -> list[Row]:
