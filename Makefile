@@ -29,7 +29,7 @@ PYTEST_ARGS ?=
 OLDEST ?= python3.11
 NEWEST ?= python3.13
 # What another version of Python or JAX is most likely to break: data, model, step, evaluation, the commands.
-SMOKE = cli data golden imports losses plan programs sts transfer
+SMOKE = cli data golden imports losses lost_process plan programs sts transfer
 # Of `python -m benchmarks all`, e.g. ARGS="--quick", ARGS="--step.compile --output runs/benchmarks/h200"; and of
 # `python -m tests.torture`.
 ARGS ?=

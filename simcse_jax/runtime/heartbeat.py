@@ -7,6 +7,7 @@ for such a word. Each process then ends itself, whatever its main thread does: t
 """
 
 import atexit
+import importlib
 import json
 import os
 import socket
@@ -14,10 +15,9 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed  # the store has no public name
 
 from simcse_jax.errors import InputError
 
@@ -40,8 +40,7 @@ class Watch:
           heartbeat: seconds without a sign of life after which a process is lost.
           cut: set when process 0 closes the connection to it.
         """
-        state = distributed.global_state
-        assert state.client is not None
+        state = private("distributed", "global_state")
         self._process, self._count, self._client = state.process_id, state.num_processes, state.client
         self._heartbeat, self._interval, self._cut = heartbeat, min(1.0, heartbeat / 5), cut
         self._name = f"{socket.gethostname()}, pid {os.getpid()}"
@@ -165,7 +164,7 @@ class Watch:
             time.sleep(self._interval / 2)
 
     def _in_job(self) -> bool:
-        return distributed.global_state.client is not None
+        return private("distributed", "global_state").client is not None
 
     def _called(self, process: int) -> str:
         name = self._names.get(process)
@@ -182,6 +181,21 @@ class Watch:
         """Writes why the job ends, unless that is written already."""
         with suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_set(_END, json.dumps({"message": message, "status": status, "lost": lost}))
+
+
+def private(module: str, name: str) -> Any:
+    """What JAX has no public name for: its store, and what finds a job. A process alone does without.
+
+    Raises:
+      InputError: this release of JAX lacks it.
+    """
+    try:
+        return getattr(importlib.import_module(f"jax._src.{module}"), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"JAX {jax.__version__} lacks jax._src.{module}.{name}, by which processes join and watch each other: "
+            "install a release that has it, such as 0.10.2 or 0.12, or train in one process"
+        ) from error
 
 
 def end_process(message: str, status: int) -> NoReturn:

@@ -11,12 +11,11 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax._src.clusters import ClusterEnv  # finds a job; JAX has no public name for it
 from jax.experimental import multihost_utils
 
 from simcse_jax.errors import InputError, reason, room
 from simcse_jax.runtime.compilation_cache import drop_programs
-from simcse_jax.runtime.heartbeat import NEVER, Watch, end_process
+from simcse_jax.runtime.heartbeat import NEVER, Watch, end_process, private
 from simcse_jax.runtime.mesh import find_devices
 from simcse_jax.runtime.relay import open_relay
 from simcse_jax.storage.files import UNFINISHED
@@ -75,7 +74,7 @@ def _join(multi_host: bool, heartbeat: int) -> None:
         if not re.fullmatch(r".+:\d+", address):
             raise InputError(f"JAX_COORDINATOR_ADDRESS is {address!r}: give host:port of process 0")
     else:
-        found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, _JOINING)
+        found = private("clusters", "ClusterEnv").auto_detect_unset_distributed_params(*[None] * 5, _JOINING)
         address, count, process, devices = found
     cut = threading.Event()
     at = open_relay(address, cut) if address and process else address
