@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from simcse_jax.errors import InputError
+from simcse_jax.runtime.heartbeat import private
 from simcse_jax.runtime.processes import joined_processes
 from simcse_jax.runtime.relay import open_relay
 from tests.jobs import Job
@@ -190,6 +191,21 @@ def test_variables_of_no_job_are_refused(
     assert message in str(error.value)
 
 
+def test_jax_has_what_it_has_no_public_name_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job of a JAX that lacks it is refused; a process alone needs none of it."""
+    client = private("lib", "_jax").DistributedRuntimeClient
+    for name in ("blocking_key_value_get", "key_value_dir_get", "key_value_set", "wait_at_barrier"):
+        assert hasattr(client, name)
+    assert {"client", "process_id", "num_processes"} <= {*dir(private("distributed", "global_state"))}
+    assert hasattr(private("clusters", "ClusterEnv"), "auto_detect_unset_distributed_params")
+    monkeypatch.delattr("jax._src.clusters.ClusterEnv")
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    with pytest.raises(InputError, match=r"lacks jax\._src\.clusters\.ClusterEnv"), joined_processes(multi_host=True):
+        pass
+    with joined_processes():
+        pass
+
+
 def test_a_relay_hands_on_and_stays_open() -> None:
     """Also where the other end comes later, and where it goes."""
     with socket.create_server(("127.0.0.1", 0)) as place:
@@ -210,6 +226,17 @@ def test_a_relay_hands_on_and_stays_open() -> None:
         near.settimeout(0.2)
         with pytest.raises(TimeoutError):
             near.recv(1)
+
+
+def test_a_relay_closes_what_its_process_closes() -> None:
+    cut = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(place_of(open_relay(address_of(server), cut))):
+            far, _ = server.accept()
+        with far:
+            far.settimeout(10)
+            assert far.recv(1) == b""
+    assert not cut.is_set()
 
 
 def address_of(server: socket.socket) -> str:

@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from contextlib import suppress
 
 
 def open_relay(address: str, cut: threading.Event) -> str:
@@ -38,15 +39,15 @@ def _connect(near: socket.socket, address: tuple[str, int], cut: threading.Event
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     closed = threading.Event()  # by this side
     threading.Thread(target=_hand_on, args=(near, far, closed), daemon=True).start()
-    with near:
+    with near, far:
         while data := _receive(far):
             try:
                 near.sendall(data)
-            except OSError:
-                break
+            except OSError:  # closed by this side
+                return
         if not closed.is_set():
             cut.set()
-        closed.wait()
+            closed.wait()
 
 
 def _hand_on(near: socket.socket, far: socket.socket, closed: threading.Event) -> None:
@@ -56,7 +57,8 @@ def _hand_on(near: socket.socket, far: socket.socket, closed: threading.Event) -
         except OSError:  # the other direction finds it closed, too
             return
     closed.set()
-    far.close()
+    with suppress(OSError):  # closed already
+        far.shutdown(socket.SHUT_RDWR)  # `close` would wait for the thread that reads from it
 
 
 def _receive(end: socket.socket) -> bytes:
