@@ -9,7 +9,7 @@ from simcse_jax.analysis.measure import MEASURES, GradedPairs, Measured
 from simcse_jax.analysis.sources import AnalysedModel
 from simcse_jax.evaluation.geometry import positive_pairs
 from simcse_jax.evaluation.sts import Mode, distinct_sentences
-from simcse_jax.reports.tables import Row, markdown_table, shown
+from simcse_jax.reports.tables import Row, formatted, markdown_table
 
 _MEANING = """\
 - **alignment**: mean squared distance of the unit vectors of pairs with a gold score in the top fifth; lower is closer.
@@ -134,7 +134,7 @@ def _measures(measured: list[Measured]) -> list[tuple[str, tuple[str, int]]]:
 
 
 def _show(m: Measured, measure: str) -> str:
-    return shown(f"{{:.{MEASURES[measure][1]}f}}", m.figures.get(measure))
+    return formatted(f"{{:.{MEASURES[measure][1]}f}}", m.figures.get(measure))
 
 
 def _table(measured: list[Measured]) -> str:

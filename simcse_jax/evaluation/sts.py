@@ -18,7 +18,7 @@ from simcse_jax.evaluation.pairs import KINDS, is_pairs, read_graded_pairs, titl
 from simcse_jax.evaluation.tables import text_table
 from simcse_jax.evaluation.text import fields, normal, read_lines
 from simcse_jax.inference.vectors import moderate
-from simcse_jax.reports.tables import shown
+from simcse_jax.reports.tables import formatted
 from simcse_jax.storage.objects import local_path
 
 Mode = Literal["test", "dev"]
@@ -249,4 +249,4 @@ def format_table(rows: dict[str, dict[str, float | None]]) -> str:
     """Reported figures as a text table: one row per model or moment, one column per task."""
     columns = list(next(iter(rows.values())))
     headers = [title(c) for c in columns]
-    return text_table(headers, {name: [shown("{:.2f}", row[c]) for c in columns] for name, row in rows.items()})
+    return text_table(headers, {name: [formatted("{:.2f}", row[c]) for c in columns] for name, row in rows.items()})

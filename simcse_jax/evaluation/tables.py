@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax.evaluation.pairs import title as task_title
-from simcse_jax.reports.tables import markdown_table, shown
+from simcse_jax.reports.tables import formatted, markdown_table
 from simcse_jax.storage.files import write_text
 
 Rows = dict[str, list[str]]
@@ -42,7 +42,7 @@ def tables(models: list[dict[str, Any]], mode: str, resamples: int) -> list[tupl
 
         def rows(key: str, form: str, labelled: Any = labelled, columns: Any = columns) -> Rows:
             values = {name: m[key] for name, m in labelled.items() if key in m}
-            return {name: [shown(form, *_several(row[c])) for c in columns] for name, row in values.items()}
+            return {name: [formatted(form, *_several(row[c])) for c in columns] for name, row in values.items()}
 
         found.append((f"{title}, {mode}", headers, rows("reported", "{:.2f}")))
         if intervals := rows("intervals", "{:.2f} to {:.2f}"):

@@ -16,7 +16,7 @@ from simcse_jax.pretrained.prompts import ABOUT_FILE, read_about
 from simcse_jax.pretrained.tokenizers import load_tokenizer, save_tokenizer
 from simcse_jax.pretrained.weights import to_tensors
 from simcse_jax.reports.paths import portable
-from simcse_jax.reports.tables import metric_title, shown
+from simcse_jax.reports.tables import formatted, metric_title
 from simcse_jax.runs.folder import Run
 from simcse_jax.runtime.provenance import provenance
 from simcse_jax.storage.files import write_json, write_tensors
@@ -255,5 +255,5 @@ def _scores(results: dict[str, Any]) -> list[str]:
         lines += ["", f"Test, {metric} × 100:", "", f"| | {' | '.join(names)} |", f"|---|{'---|' * len(tasks)}"]
         for moment in ("before", "after"):
             if moment in results:
-                lines.append(f"| {moment} | {' | '.join(shown('{:.2f}', results[moment][t]) for t in tasks)} |")
+                lines.append(f"| {moment} | {' | '.join(formatted('{:.2f}', results[moment][t]) for t in tasks)} |")
     return lines

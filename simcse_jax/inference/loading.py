@@ -22,7 +22,7 @@ from simcse_jax.pretrained.pooling import Pooling
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.pretrained.weights import load_params, param_shapes
 from simcse_jax.reports.progress import note
-from simcse_jax.runs.checkpoints import Progress, check_whole, checkpoint_folders, none_whole, read_record, restore
+from simcse_jax.runs.checkpoints import Progress, check_whole, checkpoint_folders, none_whole, record_of, restore
 from simcse_jax.runs.folder import Run, is_run, open_run, reading_from
 from simcse_jax.runtime.mesh import find_devices, make_mesh, put, replicated, state_sharding, with_sharding
 from simcse_jax.storage.files import check_readable
@@ -53,7 +53,7 @@ class LoadedModel:
     selection: str = ""
     """The reason why `step` was taken, in words."""
     parts: list[dict[str, Any]] = field(default_factory=list)
-    """What made the parts of the run up to `step`, see `read_record`."""
+    """What made the parts of the run up to `step`, see `record_of`."""
 
     def __repr__(self) -> str:
         """The model's folder, pooler, width and limit; not its parameters."""
@@ -279,7 +279,7 @@ def _restore(run: Run, model: SentenceEncoder, wanted_step: Step | None) -> dict
     folders = _checkpoint_folders(run)
     step, selection = _choose(run, folders, wanted_step, tuple(wanted))
     with reading_from(run.folder):
-        found, parts = restore(folders[step], wanted), read_record(folders[step]).get("parts", [])
+        found, parts = restore(folders[step], wanted), record_of(folders[step]).get("parts", [])
     about = {"step": step, "selection": selection, "parts": parts}
     return {**about, "params": found["params"], **found.get("auxiliary", {})}
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from simcse_jax.config.values import field_value
 from simcse_jax.errors import InputError
 from simcse_jax.inference.index import is_index
-from simcse_jax.runs.checkpoints import Progress, checkpoint_folders, faults_of, read_progress, read_record
+from simcse_jax.runs.checkpoints import Progress, checkpoint_folders, faults_of, read_progress, record_of
 from simcse_jax.runs.folder import Run, is_run, open_run, read_results
 from simcse_jax.runs.metrics_log import Record, problem_of, read_log, spoilt_lines
 from simcse_jax.runtime.provenance import NO_MATTER, provenance, software
@@ -177,7 +177,7 @@ def _checkpoint(folder: Path) -> tuple[Item, Progress | None, dict[str, Any]]:
     try:
         if found := faults_of(folder):
             return Item(name, "damaged", "; ".join(found)), None, {}
-        progress, record = read_progress(folder), read_record(folder)
+        progress, record = read_progress(folder), record_of(folder)
         if not has_manifest(folder):
             return Item(name, "unknown", "of an earlier version, without a manifest"), progress, record
         return Item(name, "whole", _size(folder)), progress, record

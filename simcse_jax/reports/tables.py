@@ -29,7 +29,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(field.replace('|', chr(92) + '|') for field in line)} |" for line in lines)
 
 
-def shown(form: str, *figures: float | None) -> str:
+def formatted(form: str, *figures: float | None) -> str:
     """Figures as `form` prints them; a dash where one of them is absent."""
     return "–" if None in figures else form.format(*figures)
 

@@ -71,7 +71,7 @@ def read_progress(folder: Path) -> Progress:
         raise Damage(f"{_METADATA} cannot be read") from error
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def record_of(folder: Path) -> dict[str, Any]:
     """What is noted of a run at one of its checkpoints; {} for a checkpoint of an earlier version.
 
     `run` is the digest of run.json, `log` what `MetricsLog.record` gives, and `parts` has for each part of the run the
@@ -117,7 +117,7 @@ def faults_of(folder: Path, items: tuple[str, ...] = ()) -> list[str]:
     if not (folder / MANIFEST).exists():
         return []
     expected = _settings_digest(folder.parents[1])
-    if expected and read_record(folder).get("run", expected) != expected:
+    if expected and record_of(folder).get("run", expected) != expected:
         return ["it is the checkpoint of a run with another run.json"]
     return faults(folder, lambda name: not items or name.split("/")[0] in items)
 
@@ -228,7 +228,7 @@ class Checkpoints:
           step: its step.
           progress: see `Progress`.
           score: dev score at this step; None if it was not measured or is not a number.
-          record: see `read_record`.
+          record: see `record_of`.
         """
         self._best = progress.best_step
         with writing_to(self._run):

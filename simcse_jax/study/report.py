@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from simcse_jax.reports.paths import portable
-from simcse_jax.reports.tables import Row, markdown_table, shown, write_csv
+from simcse_jax.reports.tables import Row, formatted, markdown_table, write_csv
 from simcse_jax.study.figures import write_figures
 from simcse_jax.study.grid import Cell, Study
 from simcse_jax.study.table import mean_sd, rows_of, slope, values
@@ -120,7 +120,7 @@ def findings(study: Study, rows: list[Row], before: dict[str, float | None]) -> 
     conditions = list(scored.values())
     best, batch, best_rule = max(conditions, key=lambda c: float(np.mean(c[0])))
     test = values(rows, "test", batch_size=batch, rule=best_rule)
-    start = _spread(mean_sd(values(rows, "dev_before"))[0], math.nan, 2), shown("{:.2f}", before["Avg."])
+    start = _spread(mean_sd(values(rows, "dev_before"))[0], math.nan, 2), formatted("{:.2f}", before["Avg."])
     sentences.append(
         f"Highest mean dev score: {_condition(study, batch, best_rule)}, {_spread(*mean_sd(best), 2)}, with a test "
         f"average of {_spread(*mean_sd(test), 2)}. Before training: dev {start[0]}, test {start[1]}."

@@ -19,7 +19,7 @@ from simcse_jax.runs.checkpoints import (
     checkpoint_folders,
     open_checkpoints,
     read_progress,
-    read_record,
+    record_of,
     restore,
     set_damaged_aside,
 )
@@ -107,7 +107,7 @@ class Trainer:
         folders = checkpoint_folders(self._run.folder)
         self._resumed = bool(folders)  # also where the latest is that of step 0
         self.step, self.progress = max(folders, default=0), Progress()
-        self._record = read_record(folders[self.step]) if folders else {}
+        self._record = record_of(folders[self.step]) if folders else {}
         self._record["run"] = digest(self._run.folder / "run.json")
         parts, made = self._record.setdefault("parts", []), provenance()
         if not parts or parts[-1]["made"] != made:
