@@ -34,7 +34,8 @@ class Verify(Command):
             raise InputError("no path given: name runs, exports, indexes or token caches right after verify")
         reports = [inspect(path) for path in self.paths]
         if self.json:
-            print(json.dumps([asdict(report) | {"whole": report.whole} for report in reports], indent=2))
+            found = [asdict(r) | {"whole": r.whole, "repeatable": r.repeatable} for r in reports]
+            print(json.dumps(found, indent=2))
         else:
             print("\n\n".join(map(str, reports)))
         if not all(report.whole for report in reports):

@@ -15,6 +15,7 @@ from simcse_jax.runtime.provenance import NO_MATTER, provenance, software
 from simcse_jax.storage.files import expanded, is_remote
 from simcse_jax.storage.manifest import MANIFEST, Damage, digest, faults, has_manifest, read_manifest
 from simcse_jax.storage.objects import local_path
+from simcse_jax.storage.records import read_bounded
 
 State = Literal["whole", "damaged", "unknown", "note"]
 Made = dict[str, str]
@@ -128,18 +129,15 @@ def inspect(path: str | Path) -> Report:
         return _inspect_one(path, folder, "a saved index" if is_index(folder) else kind)
     if caches := sorted(folder.glob("tokens-*")):
         items = [_files(cache.name, cache) for cache in caches]
-        left = [Item(p.name, "note", "left by a process that was killed, or being filled") for p in _partial(folder)]
-        return _report(path, "token caches", items + left, {}, {})
-    if is_index(folder) and '"manifest"' in (folder / "index.json").read_text("utf-8", errors="replace"):
+        for left in sorted(folder.glob("partial-*")):
+            items.append(Item(left.name, "note", "left by a process that was killed, or being filled"))
+        return _report(path, "token caches", items, {}, {})
+    if is_index(folder) and b'"manifest"' in read_bounded(folder / "index.json"):  # it had one
         return _report(path, "a saved index", [Item("files", "damaged", f"{MANIFEST} is missing")], {}, {})
     raise InputError(
         f"{path} has no {MANIFEST} to compare it with: give a run, an export, a saved index or a token cache; those of "
         "earlier versions and the models of other programs have none"
     )
-
-
-def _partial(folder: Path) -> list[Path]:
-    return sorted(folder.glob("partial-*"))
 
 
 def _inspect_one(path: str | Path, folder: Path, kind: str) -> Report:
@@ -159,9 +157,7 @@ def _files(name: str, folder: Path) -> Item:
     """Whether all files are there that the manifest of a folder names."""
     try:
         found = faults(folder)
-        if found:
-            return Item(name, "damaged", "; ".join(found))
-        return Item(name, "whole", _size(folder))
+        return Item(name, "damaged", "; ".join(found)) if found else Item(name, "whole", _size(folder))
     except Damage as damage:
         return Item(name, "damaged", str(damage))
 
@@ -175,9 +171,10 @@ def _checkpoint(folder: Path) -> tuple[Item, Progress | None, dict[str, Any]]:
     """A checkpoint; where it is whole, also the progress and the record that it holds."""
     name = f"checkpoint {folder.name}"
     try:
+        progress = read_progress(folder)
         if found := faults_of(folder):
             return Item(name, "damaged", "; ".join(found)), None, {}
-        progress, record = read_progress(folder), record_of(folder)
+        record = record_of(folder)
         if not has_manifest(folder):
             return Item(name, "unknown", "of an earlier version, without a manifest"), progress, record
         return Item(name, "whole", _size(folder)), progress, record

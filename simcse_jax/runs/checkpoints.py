@@ -103,23 +103,22 @@ def check_whole(folder: Path, items: tuple[str, ...] = ()) -> Progress:
     return progress
 
 
-def _settings_digest(run: Path) -> str:
-    """The digest of run.json as it was written; "" for a run without a manifest."""
-    try:
-        return str(read_manifest(run)["files"]["run.json"][1])
-    except (Damage, KeyError):
-        return ""
-
-
 def faults_of(folder: Path, items: tuple[str, ...] = ()) -> list[str]:
-    """All that is wrong with a checkpoint; for the arguments and what is raised see `check_whole`."""
-    read_progress(folder)
+    """The differences between a checkpoint whose progress can be read and its manifest; see `check_whole`."""
     if not (folder / MANIFEST).exists():
         return []
     expected = _settings_digest(folder.parents[1])
     if expected and record_of(folder).get("run", expected) != expected:
         return ["it is the checkpoint of a run with another run.json"]
     return faults(folder, lambda name: not items or name.split("/")[0] in items)
+
+
+def _settings_digest(run: Path) -> str:
+    """The digest of run.json as it was written; "" for a run without a manifest."""
+    try:
+        return str(read_manifest(run)["files"]["run.json"][1])
+    except (Damage, KeyError):
+        return ""
 
 
 def none_whole(run: Path, damaged: dict[int, str]) -> InputError:
