@@ -7,6 +7,7 @@ import mmap
 import os
 import platform
 import shutil
+import time
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -282,6 +283,7 @@ def test_verify_says_what_is_whole(run: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit, match="1"):
         main(["verify", str(run), "--json"])
     (report,) = json.loads(capsys.readouterr().out)
+    assert report["repeatable"].startswith("repeated here: ")
     assert not report["whole"]
     states = {item["name"]: item["state"] for item in report["items"]}
     assert [name for name, found in states.items() if found == "damaged"] == ["checkpoint 1", "best", "metrics.jsonl"]
@@ -364,13 +366,16 @@ def test_no_verify_trusts_the_disk(
 
 
 def test_what_killed_processes_left_in_a_cache_goes(tiny_bert: Path, text_file: Path, tmp_path: Path) -> None:
-    """Not what a process still fills, nor a fresh folder of another host."""
+    """Not what a process still fills or has just made, nor a fresh folder of another host."""
     from simcse_jax.data.tokens import _PARTIAL
 
-    left, filled, other, old = (tmp_path / name for name in (f"{_PARTIAL}1", f"{_PARTIAL}2", "partial-x", "partial-y"))
-    for folder in (left, filled, other, old):
+    names = (f"{_PARTIAL}1", f"{_PARTIAL}2", f"{_PARTIAL}3", "partial-x", "partial-y")
+    left, filled, made, other, old = (tmp_path / name for name in names)
+    for folder in (left, filled, made, other, old):
         folder.mkdir()
         (folder / "ids.bin").write_bytes(b"1")
+    for folder in (left, filled):
+        os.utime(folder, (time.time() - 60,) * 2)
     os.utime(old, (0, 0))
     number = os.open(filled, os.O_RDONLY)
     try:
@@ -379,7 +384,7 @@ def test_what_killed_processes_left_in_a_cache_goes(tiny_bert: Path, text_file: 
         tokenize_corpus(corpus, load_tokenizer(tiny_bert), 12, tmp_path, progress=False)
     finally:
         os.close(number)
-    assert {path for path in tmp_path.iterdir() if path.name.startswith("partial")} == {filled, other}
+    assert {path for path in tmp_path.iterdir() if path.name.startswith("partial")} == {filled, made, other}
 
 
 @pytest.mark.full

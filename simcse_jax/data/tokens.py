@@ -31,8 +31,9 @@ from simcse_jax.storage.manifest import Damage, read_manifest, verify, write_man
 _FORMAT = 2  # in the name of a cache folder: raise it when the files below change
 _IDENTITY = 1  # in the fingerprint, which runs keep: raise it when the same text gives other tokens
 _CHUNK = 8192
-_PARTIAL = f"partial-{socket.gethostname()}-"  # begins the names of folders that are being filled
-_OLD = 24 * 3600  # seconds after which such a folder of another host, whose locks may not be seen here, is left over
+_PARTIAL = f"partial-{socket.gethostname()}@"  # begins the names of folders that are being filled
+_YOUNG = 10  # seconds in which a process has surely locked such a folder
+_OLD = 24 * 3600  # seconds after which one of another host, whose locks may not be seen here, is left over
 _PART = 2**20  # tokens, or sentences, that are checked at a time
 
 
@@ -228,7 +229,7 @@ def _remove_leftovers(cache: Path) -> None:
     """Removes from a cache what killed processes have left: what no process of this host fills, or an old one."""
     for left in cache.glob("partial-*"):
         with suppress(OSError):
-            if left.name.startswith(_PARTIAL) or time.time() - left.stat().st_mtime > _OLD:
+            if time.time() - left.stat().st_mtime > (_YOUNG if left.name.startswith(_PARTIAL) else _OLD):
                 with _locked(left, fcntl.LOCK_EX):
                     shutil.rmtree(left)
 
