@@ -7,8 +7,8 @@ import mmap
 import os
 import platform
 import shutil
-import time
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatch

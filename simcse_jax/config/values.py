@@ -177,7 +177,7 @@ def from_json(cls: type, values: dict[str, Any], where: str) -> Any:
     Raises:
       InputError: a field without default is missing, or has a value of another type or outside its bounds.
     """
-    fields, hints = dataclasses.fields(cls), typing.get_type_hints(cls, include_extras=True)
+    fields, hints = dataclasses.fields(cls), _hints(cls)
     found = {f.name: values[f.name] for f in fields if values.get(f.name) is not None}
     if missing := [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in found]:
         raise InputError(f"{where} lacks {', '.join(missing)}: copy it again")

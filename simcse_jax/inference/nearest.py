@@ -136,6 +136,9 @@ def import_faiss() -> Any:
     return faiss
 
 
+_NUMBER, _CENTRES = 37, 98  # places in `Faiss.cells`: of the number of cells, and of the centres behind their number
+
+
 def _probed(cells: int) -> int:
     return -(-cells // 8)
 
@@ -158,9 +161,6 @@ def _centres(cells: np.ndarray, width: int) -> Float[np.ndarray, "C D"]:
     if not np.isfinite(centres).all():
         raise ValueError("cells whose centres are not finite")
     return centres
-
-
-_NUMBER, _CENTRES = 37, 98  # places in `cells`: of the number of cells, and of the centres behind their number
 
 
 class Faiss:

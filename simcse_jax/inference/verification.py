@@ -129,8 +129,8 @@ def inspect(path: str | Path) -> Report:
         return _inspect_one(path, folder, "a saved index" if is_index(folder) else kind)
     if caches := sorted(folder.glob("tokens-*")):
         items = [_files(cache.name, cache) for cache in caches]
-        for left in sorted(folder.glob("partial-*")):
-            items.append(Item(left.name, "note", "left by a process that was killed, or being filled"))
+        what = "left by a process that was killed, or being filled"
+        items += [Item(left.name, "note", what) for left in sorted(folder.glob("partial-*"))]
         return _report(path, "token caches", items, {}, {})
     if is_index(folder) and b'"manifest"' in read_bounded(folder / "index.json"):  # it had one
         return _report(path, "a saved index", [Item("files", "damaged", f"{MANIFEST} is missing")], {}, {})

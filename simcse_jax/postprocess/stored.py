@@ -119,8 +119,8 @@ def read(folder: Path, about: dict[str, Any], width: int, dtype: Any) -> PostPro
             f"{folder} names a post-processor ({described.method}) whose file {file} is missing: copy it again"
         )
     stored = find_safetensors(file)
-    arrays = {}
-    for name, shape in _shapes(described, width, stored).items():
+    shapes = _shapes(described, width, stored)
+    for name, shape in shapes.items():
         if name not in stored:
             problem = f"lacks '{name}', so it does not hold a post-processor of method {described.method}"
         elif (found := stored[name]).shape != shape:
@@ -128,18 +128,18 @@ def read(folder: Path, about: dict[str, Any], width: int, dtype: Any) -> PostPro
         elif found.problem and name != _PERMUTATION:
             problem = f"is damaged: {name} {found.problem}"
         else:
-            arrays[name] = found
             continue
         raise InputError(f"{file} {problem}: export the model again")
-    read = {name: found.read() for name, found in arrays.items()}
+    arrays = {name: stored[name].read() for name in shapes}
     post: PostProcessor
     if described.method == "flow":
-        if not np.array_equal(np.sort(read[_PERMUTATION]), np.broadcast_to(np.arange(width), read[_PERMUTATION].shape)):
+        order = arrays[_PERMUTATION]
+        if not np.array_equal(np.sort(order), np.broadcast_to(np.arange(width), order.shape)):
             raise InputError(f"{file} is damaged: {_PERMUTATION} is no permutation of {width}: export the model again")
-        fixed = {n: read.pop(f"fixed.{n}") for n in ("permutation", "sign")}
-        post = Flow(read, fixed)
+        fixed = {n: arrays.pop(f"fixed.{n}") for n in ("permutation", "sign")}
+        post = Flow(arrays, fixed)
     else:
-        post = Affine(np.ascontiguousarray(read["linear.weight"].T), read["linear.bias"])
+        post = Affine(np.ascontiguousarray(arrays["linear.weight"].T), arrays["linear.bias"])
     return _cast(post, dtype)
 
 

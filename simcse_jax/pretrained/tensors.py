@@ -112,8 +112,8 @@ def _find_torch(file: Path) -> dict[str, Stored]:
         # weights_only refuses pickles that could run code.
         saved = torch.load(file, map_location="cpu", weights_only=True)
         # Lightning puts the weights into `state_dict`, DeepSpeed into `module`, loops of one's own where they like.
-        inside = [part for part in saved.values() if isinstance(part, dict)]
-        tensors = next((part for part in inside if any(f".{name}".endswith(f".{WORDS}") for name in part)), saved)
+        parts = [part for part in saved.values() if isinstance(part, dict)]
+        tensors = next((part for part in parts if any(f".{name}".endswith(f".{WORDS}") for name in part)), saved)
         return {name: _of_torch(x) for name, x in tensors.items() if isinstance(x, torch.Tensor)}
     except Exception as error:  # torch raises many types for damaged or refused pickles
         raise InputError(

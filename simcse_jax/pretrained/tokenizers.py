@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from simcse_jax.config.values import from_json
 from simcse_jax.errors import InputError, reason, system_error
-from simcse_jax.pretrained.pooling import TRANSFORMER_FILE, TokenizerFile, lower_cases, read_fields, read_object
+from simcse_jax.pretrained.pooling import TRANSFORMER_FILE, TokenizerFile, lower_cases, read_object
 from simcse_jax.storage.files import inside, write_json
 
 _TOKENIZERS = {"bert": "BertTokenizerFast", "roberta": "RobertaTokenizerFast"}
@@ -161,9 +162,10 @@ def _tokenizer_class(folder: Path) -> Any:
     import transformers
 
     files = (folder / "tokenizer_config.json", folder / "config.json")
-    about, model = (read_object(file, "") if file.is_file() else {} for file in files)
+    contents = [read_object(file, "") if file.is_file() else {} for file in files]
+    about, model = contents
     _check_config(files[0], about)
-    kinds = [read_fields(TokenizerFile, file).tokenizer_class for file in files]
+    kinds = [from_json(TokenizerFile, x, str(file)).tokenizer_class for x, file in zip(contents, files, strict=True)]
     own = _TOKENIZERS.get(str(model.get("model_type")), "AutoTokenizer")
     named = next(filter(None, kinds), own)
     plain = "auto_map" not in about and named.removesuffix("Fast") == own.removesuffix("Fast")

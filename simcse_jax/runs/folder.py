@@ -111,8 +111,10 @@ def _check_results(results: dict[str, Any]) -> None:
     """Raises `ValueError` for results of another form than a run writes."""
     end = {"step": int, "best_step": int | None, "dev": float | None}
     kinds = {**dict.fromkeys(("before", "after"), _Scores), **dict.fromkeys(("metric", "test_metric"), str)}
+    ended = not end.keys().isdisjoint(results)
     for name, kind in (kinds | end).items():
-        if not fits(results[name], kind) if name in results else name in end and not end.keys().isdisjoint(results):
+        wrong = not fits(results[name], kind) if name in results else name in end and ended
+        if wrong:
             raise ValueError(f"{name} is {str(results.get(name, 'missing'))[:40]}")
     if "before" in results and results["before"].keys() != results.get("after", results["before"]).keys():
         raise ValueError("before and after are scores of different tasks")
@@ -198,10 +200,8 @@ def check_output(folder: Path) -> None:
     check_readable(folder)
     if is_run(folder):
         check_writable_folder(folder)
-        files = (
-            *folder.glob("*"),
-            *folder.glob("figures/*"),
-        )  # a link to a folder, such as a larger disk, may be there
+        files = (*folder.glob("*"), *folder.glob("figures/*"))
+        # A link to a folder, such as one on a larger disk, may be there.
         if link := next((file for file in files if file.is_symlink() and not file.is_dir()), None):
             raise InputError(
                 f"{link} is a link, and training would write to what it names: put a copy in its place, or remove it"

@@ -1,7 +1,6 @@
 """metrics.jsonl: the measurements of a run, step by step."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from simcse_jax.storage.records import parse_record
 TIMES = ("sentences_per_second", "utilisation")
 """The fields of a line that depend on time; all others are the same each time a run is trained."""
 
-
 Record = dict[str, Any]
+"""See `MetricsLog.record`."""
 
 
 class MetricsLog:
@@ -52,12 +51,7 @@ class MetricsLog:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, without those that a kill or a power cut spoilt; [] if there is no file."""
-    whole = (json.loads(line) for line in _lines(path) if _step_of(line) < math.inf)
-    # JSON of other programs may write a figure without its point.
-    return [
-        {name: float(value) if name != "step" and value is not None else value for name, value in line.items()}
-        for line in whole
-    ]
+    return [values for line in _lines(path) if (values := _parsed(line))]
 
 
 def problem_of(path: Path, step: int, written: Record) -> str:
@@ -68,9 +62,11 @@ def problem_of(path: Path, step: int, written: Record) -> str:
       step: the step.
       written: the `MetricsLog.record` of that step; {} for a log of an earlier version.
     """
+    if not written:
+        return ""
     summary = _Summary()
     summary.add(kept := _kept(path, step))
-    if not written or {name: written[name] for name in summary.record()} == summary.record():
+    if written | summary.record() == written:
         return ""
     lost = written["lines"] - len(kept)
     what = f"{lost:,} of its {written['lines']:,} lines up to step {step:,} are lost"
@@ -79,7 +75,7 @@ def problem_of(path: Path, step: int, written: Record) -> str:
 
 def spoilt_lines(path: Path) -> int:
     """The number of lines in a log that a kill or a power cut spoilt."""
-    return sum(_step_of(line) == math.inf for line in _lines(path))
+    return sum(_parsed(line) is None for line in _lines(path))
 
 
 class _Summary:
@@ -100,7 +96,7 @@ class _Summary:
 
 
 def _kept(path: Path, step: int) -> list[str]:
-    return [line for line in _lines(path) if _step_of(line) <= step]
+    return [line for line in _lines(path) if (values := _parsed(line)) and values["step"] <= step]
 
 
 def _lines(path: Path) -> list[str]:
@@ -108,11 +104,15 @@ def _lines(path: Path) -> list[str]:
     return path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
 
 
-def _step_of(line: str) -> float:
-    """Step of a line of the log; infinite for one that a kill or a power cut spoilt."""
+def _parsed(line: str) -> dict[str, Any] | None:
+    """The step of a line and its figures; None for a line that a kill or a power cut spoilt."""
     try:
         values = parse_record(line)
     except ValueError:
-        return math.inf
-    whole = isinstance(values, dict) and all(x is None or type(x) in (int, float) for x in values.values())
-    return float(values["step"]) if whole and type(values.get("step")) is int else math.inf
+        return None
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        return None
+    if not all(value is None or type(value) in (int, float) for value in values.values()):
+        return None
+    # JSON of other programs may write a figure without its point.
+    return {name: float(x) if name != "step" and x is not None else x for name, x in values.items()}

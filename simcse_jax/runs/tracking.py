@@ -127,7 +127,7 @@ class WandB:
 
 
 def _stored(file: Path) -> dict[str, Any] | None:
-    """What `_WandB` noted of its run; None where there is nothing, or nothing that can be read."""
+    """What `WandB` noted of its run; None where there is nothing, or nothing that can be read."""
     try:
         about = dict(read_record(file))
     except (OSError, ValueError, TypeError):

@@ -122,7 +122,7 @@ class _Stopping(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, crowd: Crowd, max_stop: float) -> None:
         super().__init__(config)
         self._crowd = crowd
-        self.last = threading.Timer(max_stop, lambda: leave())
+        self.last = threading.Timer(max_stop, leave)
         self.last.daemon = True
 
     def handle_exit(self, sig: int, frame: Any) -> None:

@@ -231,7 +231,7 @@ class Trainer:
             return None
         score = scores["dev"]
         if score is None:
-            say(f"step {step:,}: there is no dev score (all pairs alike?) and does not count")
+            say(f"step {step:,}: there is no dev score (all pairs alike?), so the step does not count")
             return None
         self._monitor.scores(step, scores)
         best = self.progress.best_score
