@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.timing import spread
 from benchmarks.worker import ROOT, Contender, Worker
+from simcse_jax.runtime.provenance import cores, processor
 
 PACKAGES = (
     *("simcse-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
@@ -122,20 +123,13 @@ def provenance() -> dict[str, Any]:
     return {
         "command": arguments,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": processor(),
+        "cores": cores(),
         "load": [round(x, 2) for x in os.getloadavg()],
         "devices": devices,
         "versions": versions,
         "commit": _commit(),
     }
-
-
-def _cpu() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

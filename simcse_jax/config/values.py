@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from simcse_jax.errors import InputError, did_you_mean
 from simcse_jax.poolers import OTHER_POOLERS
@@ -177,15 +177,14 @@ def from_json(cls: type, values: dict[str, Any], where: str) -> Any:
     Raises:
       InputError: a field without default is missing, or has a value of another type or outside its bounds.
     """
-    fields, hints = dataclasses.fields(cls), _hints(cls)
+    fields, hints, plain_hints = dataclasses.fields(cls), _hints(cls), _plain_hints(cls)
     found = {f.name: values[f.name] for f in fields if values.get(f.name) is not None}
     if missing := [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in found]:
         raise InputError(f"{where} lacks {', '.join(missing)}: copy it again")
     problems: list[str] = []
     for name, value in found.items():
-        hint = hints[name]
-        plain = hint.__origin__ if typing.get_origin(hint) is Annotated else hint
-        wrong = list(_of_other_type(name, value, plain)) or list(_out_of_bounds(name, value, hint))
+        plain = plain_hints[name]
+        wrong = list(_of_other_type(name, value, plain)) or list(_out_of_bounds(name, value, hints[name]))
         problems += wrong
         if not wrong and isinstance(value, int) and float in (plain, *typing.get_args(plain)):
             found[name] = float(value)

@@ -12,6 +12,7 @@ import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from simcse_jax.errors import warn
+from simcse_jax.runtime.provenance import cores
 from simcse_jax.storage.files import CACHE, make_folder
 
 FOLDER = Path(CACHE, "programs")
@@ -90,8 +91,7 @@ def machine() -> str:
         # Not all of it: the clock varies. `flags` are x86's, `Features` ARM's.
         telling = ("model name", "flags", "Features")
         lines = sorted({line for line in lines if line.partition(":")[0].strip() in telling})
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    about = (lines, cores, os.environ.get("NPROC"))
+    about = (lines, cores(), os.environ.get("NPROC"))
     return f"{platform.machine()}-{hashlib.sha256(repr(about).encode()).hexdigest()[:12]}"
 
 

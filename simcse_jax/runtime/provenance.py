@@ -31,7 +31,7 @@ def software() -> dict[str, str]:
 def provenance() -> dict[str, str]:
     """`software`, the devices, and the settings of XLA and JAX that change bits. Starts the devices."""
     first = jax.devices()[0]
-    kind = f"{_processor()} with {_cores()} cores" if first.platform == "cpu" else first.device_kind
+    kind = f"{processor()} with {cores()} cores" if first.platform == "cpu" else first.device_kind
     settings = [f"{name}={getattr(jax.config, name)}" for name in ("jax_enable_x64", "jax_default_matmul_precision")]
     # Without what is dumped, and without the folders of this machine, which exports would name.
     flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith("--xla_dump")]
@@ -73,7 +73,7 @@ def _revision() -> str:
         return ""
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name: XLA's code for CPUs follows from its instructions."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
@@ -83,5 +83,6 @@ def _processor() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,7 +7,6 @@ An input that a reader neither takes nor refuses is an escape; it is kept in the
 
 import argparse
 import json
-import os
 import platform
 import re
 import shutil
@@ -20,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from simcse_jax.runtime.provenance import cores, processor
 from tests.fuzz.record import RECORD, table
 from tests.fuzz.seeds import SEEDS
 from tests.fuzz.targets import TARGETS
@@ -115,14 +115,6 @@ _MOST, _KEPT = 50, 9000
 """Most inputs, and most bytes, kept of each target."""
 
 
-def machine() -> str:
-    """The processor, and the number of its cores."""
-    models = (
-        re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else []
-    )
-    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
-
-
 def main() -> None:
     """Runs the campaign."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -143,7 +135,7 @@ def main() -> None:
         lines = dict(zip(given.target, pool.map(one, given.target), strict=True))
     earlier = json.loads(given.record.read_text())["targets"] if given.record.is_file() else {}
     record: dict[str, Any] = {
-        "machine": machine(),
+        "machine": f"{processor()}, {cores()} cores",
         "python": platform.python_version(),
         "atheris": version("atheris"),
         "targets": {name: (earlier | lines)[name] for name in TARGETS if name in earlier | lines},
