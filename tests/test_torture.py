@@ -81,7 +81,7 @@ def test_a_late_answer_of_tensorstore_shows_no_traceback() -> None:
 import asyncio
 import logging
 import tensorstore
-from simcse_jax.commands.options import quiet_orbax
+from simcse_jax.runs.quiet import quiet_orbax
 quiet_orbax()
 logging.getLogger("asyncio").disabled = True  # it names the task that still waits
 promise, future = tensorstore.Promise.new()

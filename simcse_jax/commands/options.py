@@ -1,12 +1,9 @@
 """The options and checks that several commands share."""
 
-import logging
 import os
-import sys
 import typing
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -51,22 +48,6 @@ class Configured(Command):
     @abstractmethod
     def from_file(cls, file: str) -> "Configured":
         """The command with the settings of a config file."""
-
-
-@cache
-def quiet_orbax() -> None:
-    """Silences orbax: where it cannot write a checkpoint, it logs a traceback per thread and raises as well.
-
-    Answers of tensorstore that come later find closed the loop that waited for them, and show one each.
-    """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    show = sys.unraisablehook
-
-    def show_others(raised: Any) -> None:
-        if raised.object is not None or str(raised.exc_value) != "Event loop is closed":
-            show(raised)
-
-    sys.unraisablehook = show_others
 
 
 def senteval_folder() -> str:

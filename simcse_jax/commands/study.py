@@ -6,8 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from simcse_jax.commands.options import Configured, quiet_orbax
+from simcse_jax.commands.options import Configured
 from simcse_jax.config.load import load_variable
+from simcse_jax.runs.quiet import quiet_orbax
 from simcse_jax.study import Study as StudySettings
 
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from simcse_jax.commands.options import Configured, quiet_orbax, senteval_folder
+from simcse_jax.commands.options import Configured, senteval_folder
 from simcse_jax.config import Config
 from simcse_jax.config.load import load_config_file
+from simcse_jax.runs.quiet import quiet_orbax
 
 if TYPE_CHECKING:
     from simcse_jax.runs.folder import Run
