@@ -370,6 +370,14 @@ async def started(batcher: Batcher[int, int], prepare: Any = lambda: None) -> No
         raise error
 
 
+async def called(batcher: Batcher[int, int], work: Any, job: int) -> asyncio.Task[int]:
+    """A first job, once the call with it has begun."""
+    task = asyncio.create_task(batcher.submit(job))
+    while not work.calls:
+        await asyncio.sleep(0.005)
+    return task
+
+
 def test_a_queue_is_served_in_order_and_bounded() -> None:
     async def check() -> None:
         work = Gate()
@@ -377,9 +385,7 @@ def test_a_queue_is_served_in_order_and_bounded() -> None:
         with pytest.raises(NotReady):
             await shared.submit(0)
         await started(shared)
-        first = asyncio.create_task(shared.submit(0))
-        while not work.calls:
-            await asyncio.sleep(0.005)
+        first = await called(shared, work, 0)
         waiting = [asyncio.create_task(shared.submit(number)) for number in range(1, 7)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
@@ -403,9 +409,7 @@ def test_what_takes_too_long_is_given_up_and_nothing_is_taken_until_it_ends() ->
         work = Gate()
         shared = batcher(work, max_seconds=0.2, gather=0.0)
         await started(shared)
-        first = asyncio.create_task(shared.submit(1))
-        while not work.calls:
-            await asyncio.sleep(0.005)
+        first = await called(shared, work, 1)
         second = asyncio.create_task(shared.submit(2))  # dropped while it waits
         for task in (first, second):
             with pytest.raises(TooSlow):
@@ -441,9 +445,7 @@ def test_a_fault_is_its_jobs_alone_whatever_it_is() -> None:
         work = Faulty()
         shared = batcher(work, batch=5, max_queue=20)
         await started(shared)
-        first = asyncio.create_task(shared.submit(7))
-        while not work.calls:
-            await asyncio.sleep(0.005)
+        first = await called(shared, work, 7)
         together = asyncio.gather(*(shared.submit(job) for job in (1, -1, -2, -3, -4)), return_exceptions=True)
         await asyncio.sleep(0)
         work.open.set()
@@ -465,9 +467,7 @@ def test_who_has_gone_waits_no_longer() -> None:
         work = Gate()
         shared = batcher(work)
         await started(shared)
-        tasks = [asyncio.create_task(shared.submit(0))]
-        while not work.calls:
-            await asyncio.sleep(0.005)
+        tasks = [await called(shared, work, 0)]
         for _ in range(3):  # leaves no trace in the queue, however often
             waiting = [asyncio.create_task(shared.submit(number)) for number in range(6)]
             await asyncio.sleep(0)
@@ -489,9 +489,7 @@ def test_stopping_waits_for_a_call_that_hangs_no_longer_than_told() -> None:
         work = Gate()
         shared = batcher(work)
         await started(shared)
-        first = asyncio.create_task(shared.submit(1))
-        while not work.calls:
-            await asyncio.sleep(0.005)
+        first = await called(shared, work, 1)
         await shared.stop(0.05)
         with pytest.raises(NotReady, match="is stopping"):
             await first
@@ -522,9 +520,7 @@ def test_stopping_answers_the_call_that_goes_on() -> None:
         work = Gate()
         shared = batcher(work)
         await started(shared)
-        first = asyncio.create_task(shared.submit(1))
-        while not work.calls:
-            await asyncio.sleep(0.005)
+        first = await called(shared, work, 1)
         second = asyncio.create_task(shared.submit(2))
         await asyncio.sleep(0)
         stopping = asyncio.create_task(shared.stop(5))

@@ -24,8 +24,9 @@ NO_MATTER = ("revision", "simcse-jax")
 @cache
 def software() -> dict[str, str]:
     """Version, source digest and git revision of this package, where there are such, and versions of others."""
-    found = {"simcse-jax": version("simcse-jax"), "source": _source(), "revision": _revision()}
-    return {name: x for name, x in found.items() if x} | {"python": platform.python_version()} | _versions()
+    ours = {"simcse-jax": _version("simcse-jax"), "source": _source(), "revision": _revision()}
+    found = ours | {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+    return {name: x for name, x in found.items() if x}
 
 
 def provenance() -> dict[str, str]:
@@ -43,14 +44,12 @@ def provenance() -> dict[str, str]:
     }
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def _version(package: str) -> str:
+    """The version of a package; "" where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _source() -> str:
