@@ -236,7 +236,7 @@ def _remove_leftovers(cache: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path, kind: int) -> Iterator[None]:
-    """Holds a lock on a folder; a shared one not where the file system has none."""
+    """Holds a lock on a folder; where the file system has no locks, a shared one is done without."""
     number = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError) if kind == fcntl.LOCK_SH else nullcontext():

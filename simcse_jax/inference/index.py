@@ -201,7 +201,7 @@ class Index:
             vectors = open_array(path / _VECTORS, np.float32, 2)
             if (len(sentences), *vectors.shape) != (stored["sentences"], stored["sentences"], stored["width"]):
                 raise ValueError(f"{len(sentences)} sentences, vectors of shape {list(vectors.shape)}")
-            if vectors.shape[1] > _WIDEST:  # a few are searched in as much room as 256
+            if vectors.shape[1] > _WIDEST:  # a search of even a few takes the room of 256
                 raise ValueError(f"vectors of width {vectors.shape[1]:,}; expected {_WIDEST:,} at most")
             if not all(isinstance(sentence, str) for sentence in sentences):
                 raise ValueError(f"a line of {_SENTENCES} that is no string")

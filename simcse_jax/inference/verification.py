@@ -11,7 +11,7 @@ from simcse_jax.inference.index import is_index
 from simcse_jax.runs.checkpoints import Progress, checkpoint_folders, faults_of, read_progress, record_of
 from simcse_jax.runs.folder import Run, is_run, open_run, read_results
 from simcse_jax.runs.metrics_log import Record, problem_of, read_log, spoilt_lines
-from simcse_jax.runtime.provenance import NO_MATTER, provenance, software
+from simcse_jax.runtime.provenance import NOT_COMPARED, provenance, software
 from simcse_jax.storage.files import expanded, is_remote
 from simcse_jax.storage.manifest import MANIFEST, Damage, digest, faults, has_manifest, read_manifest
 from simcse_jax.storage.objects import local_path
@@ -98,7 +98,7 @@ def _report(path: str | Path, kind: str, items: list[Item], about: dict[str, str
         part: {
             name: (was.get(name, "-"), here.get(name, "-"))
             for name in _names(was)
-            if name not in NO_MATTER and was.get(name) != here.get(name)
+            if name not in NOT_COMPARED and was.get(name) != here.get(name)
         }
         for part, was in made.items()
     }

@@ -114,7 +114,7 @@ def contrast(
       of z1_i, z2_j, j≠i), `alignment` (mean ‖ẑ1_i − ẑ2_i‖²), `uniformity` (log mean_{j≠i} exp(−2‖ẑ1_i − ẑ2_j‖²); Wang &
       Isola, arXiv 2005.10242, across the two views) and `effective_negatives` (mean of exp H_i, H_i the entropy of the
       softmax over the negatives of i: their number where all are equally hard, 1 where one outweighs the rest or
-      there are no negatives). Where a single row counts, the second and fourth are NaN.
+      there are no negatives). Where a single row counts, `negative_similarity` and `uniformity` are NaN.
     """
     valid = jnp.ones(z1.shape[0], bool) if valid is None else valid
     if not moderated:

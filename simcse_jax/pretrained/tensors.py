@@ -1,4 +1,4 @@
-"""The files of a model's weights: what they hold is told by their headers, and read when it is asked for."""
+"""The files of a model's weights: names and shapes come from their headers, values are read when they are asked for."""
 
 import zipfile
 from collections.abc import Callable

@@ -87,7 +87,7 @@ def _join(multi_host: bool, heartbeat: int) -> None:
             count,
             process,
             devices,
-            # The watch is quicker, and no process aborts.
+            # JAX would abort the process: `_give_up` and the watch come first.
             initialization_timeout=2 * _JOINING,
             heartbeat_timeout_seconds=NEVER,
         )

@@ -17,7 +17,7 @@ _PACKAGES = (
 )
 _CODE = Path(__file__).parents[1]
 
-NO_MATTER = ("revision", "simcse-jax")
+NOT_COMPARED = ("revision", "simcse-jax")
 """Names in `provenance` of what changes no bit where `source` is the same."""
 
 

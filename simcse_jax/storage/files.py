@@ -51,14 +51,14 @@ def local_only(name: str | Path) -> Path:
 
 
 def inside(folder: Path, name: str, where: str | Path) -> Path:
-    """The path that a file of somebody else's names, in its folder or below.
+    """The path of a file that a file of another's making names; it must lie in `folder` or below.
 
     Links are followed, as the caches of hubs consist of them.
 
     Args:
       folder: the folder.
-      name: the name in the file.
-      where: the file, for the message.
+      name: the name.
+      where: the file that names it, for the message.
 
     Raises:
       InputError: the name leads out of the folder, or can be that of no file.
@@ -67,7 +67,7 @@ def inside(folder: Path, name: str, where: str | Path) -> Path:
     try:
         parts = Path(name).parts
         if len(os.fsencode(name)) > 1000 or max(map(len, map(os.fsencode, parts)), default=0) > 255 or "\0" in name:
-            problem = "a name that no file has"  # of which the system tells in an error of its own
+            problem = "a name that no file has"  # for which the system has several errors
         elif Path(name).is_absolute() or ".." in parts:
             problem = "which leads out of its folder"
     except (TypeError, ValueError):  # not a text, or one that the system cannot spell
