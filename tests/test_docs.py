@@ -98,7 +98,9 @@ def test_code_runs(page: str, workspace: Path, tmp_path: Path) -> None:
         elif block.language == "sh":
             check_shell(block, tmp_path)
         else:
-            assert not re.search(r"^\$? ?simcse-jax(?!:)|^import|^from", block.text), f"{block.place} is not marked as code"
+            assert not re.search(r"^\$? ?simcse-jax(?!:)|^import|^from", block.text), (
+                f"{block.place} is not marked as code"
+            )
 
 
 def run_python(block: Block, names: dict[str, object]) -> None:
