@@ -165,6 +165,17 @@ def test_a_sentence_without_a_token_is_refused(tiny_bert: Path, tmp_path: Path) 
         loaded.encode(["near", ""])
 
 
+def test_text_without_a_token_is_refused_for_training(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a normalizer that drops what it does not know, and a tokenizer without a template, leave it."""
+    monkeypatch.setattr(
+        "simcse_jax.data.tokens.encode_batch", lambda _, texts, __: [[5] * (t != "gone") for t in texts]
+    )
+    with pytest.raises(InputError, match=r"text\.txt has a sentence without a token, 'gone': "):
+        tokenize(load_tokenizer(tiny_bert), "near\ngone\n", tmp_path / "cache")
+
+
 def tokenize(tokenizer: Any, text: str, cache: Path) -> TokenTable:
     file = cache.parent / "text.txt"
     file.write_text(text)

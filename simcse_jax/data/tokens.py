@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Integer
 
+from simcse_jax.config.values import shown
 from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.reading import few
 from simcse_jax.data.rows import Example
@@ -202,7 +203,12 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
             raise InputError(f"cannot write tokens to {folder.parent} ({reason(error)}): {advice}") from error
         finally:
             shutil.rmtree(private, ignore_errors=True)
-        table = _open(folder, fingerprint, tokenizer, max_length)
+        try:
+            table = _open(folder, fingerprint, tokenizer, max_length)
+        except Damage as damage:
+            raise InputError(
+                f"the tokens just written to {folder} are damaged ({damage}): set data.cache to another disk"
+            ) from damage
     return table
 
 
@@ -329,7 +335,14 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
                 continue
             columns = columns or len(kept[0])
             origin = origin or corpus.describe(kept[0])
-            tokens = encode_batch(tokenizer, [s for example in kept for s in example], max_length)
+            sentences = [s for example in kept for s in example]
+            tokens = encode_batch(tokenizer, sentences, max_length)
+            if not all(tokens):
+                empty = sentences[list(map(len, tokens)).index(0)]
+                raise InputError(
+                    f"{corpus.name} has a sentence without a token, {shown(empty)}: this tokenizer adds no special "
+                    "tokens, so leave the sentence out"
+                )
             ends = total + np.cumsum([len(t) for t in tokens], dtype=np.int64)
             ids_file.write(np.concatenate([np.asarray(t, dtype) for t in tokens]).tobytes())
             offsets_file.write(ends.tobytes())
