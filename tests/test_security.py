@@ -110,12 +110,12 @@ def test_no_run_writes_through_the_links_in_its_folder(tmp_path: Path) -> None:
     (run / "checkpoints").symlink_to(tmp_path / "volume")  # as where the checkpoints are to lie on another disk
     check_output(run)
     precious.write_text("kept")
-    for name in ("results.json", "figures/loss.png", "metrics.partial"):
+    for name in ("results.json", "figures/loss.png", "wandb.json"):
         (run / name).symlink_to(precious)
         with pytest.raises(InputError, match=f"{name} is a link, and training would write to what it names"):
             check_output(run)
         (run / name).unlink()
-    (run / "metrics.partial").symlink_to(precious)
+    (run / ".metrics.partial.jsonl").symlink_to(precious)
     MetricsLog(run / "metrics.jsonl", -1).close()
     assert precious.read_text() == "kept"
 

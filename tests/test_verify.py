@@ -3,11 +3,8 @@ comes from."""
 
 import fcntl
 import json
-import mmap
 import os
-import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,9 +38,7 @@ from simcse_jax.storage.manifest import (
     VERIFY,
     Damage,
     digest,
-    faults,
     read_sealed,
-    write_manifest,
     write_sealed,
 )
 from simcse_jax.training.trainer import train
@@ -331,24 +326,6 @@ def test_verify_of_an_index_and_of_token_caches(
     with pytest.raises(SystemExit, match="2"):
         main(["verify", str(tiny_bert)])
     assert f"{tiny_bert} has no {MANIFEST}" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(
-    sys.platform != "linux" or [int(n) for n in platform.release().split(".")[:2]] < [5, 14], reason="needs Linux 5.14"
-)
-def test_a_part_that_the_disk_cannot_give_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a bad sector, where a file that is mapped would end the process: so does one that is cut meanwhile."""
-    (tmp_path / "weights").write_bytes(bytes(1 << 20))
-    write_manifest(tmp_path, {})
-    mapped = mmap.mmap
-
-    def cut_meanwhile(number: int, *rest: Any, **more: Any) -> mmap.mmap:
-        content = mapped(number, *rest, **more)
-        os.truncate(tmp_path / "weights", 4096)
-        return content
-
-    monkeypatch.setattr(mmap, "mmap", cut_meanwhile)
-    assert faults(tmp_path) == ["weights cannot be read (Input/output error)"]
 
 
 def test_no_verify_trusts_the_disk(

@@ -22,7 +22,11 @@ class Verify(Command):
     keeps_programs = False
 
     def run(self) -> None:
-        """Prints a report of each folder; ends with status 1 where something is damaged."""
+        """Prints a report of each folder; ends with status 1 where something is damaged.
+
+        Raises:
+          InputError: a path is none of these; the reports of the others are printed.
+        """
         import json
         from dataclasses import asdict
 
@@ -32,11 +36,18 @@ class Verify(Command):
 
         if not self.paths:
             raise InputError("no path given: name runs, exports, indexes or token caches right after verify")
-        reports = [inspect(path) for path in self.paths]
+        reports, problems = [], []
+        for path in self.paths:
+            try:
+                reports.append(inspect(path))
+            except InputError as error:
+                problems += error.args
         if self.json:
             found = [asdict(r) | {"whole": r.whole, "repeatable": r.repeatable} for r in reports]
             print(json.dumps(found, indent=2))
-        else:
+        elif reports:
             print("\n\n".join(map(str, reports)))
+        if problems:
+            raise InputError(*problems)
         if not all(report.whole for report in reports):
             raise SystemExit(1)

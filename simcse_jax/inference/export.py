@@ -69,7 +69,7 @@ def export(model: LoadedModel | str | Path, output: str | Path, step: Step | Non
         save_tokenizer(tokenizer, partial)
         postprocessor = _write_modules(partial, loaded, tensors)
         write_json(partial / "config.json", _config(loaded, postprocessor))
-        (partial / "README.md").write_text(model_card(loaded), "utf-8")
+        (partial / "README.md").write_text(model_card(loaded), "utf-8", "replace")  # names may not be UTF-8
         write_manifest(partial, _about(loaded))
     return folder
 

@@ -17,6 +17,7 @@ from simcse_jax.storage.manifest import MANIFEST, Damage, digest, faults, has_ma
 from simcse_jax.storage.objects import local_path
 from simcse_jax.storage.records import read_bounded
 
+_CACHES = "token caches"
 State = Literal["whole", "damaged", "unknown", "note"]
 Made = dict[str, str]
 """See `provenance`."""
@@ -71,6 +72,8 @@ class Report:
     @property
     def repeatable(self) -> str:
         """Whether the folder can be made again here with the same bits, in words."""
+        if self.kind == _CACHES:
+            return "repeated here: give one of them to see what made it"
         if not self.made or any(item.state == "unknown" for item in self.items):
             return "repeated here: not known, as an earlier version kept no record of what made it or a part of it"
         changed = list(dict.fromkeys(name for differs in self.differs.values() for name in differs))
@@ -131,7 +134,7 @@ def inspect(path: str | Path) -> Report:
         items = [_files(cache.name, cache) for cache in caches]
         what = "left by a process that was killed, or being filled"
         items += [Item(left.name, "note", what) for left in sorted(folder.glob("partial-*"))]
-        return _report(path, "token caches", items, {}, {})
+        return _report(path, _CACHES, items, {}, {})
     if is_index(folder) and b'"manifest"' in read_bounded(folder / "index.json"):  # it had one
         return _report(path, "a saved index", [Item("files", "damaged", f"{MANIFEST} is missing")], {}, {})
     raise InputError(

@@ -53,6 +53,7 @@ def read_progress(folder: Path) -> Progress:
 
     Raises:
       Damage: what is wrong with the checkpoint's manifest or with orbax's metadata.
+      PermissionError: this user may not read them.
     """
     try:
         about = dict(parse_json(read_bounded(folder / _METADATA))["custom_metadata"])
@@ -67,6 +68,8 @@ def read_progress(folder: Path) -> Progress:
             raise Damage(f"{_METADATA} lacks the progress of the run")
         check_types(progress := Progress(**about))
         return progress
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damage(f"{_METADATA} cannot be read") from error
 
@@ -107,13 +110,13 @@ def faults_of(folder: Path, items: tuple[str, ...] = ()) -> list[str]:
     """The differences between a checkpoint whose progress can be read and its manifest; see `check_whole`."""
     if not (folder / MANIFEST).exists():
         return []
-    expected = _settings_digest(folder.parents[1])
+    expected = settings_digest(folder.parents[1])
     if expected and record_of(folder).get("run", expected) != expected:
         return ["it is the checkpoint of a run with another run.json"]
     return faults(folder, lambda name: not items or name.split("/")[0] in items)
 
 
-def _settings_digest(run: Path) -> str:
+def settings_digest(run: Path) -> str:
     """The digest of run.json as it was written; "" for a run without a manifest."""
     try:
         return str(read_manifest(run)["files"]["run.json"][1])
@@ -156,7 +159,7 @@ def set_damaged_aside(run: Path) -> list[str]:
             f"the newest whole one is that of step {max(whole)}"
         )
     try:
-        read_results(run)
+        read_results(run, is_on())
     except Damage as damage:
         file = run / "results.json"
         if not whole:

@@ -35,7 +35,7 @@ from simcse_jax.storage.files import (
     new_folder,
     write_json,
 )
-from simcse_jax.storage.manifest import MANIFEST, Damage, check_unchanged, read_sealed, write_manifest
+from simcse_jax.storage.manifest import MANIFEST, Damage, check_unchanged, is_on, read_sealed, write_manifest
 from simcse_jax.storage.records import parse_record, read_bounded
 
 # Settings that may change between the parts of one run: none changes the parameters by more than rounding.
@@ -45,6 +45,9 @@ _FREE_SETTINGS = (
     *("micro_batch", "objective.implementation", "objective.block_size", "data.packed_length"),
     *("data.cache", "data.train", "data.revision"),  # the fingerprint of the text is compared, not the path
 )
+_WRITTEN = ("metrics.jsonl", "results.json", "wandb.json")
+"""Files in a run folder that training writes, besides `figures/`. A link to a folder, such as a larger disk, may be
+there, and so may other files of the user."""
 _PLACES = ("model.path", "evaluation.dev", "evaluation.test")
 """Settings that name files or folders, by any spelling of their paths."""
 
@@ -83,7 +86,7 @@ class Run:
         """Whether all steps of the run are done and scored, as far as its results can be read."""
         try:
             with reading_from(self.folder):
-                return "step" in read_results(self.folder)
+                return "step" in read_results(self.folder, is_on())
         except Damage:
             return False
 
@@ -95,7 +98,7 @@ class Run:
         """
         try:
             with reading_from(self.folder):
-                results = read_results(self.folder)
+                results = read_results(self.folder, is_on())
         except Damage as damage:
             raise InputError(
                 f"{self.results_file} is damaged ({damage}): give the command that trained the run again, which writes "
@@ -157,15 +160,20 @@ def is_run(folder: Path) -> bool:
     return (folder / "run.json").is_file()
 
 
-def read_results(folder: Path) -> dict[str, Any]:
+def read_results(folder: Path, compared: bool = True) -> dict[str, Any]:
     """The content of a run's results.json; {} where there is none.
+
+    Args:
+      folder: the run.
+      compared: whether it is damaged if it differs from its seal.
 
     Raises:
       Damage: the file was changed.
     """
     if not (folder / "results.json").is_file():
         return {}
-    results = read_sealed(folder / "results.json", required=(folder / MANIFEST).exists())
+    required = compared and (folder / MANIFEST).exists()
+    results = read_sealed(folder / "results.json", required, compared)
     try:
         _check_results(results)
     except ValueError as error:
@@ -200,7 +208,7 @@ def check_output(folder: Path) -> None:
     check_readable(folder)
     if is_run(folder):
         check_writable_folder(folder)
-        files = (*folder.glob("*"), *folder.glob("figures/*"))
+        files = [*(folder / name for name in _WRITTEN), *folder.glob("figures/*")]
         # A link to a folder, such as one on a larger disk, may be there.
         if link := next((file for file in files if file.is_symlink() and not file.is_dir()), None):
             raise InputError(
@@ -208,6 +216,12 @@ def check_output(folder: Path) -> None:
             )
     else:
         check_new_folder(folder, "a run of ours", "choose another, e.g. --output runs/NEW, or remove it")
+        try:
+            str(folder.resolve()).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"output {folder} has a name that is not UTF-8, under which no checkpoint can be written: give another"
+            ) from error
         check_outside_runs(folder)
 
 

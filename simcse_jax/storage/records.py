@@ -28,12 +28,12 @@ def parse_record(text: str | bytes) -> Any:
 
     Raises:
       ValueError: also for a key given twice, a number that is no finite number of 64 bits, and half of a surrogate
-        pair.
+        pair, but for those by which Python spells file names that are no UTF-8.
     """
     text = _decoded(text)
     value = _parse(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_distinct)
     if "\\u" in text:
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
     return value
 
 

@@ -22,6 +22,7 @@ from simcse_jax.runs.checkpoints import (
     record_of,
     restore,
     set_damaged_aside,
+    settings_digest,
 )
 from simcse_jax.runs.folder import writing_to
 from simcse_jax.runs.lock import only_writer
@@ -108,7 +109,7 @@ class Trainer:
         self._resumed = bool(folders)  # also where the latest is that of step 0
         self.step, self.progress = max(folders, default=0), Progress()
         self._record = record_of(folders[self.step]) if folders else {}
-        self._record["run"] = digest(self._run.folder / "run.json")
+        self._record["run"] = settings_digest(self._run.folder) or digest(self._run.folder / "run.json")
         parts, made = self._record.setdefault("parts", []), provenance()
         if not parts or parts[-1]["made"] != made:
             parts.append({"from": self.step, "made": made})
