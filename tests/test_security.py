@@ -166,6 +166,7 @@ def test_programs_that_others_could_have_put_there_are_not_run(
         monkeypatch.setattr(Path, "stat", lambda path, **how: other if path == place else real(path, **how))
     else:
         place.chmod(0o770 if fault == "group" else 0o707)
+        monkeypatch.setattr(programs, "_is_own", lambda group: False)
     lines: list[str] = []
     monkeypatch.setattr(programs, "FOLDER", ours)
     monkeypatch.setattr(programs, "warn", lines.append)

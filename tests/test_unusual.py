@@ -1,5 +1,6 @@
 """What is unusual and whole is read, and what ordinary users change is no damage."""
 
+import grp
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.pretrained.weights import load_params
 from simcse_jax.runs.checkpoints import check_whole, set_damaged_aside
 from simcse_jax.runs.folder import check_output, open_run
+from simcse_jax.runtime import compilation_cache
 from simcse_jax.storage.manifest import (
     MANIFEST,
     VERIFY,
@@ -152,3 +154,20 @@ def test_one_path_that_is_none_of_ours_hides_no_other(
     out, err = capsys.readouterr()
     assert f"{exported}: an export, whole" in out
     assert f"{tiny_bert} has no {MANIFEST}" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "own"),
+    [("me", [], True), ("me", ["me"], True), ("me", ["me", "you"], False), ("us", [], False)],
+)
+def test_the_group_of_one_user_is_no_other(
+    name: str, members: list[str], own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under a umask of 002: what an earlier version has made is still of use."""
+    user = compilation_cache.pwd.struct_passwd(("me", "", 0, 0, "", "", ""))
+    monkeypatch.setattr(compilation_cache.pwd, "getpwuid", lambda _: user)
+    monkeypatch.setattr(compilation_cache.grp, "getgrgid", lambda _: grp.struct_group((name, "", 0, members)))
+    tmp_path.chmod(0o775)
+    assert compilation_cache._is_of_others(tmp_path) is not own
+    tmp_path.chmod(0o777)
+    assert compilation_cache._is_of_others(tmp_path)

@@ -1,8 +1,10 @@
 """Compiled programs kept between runs: JAX's persistent compilation cache, in one folder per machine."""
 
+import grp
 import hashlib
 import os
 import platform
+import pwd
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +42,8 @@ def keep_programs() -> None:
         if other := next((place for place in (folder, ours, ours.parent) if _is_of_others(place)), None):
             warn(
                 f"compiled programs are not kept: {other} belongs to another user or can be written by others, who "
-                "could put programs of their own there; remove it, or name a folder with JAX_COMPILATION_CACHE_DIR"
+                "could put programs of their own there; close it to them (chmod go-w), or name a folder with "
+                "JAX_COMPILATION_CACHE_DIR"
             )
             return
         _prune(folder)
@@ -98,7 +101,17 @@ def machine() -> str:
 def _is_of_others(folder: Path) -> bool:
     """Whether others than this user and the system's could put a file, which JAX would run, into a folder."""
     about = folder.stat()
-    return about.st_uid not in (0, os.geteuid()) or bool(about.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    of_group = about.st_mode & stat.S_IWGRP and not _is_own(about.st_gid)
+    return about.st_uid not in (0, os.geteuid()) or bool(of_group or about.st_mode & stat.S_IWOTH)
+
+
+def _is_own(group: int) -> bool:
+    """Whether a group is that of this user alone, to which many systems let new folders be open."""
+    try:
+        user, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return found.gr_name == user and {user}.issuperset(found.gr_mem)
 
 
 def _ours() -> Path | None:
