@@ -24,8 +24,10 @@ from simcse_jax.runtime import compilation_cache
 from simcse_jax.storage.manifest import (
     MANIFEST,
     VERIFY,
+    Damage,
     faults,
     has_manifest,
+    read_manifest,
     read_sealed,
     write_manifest,
     write_sealed,
@@ -134,6 +136,34 @@ def test_a_checkpoint_that_may_not_be_read_is_not_damaged(run: Path, open_folder
         set_damaged_aside(copy)
     file.chmod(0o644)
     check_whole(file.parent)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        5,
+        {"made": "x"},
+        {"made": {"jax": 5}},
+        {"made": None},
+        {"parts": 5},
+        {"parts": [{"from": 1}]},
+        {"parts": [{"from": [1], "made": {}}]},
+        {"step": "1"},
+        {"run": {}},
+        {"record": 5},
+        {"record": {"parts": 7}},
+        {"record": {"log": 5}},
+        {"record": {"log": {"lines": "x", "digest": ""}}},
+        {"record": {"log": {"lines": 1}}},
+        {"record": {"log": {"lines": 1, "digest": "", "gaps": ["x"]}}},
+    ],
+)
+def test_facts_of_other_types_under_a_seal_that_is_right(about: object, tmp_path: Path) -> None:
+    """One who forges a manifest can give it anything; its readers need not expect it."""
+    write_sealed(tmp_path / MANIFEST, {"about": about, "files": {}})
+    with pytest.raises(Damage, match="cannot be read"):
+        read_manifest(tmp_path)
+    assert not inspect(tmp_path).whole
 
 
 def test_links_to_files_that_training_does_not_write(run: Path, tmp_path: Path) -> None:

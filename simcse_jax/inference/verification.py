@@ -215,7 +215,7 @@ def _inspect_run(path: str | Path, folder: Path) -> Report:
         items.append(Item("damaged/", "note", f"set aside and not used: {', '.join(aside)}"))
     made = _parts(record.get("parts", []))
     if not made and has_manifest(folder) and items[0].state == "whole":
-        made = {"begun by": read_manifest(folder)["about"]["made"]}
+        made = {"begun by": read_manifest(folder)["about"].get("made", {})}
     return _report(path, "a run", items, _settings(run) if run else {}, made)
 
 

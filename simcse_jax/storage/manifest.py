@@ -102,6 +102,28 @@ def write_manifest(folder: Path, about: dict[str, Any], without: Iterable[str] =
     write_sealed(folder / MANIFEST, {"about": about, "files": content})
 
 
+_MADE = {"*": str}
+_PARTS = [{"from": int, "made": _MADE}]
+_LOG = {"lines": int, "digest": str, "gaps?": [int]}
+_FACTS = {
+    **{"made?": _MADE, "parts?": _PARTS, "run?": str, "text?": str, "source?": str, "step?": int},
+    "record?": {"run?": str, "parts?": _PARTS, "log?": _LOG},
+}
+"""The forms of what a manifest's readers take from `about`. A `?` ends names that may be absent; `*` is any name."""
+
+
+def _fits(value: Any, form: Any) -> bool:
+    """Whether a JSON value has a form like `_FACTS`."""
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_fits(entry, form[0]) for entry in value)
+    if isinstance(form, type):
+        return type(value) is form
+    if not isinstance(value, dict) or "*" in form:
+        return isinstance(value, dict) and all(_fits(entry, form["*"]) for entry in value.values())
+    named = ((name.removesuffix("?"), name, kind) for name, kind in form.items())
+    return all(_fits(value[key], kind) if key in value else name.endswith("?") for key, name, kind in named)
+
+
 def _check(content: dict[str, Any]) -> None:
     """Raises `ValueError` for a manifest of another form, or one that names files outside of its folder."""
     formed = content.keys() == {"about", "files"} and all(isinstance(part, dict) for part in content.values())
@@ -109,7 +131,7 @@ def _check(content: dict[str, Any]) -> None:
         size, digits = entry
         formed = formed and type(size) is int and isinstance(digits, str)
         inside(Path(), name, MANIFEST)
-    if not formed:
+    if not formed or not _fits(content["about"], _FACTS):
         raise ValueError
 
 
