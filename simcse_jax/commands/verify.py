@@ -36,7 +36,8 @@ class Verify(Command):
 
         if not self.paths:
             raise InputError("no path given: name runs, exports, indexes or token caches right after verify")
-        reports, problems = [], []
+        reports = []
+        problems: list[str] = []
         for path in self.paths:
             try:
                 reports.append(inspect(path))
