@@ -71,7 +71,7 @@ def test_the_table_keeps_runs_whose_files_have_moved(small_run: Config, tiny_ber
     config = replace(ablation.config("whole", 42), model=replace(small_run.model, path="/gone"))
     folder = tmp_path / "whole" / "seed42"
     run = create_run(folder, config, "", read_checkpoint(tiny_bert), load_tokenizer(tiny_bert))
-    write_sealed(run.results_file, {"step": 8, "dev": None})
+    write_sealed(run.results_file, {"step": 8, "best_step": None, "dev": None})
     assert [row["seed"] for row in _rows(ablation, "whole", {}, {folder})] == [42]
     assert _rows(ablation, "whole", {}, set()) == []
 

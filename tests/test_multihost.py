@@ -195,8 +195,9 @@ from simcse_jax.runtime.processes import joined_processes
 with joined_processes(), stop_on_signal() as stop:
     for step in range(1000):
         print(step)
-        if jax.process_index() == 1 and step in (10, 10 + int(sys.argv[1])):
-            signal.raise_signal(signal.SIGINT)
+        if jax.process_index() == 1 and step == 10:
+            for _ in range(int(sys.argv[1])):
+                signal.raise_signal(signal.SIGINT)
         if stop(step):
             break
         time.sleep(0.1)
@@ -205,7 +206,7 @@ with joined_processes(), stop_on_signal() as stop:
 
 @pytest.mark.full
 def test_ctrl_c_stops_all_processes_together(tmp_path: Path) -> None:
-    with Job(2, ["-c", STOPPING, "0"], tmp_path) as job:
+    with Job(2, ["-c", STOPPING, "1"], tmp_path) as job:
         assert job.ends(60) == [0, 0]
         first, second = (job.log(process).splitlines() for process in (0, 1))
         assert "SIGINT: saving and stopping after this step; once more to stop at once" in second
@@ -214,7 +215,7 @@ def test_ctrl_c_stops_all_processes_together(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_ctrl_c_twice_ends_all_processes(tmp_path: Path) -> None:
-    with Job(2, ["-c", STOPPING, "1"], tmp_path) as job:
+    with Job(2, ["-c", STOPPING, "2"], tmp_path) as job:
         assert job.ends(60)[0] == 130
         assert job.errors(0)[0].endswith("was interrupted")
 

@@ -144,7 +144,7 @@ def test_an_empty_object_is_no_row(tiny_bert: Path, tmp_path: Path) -> None:
 
 def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": ' + "[" * 200_000 + "]" * 200_000 + "}\n")
-    with pytest.raises(InputError, match=r"a\.jsonl, line 2 is nested too deeply"):
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2 is not JSON \(it is nested more than 64 deep\)"):
         read(tmp_path / "a.jsonl")
 
 

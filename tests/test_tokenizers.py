@@ -262,9 +262,9 @@ def test_a_cache_of_another_user_is_named(tiny_bert: Path, tmp_path: Path, monke
     tokenizer = load_tokenizer(tiny_bert)
     tokenize(tokenizer, "one\ntwo\n", tmp_path / "cache")
 
-    def refused(self: Path, *_: Any, **__: Any) -> str:
-        raise PermissionError(13, "Permission denied", str(self))
+    def refused(path: Path, *_: Any) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_text", refused)
+    monkeypatch.setattr("simcse_jax.storage.manifest.read_record", refused)
     with pytest.raises(InputError, match=r"cannot be read \(Permission denied\).*chmod.*or set data\.cache"):
         tokenize(tokenizer, "one\ntwo\n", tmp_path / "cache")

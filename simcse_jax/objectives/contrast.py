@@ -50,16 +50,25 @@ def moderate(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
     smallest normal number (8e-34 in float32), whose gradient would overflow and which count as zero.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x * _scale(x)
+
+
+def _scale(x: Float[Array, "*batch H"]) -> Float[Array, "*batch 1"]:
+    """The power of two by which `moderate` multiplies each row."""
     largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True, initial=0)
     kept = (largest < 2.0**16 * jnp.finfo(x.dtype).tiny) | ((largest >= 2.0**-30) & (largest <= 2.0**30))
     # Below the largest exponent by two, so that the power is not subnormal, which some devices flush to zero.
     exponent = jnp.minimum(jnp.frexp(largest)[1], jnp.finfo(x.dtype).maxexp - 2)
-    return x * jnp.ldexp(jnp.ones((), x.dtype), jnp.where(kept, 0, -exponent))
+    return jnp.ldexp(jnp.ones((), x.dtype), jnp.where(kept, 0, -exponent))
 
 
 def unit(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
     """x / ‖x‖ along the last axis, at any scale, in at least float32; a zero vector stays zero, its gradient finite."""
-    return _unit(moderate(x))
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # As `moderate` and `_unit`, without a copy of the rows.
+    scale = _scale(x)
+    square = jnp.sum((x * scale) * (x * scale), axis=-1, keepdims=True)
+    return x * (scale * jax.lax.rsqrt(jnp.where(square > 1e-24, square, 1)))
 
 
 def _unit(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
@@ -117,9 +126,8 @@ def contrast(
       there are no negatives). Where a single row counts, `negative_similarity` and `uniformity` are NaN.
     """
     valid = jnp.ones(z1.shape[0], bool) if valid is None else valid
-    if not moderated:
-        z1, z2, z3 = moderate(z1), moderate(z2), None if z3 is None else moderate(z3)
-    queries, keys = _unit(z1), _unit(jnp.stack([z2] if z3 is None else [z2, z3]))
+    to_unit = _unit if moderated else unit
+    queries, keys = to_unit(z1), to_unit(jnp.stack([z2] if z3 is None else [z2, z3]))
     own = () if z3 is None else (hard_negative_log_weight,)
     statistics = pairs(queries, keys, valid, temperature=temperature, own=own, score=score, reduction=reduction)
     # Not read off a matrix of logits, so that every way through the pairs gives the same number, bit for bit.

@@ -275,7 +275,8 @@ def restore(folder: Path, items: Items) -> Items:
       InputError: the parameters have other shapes in the checkpoint.
     """
     place = folder.resolve()  # orbax takes absolute paths alone
-    stored, wanted = ocp.checkpointables_metadata(place).metadata["params"], items.get("params", {})
+    # Of the parameters alone: a reader needs no more, and the rest may be damaged.
+    stored, wanted = ocp.metadata(place, checkpointable_name="params").metadata, items.get("params", {})
     shapes, asked = ({keystr(path): x.shape for path, x in leaves_with_path(tree)} for tree in (stored, wanted))
     if wrong := [name for name, shape in asked.items() if shapes.get(name) != shape]:
         raise InputError(
