@@ -35,9 +35,12 @@ UNSAFE = {
 CALLS = {"eval", "exec", "compile", "__import__", "import_module", "run_path", "run_module", "exec_module"}
 CALLS |= {"read_index", "deserialize_index", "system", "popen"}
 # The files that run code, by its name: commands, public names and data sets of TFDS, which are installed; a config file
-# or a loss of the user's own.
+# or a loss of the user's own; modules of JAX.
 RUNS = {
-    **{file: {"import_module"} for file in ("cli.py", "__init__.py", "data/tfds.py", "objectives/find.py")},
+    **{
+        file: {"import_module"}
+        for file in ("cli.py", "__init__.py", "data/tfds.py", "objectives/find.py", "runtime/heartbeat.py")
+    },
     "config/load.py": {"run_path"},
 }
 

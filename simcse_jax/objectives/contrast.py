@@ -62,13 +62,35 @@ def _scale(x: Float[Array, "*batch H"]) -> Float[Array, "*batch 1"]:
     return jnp.ldexp(jnp.ones((), x.dtype), jnp.where(kept, 0, -exponent))
 
 
+@jax.custom_vjp
 def unit(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
     """x / ‖x‖ along the last axis, at any scale, in at least float32; a zero vector stays zero, its gradient finite."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    # As `moderate` and `_unit`, without a copy of the rows.
-    scale = _scale(x)
-    square = jnp.sum((x * scale) * (x * scale), axis=-1, keepdims=True)
-    return x * (scale * jax.lax.rsqrt(jnp.where(square > 1e-24, square, 1)))
+    return _unit_forward(x)[0]
+
+
+def _unit_forward(x: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    # `_unit(moderate(x))` without a copy of the rows.
+    rows = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    scale = _scale(rows)
+    square = jnp.sum((rows * scale) * (rows * scale), axis=-1, keepdims=True)
+    return rows * (scale * jax.lax.rsqrt(jnp.where(square > 1e-24, square, 1))), (x, scale, square)
+
+
+def _unit_backward(saved: tuple[Array, Array, Array], gradient: Array) -> tuple[Array]:
+    # In the order of JAX's own rules for `_unit(moderate(x))`, so that ordinary rows get the same bits.
+    x, scale, square = saved
+    safe = jnp.where(square > 1e-24, square, 1)
+    root = jax.lax.rsqrt(safe)
+    # Of long rows the gradient is short: neither product leaves the range of the type.
+    large = scale < 1
+    left, right = jnp.where(large, 1, scale), jnp.where(large, scale, 1)
+    of_root = jnp.sum((gradient * left) * (x * right), axis=-1, keepdims=True)
+    of_square = jnp.where(square > 1e-24, of_root * (-0.5 * (root / safe)), 0)
+    of_rows = gradient * root + of_square * (x * scale) + of_square * (x * scale)
+    return ((of_rows * scale).astype(x.dtype),)
+
+
+unit.defvjp(_unit_forward, _unit_backward)
 
 
 def _unit(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
