@@ -269,7 +269,7 @@ def test_measuring_geometry_changes_nothing(config: Config, tmp_path: Path, monk
     assert [line for line in found if line["step"] in (0, 4, 8, 12) or "loss" in line] == without
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(2, 2), full(8, 4)])
+@pytest.mark.parametrize(("devices", "fsdp"), [full(2, 2), full(8, 4)])
 def test_resumes_on_other_devices(
     config: Config, devices: int, fsdp: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
