@@ -279,9 +279,10 @@ def _found(folder: Path, fingerprint: str, tokenizer: Any, max_length: int) -> T
 
 def _open(folder: Path, fingerprint: str, tokenizer: Any, max_length: int) -> TokenTable:
     """The tokens in a folder that is whole; raises `Damage` where they are not what was asked for."""
-    about = read_manifest(folder)["about"]
+    about, largest = read_manifest(folder)["about"], largest_id(tokenizer)
+    dtype = _dtype(largest)
     try:
-        ids = np.memmap(folder / "ids.bin", dtype=_dtype(tokenizer), mode="r")
+        ids = np.memmap(folder / "ids.bin", dtype=dtype, mode="r")
         offsets = np.memmap(folder / "offsets.bin", dtype=np.int64, mode="r")
         table = TokenTable(
             ids,
@@ -293,11 +294,11 @@ def _open(folder: Path, fingerprint: str, tokenizer: Any, max_length: int) -> To
             fingerprint=fingerprint,
             origin=tuple(about["origin"]),
         )
-        asked = about["dtype"] == _dtype(tokenizer) and table.max_length == max_length and table.columns in (1, 2, 3)
+        asked = about["dtype"] == dtype and table.max_length == max_length and table.columns in (1, 2, 3)
         whole = asked and type(table.skipped) is int and all(isinstance(line, str) for line in table.origin)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damage(f"it cannot be read: {reason(error)}") from error
-    if not whole or not _is_consistent(table, largest_id(tokenizer)):
+    if not whole or not _is_consistent(table, largest):
         raise Damage("its files do not fit one another")
     return table
 
@@ -314,12 +315,13 @@ def _is_consistent(table: TokenTable, largest: int) -> bool:
     return all(ids[i : i + _PART].max() <= largest for i in range(0, len(ids), _PART))
 
 
-def _dtype(tokenizer: Any) -> str:
-    return "uint16" if largest_id(tokenizer) < 2**16 else "uint32"
+def _dtype(largest: int) -> str:
+    """The type of token ids up to the largest."""
+    return "uint16" if largest < 2**16 else "uint32"
 
 
 def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progress: bool) -> None:
-    dtype = _dtype(tokenizer)
+    dtype = _dtype(largest_id(tokenizer))
     columns, skipped, total = 0, 0, 0
     origin: tuple[str, ...] = ()
     with (
