@@ -50,10 +50,10 @@ def check_all(*checks: Callable[[], Any]) -> list[Any]:
     return results
 
 
-def some(names: Iterable[str], most: int = 20) -> str:
-    """Names with commas between them, for a message: long ones cut, and of many the first."""
+def some(names: Iterable[str], longest: int | None = 60, most: int = 20) -> str:
+    """Names with commas between them, for a message: those longer than `longest` cut, and of many the first."""
     names = list(names)
-    shown = [name if len(name) <= 60 else f"{name[:59]}…" for name in names[:most]]
+    shown = [name if longest is None or len(name) <= longest else f"{name[: longest - 1]}…" for name in names[:most]]
     return ", ".join([*shown, *[f"… ({len(names):,} in all)"] * (len(names) > most)])
 
 

@@ -15,7 +15,6 @@ from simcse_jax.errors import InputError, some
 ROLES = ("sentence", "positive", "hard negative")
 _SAMPLED = 1000  # rows
 _SHOWN = 60  # characters
-_MOST = 20  # columns that a message names
 
 
 def pick_columns(source: Source, config: DataConfig, doubt: bool = True) -> tuple[str, ...]:
@@ -176,8 +175,7 @@ class _Table:
         if not any(self._values.values()):
             return ""
         if faults := [f"column {_clip(name) or repr(name)} {why}" for name, why in self._faults.items() if why]:
-            more = f", … ({len(faults):,} in all)" if len(faults) > _MOST else ""
-            return f"has columns that are no text: {', '.join(faults[:_MOST])}{more}"
+            return f"has columns that are no text: {some(faults, longest=None)}"
         if len(self.header) > len(ROLES):
             return f"has {len(self.header)} columns but an example has at most three: {', '.join(ROLES)}"
         for n, name in enumerate(self.header if len(self.header) > 1 else ()):
@@ -190,12 +188,11 @@ class _Table:
     @property
     def advice(self) -> str:
         """The columns with an example of each, and the option that names the right ones."""
-        shown = [f"{_clip(name) or repr(name)} ({self._example(name)})" for name in self.header[:_MOST]]
-        shown += [f"… ({len(self.header):,} in all)"] * (len(self.header) > _MOST)
+        shown = some((f"{_clip(name) or repr(name)} ({self._example(name)})" for name in self.header), longest=None)
         chosen, sure = self._suggested
         option = shlex.join(chosen or self.header[:1])
         return (
-            f"its columns are {', '.join(shown)}; name those of sentence, positive and hard negative in this order"
+            f"its columns are {shown}; name those of sentence, positive and hard negative in this order"
             f"{'' if sure else ', for example'}: --data.columns {option}"
         )
 
