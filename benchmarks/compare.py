@@ -56,7 +56,7 @@ def compare(
     tolerance: float,
     distance: Distance = relative_error,
     expected: Figures | None = None,
-    product: tuple[int, str] | None = None,
+    product: tuple[int, str] | tuple[int, str, bool] | None = None,
 ) -> tuple[list[Row], Figures, dict[str, float]]:
     """Measures contenders in turn, the first before each of the others, once their figures agree.
 
@@ -66,8 +66,8 @@ def compare(
       tolerance: see `agree`.
       distance: see `agree`.
       expected: figures that all must agree with; those of the first contender where None.
-      product: side and type of the matrix products whose rate is the ceiling of this run. Each contender that can
-        multiply does so once before the rounds and once after; the best counts.
+      product: side and type of the matrix products whose rate is the ceiling of this run, and whether they are exact,
+        without TF32. Each contender that can multiply does so once before the rounds and once after; the best counts.
 
     Returns:
       One row per contender, without the fields that the caller knows; the expected figures; and the rate of the

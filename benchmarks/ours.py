@@ -23,11 +23,11 @@ class OnJax:
         stats = None if jax.default_backend() == "cpu" else jax.devices()[0].memory_stats()
         return int(stats["peak_bytes_in_use"]) if stats else peak_bytes()
 
-    def ceiling(self, size: int, dtype: str) -> float:
-        """FLOP/s of the best of five products of two square matrices."""
+    def ceiling(self, size: int, dtype: str, exact: bool = False) -> float:
+        """FLOP/s of the best of five products of two square matrices; `exact`: without TF32."""
         a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
         # Some CPUs multiply bfloat16 at full speed only with float32 sums.
-        product = jax.jit(partial(jnp.dot, preferred_element_type=jnp.float32))
+        product = jax.jit(partial(jnp.dot, preferred_element_type=jnp.float32, precision="highest" if exact else None))
         jax.block_until_ready(product(a, a))
         return 2 * size**3 / min(seconds(lambda: product(a, a)) for _ in range(5))
 

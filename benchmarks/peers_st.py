@@ -11,7 +11,7 @@ try:
 except ImportError:  # earlier releases have the losses here
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 
-from benchmarks.peers_torch import DEVICE, OnTorch, TrainingStep, exact, fast, wait
+from benchmarks.peers_torch import DEVICE, OnTorch, TrainingStep, products, wait
 
 
 class _Ranking(torch.nn.Module):
@@ -46,7 +46,7 @@ class Encode(OnTorch):
         settings: dict[str, Any] = {"dtype": getattr(torch, dtype)}
         self._model = SentenceTransformer(model, device=str(DEVICE), model_kwargs=settings)
         self._sentences, self._batch_size = sentences, batch_size
-        fast()
+        products(exact=False)
 
     def run(self) -> np.ndarray:
         """Encodes all sentences."""
@@ -63,7 +63,7 @@ class Encode(OnTorch):
 
     def check(self) -> dict[str, np.ndarray]:
         """The vectors."""
-        exact()
+        products(exact=True)
         vectors = self.run()
-        fast()
+        products(exact=False)
         return {"vectors": vectors}

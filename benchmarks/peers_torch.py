@@ -24,14 +24,9 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def exact() -> None:
-    """Sets float32 products to full precision, for comparisons."""
-    torch.set_float32_matmul_precision("highest")
-
-
-def fast() -> None:
-    """Sets float32 products to JAX's default: TF32 on GPUs; on CPUs the same as exact."""
-    torch.set_float32_matmul_precision("high" if DEVICE.type == "cuda" else "highest")
+def products(exact: bool) -> None:
+    """Sets float32 products to full precision, as comparisons need it, or to JAX's default: TF32 on GPUs."""
+    torch.set_float32_matmul_precision("highest" if exact or DEVICE.type != "cuda" else "high")
 
 
 def autocast(dtype: str) -> AbstractContextManager[Any]:
@@ -53,9 +48,9 @@ class OnTorch:
         """Most bytes held: of an accelerator's memory if there is one, else of the process."""
         return torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else peak_bytes()
 
-    def ceiling(self, size: int, dtype: str) -> float:
-        """FLOP/s of the best of five products of two square matrices."""
-        fast()
+    def ceiling(self, size: int, dtype: str, exact: bool = False) -> float:
+        """FLOP/s of the best of five products of two square matrices; `exact`: without TF32."""
+        products(exact)
         a = torch.randn(size, size, device=DEVICE, dtype=getattr(torch, dtype))
         torch.matmul(a, a)
         times = []
@@ -97,7 +92,7 @@ class TrainingStep(OnTorch, ABC):
     def run(self) -> None:
         """Takes a step; the first makes everything."""
         if self.module is None:
-            fast()
+            products(exact=False)
             torch.manual_seed(0)
             self.module = self.build().to(DEVICE).train()
             # Fused, the default of the trainers of transformers and sentence-transformers.
@@ -114,12 +109,12 @@ class TrainingStep(OnTorch, ABC):
 
     def check(self) -> dict[str, float]:
         """Loss and gradient norm of the first batch under the first weights, without dropout, not compiled."""
-        exact()
+        products(exact=True)
         module = self.build().to(DEVICE).eval()
         loss = self.loss(module, self._batches[0])
         loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-        fast()
+        products(exact=False)
         return {"loss": loss.item(), "gradient norm": norm.item()}
 
 
@@ -180,19 +175,19 @@ class Loss(OnTorch):
         self._views = [torch.tensor(x, device=DEVICE, requires_grad=True) for x in views]
         self._temperature = temperature
 
-    def run(self) -> tuple[Any, ...]:
-        """Computes the loss and both gradients."""
-        fast()
-        return self._loss()
+        products(exact=True)  # as ours, whose logits are never rounded to a shorter type
 
-    def _loss(self) -> tuple[Any, ...]:
+    def run(self) -> None:
+        """Computes the loss and both gradients."""
+        self._loss()
+
+    def _loss(self) -> tuple[torch.Tensor, ...]:
         z1, z2 = self._views
         loss = info_nce(z1, z2, self._temperature)
-        gradients = torch.autograd.grad(loss, (z1, z2))
+        gradients = torch.autograd.grad(loss, self._views)
         wait()
-        return loss.item(), *(x.cpu().numpy() for x in gradients)
+        return loss.detach(), *gradients
 
     def check(self) -> dict[str, Any]:
         """The loss and both gradients."""
-        exact()
-        return dict(zip(("loss", "gradient 1", "gradient 2"), self._loss(), strict=True))
+        return dict(zip(("loss", "gradient 1", "gradient 2"), (x.cpu().numpy() for x in self._loss()), strict=True))

@@ -35,7 +35,7 @@ def alternate(functions: Mapping[str, Callable[[], float]], rounds: int, warm_up
     A disturbance of the machine then slows down both sides of a ratio.
 
     Args:
-      functions: two or more; each returns the seconds that it took.
+      functions: each returns the seconds that it took; one by itself is called `rounds` times.
       rounds: number of calls of each other function; the first is called once before each of them.
       warm_up: calls of each beforehand that do not count.
     """
@@ -45,6 +45,8 @@ def alternate(functions: Mapping[str, Callable[[], float]], rounds: int, warm_up
             function()
     measured = {name: Measured() for name in functions}
     for _ in range(rounds):
+        if not others:
+            measured[first].seconds.append(functions[first]())
         for other in others:
             reference, taken = functions[first](), functions[other]()
             measured[first].seconds.append(reference)

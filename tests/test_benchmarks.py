@@ -4,6 +4,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from benchmarks.__main__ import All, main
 from benchmarks.compare import Disagreement, agree, compare, cosine_distance, relative_error
 from benchmarks.hostile import Hostile
 from benchmarks.loss import Loss
-from benchmarks.ours_profile import PARTS
+from benchmarks.ours_profile import LIBRARIES, OTHER, PARTS, parts_of_events
 from benchmarks.profile import Profile
 from benchmarks.report import Row, Table
 from benchmarks.search import Settings as Search
@@ -46,6 +47,8 @@ def test_calls_in_turn_and_ratios_of_neighbours() -> None:
     assert measured["c"].ratios == [1.0, 0.5]
     assert measured["a"].ratios == []
     assert measured["a"].seconds == [1.0, 2.0, 1.0, 4.0]
+    times = iter([9.0, 2.0, 3.0])
+    assert alternate({"alone": lambda: next(times)}, rounds=2)["alone"].seconds == [2.0, 3.0]
 
 
 def test_figures_that_differ_are_refused() -> None:
@@ -97,6 +100,8 @@ def test_loss_agrees_and_another_temperature_does_not() -> None:
     assert [row.name for row in table.rows] == ["ours dense", "ours tiled", "torch dense"]
     assert all(len(row.ratios) == settings.rounds for row in table.rows[1:])
     assert all(row.utilisation and row.peak for row in table.rows)
+    (alone,) = replace(settings, most_dense=32).run(Path())
+    assert [row.name for row in alone.rows] == ["ours tiled"]
     contenders = settings.contenders(64)
     peer = contenders["torch dense"]
     other = replace(peer, arguments=peer.arguments | {"temperature": 0.06})
@@ -143,6 +148,25 @@ def test_a_profile_knows_every_part(tmp_path: Path) -> None:
     assert set(PARTS) <= set(names)
     assert len(names) == len(set(names))
     assert table.figures["account"]["flops"] > 0
+
+
+def test_a_trace_of_a_gpu_is_read_by_its_kernels() -> None:
+    def line(name: str, *events: tuple[str, str, int]) -> Any:
+        found = [SimpleNamespace(name=n, stats=[("hlo_op", op)] if op else [], duration_ns=ns) for n, op, ns in events]
+        return SimpleNamespace(name=name, events=found)
+
+    streams = line(
+        "Stream #16(Compute)",
+        ("nvjet_tst_128x256", "gemm.3", 5),  # says its instruction
+        ("loop_add_fusion_2", "", 7),  # of a graph
+        ("nvjet_tst_64x8", "", 11),
+        ("MemcpyD2D", "", 13),
+    )
+    host = SimpleNamespace(name="/host:CPU", lines=[line("python", ("run", "gemm.3", 100))])
+    gpu = SimpleNamespace(name="/device:GPU:0", lines=[streams, line("XLA Ops", ("gemm.3", "gemm.3", 5))])
+    parts = {"gemm.3": "products with weights", "loop_add_fusion.2": "dropout"}
+    found = dict(parts_of_events(SimpleNamespace(planes=[host, gpu]), parts))
+    assert found == {"products with weights": 5, "dropout": 7, LIBRARIES: 11, OTHER: 13}
 
 
 def test_search_is_exact_where_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
