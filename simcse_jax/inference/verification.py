@@ -227,7 +227,7 @@ def _log(folder: Path, step: int, written: Record) -> Item:
     if spoilt > 1:
         return Item(name, "damaged", f"{spoilt:,} lines cannot be read")
     notes = [f"{len(lines):,} lines", *["a half line, which the run drops when it goes on"][:spoilt]]
-    notes += [f"lines before step {gap:,} were lost earlier" for gap in written.get("gaps", [])]
+    notes += [f"lines before step {gap:,} were lost or changed earlier" for gap in written.get("gaps", [])]
     return Item(name, "whole" if written else "unknown", ", ".join(notes))
 
 

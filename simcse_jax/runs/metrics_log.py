@@ -70,7 +70,7 @@ def problem_of(path: Path, step: int, written: Record) -> str:
         return ""
     lost = written["lines"] - len(kept)
     what = f"{lost:,} of its {written['lines']:,} lines up to step {step:,} are lost"
-    return what if lost > 0 else f"its lines up to step {step:,} were changed"
+    return what if lost > 0 else f"its lines up to step {step:,} were changed, so that a figure there may be wrong"
 
 
 def spoilt_lines(path: Path) -> int:

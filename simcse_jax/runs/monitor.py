@@ -63,7 +63,7 @@ class Monitor:
         if spoilt := spoilt_lines(run.metrics_file):
             echo(f"metrics   {run.metrics_file}: lines that cannot be read are dropped: {spoilt:,}")
         if problem := problem_of(run.metrics_file, start, written):
-            echo(f"metrics   {run.metrics_file} is damaged: {problem}; the run goes on without them")
+            echo(f"metrics   {run.metrics_file} is damaged: {problem}; the run goes on")
             self._gaps.append(start)
 
     def record_log(self) -> Record:
