@@ -29,6 +29,7 @@ from simcse_jax.postprocess.fit import fit
 from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.pretrained.weights import load_params
+from simcse_jax.reports.progress import telling
 from simcse_jax.runs.checkpoints import check_whole, open_checkpoints, set_damaged_aside
 from simcse_jax.runs.folder import Run, create_run, open_run
 from simcse_jax.runs.metrics_log import MetricsLog, problem_of
@@ -208,10 +209,16 @@ def test_damaged_results_are_set_aside(run: Path, damage: Callable[[Path], None]
 
 
 def test_a_run_is_exported_without_its_damaged_results(
-    run: Path, tiny_bert: Path, caplog: pytest.LogCaptureFixture
+    run: Path, tiny_bert: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loaded = replace(load_model(tiny_bert, "cls"), run=open_run(run), step=2)
     assert "Dev, Spearman" in model_card(loaded)
+    assert not capsys.readouterr().err
+    (run / "results.json").rename(run / "results.aside")
+    with telling(quiet=False):
+        assert "Dev, Spearman" not in model_card(loaded)
+    assert "results.json has none yet, since the run has not ended" in capsys.readouterr().err
+    (run / "results.aside").rename(run / "results.json")
     cut(run / "results.json")
     assert "## Training" in model_card(loaded)
     assert "Dev, Spearman" not in model_card(loaded)
@@ -248,7 +255,7 @@ def test_what_a_log_has_lost_is_said(tmp_path: Path) -> None:
     assert problem_of(file, 4, {}) == ""
     whole = file.read_text()
     file.write_text(whole.replace("0.5", "0.6"))
-    assert problem_of(file, 4, written) == "its lines up to step 4 were changed"
+    assert problem_of(file, 4, written) == "its lines up to step 4 were changed, so that a figure there may be wrong"
     file.write_text(whole.replace('{"step": 2', '{"step"; 2'))
     assert problem_of(file, 4, written) == "1 of its 4 lines up to step 4 are lost"
     file.write_text(whole.replace('"step": 5, "loss": 0.2}\n', '"step": 5, "lo'))
@@ -386,7 +393,7 @@ def test_a_run_goes_on_with_what_is_left(
         assert_identical(final_state(folder), final_state(Path(whole.output)))
         report = inspect(folder)
         assert report.whole
-        assert "lines before step 5 were lost earlier" in state(report, "metrics.jsonl")
+        assert "lines before step 5 were lost or changed earlier" in state(report, "metrics.jsonl")
         assert list(report.made) == ["from step 0", "from step 5"]
         assert len(lines(folder)) == len(lines(Path(whole.output))) - 1
         results = read_sealed(folder / "results.json")

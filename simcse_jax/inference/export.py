@@ -16,6 +16,7 @@ from simcse_jax.pretrained.prompts import ABOUT_FILE, read_about
 from simcse_jax.pretrained.tokenizers import load_tokenizer, save_tokenizer
 from simcse_jax.pretrained.weights import to_tensors
 from simcse_jax.reports.paths import portable
+from simcse_jax.reports.progress import note
 from simcse_jax.reports.tables import formatted, metric_title
 from simcse_jax.runs.folder import Run
 from simcse_jax.runtime.provenance import provenance
@@ -236,12 +237,15 @@ def _postprocessor(loaded: LoadedModel) -> list[str]:
 
 
 def _results(run: Run) -> dict[str, Any]:
-    """The results of a run; {} where they are damaged, which no weight depends on."""
+    """The results of a run; {} where they are damaged or not there, which no weight depends on."""
     try:
-        return run.results()
+        results = run.results()
     except InputError as error:
         warn(f"the model card has no scores: {error}")
         return {}
+    if "step" not in results:
+        note(f"the model card has no scores: {run.results_file} has none yet, since the run has not ended")
+    return results
 
 
 def _scores(results: dict[str, Any]) -> list[str]:

@@ -14,8 +14,9 @@ from tests.torture.world import OUTPUTS, TRAIN, World, digests, read_result
 _NAMES = {
     "best": r"the best checkpoint, of step",
     "before": r"scores before training are lost",
+    "log": r"metrics\.jsonl is damaged: its lines up to step .* were changed",
     "lines": r"metrics\.jsonl(: lines that cannot be read| is damaged)",
-    "reading": r"is not whole|is damaged",
+    "reading": r"is not whole|is damaged|results\.json has none yet",
 }
 """What a command must have said where its result differs in this."""
 _TRACES = re.compile(
