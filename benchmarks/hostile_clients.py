@@ -188,7 +188,7 @@ async def main(port: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    from simcse_jax.serve.server import allow_open_files
+    from simcse_jax.runtime.open_files import allow_open_files
 
     allow_open_files()
     asyncio.run(main(int(sys.argv[1]), float(sys.argv[2])))

@@ -46,7 +46,7 @@ class Serve:
           Disagreement: a search was not answered.
         """
         from simcse_jax.data.demo import minilm_folder
-        from simcse_jax.serve.server import allow_open_files
+        from simcse_jax.runtime.open_files import allow_open_files
 
         model, index = minilm_folder(), folder / "index"
         # In a process of its own, which frees its memory before the service needs it.

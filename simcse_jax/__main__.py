@@ -1,6 +1,6 @@
 """`python -m simcse_jax` runs `simcse-jax`."""
 
-from simcse_jax.cli import main
+from simcse_jax.cli import program
 
 if __name__ == "__main__":
-    main()
+    program()

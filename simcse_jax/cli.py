@@ -8,6 +8,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import make_dataclass
@@ -23,6 +25,7 @@ from simcse_jax.commands.names import check_options, usage
 from simcse_jax.commands.options import Command, Configured, pairs_of_values
 from simcse_jax.errors import InputError, did_you_mean, reason, room
 from simcse_jax.reports.progress import discard, telling
+from simcse_jax.runtime.open_files import allow_open_files
 
 COMMANDS = {
     "train": ("train:Train", "Train a model, or continue the run in the output folder."),
@@ -101,6 +104,8 @@ _OTHER_NAMES = {
     **{"server": "serve", "help": "--help", "version": "--version"},
 }
 """What other programs call a command, as `did_you_mean` compares names."""
+
+_PATIENCE = 5.0  # seconds
 
 _ANYWHERE = ("--debug", "--quiet", "--verbose", "--no-verify")
 """Options of every command, which may stand anywhere."""
@@ -231,6 +236,28 @@ def _telling(quiet: bool, verbose: bool) -> AbstractContextManager[None]:
     return telling(quiet)
 
 
+def program(argv: list[str] | None = None) -> None:
+    """`simcse-jax`: `main`, and after an error an end within seconds.
+
+    Where a disk fails, orbax leaves threads that wait five minutes for each other, and Python would wait for them.
+    """
+    try:
+        main(argv)
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+        if status:
+            threading.Thread(target=_leave, args=(status,), daemon=True).start()
+        raise
+
+
+def _leave(status: int) -> None:
+    time.sleep(_PATIENCE)
+    for file in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            file.flush()
+    os._exit(status)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs a command. Bad input gives an error on stderr and exit status 2; with --debug, a traceback.
 
@@ -248,6 +275,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"simcse-jax {version('simcse-jax')}", flush=True)
             return
         command = parse(argv)
+        allow_open_files()
         with _telling("--quiet" in argv, "--verbose" in argv):
             if "--no-verify" in argv:
                 from simcse_jax.storage.manifest import VERIFY

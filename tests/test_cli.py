@@ -18,6 +18,7 @@ from simcse_jax.commands.train import Train
 from simcse_jax.config import Config
 from simcse_jax.config.load import load_config_file
 from simcse_jax.errors import InputError
+from simcse_jax.runtime.open_files import LEAST
 
 PUBLISHED = {
     "unsup_bert_base": ("bert-base-uncased", 64, 3e-5, 1, True),
@@ -380,3 +381,30 @@ cli.main(["talk"])
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize("limit", [40, 64])
+def test_too_few_open_files_are_said_at_once(limit: int) -> None:
+    resource = pytest.importorskip("resource")
+    done = subprocess.run(
+        [sys.executable, "-m", "simcse_jax", "configs"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
+    )
+    assert done.returncode == (0 if limit == LEAST else 2), done.stderr
+    assert limit == LEAST or f"may have {limit} files open at a time, and a command needs {LEAST}" in done.stderr
+
+
+def test_an_error_does_not_wait_for_a_thread_that_hangs() -> None:
+    """As orbax's do where a disk fails, for five minutes."""
+    code = (
+        "import threading, time\n"
+        "from simcse_jax import cli\n"
+        "cli._PATIENCE = 0.5\n"
+        "threading.Thread(target=time.sleep, args=(90,)).start()\n"
+        "cli.program(['configs', 'absent'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("simcse-jax: error: ")

@@ -15,6 +15,7 @@ import uvicorn
 
 from simcse_jax.errors import InputError, reason
 from simcse_jax.reports.progress import note, say
+from simcse_jax.runtime.open_files import allow_open_files
 from simcse_jax.serve.connections import Crowd
 from simcse_jax.serve.limits import Limits
 from simcse_jax.serve.log import config as config_of_log
@@ -164,20 +165,3 @@ def _signals_end_quietly() -> Any:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def allow_open_files() -> int:
-    """Raises the limit of open files: each connection is one, and many systems allow 1,024 unless asked for more.
-
-    Returns:
-      The limit.
-    """
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 2**14
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft if soft != resource.RLIM_INFINITY else 2**20
