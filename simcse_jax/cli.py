@@ -50,6 +50,10 @@ COMMANDS = {
         "data:Nli",
         "Write triplets (premise, entailment, contradiction) from the labelled pairs of SNLI, MultiNLI and the like.",
     ),
+    "data mine": (
+        "data:Mine",
+        "Write pairs of sentences with hard negatives: texts that a model finds near a sentence, and not its positive.",
+    ),
     "evaluate": (
         "evaluate:Evaluate",
         "Score models on STS, transfer and retrieval tasks; several in one table.",
@@ -87,7 +91,7 @@ COMMANDS = {
 }
 """For each command, its class in `simcse_jax.commands` and that class's docstring, so that help imports no command."""
 
-GROUPS = {"data": "Inspect training text, and make triplets from labelled pairs."}
+GROUPS = {"data": "Inspect training text, make triplets from labelled pairs, and mine hard negatives."}
 """First words that several commands share."""
 
 _OTHER_NAMES = {

@@ -179,7 +179,7 @@ def test_every_command_takes_debug(name: str, capsys: pytest.CaptureFixture[str]
         (["search"], "simcse-jax search [-h] [OPTIONS] MODEL SENTENCES [QUERY ...]"),
         (["evaluate"], "simcse-jax evaluate [-h] [OPTIONS] MODEL [MODEL ...]"),
         (["train"], "simcse-jax train [-h] [OPTIONS] CONFIG"),
-        (["data"], "simcse-jax data [-h] {inspect,nli}"),
+        (["data"], "simcse-jax data [-h] {inspect,nli,mine}"),
         ([], "simcse-jax [-h] [--debug] [--quiet] [--verbose] [--no-verify] [--version] {train,"),
     ],
 )
@@ -203,7 +203,11 @@ def test_usage_names_the_arguments(words: list[str], usage: str, capsys: pytest.
             ["train", "quickstart", "--temp", "1", "--lr", "1"],
             ["2 problems", "--objective.temperature?", "--optimizer."],
         ),
-        (["train", "quickstart", "--optimizer.name", "adamw"], ["--optimizer.name: simcse-jax train CONFIG --help"]),
+        (
+            ["train", "quickstart", "--optimizer.nesterov", "1"],
+            ["--optimizer.nesterov: simcse-jax train CONFIG --help"],
+        ),
+        (["train", "quickstart", "--lr_scheduler_type", "cosine"], ["did you mean --optimizer.schedule?"]),
         (["train", "quickstart", "--optimizer.weigth-decay", "1"], ["did you mean --optimizer.weight-decay?"]),
         (["train", "quickstart", "--evaluation.tasks", "sts"], ["did you mean --evaluation.test?"]),
         (["train", "quickstart", "--text_column", "t"], ["did you mean --data.columns?"]),

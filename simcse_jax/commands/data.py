@@ -1,15 +1,17 @@
-"""`simcse-jax data inspect` and `simcse-jax data nli`."""
+"""`simcse-jax data inspect`, `simcse-jax data nli` and `simcse-jax data mine`."""
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from simcse_jax.commands.options import Command, Configured
-from simcse_jax.config import Config, DataConfig
+from simcse_jax.config import Config, DataConfig, MiningConfig
 from simcse_jax.config.load import load_config_file
 from simcse_jax.errors import InputError
+from simcse_jax.poolers import PoolerName
 from simcse_jax.storage.files import check_writable_file, writing
 
 
@@ -98,3 +100,77 @@ class Nli(Command):
             raise InputError(f"no premise of {', '.join(names)} has both an entailed and a contradicting hypothesis")
         premises = f"{found.premises:,} premises"
         print(f"{output}: {len(found.rows):,} triplets, one for each of {premises} that has both kinds")
+
+
+@dataclass(frozen=True)
+class Mine(Command):
+    """Write pairs of sentences with hard negatives: texts that a model finds near a sentence, and not its positive."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run, an exported folder, a Hugging Face or sentence-transformers folder, or a name on the hub."""
+    pairs: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PAIRS")]
+    """Sentences and their positives: anything that data.train may be, with two columns."""
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
+    """The .jsonl or .parquet file to write, which must not exist yet. Training reads it as it is."""
+    corpus: Path | None = None
+    """Text file, one text per line (also .gz), to mine from; by default the positives of all pairs."""
+    columns: tuple[str, ...] = ()
+    """Columns of the sentence and its positive, for files that have others as well."""
+    mining: Annotated[MiningConfig, tyro.conf.arg(name="")] = field(default_factory=MiningConfig)
+    pooler: PoolerName | None = None
+    """Overrides the pooler saved with the model."""
+    max_length: int | None = None
+    """Most tokens per text; by default the model's own limit."""
+    multi_host: bool = False
+    """Join the other processes of a TPU pod, SLURM or MPI job (implied by JAX_COORDINATOR_ADDRESS)."""
+
+    def run(self) -> None:
+        """Writes the file and prints what mining took."""
+        import json
+
+        import jax
+
+        from simcse_jax.runtime.processes import joined_processes
+
+        self.mining.validate()
+        if self.output.suffix not in (".jsonl", ".parquet"):
+            raise InputError(f"{self.output} must end in .jsonl or .parquet, which training reads")
+        check_writable_file(self.output)
+        if self.output.expanduser().exists():
+            raise InputError(f"{self.output} exists: choose another file to write, or remove it")
+        with joined_processes(self.multi_host):
+            report = self._mine()
+            if jax.process_index() == 0:
+                print(json.dumps(report, indent=2))
+
+    def _mine(self) -> dict[str, Any]:
+        from dataclasses import asdict
+        from functools import partial
+
+        from simcse_jax.data.corpus import open_corpus, read_sentences
+        from simcse_jax.inference.loading import load_model
+        from simcse_jax.inference.mining import Miner, mine_to_file
+        from simcse_jax.runtime.mesh import make_mesh
+        from simcse_jax.runtime.processes import check_shared
+
+        check_shared(self.output.expanduser().parent)
+        source = open_corpus(DataConfig(train=self.pairs, columns=self.columns))
+        if len(source.columns) != 2:
+            raise InputError(
+                f"{self.pairs} has {len(source.columns) or 1} columns; mining needs a sentence and its positive: name "
+                "two with --columns"
+            )
+        examples = [(row[0].strip(), row[1].strip()) for row in source if row[0].strip() and row[1].strip()]
+        if not examples:
+            raise InputError(f"{self.pairs} holds no pair: give sentences with their positives")
+        corpus = [positive for _, positive in examples] if self.corpus is None else read_sentences(self.corpus)
+        model = load_model(self.model, self.pooler)
+        encode = partial(model.encoder(self.max_length), model.params)
+        identity = {
+            "mining": asdict(self.mining),
+            "pairs": source.fingerprint,
+            "corpus": hashlib.sha256("\n".join(corpus).encode()).hexdigest(),
+            "model": [str(model.checkpoint.root), model.step, self.pooler, self.max_length],
+        }
+        make = partial(Miner, encode, corpus, examples, self.mining, make_mesh())
+        return mine_to_file(self.output.expanduser(), examples, make, identity)

@@ -42,6 +42,8 @@ _OTHER_NAMES = {
     "objective.hard_negative_log_weight": "hard_negative_weight",
     "objective.mlm.weight": "do_mlm mlm_weight mlm",
     "objective.mlm.probability": "mlm_probability",
+    "optimizer.name": "optim optimizer",
+    "optimizer.schedule": "lr_scheduler_type lr_scheduler scheduler",
     "optimizer.learning_rate": "lr peak_lr",
     "optimizer.warmup_steps": "warmup warmup_ratio num_warmup_steps",
     "optimizer.weight_decay": "wd",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -41,7 +41,7 @@ class PlanCommand(Configured):
     """Python file that defines `config`, or the name of a config that comes with the package."""
     topology: tuple[str, ...] = ()
     """TPU slices (v5e:16x16, v4:4x4x4), GPUs (h200:8 is one node, h200:4x8 four nodes of 8) or cpu:8."""
-    columns: Literal[1, 2, 3] | None = None
+    columns: int | None = None
     """Sentences per example; by default the number of data.columns, or 1 for .txt files."""
     json: Path | None = None
     """Write all figures to this file."""

@@ -1,6 +1,8 @@
 """The settings of a run: the dataclasses that config files are built of."""
 
 from simcse_jax.config.load import load_config_file
+from simcse_jax.config.mining import MiningConfig
+from simcse_jax.config.objective import MLMConfig, NegativesConfig, ObjectiveConfig, SmoothingConfig
 from simcse_jax.config.settings import (
     ENCODE_ROW,
     MIN_LENGTH,
@@ -11,12 +13,9 @@ from simcse_jax.config.settings import (
     EvaluationConfig,
     LongText,
     MeshConfig,
-    MLMConfig,
     ModelConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     RetrievalMetric,
-    SmoothingConfig,
 )
 
 __all__ = [
@@ -30,7 +29,9 @@ __all__ = [
     "LongText",
     "MLMConfig",
     "MeshConfig",
+    "MiningConfig",
     "ModelConfig",
+    "NegativesConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
     "RetrievalMetric",

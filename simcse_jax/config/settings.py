@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from simcse_jax.config.values import BELOW_ONE, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, check_types, out_of_bounds
+from simcse_jax.config.objective import ObjectiveConfig
+from simcse_jax.config.values import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE, check_types, out_of_bounds
 from simcse_jax.errors import InputError
 from simcse_jax.poolers import PoolerName
 from simcse_jax.storage.files import CACHE
@@ -66,14 +67,15 @@ class DataConfig:
     """A .txt, .csv, .tsv, .jsonl or .parquet file (each also .gz), a folder of such files, a pattern (`wiki/*.txt.gz`),
     the name of a data set on the hub, the folder of a copy of one, or tfds:NAME/CONFIG (docs/data.md)."""
     columns: tuple[str, ...] = ()
-    """Columns that hold the sentence, its positive and its hard negative (1 to 3), in this order. If not given, all
-    columns, which must then look like text: numbers, ids, labels and scores are refused."""
+    """Columns that hold the sentence, its positive and its hard negatives (up to 8), in this order. Hard negatives may
+    be missing: a blank cell. If not given, all columns, which must then look like text: numbers, ids, labels and scores
+    are refused."""
     delimiter: str = ""
     """Character between the columns of a .csv or .tsv file, such as ; or \\t (a tab); if empty, a comma in .csv and
     a tab in .tsv files. With it, .txt files are tables, too."""
     header: bool = True
     """The first row of a .csv or .tsv file names its columns. If false, it is an example like the others, and the
-    columns are called 1, 2 and 3."""
+    columns are called 1, 2, 3 and so on."""
     where: dict[str, str] = field(default_factory=dict)
     """Use only the rows whose columns have these values, e.g. {"label": "entailment"} (`--data.where label
     entailment`). Write numbers and truth values as JSON does, classes by name or number."""
@@ -99,79 +101,16 @@ class DataConfig:
     """Share of words that `crop` and `delete_words` drop."""
     synonyms: str = ""
     """File for `synonyms`: each line holds a word and its synonyms, separated by tabs."""
+    distinct: bool = False
+    """Make batches in which no text occurs twice: an example that shares one with its batch goes into the next batch
+    that has none of its texts, and is left out of the epoch where there is none."""
     cache: str = CACHE
     """Folder for tokenised text."""
 
 
 @dataclass(frozen=True)
-class SmoothingConfig:
-    """Instance smoothing (IS-CSE, section 3): a second contrast, with averaged positives."""
-
-    weight: Annotated[float, NOT_NEGATIVE] = 0.0
-    """α; 0 leaves smoothing out."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """α over the run: `cosine` rises from `start_weight` to `weight` at half of the steps and stays there."""
-    start_weight: Annotated[float, NOT_NEGATIVE] = 0.005
-    """α at the first step, with `cosine`."""
-    buffer_size: Annotated[int, POSITIVE] = 1024
-    """Q: number of positives to keep. The buffer is split over the devices of mesh axis `fsdp`, like the weights."""
-    grouping: Literal["nearest", "kmeans"] = "nearest"
-    """Neighbours of a positive: the `neighbours` nearest in the buffer, or those of its k-means cluster."""
-    neighbours: Annotated[int, POSITIVE] = 16
-    """k: number of neighbours, for `nearest`."""
-    clusters: Annotated[int, POSITIVE] = 64
-    """Number of clusters of the buffer, for `kmeans`."""
-    aggregation: Literal["attention", "mean"] = "attention"
-    """Method that turns a group into one vector."""
-    temperature: Annotated[float, POSITIVE] = 2.0
-    """β of the attention."""
-
-
-@dataclass(frozen=True)
-class MLMConfig:
-    """Masked language modelling of every sentence (SimCSE, section 5 and appendix)."""
-
-    weight: Annotated[float, NOT_NEGATIVE, FINITE] = 0.0
-    """Weight of the cross-entropy of the hidden tokens; 0 leaves it out. The paper uses 0.1 for transfer tasks."""
-    probability: Annotated[float, SHARE] = 0.15
-    """Share of the tokens to choose; 80 % of these become [MASK], 10 % a random token, 10 % stay."""
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """The loss over the global batch (SimCSE, section 2)."""
-
-    loss: str = "info_nce"
-    """The contrast: info_nce, symmetric, decoupled, sigmoid, focal, off_dropout or own_negative, or your own function
-    as module:function (docs/objectives.md)."""
-    options: dict[str, float] = field(default_factory=dict)
-    """Settings that only this loss has, e.g. margin of `focal`."""
-    widths: tuple[int, ...] = ()
-    """Matryoshka (arXiv 2205.13147): for each width w, the loss of the first w dimensions of the vectors; training
-    minimises the mean of these losses. If empty, the loss of all dimensions."""
-    noise: Literal["independent", "shared"] = "independent"
-    """Dropout noise of a sentence and its positive: drawn for each, or shared (an ablation, which collapses)."""
-    smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
-    contrastive_weight: Annotated[float, NOT_NEGATIVE, FINITE] = 1.0
-    """Weight of the contrast and its smoothing. 0 trains `mlm` alone: plain pretraining."""
-    mlm: MLMConfig = field(default_factory=MLMConfig)
-    temperature: Annotated[float, POSITIVE, FINITE] = 0.05
-    """τ: similarities are divided by it."""
-    hard_negative_log_weight: Annotated[float, FINITE] = 0.0
-    """log α, added to the logit of a sentence's own hard negative (SimCSE, section 4 and appendix)."""
-    implementation: Literal["auto", "dense", "tiled"] = "auto"
-    """`dense` holds the matrix of logits, `tiled` never does (over several devices, it uses a ring). Both give the same
-    results to rounding. `auto` takes `tiled` where the logits of one device would take more than 64 MiB."""
-    block_size: Annotated[int, NOT_NEGATIVE] = 0
-    """Largest side of a tile, with `tiled`; 0 chooses by the kind of device."""
-    product_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the factors of products in tiles; sums are float32. `bfloat16` is faster on accelerators, but a cosine is
-    then exact only to about 1e-3."""
-
-
-@dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear decay to zero."""
+    """AdamW with linear decay to zero, or others."""
 
     learning_rate: Annotated[float, NOT_NEGATIVE] = 3e-5
     """Peak learning rate."""
@@ -187,6 +126,13 @@ class OptimizerConfig:
     """Added to the root of the second moment."""
     clip_norm: Annotated[float, NOT_NEGATIVE] = 1.0
     """Largest global gradient norm; 0 does not clip."""
+    name: Literal["adamw", "lamb"] = "adamw"
+    """`lamb` (arXiv 1904.00962) scales the update of each weight matrix to its norm, for large batches."""
+    schedule: Literal["linear", "cosine", "constant", "warmup_stable_decay"] = "linear"
+    """The learning rate after warm-up: it falls to 0 in a line or along a cosine, stays at its peak, or stays there and
+    falls to 0 in a line over the last `decay_share` of the steps."""
+    decay_share: Annotated[float, SHARE] = 0.1
+    """Share of the steps after warm-up in which `warmup_stable_decay` decays."""
 
 
 @dataclass(frozen=True)

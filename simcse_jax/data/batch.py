@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 
 class Packing(NamedTuple):
@@ -20,7 +20,7 @@ class Packing(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """N examples of C sentences each (1: the sentence; 2: with its positive; 3: with its hard negative too).
+    """N examples of C sentences each (1: the sentence; 2: with its positive; from 3 on: with hard negatives too).
 
     A row holds one sentence, of the example with the same number; or several (`data.packed_length`), which `places`
     locates. With several devices, each has its own examples in its own rows.
@@ -34,6 +34,12 @@ class Batch(NamedTuple):
     """False for rows that only fill up the last batch of an epoch."""
     places: Int[Array, "N C"] | Int[np.ndarray, "N C"] | None = None
     """Place of each sentence among the R·S places of its device; None where rows are examples."""
+    present: Bool[Array, "N C"] | Bool[np.ndarray, "N C"] | None = None
+    """Whether an example has each of its hard negatives, which else stands as one token; None where all have all."""
+    texts: UInt32[Array, "N T 2"] | UInt32[np.ndarray, "N T 2"] | None = None
+    """64-bit ids of the sentences before augmentation, in two words; None where nothing compares them."""
+    guide: Float[Array, "N C G"] | None = None
+    """Vectors of the guide, where there is one."""
 
     def repeated(self, times: int) -> "Batch":
         """The batch with the sentences of every example repeated `times` times."""
@@ -41,7 +47,7 @@ class Batch(NamedTuple):
             return self
         places = None if self.places is None else jnp.repeat(jnp.asarray(self.places), times, axis=1)
         ids, lengths = (jnp.repeat(jnp.asarray(x), times, axis=1) for x in (self.input_ids, self.lengths))
-        return Batch(ids, lengths, self.valid, places)
+        return self._replace(input_ids=ids, lengths=lengths, places=places)
 
     def numbers(self, examples: Int[Array, " N"]) -> Int[Array, "R C S"]:
         """Number of each sentence in the global batch: n·C + c for sentence c of example n."""

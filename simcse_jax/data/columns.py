@@ -12,13 +12,15 @@ from simcse_jax.data.reading import few
 from simcse_jax.data.rows import Example, Source, check_columns, is_null, text_of
 from simcse_jax.errors import InputError, some
 
-ROLES = ("sentence", "positive", "hard negative")
+MOST = 10
+"""Sentences of an example: itself, its positive and eight hard negatives."""
 _SAMPLED = 1000  # rows
 _SHOWN = 60  # characters
+_ORDER = "sentence, positive and hard negatives in this order"
 
 
 def pick_columns(source: Source, config: DataConfig, doubt: bool = True) -> tuple[str, ...]:
-    """The columns of sentence, positive and hard negative, as far as there are any; () for plain text.
+    """The columns of sentence, positive and hard negatives, as far as there are any; () for plain text.
 
     Args:
       source: the text.
@@ -39,10 +41,10 @@ def pick_columns(source: Source, config: DataConfig, doubt: bool = True) -> tupl
         )
     if not header:
         return ()
-    if len(config.columns) > len(ROLES):
+    if len(config.columns) > MOST:
         raise InputError(
-            f"data.columns names {len(config.columns)} columns ({some(config.columns)}) but an example has three "
-            f"at most: name those of {', '.join(ROLES)}, in this order"
+            f"data.columns names {len(config.columns)} columns ({some(config.columns)}) but an example has {MOST} "
+            f"at most: name those of {_ORDER}"
         )
     check_columns(source.name, header, tuple(config.where))
     table = _Table(source, tuple(name for name in header if name not in config.where))
@@ -55,6 +57,12 @@ def pick_columns(source: Source, config: DataConfig, doubt: bool = True) -> tupl
     if doubt and not config.columns and (problem := table.problem):
         raise InputError(f"{source.name} {problem}; {table.advice}{_lost_row(source)}")
     return config.columns or table.header
+
+
+def role_of(column: int) -> str:
+    """The part that a column plays in an example."""
+    roles = ("sentence", "positive", "hard negative")
+    return roles[column] if column < 3 else f"hard negative {column - 1}"
 
 
 def text_columns(source: Source) -> tuple[str, ...]:
@@ -79,10 +87,13 @@ def describe_columns(source: Source, config: DataConfig, columns: tuple[str, ...
       example: the first example.
     """
     names = [*(columns or ("each line",)), f"one of the {config.neighbours} after it"]
-    lines = [f"{role} ← {name}: {_clip(text)}" for role, name, text in zip(ROLES, names, example, strict=False)]
+    lines = [
+        f"{role_of(n)} ← {name}: {_clip(text) or '(missing)'}"
+        for n, (name, text) in enumerate(zip(names, example, strict=False))
+    ]
     if lost := _lost_row(source):
         lines.append(f"NOTE: {lost.removeprefix('; ')}")
-    if not config.columns and len(columns) == len(ROLES) and place(columns[2]) != 2:
+    if not config.columns and len(columns) == 3 and place(columns[2]) != 2:
         lines.append(
             f"NOTE: {columns[2]} is taken for hard negatives, which its name does not say; to train on pairs, add "
             f"--data.columns {shlex.join(columns[:2])}"
@@ -158,16 +169,16 @@ class _Table:
     def _suggested(self) -> tuple[tuple[str, ...], bool]:
         """Columns that look like text, as the places that their names claim order them; whether they are the only ones.
 
-        Where some claim to be sentence and positive, others are left out; nothing but a negative is a third.
+        Where some claim to be sentence and positive, others are left out; nothing but negatives comes after them.
         """
         places = {name: place(name) for name in self.texts}
+        negatives = [name for name in places if places[name] == 2]
         if {0, 1} <= set(places.values()):
-            claimed = {p: name for name, p in reversed(places.items()) if p is not None}
-            return tuple(claimed[p] for p in sorted(claimed)), True
+            claimed = {p: name for name, p in reversed(places.items())}
+            return (claimed[0], claimed[1], *negatives), True
         ordered = sorted(places, key=lambda name: 0.5 if places[name] is None else float(places[name] or 0))
         rest = [name for name in ordered if places[name] != 2]
-        negatives = [name for name in ordered if places[name] == 2] if len(rest) == 2 else []
-        return (*rest[:2], *negatives[:1]), 0 < len(rest) < 3
+        return (*rest[:2], *(negatives if len(rest) == 2 else ())), 0 < len(rest) < 3
 
     @property
     def problem(self) -> str:
@@ -176,13 +187,19 @@ class _Table:
             return ""
         if faults := [f"column {_clip(name) or repr(name)} {why}" for name, why in self._faults.items() if why]:
             return f"has columns that are no text: {some(faults, longest=None)}"
-        if len(self.header) > len(ROLES):
-            return f"has {len(self.header)} columns but an example has at most three: {', '.join(ROLES)}"
+        if more_columns := [name for name in self.header[3:] if place(name) != 2]:
+            return (
+                f"has {len(self.header)} columns, and from the third on they are hard negatives, which "
+                f"{_clip(more_columns[0]) or repr(more_columns[0])} is not"
+            )
+        if len(self.header) > MOST:
+            return f"has {len(self.header)} columns but an example has at most {MOST}"
         for n, name in enumerate(self.header if len(self.header) > 1 else ()):
             # Of question1 and question2, both claim the first place; of two columns, either may take it.
             free = len(self.header) == 2 or place(self.header[0]) == 0
-            if place(name) not in ((None, n, 0) if free else (None, n)):
-                return f"has column {name} in the place of the {ROLES[n]}"
+            claimed = min(n, 2)
+            if place(name) not in ((None, claimed, 0) if free else (None, claimed)):
+                return f"has column {name} in the place of the {role_of(n)}"
         return ""
 
     @property
@@ -192,7 +209,7 @@ class _Table:
         chosen, sure = self._suggested
         option = shlex.join(chosen or self.header[:1])
         return (
-            f"its columns are {shown}; name those of sentence, positive and hard negative in this order"
+            f"its columns are {shown}; name those of {_ORDER}"
             f"{'' if sure else ', for example'}: --data.columns {option}"
         )
 

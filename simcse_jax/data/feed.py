@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -31,6 +31,10 @@ class Feed:
     """Makes the positive from the sentence; None where the text holds it, or it is the sentence itself."""
     packing: Packing | None = None
     """The shape of packed rows; None where a row is a sentence."""
+    compares: bool = False
+    """Whether batches have the ids of their texts."""
+    guide: Callable[[Batch], Batch] | None = None
+    """Adds the guide's vectors to a batch on the devices."""
 
     @property
     def columns(self) -> int:
@@ -56,7 +60,9 @@ class Feed:
         table, order = self.table, self.order
         wanted = np.arange(*rows.indices(order.batch_size))
         valid = wanted < len(order.examples(step))
-        ids, lengths = table.rows(order.filled(step)[wanted])
+        examples = order.filled(step)[wanted]
+        ids, lengths = table.rows(examples)
+        present, texts = table.present(examples), table.texts(examples) if self.compares else None
         reserved = lengths
         if self.augmenter is not None:
             draws = self.augmenter.draws(step, order.batch_size, ids.shape[2])[wanted]
@@ -67,14 +73,20 @@ class Feed:
                 reserved[:, 1] = table.max_length
             ids, lengths = np.stack([ids[:, 0], positive], axis=1), np.stack([lengths[:, 0], count], axis=1)
         if self.packing is None:
-            return Batch(ids, lengths[:, :, None], valid)
+            return Batch(ids, lengths[:, :, None], valid, None, present, texts)
         packed, sizes, places = pack(ids, lengths, reserved, self.packing, table.pad_id)
-        return Batch(packed, sizes, valid, places)
+        return Batch(packed, sizes, valid, places, present, texts)
 
     def batch(self, step: int) -> Batch:
         """The global batch of a step, on the devices."""
+        return self._guided(self._placed(step))
+
+    def _placed(self, step: int) -> Batch:
         batch: Batch = put_batch(self.mesh, self.order.batch_size, lambda rows: self.rows(step, rows))
         return batch
+
+    def _guided(self, batch: Batch) -> Batch:
+        return batch if self.guide is None else self.guide(batch)
 
     def batches(self, start: int, stop: int, ahead: int = 2) -> Generator[Batch, None, None]:
         """Global batches of steps start..stop-1 on the devices, loaded `ahead` steps early by a thread."""
@@ -82,11 +94,12 @@ class Feed:
             queue: deque[Future[Batch]] = deque()
             try:
                 for step in range(start, stop):
-                    queue.append(pool.submit(self.batch, step))
+                    queue.append(pool.submit(self._placed, step))
                     if len(queue) > ahead:
-                        yield queue.popleft().result()
+                        # The guide is run by the thread of the steps, so that all processes run programs in one order.
+                        yield self._guided(queue.popleft().result())
                 while queue:
-                    yield queue.popleft().result()
+                    yield self._guided(queue.popleft().result())
             finally:
                 pool.shutdown(cancel_futures=True)
 

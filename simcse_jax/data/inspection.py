@@ -14,12 +14,21 @@ from jaxtyping import Int, UInt64
 
 from simcse_jax.config import Config
 from simcse_jax.data.augment import Augmenter, make_augmenter
-from simcse_jax.data.columns import ROLES
+from simcse_jax.data.columns import MOST, role_of
 from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.feed import fit_packing
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.rows import Example
-from simcse_jax.data.tokens import TokenTable, chunked, encode_batch, encode_counted, is_complete, nothing_found, pad
+from simcse_jax.data.tokens import (
+    TokenTable,
+    check_columns_hold_text,
+    chunked,
+    encode_batch,
+    encode_counted,
+    is_complete,
+    nothing_found,
+    pad,
+)
 from simcse_jax.reports.progress import progress_bar
 
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -126,6 +135,7 @@ def inspect_corpus(corpus: Corpus, config: Config, tokenizer: Any, progress: boo
     columns: list[_Column] = []
     shown: list[Example] = []
     examples = skipped = 0
+    blank = np.zeros(MOST, int)
     with progress_bar(None, "examples", "reading", shown=progress) as bar:
         for chunk in chunked(iter(corpus)):
             kept = list(filter(is_complete, chunk))
@@ -135,10 +145,14 @@ def inspect_corpus(corpus: Corpus, config: Config, tokenizer: Any, progress: boo
             for place in range(len(kept[0]) if kept else 0):
                 if len(columns) == place:
                     columns.append(_Column())
-                columns[place].add(*encode_counted(tokenizer, [row[place] for row in kept], max_length))
+                texts = [row[place] for row in kept if row[place].strip()]  # hard negatives may be missing
+                blank[place] += len(kept) - len(texts)
+                if texts:
+                    columns[place].add(*encode_counted(tokenizer, texts, max_length))
             bar.update(len(chunk))
     if not columns:
         raise nothing_found(corpus, skipped)
+    check_columns_hold_text(corpus, blank, examples)
     return {
         "source": corpus.name,
         "fingerprint": corpus.fingerprint,
@@ -147,7 +161,7 @@ def inspect_corpus(corpus: Corpus, config: Config, tokenizer: Any, progress: boo
         "blank": skipped,
         "batch_size": config.batch_size,
         "max_length": max_length,
-        "columns": {role: c.report(max_length) for role, c in zip(ROLES, columns, strict=False)},
+        "columns": {role_of(n): column.report(max_length) for n, column in enumerate(columns)},
         "repeated_in_batch": _repeated_in_batch(*columns[0].repetitions.groups(), config.batch_size),
         "packing": _packing(columns, config),
         "shown": _show(shown, tokenizer, max_length, augmenter),
@@ -218,12 +232,12 @@ def _show(
         result.append(
             [
                 {
-                    "role": role,
+                    "role": role_of(n),
                     "text": text,
                     "tokens": tokenizer.convert_ids_to_tokens(ids),
                     "cut": length - len(ids),
                 }
-                for role, text, ids, length in zip(ROLES, example, tokens, lengths, strict=False)
+                for n, (text, ids, length) in enumerate(zip(example, tokens, lengths, strict=True))
             ]
         )
     if augmenter:
@@ -256,7 +270,7 @@ def format_report(report: dict[str, Any]) -> str:
     packing, of = report["packing"], ", first column" if len(report["columns"]) > 1 else ""
     lines += [
         "",
-        f"batch of {report['batch_size']:,}: {report['repeated_in_batch']:.3g} expected examples whose {ROLES[0]} "
+        f"batch of {report['batch_size']:,}: {report['repeated_in_batch']:.3g} expected examples whose {role_of(0)} "
         "occurs there more than once",
         f"packed{of}: {packing['sentences']:,} sentences in {packing['rows']:,} rows of {packing['packed_length']}, "
         f"{packing['text']:.0%} text: {packing['tokens']:.0%} of the tokens of one sentence per row "

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Integer
+import xxhash
+from jaxtyping import Bool, Int, Integer, UInt32
 
 from simcse_jax.config.values import shown
+from simcse_jax.data.columns import MOST
 from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.reading import few
 from simcse_jax.data.rows import Example
@@ -29,7 +31,7 @@ from simcse_jax.runtime.provenance import software
 from simcse_jax.storage.files import make_folder
 from simcse_jax.storage.manifest import Damage, read_manifest, verify, write_manifest
 
-_FORMAT = 2  # in the name of a cache folder: raise it when the files below change
+_FORMAT = 3  # in the name of a cache folder: raise it when the files below change
 _IDENTITY = 1  # in the fingerprint, which runs keep: raise it when the same text gives other tokens
 _CHUNK = 8192
 _PARTIAL = f"partial-{socket.gethostname()}@"  # begins the names of folders that are being filled
@@ -51,6 +53,8 @@ class TokenTable:
       skipped: number of examples left out because a sentence was blank.
       fingerprint: a digest of the text, the tokenizer and the length.
       origin: lines that say which column each sentence is from, with the first example.
+      missing: numbers of the sentences that are not there, hard negatives of some examples, in ascending order; each
+        stands as one token.
     """
 
     ids: Integer[np.ndarray, " T"]
@@ -61,10 +65,35 @@ class TokenTable:
     skipped: int
     fingerprint: str
     origin: tuple[str, ...] = ()
+    missing: Int[np.ndarray, " M"] | None = None
 
     def __len__(self) -> int:
         """Number of examples."""
         return (len(self.offsets) - 1) // self.columns
+
+    def present(self, examples: Int[np.ndarray, " N"]) -> Bool[np.ndarray, "N C"] | None:
+        """Whether the given examples have each of their sentences; None where no example of the text lacks any."""
+        if self.missing is None:
+            return None
+        sentences = examples[:, None] * self.columns + np.arange(self.columns)
+        at = np.minimum(np.searchsorted(self.missing, sentences), len(self.missing) - 1)
+        return np.asarray(self.missing[at] != sentences)
+
+    def texts(self, examples: Int[np.ndarray, " N"]) -> UInt32[np.ndarray, "N C 2"]:
+        """64-bit ids of the sentences of the given examples, in two words: the digest xxh3-64 of their tokens.
+
+        The id of a sentence that is missing is no other's.
+        """
+        starts, lengths = self.spans(examples)
+        digests = [
+            xxhash.xxh3_64_intdigest(self.ids[start : start + length].tobytes())
+            for start, length in zip(starts.ravel().tolist(), lengths.ravel().tolist(), strict=True)
+        ]
+        found = np.array(digests, np.uint64).reshape(starts.shape)
+        if (present := self.present(examples)) is not None:
+            numbers = examples[:, None] * self.columns + np.arange(self.columns)
+            found = np.where(present, found, numbers.astype(np.uint64))
+        return found[..., None].view(np.uint32)
 
     def spans(self, examples: Int[np.ndarray, "*N"]) -> tuple[Int[np.ndarray, "*N C"], Int[np.ndarray, "*N C"]]:
         """The starts of the sentences of the given examples among the tokens, and their lengths."""
@@ -178,7 +207,7 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
     Raises:
       InputError: no sentence at all, a row that cannot be read, or a cache folder that cannot be written.
     """
-    identity = [_IDENTITY, corpus.fingerprint, _behaviour(tokenizer), max_length]
+    identity = [_IDENTITY, corpus.fingerprint, behaviour_of(tokenizer), max_length]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     folder = Path(cache).expanduser() / f"tokens-{_FORMAT}-{fingerprint}"
     if (table := _found(folder, fingerprint, tokenizer, max_length)) is None:
@@ -213,11 +242,11 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
 
 
 def is_complete(example: Example) -> bool:
-    """Whether no sentence is blank; a `TokenTable` leaves out examples that are not complete."""
-    return all(sentence.strip() for sentence in example)
+    """Whether sentence and positive are there: a `TokenTable` leaves out other examples. A hard negative may lack."""
+    return all(sentence.strip() for sentence in example[:2])
 
 
-def _behaviour(tokenizer: Any) -> dict[str, Any]:
+def behaviour_of(tokenizer: Any) -> dict[str, Any]:
     """All that the result of `encode_batch` follows from, besides text and length.
 
     Settings at their defaults are left out: the fingerprints of runs that exist rest on the rules alone.
@@ -284,6 +313,7 @@ def _open(folder: Path, fingerprint: str, tokenizer: Any, max_length: int) -> To
     try:
         ids = np.memmap(folder / "ids.bin", dtype=dtype, mode="r")
         offsets = np.memmap(folder / "offsets.bin", dtype=np.int64, mode="r")
+        missing = np.fromfile(folder / "missing.bin", np.int64) if about["missing"] else None
         table = TokenTable(
             ids,
             offsets,
@@ -291,10 +321,12 @@ def _open(folder: Path, fingerprint: str, tokenizer: Any, max_length: int) -> To
             pad_id=tokenizer.pad_token_id,
             max_length=about["max_length"],
             skipped=about["skipped"],
-            fingerprint=fingerprint,
+            # Earlier versions left examples out that lack a hard negative.
+            fingerprint=fingerprint if missing is None else f"{fingerprint}-missing",
             origin=tuple(about["origin"]),
+            missing=missing,
         )
-        asked = about["dtype"] == dtype and table.max_length == max_length and table.columns in (1, 2, 3)
+        asked = about["dtype"] == dtype and table.max_length == max_length and table.columns in range(1, MOST + 1)
         whole = asked and type(table.skipped) is int and all(isinstance(line, str) for line in table.origin)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damage(f"it cannot be read: {reason(error)}") from error
@@ -307,6 +339,10 @@ def _is_consistent(table: TokenTable, largest: int) -> bool:
     """Whether the sentences lie one after the other, none too long, with tokens of the vocabulary alone."""
     offsets, ids = table.offsets, table.ids
     if (len(offsets) - 1) % table.columns or offsets[0] != 0 or offsets[-1] != len(ids):
+        return False
+    if (missing := table.missing) is not None and not (
+        len(missing) and missing[0] >= 0 and missing[-1] < len(offsets) - 1 and np.all(np.diff(missing) > 0)
+    ):
         return False
     parts = range(0, len(offsets) - 1, _PART)
     lengths = ((np.diff(part).min(), np.diff(part).max()) for part in (offsets[i : i + _PART + 1] for i in parts))
@@ -322,7 +358,8 @@ def _dtype(largest: int) -> str:
 
 def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progress: bool) -> None:
     dtype = _dtype(largest_id(tokenizer))
-    columns, skipped, total = 0, 0, 0
+    columns, skipped, total, sentences = 0, 0, 0, 0
+    missing: list[int] = []
     origin: tuple[str, ...] = ()
     with (
         (folder / "ids.bin").open("wb") as ids_file,
@@ -337,10 +374,15 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
                 continue
             columns = columns or len(kept[0])
             origin = origin or corpus.describe(kept[0])
-            sentences = [s for example in kept for s in example]
-            tokens = encode_batch(tokenizer, sentences, max_length)
+            texts = [s for example in kept for s in example]
+            tokens = encode_batch(tokenizer, texts, max_length)
+            for n, text in enumerate(texts):
+                if not text.strip():
+                    tokens[n] = [0]  # a token that every vocabulary has
+                    missing.append(sentences + n)
+            sentences += len(texts)
             if not all(tokens):
-                empty = sentences[list(map(len, tokens)).index(0)]
+                empty = texts[list(map(len, tokens)).index(0)]
                 raise InputError(
                     f"{corpus.name} has a sentence without a token, {shown(empty)}: this tokenizer adds no special "
                     "tokens, so leave the sentence out"
@@ -352,7 +394,13 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
             bar.update(len(tokens))
     if not columns:
         raise nothing_found(corpus, skipped)
+    if missing:
+        check_columns_hold_text(
+            corpus, np.bincount(np.array(missing) % columns, minlength=columns), sentences // columns
+        )
+        np.array(missing, np.int64).tofile(folder / "missing.bin")
     about = {
+        "missing": len(missing),
         "dtype": dtype,
         "columns": columns,
         "pad_id": tokenizer.pad_token_id,
@@ -363,6 +411,15 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
         "made": software(),
     }
     write_manifest(folder, about)
+
+
+def check_columns_hold_text(corpus: Corpus, missing: Int[np.ndarray, " C"], examples: int) -> None:
+    """Raises `InputError` for a column of hard negatives that is blank in all of the examples."""
+    if len(blank := np.flatnonzero(missing == examples)):
+        name = (corpus.columns or ("1",))[blank[0]]
+        raise InputError(
+            f"column {name} of {corpus.name} is blank in all {examples:,} examples: name the others with data.columns"
+        )
 
 
 def nothing_found(corpus: Corpus, skipped: int) -> InputError:

@@ -12,7 +12,7 @@ from simcse_jax.objectives.pairs import masked
 def decoupled(
     z1: Float[Array, "N H"],
     z2: Float[Array, "N H"],
-    z3: Float[Array, "N H"] | None = None,
+    z3: Float[Array, "N *M H"] | None = None,
     **settings: Unpack[Settings],
 ) -> tuple[Float[Array, ""], Metrics]:
     """InfoNCE without the positive in the denominator (equation 5 of the paper, from z1 to z2 only).

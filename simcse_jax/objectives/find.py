@@ -68,8 +68,44 @@ def check_objective(objective: ObjectiveConfig, width: int | None = None) -> Non
     if any(w < 1 or w > (width or w) for w in widths) or len(set(widths)) < len(widths):
         limit = f" to the width of the vectors, {width}" if width else ""
         raise InputError(f"objective.widths is {list(widths)}; give each once, from 1{limit}")
+    check_negatives(objective)
     if objective.loss == "own_negative" and objective.smoothing.weight:
         raise InputError("objective.loss own_negative has no in-batch negatives to smooth: set smoothing.weight to 0")
+
+
+def check_negatives(objective: ObjectiveConfig) -> None:
+    """Raises `InputError` for settings of the negatives that do not go together, or that the loss cannot use."""
+    negatives, loss = objective.negatives, objective.loss
+    directions, first = negatives.directions, "query_to_document"
+    if directions[:1] != (first,) or len(set(directions)) < len(directions):
+        raise InputError(
+            f"objective.negatives.directions is {list(directions)}: give each once, {first} first; it has the positives"
+        )
+    if len(directions) > 1 and loss in ("symmetric", "off_dropout", "own_negative"):
+        raise InputError(
+            f"objective.negatives.directions is {list(directions)} but objective.loss '{loss}' says itself which pairs "
+            "are contrasted: leave one out, or take info_nce"
+        )
+    if "bias" in objective.learned and "bias" not in inspect.signature(find_loss(loss)).parameters:
+        raise InputError(f"objective.learned has 'bias', which objective.loss '{loss}' does not have: take sigmoid")
+    least, most = objective.temperature_range if len(objective.temperature_range) == 2 else (1.0, 0.0)
+    if not 0 < least < most or ("temperature" in objective.learned and not least <= objective.temperature <= most):
+        raise InputError(
+            f"objective.temperature_range is {list(objective.temperature_range)} and objective.temperature is "
+            f"{objective.temperature}: give the least and the greatest value, above 0, and a temperature between them"
+        )
+    for name, what in (("hardness", "weigh"), ("debias", "debias")):
+        if getattr(negatives, name) and loss in ("sigmoid", "focal", "own_negative"):
+            raise InputError(
+                f"objective.negatives.{name} is {getattr(negatives, name)} but objective.loss '{loss}' has no softmax "
+                f"over its negatives to {what}: take info_nce, symmetric or decoupled, or set it to 0"
+            )
+
+
+def initial_bias(objective: ObjectiveConfig) -> float:
+    """The bias b that a loss begins with: its option, else its default."""
+    default = inspect.signature(find_loss(objective.loss)).parameters["bias"].default
+    return float(objective.options.get("bias", default))
 
 
 def check_options(name: str, options: Mapping[str, float]) -> None:

@@ -16,7 +16,7 @@ def _modulated(cosine: Array, margin: float) -> Array:
 def focal(
     z1: Float[Array, "N H"],
     z2: Float[Array, "N H"],
-    z3: Float[Array, "N H"] | None = None,
+    z3: Float[Array, "N *M H"] | None = None,
     *,
     margin: float = 0.3,
     **settings: Unpack[Settings],

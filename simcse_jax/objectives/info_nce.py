@@ -5,13 +5,13 @@ from typing import Unpack
 import jax
 from jaxtyping import Array, Float
 
-from simcse_jax.objectives.contrast import Contrast, Metrics, Settings, contrast
+from simcse_jax.objectives.contrast import Metrics, Settings, contrast
 
 
 def info_nce(
     z1: Float[Array, "N H"],
     z2: Float[Array, "N H"],
-    z3: Float[Array, "N H"] | None = None,
+    z3: Float[Array, "N *M H"] | None = None,
     **settings: Unpack[Settings],
 ) -> tuple[Float[Array, ""], Metrics]:
     """Contrasts each z1_i with its positive z2_i against every other sentence of the global batch.
@@ -31,9 +31,4 @@ def info_nce(
       The loss, and the metrics of `contrast`.
     """
     c = contrast(z1, z2, z3, **settings)
-    return mean_info_nce(c), c.metrics
-
-
-def mean_info_nce(c: Contrast) -> Float[Array, ""]:
-    """The loss of a contrast."""
-    return c.mean(jax.nn.softplus(c.negatives - c.positive))
+    return c.mean(jax.nn.softplus(c.negatives - c.positive)), c.metrics

@@ -7,13 +7,14 @@ import jax
 from jaxtyping import Array, Float
 
 from simcse_jax.errors import InputError
-from simcse_jax.objectives.contrast import Metrics, Settings, contrast, cosines, moderate
+from simcse_jax.objectives.contrast import Metrics, Settings, contrast
+from simcse_jax.objectives.vectors import cosines
 
 
 def off_dropout(
     z1: Float[Array, "N H"],
     z2: Float[Array, "N H"],
-    z3: Float[Array, "N H"] | None = None,
+    z3: Float[Array, "N *M H"] | None = None,
     *,
     clean: Float[Array, "N H"],
     negative_weight: float = 1.0,
@@ -41,9 +42,8 @@ def off_dropout(
     """
     if not negative_weight > 0:
         raise InputError(f"negative_weight of off_dropout is {negative_weight}; it must be greater than 0")
-    clean, z3 = moderate(clean), None if z3 is None else moderate(z3)
-    c = contrast(clean, clean, z3, **settings, moderated=True)
     positive = cosines(z1, z2)
+    c = contrast(clean, clean, z3, **settings, positive=positive)
     loss = c.mean(jax.nn.softplus(math.log(negative_weight) + c.negatives - positive / settings["temperature"]))
     known = jax.lax.stop_gradient(positive)
     return loss, c.metrics | {"positive_similarity": c.mean(known), "alignment": c.mean(2 - 2 * known)}

@@ -3,21 +3,25 @@
 from typing import Unpack
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from simcse_jax.errors import InputError
-from simcse_jax.objectives.contrast import Metrics, Settings, contrast, cosines, moderate
+from simcse_jax.objectives.contrast import Metrics, Settings, contrast
+from simcse_jax.objectives.negatives import Marks
+from simcse_jax.objectives.pairs import masked
+from simcse_jax.objectives.vectors import unit
 
 
 def own_negative(
     z1: Float[Array, "N H"],
     z2: Float[Array, "N H"],
-    z3: Float[Array, "N H"] | None = None,
+    z3: Float[Array, "N *M H"] | None = None,
     **settings: Unpack[Settings],
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The loss that asks whether z1_i is closer to its positive than to its hard negative.
+    """The loss that asks whether z1_i is closer to its positive than to its hard negatives.
 
-        loss_i = softplus( s(z1_i, z3_i)/τ + log α − s(z1_i, z2_i)/τ ),   s the cosine
+        loss_i = softplus( logsumexp_m s(z1_i, z3_im)/τ + log α − s(z1_i, z2_i)/τ ),   s the cosine
 
     Args:
       z1, z2, z3, settings: see `contrast`; only the metrics go through all pairs.
@@ -30,9 +34,11 @@ def own_negative(
     """
     if z3 is None:
         raise InputError("the objective own_negative needs a hard negative with every example: give three columns")
-    z1, z2, z3 = moderate(z1), moderate(z2), moderate(z3)
-    c = contrast(z1, z2, z3, **settings, moderated=True)
-    difference = (cosines(z1, z3, moderated=True) - c.cosine) / settings["temperature"] + settings.get(
-        "hard_negative_log_weight", 0
-    )
-    return c.mean(jax.nn.softplus(difference)), c.metrics
+    c = contrast(z1, z2, z3, **settings)
+    hard = z3[:, None] if z3.ndim == 2 else z3
+    present = settings.get("marks", Marks()).present
+    logits = jnp.sum(unit(z1)[:, None] * unit(hard), axis=-1) / settings["temperature"]
+    if present is not None:
+        logits = jnp.where(present[:, 2:], logits, masked(logits.dtype))
+    own = jax.nn.logsumexp(logits, axis=1) + settings.get("hard_negative_log_weight", 0)
+    return c.mean(jax.nn.softplus(own - c.cosine / settings["temperature"])), c.metrics

@@ -1,6 +1,5 @@
 """The pairwise sigmoid loss (SigLIP; Zhai et al., arXiv 2303.15343)."""
 
-from functools import partial
 from typing import Unpack
 
 import jax
@@ -9,24 +8,20 @@ from jaxtyping import Array, Float
 from simcse_jax.objectives.contrast import Metrics, Settings, contrast
 
 
-def _shifted(cosine: Array, by: float) -> Array:
-    return cosine + by
-
-
 def sigmoid(
     z1: Float[Array, "N H"],
     z2: Float[Array, "N H"],
-    z3: Float[Array, "N H"] | None = None,
+    z3: Float[Array, "N *M H"] | None = None,
     *,
-    bias: float = -10.0,
+    bias: float | Float[Array, ""] = -10.0,
     **settings: Unpack[Settings],
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss that asks of each pair on its own whether it is a positive.
 
         loss_i = softplus(−(S_ii + b)) + Σ_{j≠i} softplus(S_ij + b)
 
-    In the paper, 1/τ and b are learned and start at 10 and −10; here both are settings. b should make up for the
-    N − 1 negatives of each positive: about −log N.
+    In the paper, 1/τ and b are learned and start at 10 and −10; here both are settings, or learned too
+    (`objective.learned`). b should make up for the N − 1 negatives of each positive: about −log N.
 
     Args:
       z1, z2, z3, settings: see `contrast`.
@@ -35,7 +30,5 @@ def sigmoid(
     Returns:
       The loss, and the metrics of `contrast`.
     """
-    c = contrast(
-        z1, z2, z3, **settings, score=partial(_shifted, by=bias * settings["temperature"]), reduction="softplus"
-    )
+    c = contrast(z1, z2, z3, **settings, bias=bias, reduction="softplus")
     return c.mean(jax.nn.softplus(-c.positive) + c.negatives), c.metrics

@@ -1,17 +1,19 @@
 """InfoNCE in both directions, as in CLIP (Radford et al., arXiv 2103.00020)."""
 
+from dataclasses import replace
 from typing import Unpack
 
 from jaxtyping import Array, Float
 
-from simcse_jax.objectives.contrast import Metrics, Settings, contrast, moderate
-from simcse_jax.objectives.info_nce import mean_info_nce
+from simcse_jax.config import NegativesConfig
+from simcse_jax.objectives.contrast import Metrics, Settings
+from simcse_jax.objectives.info_nce import info_nce
 
 
 def symmetric(
     z1: Float[Array, "N H"],
     z2: Float[Array, "N H"],
-    z3: Float[Array, "N H"] | None = None,
+    z3: Float[Array, "N *M H"] | None = None,
     **settings: Unpack[Settings],
 ) -> tuple[Float[Array, ""], Metrics]:
     """The mean of InfoNCE from z1 to z2 (and z3) and from z2 to z1.
@@ -24,6 +26,9 @@ def symmetric(
     Returns:
       The loss, and the metrics of `contrast` for the first direction.
     """
-    z1, z2, z3 = moderate(z1), moderate(z2), None if z3 is None else moderate(z3)
-    forth, back = contrast(z1, z2, z3, **settings, moderated=True), contrast(z2, z1, **settings, moderated=True)
-    return (mean_info_nce(forth) + mean_info_nce(back)) / 2, forth.metrics
+    settings["negatives"] = replace(
+        settings.get("negatives", NegativesConfig()),
+        directions=("query_to_document", "document_to_query"),
+        softmax="direction",
+    )
+    return info_nce(z1, z2, z3, **settings)

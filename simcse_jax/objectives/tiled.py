@@ -3,7 +3,7 @@
 In the forward pass, every device keeps its own anchors and meets the keys of all devices, a visiting share at a time,
 in square tiles; of a tile's logits only running sums are kept (Milakov & Gimelshein, arXiv 1805.02867, for the
 log-sum-exp). In the backward pass, the logits are computed again tile by tile, and the saved log-sum-exp n_i normalises
-them. With g_i the gradient of the loss with respect to n_i and P_i,kj = g_i exp(S_i,kj − n_i) f'(c_i,kj)/τ,
+them. With g_i the gradient of the loss with respect to n_i and P_i,kj = g_i exp(S_i,kj − n_i) (f'(c_i,kj)/τ + β),
 
     dq_i = Σ_kj P_i,kj k_kj,    dk_kj = Σ_i P_i,kj q_i;
 
@@ -11,35 +11,44 @@ the sum dk travels round the ring with its keys. Memory: the rows of one device 
 2410.17243).
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
-from simcse_jax.objectives.pairs import PairStatistics, Reduction, Score, block_logits, identity, masked, similarities
-
-
-class _Settings(NamedTuple):
-    """The arguments that are known at compile time."""
-
-    temperature: float
-    own: tuple[float | None, ...]
-    block: int
-    mesh: Mesh | None
-    axes: tuple[str, ...]
-    dtype: str | None
-    score: Score
-    reduction: Reduction
-
-    @property
-    def devices(self) -> int:
-        """Devices in the ring."""
-        return 1 if self.mesh is None else self.mesh.size
+from simcse_jax.objectives.pairs import (
+    AnchorMarks,
+    KeyMarks,
+    Logits,
+    PairStatistics,
+    Reduction,
+    Score,
+    block_logits,
+    identity,
+    masked,
+    similarities,
+)
+from simcse_jax.objectives.tiles import (
+    Anchors,
+    Learned,
+    Met,
+    Settings,
+    Share,
+    alike,
+    cut,
+    in_tiles,
+    in_turn,
+    multiplied,
+    numbers,
+    on_devices,
+    own_number,
+    pass_on,
+    uncut,
+)
 
 
 class _Running(NamedTuple):
@@ -54,26 +63,20 @@ class _Running(NamedTuple):
     potential: Float[Array, "*rows"]
     softplus: Float[Array, "*rows"]
     """Σ log(1 + exp S), where the reduction asks for it."""
-
-
-class _Share(NamedTuple):
-    """The keys of one device, cut into tiles."""
-
-    keys: Float[Array, "K T B H"]
-    valid: Bool[Array, "T B"]
-
-
-_Met = tuple[Float[Array, "B H"], Int[Array, " B"], Bool[Array, " B"]]
-"""A tile's keys, their numbers in the global batch, and whether they count."""
+    masked: Float[Array, "*rows"] | None
+    """Number of false negatives, where something looks for them."""
 
 
 def tiled(
     queries: Float[Array, "N H"],
     keys: Float[Array, "K N H"],
-    valid: Bool[Array, " N"],
+    anchor_marks: AnchorMarks,
+    key_marks: KeyMarks,
     *,
-    temperature: float,
-    own: tuple[float, ...],
+    temperature: float | Float[Array, ""],
+    own: tuple[float | None, ...],
+    bias: float | Float[Array, ""] = 0.0,
+    tilt: float = 0.0,
     score: Score = identity,
     reduction: Reduction = "logsumexp",
     block: int = 1024,
@@ -84,133 +87,87 @@ def tiled(
     """The statistics, tile by tile. See `Pairs`.
 
     Args:
-      queries, keys, valid, temperature, own, score, reduction: see `Pairs`.
+      queries, keys, anchor_marks, key_marks, temperature, own, bias, tilt, score, reduction: see `Pairs`.
       block: largest side of a tile.
       mesh: the rows are split over all its devices; None for a single device.
       axes: the axes of `mesh` in the order in which they split the rows.
       dtype: type to which queries, keys and probabilities are rounded before they are multiplied ("bfloat16"); sums
         stay float32. None does not round.
     """
-    settings = _Settings(temperature, (None, *own), block, mesh, axes, dtype, score, reduction)
-    return PairStatistics(*_over_negatives(settings, queries, keys, valid))
+    learned = Learned(*(None if isinstance(x, int | float) else x for x in (temperature, bias)))
+    static = [0.0 if part is not None else x for part, x in zip(learned, (temperature, bias), strict=True)]
+    settings = Settings(Logits(static[0], static[1], tilt, score), own, block, mesh, axes, dtype, reduction)
+    negatives, *rest = _over_negatives(settings, queries, keys, learned, (anchor_marks, key_marks))
+    return PairStatistics(negatives, *rest)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _over_negatives(
-    settings: _Settings, queries: Float[Array, "N H"], keys: Float[Array, "K N H"], valid: Bool[Array, " N"]
-) -> tuple[Float[Array, " N"], Float[Array, " N"], Float[Array, " N"], Float[Array, " N"]]:
-    """`negatives`, `entropy`, `similarity` and `potential` of `PairStatistics`."""
-    statistics: tuple[Array, Array, Array, Array]
-    statistics = _on_devices(settings, _forward, (1, 2, 1), (1, 1, 1, 1))(queries, keys, valid)
+    settings: Settings,
+    queries: Float[Array, "N H"],
+    keys: Float[Array, "K N H"],
+    learned: Learned,
+    marks: tuple[AnchorMarks, KeyMarks],
+) -> tuple[Any, ...]:
+    """The fields of `PairStatistics`."""
+    statistics: tuple[Any, ...]
+    statistics = on_devices(settings, _forward, (1, 2, 0, (1, 2)), 1)(queries, keys, learned, marks)
     return statistics
 
 
 def _save(
-    settings: _Settings, queries: Array, keys: Array, valid: Array
-) -> tuple[tuple[Array, Array, Array, Array], tuple[Array, ...]]:
-    statistics = _over_negatives(settings, queries, keys, valid)
-    return statistics, (queries, keys, valid, statistics[0])
+    settings: Settings, queries: Array, keys: Array, learned: Learned, marks: tuple[AnchorMarks, KeyMarks]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    statistics = _over_negatives(settings, queries, keys, learned, marks)
+    return statistics, (queries, keys, learned, marks, statistics[0])
 
 
 def _pull_back(
-    settings: _Settings, saved: tuple[Array, ...], gradients: tuple[Array, ...]
-) -> tuple[Array, Array, None]:
+    settings: Settings, saved: tuple[Any, ...], gradients: tuple[Any, ...]
+) -> tuple[Array, Array, Learned, None]:
     # The other statistics are constants to the gradient.
-    dq, dk = _on_devices(settings, _backward, (1, 2, 1, 1, 1), (1, 2))(*saved, gradients[0])
-    return dq, dk, None
+    backward = on_devices(settings, _backward, (1, 2, 0, (1, 2), 1, 1), (1, 2, 0))
+    return *backward(*saved, gradients[0]), None
 
 
 _over_negatives.defvjp(_save, _pull_back)
 
 
-def _on_devices(
-    settings: _Settings, function: Callable[..., Any], inputs: tuple[int, ...], outputs: tuple[int, ...]
-) -> Callable[..., Any]:
-    """`function` of each device's rows. Rows are axis 0 of the arrays marked 1 and axis 1 of those marked 2."""
-    function = partial(function, settings)
-    if settings.mesh is None:
-        return function
-    specs = {1: PartitionSpec(settings.axes), 2: PartitionSpec(None, settings.axes)}
-    # Nothing here is differentiated by JAX, so there are no replication rules for it to check.
-    return jax.shard_map(
-        function,
-        mesh=settings.mesh,
-        in_specs=tuple(specs[i] for i in inputs),
-        out_specs=tuple(specs[i] for i in outputs),
-        check_vma=False,
-    )
-
-
-def _cut(x: Array, axis: int, block: int) -> Array:
-    """`axis` cut in two, tiles of at most `block` and equal size, the last filled up with zeros."""
-    n = x.shape[axis]
-    tiles = -(-n // block)
-    side = -(-n // tiles)
-    # Whole vector registers, unless that would be more than a tile.
-    side = min(-(-side // 8) * 8, max(block, side))
-    padding = [(0, 0)] * x.ndim
-    padding[axis] = (0, tiles * side - n)
-    return jnp.pad(x, padding).reshape(*x.shape[:axis], tiles, side, *x.shape[axis + 1 :])
-
-
-def _uncut(x: Array, axis: int, n: int) -> Array:
-    joined = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-    return lax.slice_in_dim(joined, 0, n, axis=axis)
-
-
-def _multiplied(settings: _Settings, x: Array) -> Array:
-    """`x` in the type in which it is multiplied."""
-    return x if settings.dtype is None else x.astype(settings.dtype)
-
-
-def _numbers(device: Int[Array, ""] | int, n: int, tiles: tuple[int, ...]) -> Int[Array, "T B"]:
-    """Global numbers of the rows of a device; −1 for the padding behind its `n` rows."""
-    local = jnp.arange(tiles[0] * tiles[1]).reshape(tiles)
-    return jnp.where(local < n, device * n + local, -1)
-
-
-def _me(settings: _Settings) -> Int[Array, ""] | int:
-    return 0 if settings.mesh is None else lax.axis_index(settings.axes)
-
-
-def _pass_on(settings: _Settings, x: Any) -> Any:
-    """Sends `x` from every device to the next in the ring."""
-    size = settings.devices
-    ring = [(i, (i + 1) % size) for i in range(size)]
-    return jax.tree.map(lambda leaf: lax.ppermute(leaf, settings.axes, ring), x)
-
-
 def _forward(
-    settings: _Settings, queries: Float[Array, "n H"], keys: Float[Array, "K n H"], valid: Bool[Array, " n"]
-) -> tuple[Array, ...]:
-    n, me, ring = queries.shape[0], _me(settings), settings.devices
-    anchors = _multiplied(settings, _cut(queries, 0, settings.block))
-    share = _Share(_multiplied(settings, _cut(keys, 1, settings.block)), _cut(valid, 0, settings.block))
-    tiles = share.valid.shape
-    rows = _numbers(me, n, tiles)
+    settings: Settings,
+    queries: Float[Array, "n H"],
+    keys: Float[Array, "K n H"],
+    learned: Learned,
+    marks: tuple[AnchorMarks, KeyMarks],
+) -> tuple[Any, ...]:
+    n, me, ring = queries.shape[0], own_number(settings), settings.devices
+    logits_of = learned.applied(settings.logits)
+    anchors, share = in_tiles(settings, queries, keys, marks)
+    tiles = anchors.numbers.shape
     zero = jnp.zeros(tiles, queries.dtype)
-    running = _Running(jnp.full(tiles, masked(zero.dtype), zero.dtype), zero, zero, zero, zero, zero)
+    counted = None if all(x is None for x in marks[0]) else zero
+    running = _Running(jnp.full(tiles, masked(zero.dtype), zero.dtype), zero, zero, zero, zero, zero, counted)
 
-    def meet(running: _Running, share: _Share, turn: Int[Array, ""] | int) -> _Running:
-        columns = _numbers((me - turn) % ring, n, tiles)
+    def meet(running: _Running, share: Share, turn: Int[Array, ""] | int) -> _Running:
+        columns = numbers((me - turn) % ring, n, tiles)
 
-        def anchors_tile(args: tuple[_Running, Array, Array]) -> _Running:
-            part, tile, tile_rows = args
-            for kind, own in enumerate(settings.own):
+        def anchors_tile(args: tuple[_Running, Anchors]) -> _Running:
+            part, tile = args
+            for kinds in alike(settings.own):
 
-                def absorb(part: _Running, met: _Met, own: float | None = own) -> tuple[_Running, None]:
-                    return _absorb(settings, part, tile, tile_rows, *met, own), None
+                def absorb(part: _Running, met: Met, kind: int = kinds.start) -> tuple[_Running, None]:
+                    return _absorb(settings, logits_of, kind, part, tile, met), None
 
-                part, _ = lax.scan(absorb, part, (share.keys[kind], columns, share.valid))
+                part, _ = lax.scan(absorb, part, in_turn(share, columns, kinds))
             return part
 
-        absorbed: _Running = lax.map(anchors_tile, (running, anchors, rows))
+        absorbed: _Running = lax.map(anchors_tile, (running, anchors))
         return absorbed
 
-    def turn(t: Int[Array, ""], carry: tuple[_Running, _Share]) -> tuple[_Running, _Share]:
+    def turn(t: Int[Array, ""], carry: tuple[_Running, Share]) -> tuple[_Running, Share]:
         running, share = carry
         # Independent of the products of this turn, so that both can run at the same time.
-        following = _pass_on(settings, share)
+        following = pass_on(settings, share)
         return meet(running, share, t), following
 
     if ring > 1:
@@ -223,24 +180,17 @@ def _forward(
         jnp.log(total) - running.moment / total,
         running.similarity,
         running.potential,
+        running.masked,
     )
-    return tuple(_uncut(x, 0, n) for x in statistics)
+    return tuple(None if x is None else uncut(x, 0, n) for x in statistics)
 
 
-def _absorb(
-    settings: _Settings,
-    part: _Running,
-    queries: Float[Array, "A H"],
-    rows: Int[Array, " A"],
-    keys: Float[Array, "B H"],
-    columns: Int[Array, " B"],
-    valid: Bool[Array, " B"],
-    own: float | None,
-) -> _Running:
+def _absorb(settings: Settings, logits_of: Logits, kind: int, part: _Running, anchors: Anchors, met: Met) -> _Running:
     """The running sums with one more tile."""
-    cosine = similarities(queries, keys)
-    same = rows[:, None] == columns[None, :]
-    logits, negative = block_logits(cosine, same, valid, settings.temperature, own, settings.score)
+    keys, columns, marks = met
+    cosine = similarities(anchors.vectors, keys)
+    same = anchors.numbers[:, None] == columns[None, :]
+    logits, negative, false = block_logits(cosine, same, anchors.marks, marks, logits_of, settings.own[kind])
     logits = jnp.where(negative, logits, masked(logits.dtype))
     maximum = jnp.maximum(part.maximum, jnp.max(logits, axis=1))
     shifted = logits - maximum[:, None]
@@ -251,9 +201,10 @@ def _absorb(
     similarity, potential, softplus = part.similarity, part.potential, part.softplus
     if settings.reduction == "softplus":
         softplus = softplus + jnp.sum(jax.nn.softplus(logits), axis=1)
-    if own is None:
-        similarity = similarity + jnp.sum(jnp.where(negative, cosine, 0), axis=1)
-        potential = potential + jnp.sum(jnp.where(negative, jnp.exp(4 * cosine - 4), 0), axis=1)
+    if kind == 0:
+        others = negative if false is None else marks.valid[None, :] & ~same
+        similarity = similarity + jnp.sum(jnp.where(others, cosine, 0), axis=1)
+        potential = potential + jnp.sum(jnp.where(others, jnp.exp(4 * cosine - 4), 0), axis=1)
     return _Running(
         maximum,
         part.total * scale + jnp.sum(weights, axis=1),
@@ -261,72 +212,95 @@ def _absorb(
         similarity,
         potential,
         softplus,
+        None if part.masked is None or false is None else part.masked + jnp.sum(false, axis=1),
     )
 
 
 def _backward(
-    settings: _Settings,
+    settings: Settings,
     queries: Float[Array, "n H"],
     keys: Float[Array, "K n H"],
-    valid: Bool[Array, " n"],
+    learned: Learned,
+    marks: tuple[AnchorMarks, KeyMarks],
     negatives: Float[Array, " n"],
     gradient: Float[Array, " n"],
-) -> tuple[Float[Array, "n H"], Float[Array, "K n H"]]:
-    n, me, ring = queries.shape[0], _me(settings), settings.devices
-    anchors = _multiplied(settings, _cut(queries, 0, settings.block))
-    share = _Share(_multiplied(settings, _cut(keys, 1, settings.block)), _cut(valid, 0, settings.block))
-    tiles = share.valid.shape
-    rows = _numbers(me, n, tiles)
-    tops, scales = _cut(negatives, 0, settings.block), _cut(gradient / settings.temperature, 0, settings.block)
-    dq = jnp.zeros(anchors.shape, queries.dtype)
+) -> tuple[Float[Array, "n H"], Float[Array, "K n H"], Learned]:
+    n, me, ring = queries.shape[0], own_number(settings), settings.devices
+    logits_of = learned.applied(settings.logits)
+    score, temperature = logits_of.score, logits_of.temperature
+    anchors, share = in_tiles(settings, queries, keys, marks)
+    tiles = anchors.numbers.shape
+    tops, scales = cut(negatives, 0, settings.block), cut(gradient / temperature, 0, settings.block)
+    # Summed over the pairs: g w f/τ for the temperature, g w/τ for the bias, w the weight of a logit.
+    zeros = jax.tree.map(lambda x: jnp.zeros((), queries.dtype), learned)
+    sums = jnp.zeros(anchors.vectors.shape, queries.dtype), zeros
 
-    def meet(dq: Array, dk: Array, share: _Share, turn: Int[Array, ""] | int) -> tuple[Array, Array]:
+    def meet(sums: tuple[Array, Learned], dk: Array, share: Share, turn: Int[Array, ""] | int) -> tuple[Any, Array]:
         """The sums with the visiting share; `dk` is that of the share."""
-        columns = _numbers((me - turn) % ring, n, tiles)
+        columns = numbers((me - turn) % ring, n, tiles)
 
-        def anchors_tile(dk: Array, args: tuple[Array, ...]) -> tuple[Array, Array]:
-            dq_tile, tile, tile_rows, top, scale = args
-            for kind, own in enumerate(settings.own):
+        def anchors_tile(carry: tuple[Array, Learned], args: tuple[Any, ...]) -> tuple[tuple[Array, Learned], Array]:
+            dk, learned = carry
+            dq_tile, tile, top, scale = args
+            for kinds in alike(settings.own):
 
                 def add(
-                    carry: tuple[Array, Array], met: tuple[Array, *_Met], kind: int = kind, own: float | None = own
-                ) -> tuple[tuple[Array, Array], None]:
-                    dq_tile, dk = carry
-                    index, keys, columns, valid = met
-                    cosine = similarities(tile, keys)
-                    same = tile_rows[:, None] == columns[None, :]
-                    logits, negative = block_logits(cosine, same, valid, settings.temperature, own, settings.score)
+                    carry: tuple[Array, Array, Learned],
+                    met: tuple[tuple[Array, Array], Met],
+                    own: float | None = settings.own[kinds.start],
+                ) -> tuple[tuple[Array, Array, Learned], None]:
+                    dq_tile, dk, learned = carry
+                    index, (keys, columns, marks) = met
+                    cosine = similarities(tile.vectors, keys)
+                    same = tile.numbers[:, None] == columns[None, :]
+                    logits, negative, _ = block_logits(cosine, same, tile.marks, marks, logits_of, own)
                     if settings.reduction == "logsumexp":
                         weights = jnp.exp(logits - top[:, None])
                     else:
                         weights = jax.nn.sigmoid(logits)
-                    if settings.score is not identity:
-                        weights = weights * jax.jvp(settings.score, (cosine,), (jnp.ones_like(cosine),))[1]
-                    p = _multiplied(settings, jnp.where(negative, weights * scale[:, None], 0))
+                    drawn = jnp.where(negative, weights * scale[:, None], 0)
+                    if learned.temperature is not None:
+                        learned = learned._replace(temperature=learned.temperature + jnp.sum(drawn * score(cosine)))
+                    if learned.bias is not None:
+                        learned = learned._replace(bias=learned.bias + jnp.sum(drawn))
+                    if score is not identity or logits_of.tilt:
+                        slope = jax.jvp(score, (cosine,), (jnp.ones_like(cosine),))[1]
+                        weights = weights * (slope + logits_of.tilt * temperature if logits_of.tilt else slope)
+                        drawn = jnp.where(negative, weights * scale[:, None], 0)
+                    p = multiplied(settings, drawn)
                     dq_tile = dq_tile + similarities(p, keys.T)
-                    return (dq_tile, dk.at[kind, index].add(similarities(p.T, tile.T))), None
+                    return (dq_tile, dk.at[index].add(similarities(p.T, tile.vectors.T)), learned), None
 
-                numbered = (jnp.arange(tiles[0]), share.keys[kind], columns, share.valid)
-                (dq_tile, dk), _ = lax.scan(add, (dq_tile, dk), numbered)
-            return dk, dq_tile
+                places = jnp.repeat(jnp.arange(kinds.start, kinds.stop), tiles[0])
+                numbered = (places, jnp.tile(jnp.arange(tiles[0]), len(kinds))), in_turn(share, columns, kinds)
+                (dq_tile, dk, learned), _ = lax.scan(add, (dq_tile, dk, learned), numbered)
+            return (dk, learned), dq_tile
 
-        dk, dq = lax.scan(anchors_tile, dk, (dq, anchors, rows, tops, scales))
-        return dq, dk
+        dq, learned = sums
+        (dk, learned), dq = lax.scan(anchors_tile, (dk, learned), (dq, anchors, tops, scales))
+        return (dq, learned), dk
 
     empty = jnp.zeros(share.keys.shape, queries.dtype)
     if ring == 1:
-        dq, dk = meet(dq, empty, share, 0)
+        sums, dk = meet(sums, empty, share, 0)
     else:
 
-        def turn(t: Int[Array, ""], carry: tuple[Array, Array, _Share]) -> tuple[Array, Array, _Share]:
-            dq, dk, share = carry
+        def turn(t: Int[Array, ""], carry: tuple[Any, Array, Share]) -> tuple[Any, Array, Share]:
+            sums, dk, share = carry
             # Neither waits for the products of this turn: dk, one device behind its keys, is added when it arrives.
-            following, arrived = _pass_on(settings, share), _pass_on(settings, dk)
-            dq, new = meet(dq, empty, share, t)
-            return dq, arrived + new, following
+            following, arrived = pass_on(settings, share), pass_on(settings, dk)
+            sums, new = meet(sums, empty, share, t)
+            return sums, arrived + new, following
 
-        dq, dk, share = lax.fori_loop(0, ring - 1, turn, (dq, empty, share))
-        arrived = _pass_on(settings, dk)
-        dq, new = meet(dq, empty, share, ring - 1)
-        dk = _pass_on(settings, arrived + new)
-    return _uncut(dq, 0, n), _uncut(dk, 1, n)
+        sums, dk, share = lax.fori_loop(0, ring - 1, turn, (sums, empty, share))
+        arrived = pass_on(settings, dk)
+        sums, new = meet(sums, empty, share, ring - 1)
+        dk = pass_on(settings, arrived + new)
+    dq, (of_temperature, of_bias) = sums
+    slopes = Learned(
+        None if of_temperature is None else -of_temperature / temperature,
+        None if of_bias is None else of_bias * temperature,
+    )
+    if ring > 1:
+        slopes = jax.tree.map(lambda x: lax.psum(x, settings.axes), slopes)
+    return uncut(dq, 0, n), uncut(dk, 1, n), slopes

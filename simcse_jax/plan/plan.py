@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from simcse_jax.config import Config
 from simcse_jax.data.batch import Packing
+from simcse_jax.data.columns import MOST
 from simcse_jax.errors import InputError, reason
 from simcse_jax.model import EncoderConfig, read_encoder_config
 from simcse_jax.model.build import build_model
@@ -133,8 +134,10 @@ def check_plan(config: Config, topology: str, columns: int | None = None) -> tup
     config.validate()
     target = parse_topology(topology)
     columns = _columns(config) if columns is None else columns
-    if columns not in (1, 2, 3):
-        raise InputError(f"columns is {columns}; an example has 1 (a sentence), 2 (a pair) or 3 (a triplet)")
+    if not 1 <= columns <= MOST:
+        raise InputError(
+            f"columns is {columns}; an example has 1 (a sentence), 2 (a pair) or up to {MOST} (with hard negatives)"
+        )
     if config.model.dtype == "float64" and target.chip:
         raise InputError(f"model.dtype is float64, for which {target.name} has no peak: use float32 or bfloat16")
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices_of(target))
@@ -155,7 +158,7 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
     Args:
       config: the run. Neither its training text nor its weights are read, and no hub is asked.
       topology: see `parse_topology`.
-      columns: sentences per example, 1 to 3; by default the number of `data.columns`, or 1 for plain text.
+      columns: sentences per example, 1 to 10; by default the number of `data.columns`, or 1 for plain text.
 
     Raises:
       InputError: an unknown topology, a compiler that is not installed, or a run that does not fit the mesh or model.
@@ -170,7 +173,12 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
     # The cost of a step does not depend on ids.
     vocabulary = Vocabulary(mask=0, special=(0,), size=encoder.vocab_size)
     model = build_model(encoder, settled(config.model, partial(_own_pooling, config.model.path)))
-    spec = StepSpec(config, model, mesh, columns, max(config.max_steps, 1), vocabulary, packing)
+    guide = config.objective.negatives.guide
+    spec = StepSpec(
+        *(config, model, mesh, columns, max(config.max_steps, 1), vocabulary, packing),
+        text_columns=columns,
+        guide_width=_encoder_config(guide).hidden_size if guide else 0,
+    )
     started = time.monotonic()
     try:
         step = fit_step(
@@ -195,7 +203,7 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
         batch_size=config.batch_size,
         columns=columns,
         micro_batch=step.micro_batch,
-        tiled=uses_tiles(config, mesh, kinds=2 if columns == 3 else 1),
+        tiled=uses_tiles(config, mesh, columns),
         compile_seconds=time.monotonic() - started,
         memory=step.memory,
         memory_needed=step.needed,

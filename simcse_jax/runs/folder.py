@@ -48,7 +48,7 @@ _FREE_SETTINGS = (
 _WRITTEN = ("metrics.jsonl", "results.json", "wandb.json")
 """Files in a run folder that training writes, besides `figures/`. A link to a folder, such as a larger disk, may be
 there, and so may other files of the user."""
-_PLACES = ("model.path", "evaluation.dev", "evaluation.test")
+_PLACES = ("model.path", "evaluation.dev", "evaluation.test", "objective.negatives.guide")
 """Settings that name files or folders, by any spelling of their paths."""
 
 
@@ -288,7 +288,7 @@ def check_contents(run: Run, config: Config, contents: dict[str, Any]) -> None:
             continue
         was, now = field_value(run.config, name), field_value(config, name)
         what, advice = "weights", "give those of its beginning"
-        if name != "model.path":
+        if name.startswith("evaluation."):
             what = "pairs"
             advice = f"its scores would be of two kinds, so give the earlier pairs ({_OTHER_PAIRS.format(run.folder)})"
         raise InputError(

@@ -105,8 +105,8 @@ def gather(x: jax.Array, sharding: NamedSharding) -> jax.Array:
 
 
 def gather_rows(mesh: Mesh, x: jax.Array) -> jax.Array:
-    """`gather` of an array whose rows, the last axis but one or the only one, are split over all devices."""
-    return gather(x, NamedSharding(mesh, PartitionSpec(*[None] * (x.ndim - 2), *BATCH)))
+    """`gather` of an array whose rows, its second axis, are split over all devices."""
+    return gather(x, NamedSharding(mesh, PartitionSpec(None, *BATCH)))
 
 
 def put(tree: Any, shardings: Any) -> Any:

@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 
+from simcse_jax.config import Config
+from simcse_jax.data.tokens import TokenTable
 from simcse_jax.postprocess.stored import has_more_modules
 from simcse_jax.pretrained.pooling import pooling_of
 from simcse_jax.pretrained.weights import param_shapes
@@ -11,19 +13,20 @@ from simcse_jax.training.compiled_step import CompiledStep
 from simcse_jax.training.loss import uses_tiles
 from simcse_jax.training.prepare import Parts, Prepared
 
+_LOSSES = {"info_nce": "InfoNCE"}
+
 
 def describe(prepared: Prepared) -> str:
     """What a run is about to do, in a few lines."""
     config, mesh, tokens = prepared.run.config, prepared.spec.mesh, prepared.feed.table
     size = sum(x.size for x in jax.tree.leaves(param_shapes(prepared.spec.model.config)))
     n = min(config.batch_size, len(tokens))
-    hard = tokens.columns == 3
     skipped = f" ({tokens.skipped:,} with a blank sentence left out)" if tokens.skipped else ""
-    kind = {1: "sentences", 2: "pairs", 3: "triplets"}[tokens.columns]
-    pairs = "tiled" if uses_tiles(config, mesh, 2 if hard else 1) else "dense"
+    kinds = {1: "sentences", 2: "pairs", 3: "triplets"}
+    kind = kinds.get(tokens.columns, f"examples of up to {tokens.columns - 2} hard negatives")
+    pairs = "tiled" if uses_tiles(config, mesh, tokens.columns) else "dense"
     batch = (
-        f"{2 * n - 1 if hard else n - 1:,} negatives per anchor{f' ({n:,} of them hard negatives)' if hard else ''}, "
-        f"{pairs} InfoNCE"
+        f"{_negatives(config, tokens, n)}, {pairs} {_LOSSES.get(config.objective.loss, config.objective.loss)}"
         if config.objective.contrastive_weight
         else "no contrast"
     )
@@ -44,6 +47,18 @@ def describe(prepared: Prepared) -> str:
             f"steps     {prepared.spec.total_steps:,}, peak learning rate {config.optimizer.learning_rate:g}",
             f"output    {prepared.run.folder}" + (f", copied to {config.output}" if is_remote(config.output) else ""),
         ]
+    )
+
+
+def _negatives(config: Config, tokens: TokenTable, batch: int) -> str:
+    """The number of negatives of an anchor in a whole batch."""
+    hard, settings = batch * max(tokens.columns - 2, 0), config.objective.negatives
+    count = (batch - 1) * len(settings.directions) + hard
+    masks = {"duplicates": settings.duplicates, "margin": settings.margin is not None, "guide": bool(settings.guide)}
+    found = ", ".join(name for name, on in masks.items() if on)
+    return (
+        f"{'up to ' if found or tokens.missing is not None else ''}{count:,} negatives per anchor"
+        f"{f' ({hard:,} of them hard negatives)' if hard else ''}{f', masked by {found}' if found else ''}"
     )
 
 

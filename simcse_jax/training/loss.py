@@ -15,13 +15,13 @@ from simcse_jax.config import Config
 from simcse_jax.data.batch import Batch
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.model.params import Params
-from simcse_jax.objectives import Pairs, dense, find_loss, tiled, unit, wants_clean
+from simcse_jax.objectives import Marks, Pairs, dense, find_loss, tiled, unit, wants_clean
 from simcse_jax.objectives.smoothing import is_full, push, smooth, smoothing_weight
 from simcse_jax.runtime.mesh import batch_sharding, gather, gather_rows, replicated, state_sharding
 from simcse_jax.training.masked_lm import MaskedSums, masked_mean, masked_sums
 from simcse_jax.training.micro_batch import map_chunks
 from simcse_jax.training.spec import StepSpec
-from simcse_jax.training.state import Buffer
+from simcse_jax.training.state import Buffer, learned_settings
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -88,23 +88,24 @@ def encode_views(
     return batch.by_example(vectors)
 
 
-def uses_tiles(config: Config, mesh: Mesh, kinds: int) -> bool:
+def uses_tiles(config: Config, mesh: Mesh, columns: int) -> bool:
     """Whether the step goes through its pairs in tiles.
 
     Args:
       config: the run.
       mesh: the mesh.
-      kinds: sentences of each example that every anchor meets: 1, or 2 with hard negatives.
+      columns: sentences of each example.
     """
     if config.objective.implementation != "auto":
         return config.objective.implementation == "tiled"
     itemsize = 8 if config.model.dtype == "float64" else 4
+    kinds = max(columns - 1, 1) + ("query_to_query" in config.objective.negatives.directions)
     return kinds * config.batch_size**2 * itemsize / mesh.size > DENSE_BYTES
 
 
-def choose_pairs(config: Config, mesh: Mesh, kinds: int) -> Pairs:
+def choose_pairs(config: Config, mesh: Mesh, columns: int) -> Pairs:
     """How the step goes through its pairs; for the arguments see `uses_tiles`."""
-    if not uses_tiles(config, mesh, kinds):
+    if not uses_tiles(config, mesh, columns):
         return partial(dense, gather=partial(gather_rows, mesh))
     settings = config.objective
     return partial(
@@ -166,20 +167,28 @@ def make_loss(
             sums = masked_sums(model, params, repeated, examples, *drawn, vocabulary, probability, micro_batch)
         return z, sums
 
-    def contrast(z1: Array, z2: Array, z3: Array | None, clean: Array | None, valid: Array) -> tuple[Array, Metrics]:
+    def contrast(
+        z1: Array, z2: Array, z3: Array | None, clean: Array | None, batch: Batch, learned: dict[str, Array]
+    ) -> tuple[Array, Metrics]:
         """The mean over Matryoshka widths, and the metrics of the last."""
+
+        def fact(x: Any) -> Array | None:
+            return None if x is None else jnp.asarray(x)[:, : None if z3 is not None else 2]
+
+        marks = Marks(fact(batch.present), fact(batch.texts), fact(batch.guide))
         losses = []
         for width in objective.widths or (z1.shape[1],):
             extra = {} if clean is None else {"clean": clean[:, :width]}
             loss, metrics = loss_of(
                 z1[:, :width],
                 z2[:, :width],
-                None if z3 is None else z3[:, :width],
-                temperature=objective.temperature,
+                None if z3 is None else z3[..., :width],
                 hard_negative_log_weight=objective.hard_negative_log_weight,
-                valid=valid,
-                pairs=choose_pairs(config, mesh, kinds=1 if z3 is None else 2),
-                **objective.options,
+                valid=jnp.asarray(batch.valid),
+                negatives=objective.negatives,
+                marks=marks,
+                pairs=choose_pairs(config, mesh, columns=2 if z3 is None else batch.input_ids.shape[1]),
+                **({"temperature": objective.temperature} | objective.options | learned),
                 **extra,
             )
             losses.append(loss)
@@ -190,16 +199,18 @@ def make_loss(
         return smooth(objective.smoothing, u, buffer)
 
     def contrastive(
-        z: Array, valid: Array, buffer: Buffer, step: Int[Array, ""]
+        z: Array, batch: Batch, buffer: Buffer, step: Int[Array, ""], learned: dict[str, Array]
     ) -> tuple[Float[Array, ""], Metrics, Buffer]:
         """The contrast and, with a buffer, its smoothing."""
-        z3 = z[:, 2] if z.shape[1] - clean == 3 else None
+        sentences = z.shape[1] - clean
+        z3 = None if sentences == 2 else z[:, 2] if sentences == 3 else z[:, 2:sentences]
         noiseless = z[:, -1] if clean else None
-        loss, metrics = contrast(z[:, 0], z[:, 1], z3, noiseless, valid)
+        loss, metrics = contrast(z[:, 0], z[:, 1], z3, noiseless, batch, learned)
+        metrics |= learned
         if buffer is not None:
             u = unit(z[:, 1])
-            buffer = push(jax.lax.with_sharding_constraint(buffer, replicated(mesh)), u, valid)
-            term, _ = contrast(z[:, 0], smoothed(u, buffer), None, noiseless, valid)
+            buffer = push(jax.lax.with_sharding_constraint(buffer, replicated(mesh)), u, jnp.asarray(batch.valid))
+            term, _ = contrast(z[:, 0], smoothed(u, buffer), None, noiseless, batch, learned)
             weight = jnp.where(is_full(buffer), smoothing_weight(objective.smoothing, step, spec.total_steps), 0)
             metrics |= {"contrastive": loss, "smoothing": term, "smoothing_weight": weight}
             loss = loss + weight * term
@@ -213,16 +224,15 @@ def make_loss(
         names = ["dropout"] * (objective.contrastive_weight > 0) + ["mlm", "mlm_dropout"] * (objective.mlm.weight > 0)
         keys = {name: rng.key(config.seed, streams + name, step) for name in names}
         z, sums = encode(params, batch, keys)
-        valid = jnp.asarray(batch.valid)
         loss: Array = jnp.zeros(())
         metrics: Metrics = {}
         if z is not None:
-            loss, metrics, buffer = contrastive(z, valid, buffer, step)
+            loss, metrics, buffer = contrastive(z, batch, buffer, step, learned_settings(params))
             if sums is not None:
                 metrics = {"contrastive": loss, **metrics}
             loss = objective.contrastive_weight * loss
         if sums is not None:
-            mean = masked_mean(sums, valid)
+            mean = masked_mean(sums, jnp.asarray(batch.valid))
             loss = loss + objective.mlm.weight * mean.cross_entropy
             metrics |= {"mlm": mean.cross_entropy, "mlm_accuracy": mean.accuracy}
         return loss, ({"loss": loss, **metrics}, buffer)

@@ -1,4 +1,4 @@
-"""AdamW with linear warm-up and decay, as the published runs use it, with PyTorch's rounding behaviour."""
+"""AdamW with linear warm-up and decay, as the published runs use it, with PyTorch's rounding behaviour; and others."""
 
 from typing import Any
 
@@ -11,9 +11,16 @@ from simcse_jax.config import OptimizerConfig
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Linear from 0 to the peak over `warmup_steps`, then linear to 0 at `total_steps`."""
-    warmup = min(config.warmup_steps, total_steps)
-    schedule = optax.linear_schedule(config.learning_rate, 0.0, max(total_steps - warmup, 1))
+    """Linear from 0 to the peak over `warmup_steps`, then as `schedule` says until `total_steps`."""
+    warmup, peak = min(config.warmup_steps, total_steps), config.learning_rate
+    steps = max(total_steps - warmup, 1)
+    decay = max(round(config.decay_share * steps), 1)
+    schedule = {
+        "linear": lambda: optax.linear_schedule(peak, 0.0, steps),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, steps),
+        "constant": lambda: optax.constant_schedule(peak),
+        "warmup_stable_decay": lambda: optax.linear_schedule(peak, 0.0, decay, transition_begin=steps - decay),
+    }[config.schedule]()
     if warmup:
         rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup])
@@ -53,10 +60,15 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clip, then AdamW (Loshchilov & Hutter, arXiv 1711.05101); weight decay acts on matrices only."""
+    """Clip, then AdamW (Loshchilov & Hutter, arXiv 1711.05101); weight decay acts on matrices only.
+
+    LAMB (You et al., arXiv 1904.00962) then scales the update of each array by ‖weights‖/‖update‖.
+    """
+    trust = [optax.scale_by_trust_ratio()] if config.name == "lamb" else []  # checkpoints hold a state for each part
     return optax.chain(
         clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         scale_by_adam(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim >= 2, p)),
+        *trust,
         optax.scale_by_learning_rate(schedule),
     )

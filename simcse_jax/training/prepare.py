@@ -25,7 +25,7 @@ from simcse_jax.data.files import Files
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import read_vocabulary, tokenize_corpus
 from simcse_jax.errors import InputError, check_all
-from simcse_jax.inference.loading import encoder_of
+from simcse_jax.inference.loading import LoadedModel, encoder_of
 from simcse_jax.model import SentenceEncoder
 from simcse_jax.model.build import build_model
 from simcse_jax.model.params import Params
@@ -53,6 +53,7 @@ from simcse_jax.storage.files import check_readable, is_remote
 from simcse_jax.storage.mirror import Manifest, fetch_run, working_folder
 from simcse_jax.training.compiled_step import CompiledStep, compile_step
 from simcse_jax.training.contents import digest_model, digests_of, read_start
+from simcse_jax.training.guide import digest_guide, load_guide, make_guide
 from simcse_jax.training.scores import Scorer, Tasks, check_selects, load_tasks, make_scorers
 from simcse_jax.training.spec import StepSpec
 from simcse_jax.training.state import initial_params
@@ -95,7 +96,9 @@ class Parts:
     test_metric: str
     dev_about: str
     contents: dict[str, Any]
-    """Digests of the tasks, as in `Run.contents`."""
+    """Digests of the tasks and of the guide, as in `Run.contents`."""
+    guide: LoadedModel | None
+    """The model that judges negatives, if the run has one."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,8 @@ def load_parts(request: Request) -> Parts:
         vocabulary = read_vocabulary(tokenizer, checkpoint.config.vocab_size)
     encoder = encoder_of(checkpoint, model, tokenizer, request.mesh)
     tasks = request.tasks
-    contents = digests_of(tasks)
+    guide = load_guide(config, tokenizer)
+    contents = digests_of(tasks) | ({"objective.negatives.guide": digest_guide(guide)} if guide else {})
     if resuming:
         if "model.path" in changes(resuming.config, config) and "model.path" in resuming.contents:
             check_contents(resuming, config, {"model.path": read_start(config)[1]})
@@ -239,7 +243,7 @@ def load_parts(request: Request) -> Parts:
     elif tasks.dev:
         check_selects(tasks.dev, encoder)
     scorers = make_scorers(tasks, config.evaluation, encoder)
-    return Parts(config, start, checkpoint, model, tokenizer, vocabulary, *scorers, contents)
+    return Parts(config, start, checkpoint, model, tokenizer, vocabulary, *scorers, contents, guide)
 
 
 def make_feed(request: Request, parts: Parts) -> Feed:
@@ -266,7 +270,9 @@ def make_feed(request: Request, parts: Parts) -> Feed:
             f"data.augment is '{config.data.augment}' but each example of {config.data.train} has its positive already "
             f"({table.columns} columns): name one column with data.columns, or set data.augment to 'none'"
         )
-    feed = Feed(table, EpochOrder(len(table), config.batch_size, config.seed), request.mesh, augmenter)
+    texts = table.texts(np.arange(len(table))).view(np.uint64)[..., 0] if settings.distinct else None
+    order = EpochOrder(len(table), config.batch_size, config.seed, texts)
+    feed = Feed(table, order, request.mesh, augmenter, compares=config.objective.negatives.duplicates)
     if request.resuming:
         check_resume(request.resuming, config, feed.fingerprint)
     return feed
@@ -285,6 +291,8 @@ def fit(request: Request, parts: Parts, feed: Feed) -> tuple[Feed, StepSpec, Com
     config, resuming = parts.config, request.resuming
     total_steps = config.max_steps or config.epochs * feed.order.steps_per_epoch
     spec = StepSpec(config, parts.model, request.mesh, feed.columns, total_steps, parts.vocabulary)
+    width = parts.guide.width if parts.guide else 0
+    spec = replace(spec, ragged=feed.table.missing is not None, text_columns=feed.table.columns, guide_width=width)
     if resuming:
         start = Start(lambda: _unchanged_start(resuming, config), None)
         if replace(resuming, config=config).has_ended():
@@ -300,7 +308,10 @@ def fit(request: Request, parts: Parts, feed: Feed) -> tuple[Feed, StepSpec, Com
     if config.data.packed_length:
         feed = feed.packed(config.data.packed_length, total_steps)
         spec = replace(spec, packing=feed.packing)
-    return feed, spec, compile_step(spec), start
+    step = compile_step(spec)
+    if parts.guide:
+        feed = replace(feed, guide=make_guide(parts.guide, request.mesh, step.micro_batch))
+    return feed, spec, step, start
 
 
 def begin(request: Request, parts: Parts, feed: Feed, start: Start) -> Run:
@@ -326,11 +337,11 @@ def _check_learns(config: Config, columns: int, width: int) -> None:
     if config.batch_size > 1 or not config.objective.contrastive_weight:
         return
     loss = find_loss(config.objective.loss)
-    z = np.random.default_rng(0).normal(size=(columns + 1, 1, width)).astype(np.float32)
+    z = np.random.default_rng(0).normal(size=(max(columns, 2), 1, width)).astype(np.float32)
     settings = {"temperature": config.objective.temperature, **config.objective.options}
 
     def value(z1: jax.Array) -> jax.Array:
-        z3 = jnp.asarray(z[2]) if columns == 3 else None
+        z3 = jnp.asarray(z[2]) if columns > 2 else None
         clean = {"clean": z1} if wants_clean(loss) else {}
         result: jax.Array = loss(z1, jnp.asarray(z[1]), z3, **settings, **clean)[0]
         return result

@@ -29,13 +29,19 @@ class StepSpec:
     model: SentenceEncoder
     mesh: Mesh
     columns: int
-    """C, the number of sentences in each example, 1, 2 (with its positive) or 3 (with its hard negative too)."""
+    """C, the number of sentences in each example: 1, 2 (with its positive) or more (with hard negatives too)."""
     total_steps: int
     """Steps of the run, for the learning rate and for weights that change over it."""
     vocabulary: Vocabulary | None = None
     """Token ids that masking draws from; needed where the objective masks tokens."""
     packing: Packing | None = None
     """The shape of packed rows; None where a row is a sentence."""
+    ragged: bool = False
+    """Whether some examples lack hard negatives that others have."""
+    text_columns: int = 1
+    """Sentences of an example in the text, without those that augmentation makes."""
+    guide_width: int = 0
+    """Width of the guide's vectors; 0 without a guide."""
 
     @cached_property
     def schedule(self) -> optax.Schedule:
@@ -78,6 +84,11 @@ class StepSpec:
                 jnp.zeros((rows * devices, c, slots), jnp.int32),
                 jnp.zeros(n, bool),
                 jnp.zeros((n, c), jnp.int32) if self.packing else None,
+                jnp.zeros((n, c), bool) if self.ragged else None,
+                jnp.zeros((n, self.text_columns, 2), jnp.uint32)
+                if self.config.objective.negatives.duplicates
+                else None,
+                jnp.zeros((n, c, self.guide_width)) if self.guide_width else None,
             )
         )
         placed: Batch = with_sharding(shapes, jax.tree.map(lambda _: batch_sharding(self.mesh), shapes))

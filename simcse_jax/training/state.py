@@ -1,5 +1,6 @@
 """The train state: what a step changes, how it begins, and how it lies on disk."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from simcse_jax.inference.loading import initial_weights
 from simcse_jax.model import SentenceEncoder, init_mlm_head
 from simcse_jax.model.build import init_params, with_fresh_head
 from simcse_jax.model.params import Params
+from simcse_jax.objectives.find import initial_bias
 
 Buffer = Float[Array, "Q H"] | None
 """Latest positives of length 1, where the run smooths instances."""
@@ -26,7 +28,7 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     params: Params
     """Of the sentence encoder, `encoder` and `head`; besides, what only training needs: `second`, another encoder,
-    and `mlm`, the head of the masked language model."""
+    `mlm`, the head of the masked language model, and `contrast`, the settings of the loss that are learned."""
     opt_state: optax.OptState
     buffer: Buffer = None
     """Latest positives of length 1, oldest first, where the run smooths instances."""
@@ -53,12 +55,36 @@ def state_of(
     if config.objective.mlm.weight and "mlm" not in params:
         table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
         params = {**params, "mlm": init_mlm_head(rng.key(config.seed, "init_mlm"), table, initializer_range)}
+    if learned := config.objective.learned:
+        first = {"temperature": -math.log(config.objective.temperature)}
+        first |= {"bias": initial_bias(config.objective)} if "bias" in learned else {}
+        dtype = jnp.promote_types(params["head"]["dense"]["bias"].dtype, jnp.float32)
+        params = {**params, "contrast": {_LEARNED[name]: jnp.asarray(first[name], dtype) for name in learned}}
     buffer = None
     if config.objective.smoothing.weight:
         bias = params["head"]["dense"]["bias"]
         dtype = jnp.promote_types(bias.dtype, jnp.float32)
         buffer = jnp.zeros((config.objective.smoothing.buffer_size, len(bias)), dtype)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), buffer)
+
+
+_LEARNED = {"temperature": "log_scale", "bias": "bias"}
+
+
+def learned_settings(params: Params) -> dict[str, Float[Array, ""]]:
+    """The temperature and the bias among the parameters, if any."""
+    found = params.get("contrast", {})
+    values = {name: found[key] for name, key in _LEARNED.items() if key in found}
+    return values | ({"temperature": jnp.exp(-values["temperature"])} if "temperature" in values else {})
+
+
+def bounded(config: Config, params: Params) -> Params:
+    """The parameters with a learned temperature moved back into its range."""
+    if "temperature" not in config.objective.learned:
+        return params
+    least, most = (-math.log(x) for x in reversed(config.objective.temperature_range))
+    contrast = params["contrast"]
+    return {**params, "contrast": {**contrast, "log_scale": jnp.clip(contrast["log_scale"], least, most)}}
 
 
 def to_items(state: TrainState) -> dict[str, Any]:

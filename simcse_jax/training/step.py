@@ -10,7 +10,7 @@ from simcse_jax.data.batch import Batch
 from simcse_jax.runtime.mesh import batch_sharding, replicated, state_sharding
 from simcse_jax.training.loss import Metrics, make_loss
 from simcse_jax.training.spec import StepSpec
-from simcse_jax.training.state import TrainState
+from simcse_jax.training.state import TrainState, bounded
 
 
 def make_train_step(spec: StepSpec, state: Any) -> jax.stages.Wrapped:
@@ -32,7 +32,7 @@ def make_train_step(spec: StepSpec, state: Any) -> jax.stages.Wrapped:
         grads, (metrics, buffer) = jax.grad(loss_fn, has_aux=True)(state.params, state.buffer, state.step, batch)
         metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": jnp.asarray(schedule(state.step))}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = bounded(spec.config, optax.apply_updates(state.params, updates))
         metrics["weight_norm"] = optax.tree.norm(params)
         return TrainState(state.step + 1, params, opt_state, buffer), metrics
 
