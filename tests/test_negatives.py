@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simcse_jax.config import NegativesConfig
-from simcse_jax.objectives import Marks, dense, find_loss, tiled
+from simcse_jax.objectives import Earlier, Marks, dense, find_loss, tiled
 from simcse_jax.runtime.mesh import batch_sharding, make_mesh
 from tests.conftest import full, relative_error
 
@@ -19,7 +19,7 @@ TAU, LOG_ALPHA, ROWS = 0.2, 0.4, 16
 
 ALL = ("query_to_document", "document_to_query", "query_to_query", "document_to_document")
 MASKS = {"duplicates": True, "margin": -0.05, "guide": "a model", "guide_margin": 0.1}
-# Settings of the negatives, hard negatives of each example, loss.
+# Settings of the negatives, hard negatives of each example, loss; "earlier": batches of a queue.
 CASES: list[Any] = [
     ({"duplicates": True}, 0, "info_nce"),
     ({"margin": 0.1}, 1, "info_nce"),
@@ -36,7 +36,12 @@ CASES: list[Any] = [
     (MASKS, 2, "focal"),
     (MASKS, 1, "off_dropout"),
     (MASKS, 3, "own_negative"),
+    ({**MASKS, "directions": ALL, "softmax": "anchor", "earlier": 2}, 1, "info_nce"),
+    ({"earlier": 3, "hardness": 1.0, "debias": 0.05}, 0, "info_nce"),
+    ({"earlier": 1}, 2, "sigmoid"),
     full({"directions": ALL[:2], "softmax": "anchor"}, 0, "decoupled"),
+    full({**MASKS, "earlier": 2}, 0, "symmetric"),
+    full({**MASKS, "earlier": 2}, 2, "off_dropout"),
     full({"directions": ALL[::2]}, 4, "info_nce"),
     full({**MASKS, "debias": 0.05, "directions": ALL, "softmax": "direction"}, 3, "info_nce"),
     full({**MASKS, "hardness": 0.5, "debias": 0.02}, 8, "info_nce"),
@@ -59,22 +64,28 @@ class Statement:
         self.valid, self.present, self.texts = facts["valid"], facts["present"], facts["texts"]
         self.guide = facts["guide"] / np.linalg.norm(facts["guide"], axis=2, keepdims=True)
         self.config = config
+        of_earlier = [
+            facts[f"earlier_{name}"] for name in ("vectors", "texts", "guide", "valid") if "earlier_valid" in facts
+        ]
+        self.earlier = [
+            (x / np.linalg.norm(x), t, g / np.linalg.norm(g))
+            for x, t, g, counts in zip(*(a.reshape(-1, *a.shape[2:]) for a in of_earlier), strict=True)
+            if counts
+        ]
         self.positive = np.sum(self.views[0] * self.views[1], axis=1)
 
-    def is_false(self, anchor: int, i: int, kind: int, j: int) -> bool:
+    def is_false(self, anchor: int, i: int, key: np.ndarray, texts: np.ndarray, guide: np.ndarray) -> bool:
         c = self.config
-        if c.duplicates:
-            of_key = self.texts[j, :2] if kind < 2 else self.texts[j, [kind]]
-            if {tuple(x) for x in self.texts[i, :2]} & {tuple(x) for x in of_key}:
-                return True
+        if c.duplicates and {tuple(x) for x in self.texts[i, :2]} & {tuple(x) for x in texts}:
+            return True
         if c.margin is not None:
             scale = abs(self.positive[i]) if c.margin_kind == "relative" else 1
-            if self.views[anchor][i] @ self.views[kind][j] > self.positive[i] + c.margin * scale:
+            if self.views[anchor][i] @ key > self.positive[i] + c.margin * scale:
                 return True
         if c.guide:
             own = self.guide[i, 0] @ self.guide[i, 1]
             scale = abs(own) if c.guide_margin_kind == "relative" else 1
-            return bool(self.guide[i, anchor] @ self.guide[j, kind] > own + c.guide_margin * scale)
+            return bool(self.guide[i, anchor] @ guide > own + c.guide_margin * scale)
         return False
 
     def negatives(self, anchor: int, kinds: list[int], i: int) -> tuple[list[float], list[float]]:
@@ -84,9 +95,15 @@ class Statement:
             for j in range(len(self.valid)):
                 if not (self.valid[j] and self.present[j, kind]) or (kind < 2 and i == j):
                     continue
-                if not self.is_false(anchor, i, kind, j):
+                texts = self.texts[j, :2] if kind < 2 else self.texts[j, [kind]]
+                if not self.is_false(anchor, i, self.views[kind][j], texts, self.guide[j, kind]):
                     cosine.append(float(self.views[anchor][i] @ self.views[kind][j]))
                     added.append(LOG_ALPHA if i == j else 0.0)
+        if (anchor, kinds[0]) == (0, 1):
+            for key, texts, guide in self.earlier:
+                if not self.is_false(0, i, key, texts, guide):
+                    cosine.append(float(self.views[0][i] @ key))
+                    added.append(0.0)
         return cosine, added
 
     def softmaxes(self, i: int) -> list[list[tuple[list[float], list[float]]]]:
@@ -157,7 +174,7 @@ def statement(name: str, views: list[np.ndarray], facts: dict[str, np.ndarray], 
     return of_off_dropout(views, facts, config) if name == "off_dropout" else Statement(views, facts, config).loss(name)
 
 
-def example(seed: int, hard: int) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+def example(seed: int, hard: int, earlier: int = 0) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     """Vectors with positives near their anchors, few texts, a guide that agrees in part, missing hard negatives."""
     g = np.random.default_rng(seed)
     n, views = ROWS, 2 + hard
@@ -171,13 +188,19 @@ def example(seed: int, hard: int) -> tuple[list[np.ndarray], dict[str, np.ndarra
     valid = np.arange(n) < n - g.integers(0, 4)
     words = g.integers(0, 12, size=(n, views, 1)).astype(np.uint32)
     texts = np.concatenate([words % 3, words // 3], axis=2).astype(np.uint32)
-    return z, {"valid": valid, "present": present, "texts": texts, "guide": guide}
+    facts = {"valid": valid, "present": present, "texts": texts, "guide": guide}
+    if earlier:  # by row and batch, as rows are what is split over devices
+        near = 0.5 * first[:, None] + g.normal(size=(n, earlier, 12))
+        facts |= {"earlier_vectors": near, "earlier_valid": g.random((n, earlier)) < 0.8}
+        facts |= {"earlier_texts": np.stack([np.roll(texts[:, :2], k + 1, axis=0) for k in range(earlier)], axis=1)}
+        facts |= {"earlier_guide": g.normal(size=(n, earlier, 7))}
+    return z, facts
 
 
 @cache
 def differentiated(case: int, devices: int, block: int) -> Any:
     """`views, facts -> (loss, metrics), gradients`, dense where `block` is 0."""
-    options, hard, name = unmarked(CASES[case])
+    options, hard, name, _ = unmarked(CASES[case])
     mesh = make_mesh(data=devices, fsdp=1, devices=jax.devices()[:devices]) if devices > 1 else None
     pairs: Any = (
         partial(tiled, block=block, mesh=mesh, axes=() if mesh is None else mesh.axis_names) if block else dense
@@ -194,6 +217,7 @@ def differentiated(case: int, devices: int, block: int) -> Any:
             valid=facts["valid"],
             negatives=NegativesConfig(**options),
             marks=Marks(facts["present"], facts["texts"], facts["guide"]),
+            earlier=earlier_of(facts),
             pairs=pairs,
             **({"clean": z[0]} if name == "off_dropout" else {}),
         )
@@ -201,15 +225,23 @@ def differentiated(case: int, devices: int, block: int) -> Any:
     return jax.jit(jax.value_and_grad(loss, has_aux=True)), mesh
 
 
-def unmarked(case: Any) -> tuple[dict[str, Any], int, str]:
+def earlier_of(facts: dict[str, jax.Array]) -> Earlier | None:
+    if "earlier_valid" not in facts:
+        return None
+    return Earlier(*(jnp.moveaxis(facts[f"earlier_{name}"], 0, 1) for name in Earlier._fields))
+
+
+def unmarked(case: Any) -> tuple[dict[str, Any], int, str, int]:
+    """Settings, hard negatives, loss and earlier batches of a case."""
     options, hard, name = getattr(case, "values", case)
-    return options, hard, name
+    return {key: x for key, x in options.items() if key != "earlier"}, hard, name, options.get("earlier", 0)
 
 
 def evaluated(case: int, form: tuple[int, int], z: list[np.ndarray], facts: dict[str, np.ndarray], dtype: str) -> Any:
     function, mesh = differentiated(case, *form)
     given = [jnp.asarray(x, dtype) for x in z], {name: jnp.asarray(x) for name, x in facts.items()}
-    given[1]["guide"] = given[1]["guide"].astype(dtype)
+    for key in {"guide", "earlier_guide", "earlier_vectors"} & facts.keys():
+        given[1][key] = given[1][key].astype(dtype)
     return function(*(given if mesh is None else jax.device_put(given, batch_sharding(mesh))))
 
 
@@ -219,9 +251,9 @@ FORMS = [(1, 0), (1, 5), (2, 8), (8, 2)]
 
 @pytest.mark.parametrize("case", [pytest.param(i, marks=getattr(c, "marks", ())) for i, c in enumerate(CASES)])
 def test_a_loss_is_what_its_equations_say(case: int) -> None:
-    options, hard, name = unmarked(CASES[case])
+    options, hard, name, earlier = unmarked(CASES[case])
     config = NegativesConfig(**options)
-    z, facts = example(case, hard)
+    z, facts = example(case, hard, earlier)
     with jax.enable_x64(True):
         (expected, metrics), gradients = evaluated(case, FORMS[0], z, facts, "float64")
         assert float(expected) == pytest.approx(statement(name, z, facts, config), rel=1e-11)

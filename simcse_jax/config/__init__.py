@@ -2,7 +2,7 @@
 
 from simcse_jax.config.load import load_config_file
 from simcse_jax.config.mining import MiningConfig
-from simcse_jax.config.objective import MLMConfig, NegativesConfig, ObjectiveConfig, SmoothingConfig
+from simcse_jax.config.objective import MLMConfig, NegativesConfig, ObjectiveConfig, QueueConfig, SmoothingConfig
 from simcse_jax.config.settings import (
     ENCODE_ROW,
     MIN_LENGTH,
@@ -34,6 +34,7 @@ __all__ = [
     "NegativesConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "QueueConfig",
     "RetrievalMetric",
     "SmoothingConfig",
     "load_config_file",

@@ -77,6 +77,20 @@ class NegativesConfig:
 
 
 @dataclass(frozen=True)
+class QueueConfig:
+    """Sentences of earlier batches as further negatives, encoded without dropout by a copy of the encoder that moves
+    slowly (MoCo, arXiv 1911.05722; for sentences ESimCSE, arXiv 2109.04380, section 3.2)."""
+
+    size: Annotated[int, NOT_NEGATIVE] = 0
+    """Number of sentences to keep, the latest; 0 leaves the queue out. ESimCSE keeps 2.5 batches."""
+    momentum: Annotated[float, BELOW_ONE] = 0.995
+    """λ: after each step, the copy becomes λ copy + (1 − λ) encoder."""
+    positives: Literal["encoder", "copy"] = "encoder"
+    """What encodes the positives, which are the negatives of the others in their batch: the trained encoder (ESimCSE),
+    or the copy, without dropout and gradient (MoCo)."""
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """The loss over the global batch (SimCSE, section 2)."""
 
@@ -104,6 +118,7 @@ class ObjectiveConfig:
     hard_negative_log_weight: Annotated[float, FINITE] = 0.0
     """log α, added to the logit of a sentence's own hard negatives (SimCSE, section 4 and appendix)."""
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
+    queue: QueueConfig = field(default_factory=QueueConfig)
     implementation: Literal["auto", "dense", "tiled"] = "auto"
     """`dense` holds the matrix of logits, `tiled` never does (over several devices, it uses a ring). Both give the same
     results to rounding. `auto` takes `tiled` where the logits of one device would take more than 64 MiB."""

@@ -93,12 +93,13 @@ class DataConfig:
     neighbours: Annotated[int, NOT_NEGATIVE] = 0
     """For text with one sentence per line: the positive of a sentence is one of this many sentences after it, drawn
     once. A blank line ends a document. 0: the positive is the sentence itself."""
-    augment: Literal["none", "crop", "delete_words", "delete_word", "synonyms"] = "none"
+    augment: Literal["none", "crop", "delete_words", "delete_word", "synonyms", "repetition"] = "none"
     """Change that makes the positive of a single sentence, drawn again in each step: `crop` keeps a span of its words
     and drops `augment_share` of them, `delete_words` drops that share at random, `delete_word` drops one, `synonyms`
-    replaces one word by a synonym."""
+    replaces one word by a synonym, `repetition` doubles some tokens: as many as are drawn from 0 to `augment_share` of
+    them, or to 2 if that is more (ESimCSE, arXiv 2109.04380, which takes 0.32)."""
     augment_share: Annotated[float, BELOW_ONE] = 0.1
-    """Share of words that `crop` and `delete_words` drop."""
+    """Share of words that `crop` and `delete_words` drop, or of tokens that `repetition` doubles at most."""
     synonyms: str = ""
     """File for `synonyms`: each line holds a word and its synonyms, separated by tabs."""
     distinct: bool = False
@@ -289,6 +290,11 @@ class Config:
             yield (
                 f"objective.smoothing.weight is {self.objective.smoothing.weight} but objective.contrastive_weight is "
                 "0: smoothing is a part of the contrast, so leave one out"
+            )
+        if self.objective.queue.size:
+            yield (
+                f"objective.queue.size is {self.objective.queue.size} but objective.contrastive_weight is 0: the queue "
+                "holds negatives of the contrast, so leave one out"
             )
         if self.data.augment != "none" or self.data.neighbours:
             yield (

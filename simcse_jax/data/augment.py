@@ -26,7 +26,7 @@ class Augmenter:
     """Makes the positives of a batch of single sentences.
 
     Attributes:
-      kind: `crop`, `delete_words`, `delete_word` or `synonyms`; see `DataConfig.augment`.
+      kind: `crop`, `delete_words`, `delete_word`, `synonyms` or `repetition`; see `DataConfig.augment`.
       share: k as a fraction.
       seed: the seed of the draws.
       starts: for each token of the vocabulary, whether it begins a word.
@@ -64,6 +64,8 @@ class Augmenter:
           lengths: tokens of each sentence.
           draws: the rows of `draws` that belong to these sentences.
         """
+        if self.kind == "repetition":
+            return self._repeat(ids, lengths, draws)
         words = self._words(ids, lengths)
         if self.kind == "synonyms":
             return self._replace(ids, lengths, words, draws)
@@ -88,7 +90,28 @@ class Augmenter:
     @property
     def lengthens(self) -> bool:
         """Whether a positive may have more tokens than its sentence."""
-        return self.kind == "synonyms"
+        return self.kind in ("synonyms", "repetition")
+
+    def _repeat(
+        self, ids: Int[np.ndarray, "B L"], lengths: Int[np.ndarray, " B"], draws: Float[np.ndarray, "B U"]
+    ) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, " B"]]:
+        """Doubles tokens; the last of a sentence that grows over the limit are cut, but for the special one."""
+        n, column = ids.shape[1], np.arange(ids.shape[1])[None, :]
+        inner = np.maximum(lengths - 2, 0)
+        most = np.minimum(np.maximum(2, (self.share * inner).astype(int)), inner)
+        doubled = np.floor(draws[:, -1] * (most + 1)).astype(int)
+        # The tokens of lowest draws are doubled.
+        inside = (column > 0) & (column < lengths[:, None] - 1)
+        rank = np.argsort(np.argsort(np.where(inside, draws[:, :-1], np.inf), axis=1), axis=1)
+        times = np.where(column < lengths[:, None], 1 + (inside & (rank < doubled[:, None])), 0)
+        ends = np.cumsum(times, axis=1)
+        # Place p of the new sentence holds the first token whose copies end behind p.
+        source = (ends[:, None, :] <= column[:, :, None]).sum(axis=2)
+        grown = np.minimum(ends[:, -1], n).astype(lengths.dtype)
+        moved = np.take_along_axis(ids, np.minimum(source, n - 1), axis=1)
+        last = np.take_along_axis(ids, np.maximum(lengths[:, None] - 1, 0), axis=1)
+        moved = np.where(column == grown[:, None] - 1, last, moved)
+        return np.where(column < grown[:, None], moved, self.pad_id).astype(ids.dtype), grown
 
     def _words(self, ids: Int[np.ndarray, "B L"], lengths: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B L"]:
         """Number of the word that each token belongs to; −1 for specials and padding."""

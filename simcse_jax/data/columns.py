@@ -209,8 +209,7 @@ class _Table:
         chosen, sure = self._suggested
         option = shlex.join(chosen or self.header[:1])
         return (
-            f"its columns are {shown}; name those of {_ORDER}"
-            f"{'' if sure else ', for example'}: --data.columns {option}"
+            f"its columns are {shown}; name those of {_ORDER}{'' if sure else ', for example'}: --data.columns {option}"
         )
 
     def _example(self, name: str) -> str:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from simcse_jax.config import NegativesConfig
-from simcse_jax.objectives.negatives import Marks, Sides, debiased, groups_of
+from simcse_jax.objectives.negatives import Earlier, Marks, Sides, debiased, groups_of
 from simcse_jax.objectives.pairs import Pairs, PairStatistics, Reduction, Score, dense, identity
 from simcse_jax.objectives.vectors import unit
 
@@ -27,6 +27,8 @@ class Settings(TypedDict):
     """Which sentences are negatives, and how much they weigh; by default all others, the same."""
     marks: NotRequired[Marks]
     """Facts of the examples that `negatives` needs, and which hard negatives there are."""
+    earlier: NotRequired[Earlier | None]
+    """Sentences of earlier batches, which are negatives, too."""
     pairs: NotRequired[Pairs]
     """The way through the N × N pairs: `dense`, `tiled`, or one of them with its arguments bound."""
 
@@ -80,13 +82,14 @@ def contrast(
     valid: Bool[Array, " N"] | None = None,
     negatives: NegativesConfig = NegativesConfig(),  # noqa: B008 (frozen)
     marks: Marks = Marks(),  # noqa: B008 (a tuple)
+    earlier: Earlier | None = None,
     pairs: Pairs = dense,
     score: Score = identity,
     bias: float | Float[Array, ""] = 0.0,
     reduction: Reduction = "logsumexp",
     positive: Float[Array, " N"] | None = None,
 ) -> Contrast:
-    """Contrasts each z1_i with z2_i against all z2_j, j≠i, and all z3_j.
+    """Contrasts each z1_i with z2_i against all z2_j, j≠i, all z3_j, and all of earlier batches.
 
     With cosine similarity s and the elementwise function f, S_ij = f(s(z1_i, z2_j))/τ + b and, for each hard negative
     m, S_i,mj = f(s(z1_i, z3_jm))/τ + b + [i=j] log α. `negatives` masks some of them, adds the other directions, and
@@ -101,6 +104,7 @@ def contrast(
       valid: rows that count, as anchors and as negatives; all if None. At least one must be True.
       negatives: which sentences are negatives, and how much they weigh.
       marks: facts of the examples; those that `negatives` needs.
+      earlier: sentences of earlier batches, S_i,e = f(s(z1_i, e))/τ + b, in the direction from query to document.
       pairs: the way through the N × N pairs: `dense`, `tiled`, or one of them with its arguments bound.
       score: f.
       bias: b.
@@ -118,14 +122,19 @@ def contrast(
     valid = jnp.ones(z1.shape[0], bool) if valid is None else valid
     hard = [] if z3 is None else [z3] if z3.ndim == 2 else list(jnp.moveaxis(z3, 1, 0))
     first, others = unit(z1), unit(jnp.stack([z2, *hard]))
+    places = len(others)
+    if earlier is not None:
+        others = jnp.concatenate([others, unit(earlier.vectors)])
     views = [first, *others]
     # Not read off a matrix of logits, so that every way through the pairs gives the same number, bit for bit.
     cosine = jnp.sum(first * others[0], axis=-1)
-    sides = Sides(negatives, marks, valid, jax.lax.stop_gradient(cosine if positive is None else positive))
+    sides = Sides(
+        negatives, marks, earlier, places, valid, jax.lax.stop_gradient(cosine if positive is None else positive)
+    )
 
     groups: list[_Group] = []
     for anchor, kinds in groups_of(negatives, len(views)):
-        own = tuple(None if kind < 2 else hard_negative_log_weight for kind in kinds)
+        own = tuple(None if kind < 2 else hard_negative_log_weight if kind <= places else 0.0 for kind in kinds)
         keys = others if kinds == tuple(range(1, len(views))) else jnp.stack([views[kind] for kind in kinds])
         place = views[anchor], keys, sides.anchors(anchor), sides.keys(kinds)
         found = pairs(

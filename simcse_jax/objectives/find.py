@@ -71,6 +71,10 @@ def check_objective(objective: ObjectiveConfig, width: int | None = None) -> Non
     check_negatives(objective)
     if objective.loss == "own_negative" and objective.smoothing.weight:
         raise InputError("objective.loss own_negative has no in-batch negatives to smooth: set smoothing.weight to 0")
+    if objective.loss == "own_negative" and objective.queue.size:
+        raise InputError(
+            "objective.loss own_negative has no negatives of other sentences: set objective.queue.size to 0"
+        )
 
 
 def check_negatives(objective: ObjectiveConfig) -> None:

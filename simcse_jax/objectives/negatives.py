@@ -27,8 +27,24 @@ class Marks(NamedTuple):
     """Vectors of the guide, any scale."""
 
 
+class Earlier(NamedTuple):
+    """Sentences of K earlier batches, each a negative of every anchor."""
+
+    vectors: Float[Array, "K N H"]
+    """Any scale."""
+    valid: Bool[Array, "K N"]
+    """Those that count."""
+    texts: UInt32[Array, "K N T 2"] | None = None
+    """Ids of the texts of their examples, as `Marks.texts` without hard negatives."""
+    guide: Float[Array, "K N G"] | None = None
+    """Their vectors of the guide."""
+
+
 def groups_of(negatives: NegativesConfig, views: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """The sets of negatives that are reduced together: the view of the anchors and those of their negatives."""
+    """The sets of negatives that are reduced together: the view of the anchors and those of their negatives.
+
+    Views are the anchor, the positive, hard negatives and then earlier batches.
+    """
     pairs = {
         "query_to_document": (0, tuple(range(1, views))),
         "query_to_query": (0, (0,)),
@@ -49,6 +65,9 @@ class Sides(NamedTuple):
 
     settings: NegativesConfig
     marks: Marks
+    earlier: Earlier | None
+    places: int
+    """Number of views besides the anchor's that are of this batch."""
     valid: Bool[Array, " N"]
     positive: Float[Array, " N"]
     """Cosine of each pair."""
@@ -72,9 +91,8 @@ class Sides(NamedTuple):
         texts, guide = self._texts, self._guide
         return KeyMarks(
             jnp.stack([self._valid(kind) for kind in kinds]),
-            # An example's own two texts both tell what its sentences mean; a hard negative's text is its own.
-            None if texts is None else jnp.stack([_of_kind(texts, kind) for kind in kinds]),
-            None if guide is None else jnp.stack([guide[:, min(kind, guide.shape[1] - 1)] for kind in kinds]),
+            None if texts is None else jnp.stack([self._texts_of(texts, kind) for kind in kinds]),
+            None if guide is None else jnp.stack([self._guide_of(guide, kind) for kind in kinds]),
         )
 
     def candidates(self, kinds: tuple[int, ...]) -> Float[Array, " N"]:
@@ -84,8 +102,28 @@ class Sides(NamedTuple):
         return jnp.sum(valid) - sum(kind < 2 for kind in kinds) * self.valid
 
     def _valid(self, kind: int) -> Bool[Array, " N"]:
+        if kind > self.places:
+            assert self.earlier is not None
+            return self.earlier.valid[kind - self.places - 1]
         present = self.marks.present
         return self.valid if present is None or kind < 2 else self.valid & present[:, kind]
+
+    def _texts_of(self, texts: UInt32[Array, "N V 2"], kind: int) -> UInt32[Array, "N U 2"]:
+        """Ids of a sentence of a view: both of its example, which tell what it means, or twice that of a hard
+        negative."""
+        own = texts[:, :2]
+        if kind > self.places:
+            if self.earlier is None or self.earlier.texts is None:
+                raise ValueError("negatives.duplicates needs earlier.texts")
+            return self.earlier.texts[kind - self.places - 1][:, :2]
+        return own if kind < 2 else jnp.broadcast_to(texts[:, kind : kind + 1], own.shape)
+
+    def _guide_of(self, guide: Float[Array, "N V G"], kind: int) -> Float[Array, "N G"]:
+        if kind > self.places:
+            if self.earlier is None or self.earlier.guide is None:
+                raise ValueError("negatives.guide needs earlier.guide")
+            return unit(self.earlier.guide[kind - self.places - 1])
+        return guide[:, min(kind, guide.shape[1] - 1)]
 
     @property
     def _texts(self) -> UInt32[Array, "N V 2"] | None:
@@ -100,12 +138,6 @@ class Sides(NamedTuple):
         if self.marks.guide is None:
             raise ValueError("negatives.guide needs marks.guide")
         return unit(self.marks.guide)
-
-
-def _of_kind(texts: UInt32[Array, "N V 2"], kind: int) -> UInt32[Array, "N U 2"]:
-    """Ids of a sentence of view `kind`: both of the example's own, or twice that of a hard negative."""
-    own = texts[:, :2]
-    return own if kind < 2 else jnp.broadcast_to(texts[:, kind : kind + 1], own.shape)
 
 
 def _ceiling(positive: Float[Array, " N"], margin: float, kind: str) -> Float[Array, " N"]:

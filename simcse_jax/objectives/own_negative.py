@@ -34,6 +34,8 @@ def own_negative(
     """
     if z3 is None:
         raise InputError("the objective own_negative needs a hard negative with every example: give three columns")
+    # z1 is used twice: the two parts of its gradient are added before they are rounded to its type.
+    z1 = z1.astype(jnp.promote_types(z1.dtype, jnp.float32))
     c = contrast(z1, z2, z3, **settings)
     hard = z3[:, None] if z3.ndim == 2 else z3
     present = settings.get("marks", Marks()).present

@@ -56,10 +56,10 @@ def _negatives(config: Config, tokens: TokenTable, batch: int) -> str:
     count = (batch - 1) * len(settings.directions) + hard
     masks = {"duplicates": settings.duplicates, "margin": settings.margin is not None, "guide": bool(settings.guide)}
     found = ", ".join(name for name, on in masks.items() if on)
-    return (
-        f"{'up to ' if found or tokens.missing is not None else ''}{count:,} negatives per anchor"
-        f"{f' ({hard:,} of them hard negatives)' if hard else ''}{f', masked by {found}' if found else ''}"
-    )
+    queue = config.objective.queue.size
+    notes = [f" ({hard:,} of them hard negatives)"] * bool(hard) + [f" and {queue:,} of a queue"] * bool(queue)
+    most = "up to " if found or tokens.missing is not None else ""
+    return f"{most}{count:,} negatives per anchor{''.join(notes)}{f', masked by {found}' if found else ''}"
 
 
 def _describe_start(parts: Parts) -> list[str]:

@@ -20,6 +20,7 @@ from simcse_jax.objectives.smoothing import is_full, push, smooth, smoothing_wei
 from simcse_jax.runtime.mesh import batch_sharding, gather, gather_rows, replicated, state_sharding
 from simcse_jax.training.masked_lm import MaskedSums, masked_mean, masked_sums
 from simcse_jax.training.micro_batch import map_chunks
+from simcse_jax.training.queue import Queue, earlier
 from simcse_jax.training.spec import StepSpec
 from simcse_jax.training.state import Buffer, learned_settings
 
@@ -100,6 +101,7 @@ def uses_tiles(config: Config, mesh: Mesh, columns: int) -> bool:
         return config.objective.implementation == "tiled"
     itemsize = 8 if config.model.dtype == "float64" else 4
     kinds = max(columns - 1, 1) + ("query_to_query" in config.objective.negatives.directions)
+    kinds += -(-config.objective.queue.size // config.batch_size)
     return kinds * config.batch_size**2 * itemsize / mesh.size > DENSE_BYTES
 
 
@@ -119,8 +121,10 @@ def choose_pairs(config: Config, mesh: Mesh, columns: int) -> Pairs:
 
 def make_loss(
     spec: StepSpec, params: Any, streams: str = ""
-) -> Callable[[Params, Buffer, Int[Array, ""], Batch], tuple[Float[Array, ""], tuple[Metrics, Buffer]]]:
+) -> Callable[..., tuple[Float[Array, ""], tuple[Metrics, Buffer]]]:
     """The loss of a global batch, `params, buffer, step, batch -> loss, (metrics, buffer)`, to be differentiated.
+
+    With a queue, the function takes two arguments more: the queue, and what its copy of the encoder makes of the batch.
 
     Rows are encoded where they lie: devices exchange there the sum of the weights' gradients alone, once per step
     however many chunks there are. The objective is written over the global batch.
@@ -135,10 +139,7 @@ def make_loss(
       and `smoothing_weight`, with a masked language model its cross-entropy `mlm` (nats per token) and `mlm_accuracy`,
       and with either of the two the contrast's own term, `contrastive`.
     """
-    config, model, mesh, vocabulary = spec.config, spec.model, spec.mesh, spec.vocabulary
-    if config.model.scan is None:
-        # Outside of a loop, XLA's compiler for CPUs merges what `remat` computes again with what it was to replace.
-        model = model.clone(scan=model.remat or mesh.devices.flat[0].platform == "tpu")
+    config, model, mesh, vocabulary = spec.config, spec.compiled_model, spec.mesh, spec.vocabulary
     shardings = state_sharding(mesh, params)
     objective, micro_batch = config.objective, spec.micro_batch
     loss_of = find_loss(objective.loss)
@@ -168,7 +169,13 @@ def make_loss(
         return z, sums
 
     def contrast(
-        z1: Array, z2: Array, z3: Array | None, clean: Array | None, batch: Batch, learned: dict[str, Array]
+        z1: Array,
+        z2: Array,
+        z3: Array | None,
+        clean: Array | None,
+        batch: Batch,
+        learned: dict[str, Array],
+        queue: Queue | None = None,
     ) -> tuple[Array, Metrics]:
         """The mean over Matryoshka widths, and the metrics of the last."""
 
@@ -176,6 +183,7 @@ def make_loss(
             return None if x is None else jnp.asarray(x)[:, : None if z3 is not None else 2]
 
         marks = Marks(fact(batch.present), fact(batch.texts), fact(batch.guide))
+        others = None if queue is None else earlier(objective.queue, queue)
         losses = []
         for width in objective.widths or (z1.shape[1],):
             extra = {} if clean is None else {"clean": clean[:, :width]}
@@ -187,6 +195,7 @@ def make_loss(
                 valid=jnp.asarray(batch.valid),
                 negatives=objective.negatives,
                 marks=marks,
+                earlier=None if others is None else others._replace(vectors=others.vectors[..., :width]),
                 pairs=choose_pairs(config, mesh, columns=2 if z3 is None else batch.input_ids.shape[1]),
                 **({"temperature": objective.temperature} | objective.options | learned),
                 **extra,
@@ -199,13 +208,20 @@ def make_loss(
         return smooth(objective.smoothing, u, buffer)
 
     def contrastive(
-        z: Array, batch: Batch, buffer: Buffer, step: Int[Array, ""], learned: dict[str, Array]
+        z: Array,
+        batch: Batch,
+        buffer: Buffer,
+        step: Int[Array, ""],
+        learned: dict[str, Array],
+        queue: Queue | None,
+        copied: Array | None,
     ) -> tuple[Float[Array, ""], Metrics, Buffer]:
         """The contrast and, with a buffer, its smoothing."""
         sentences = z.shape[1] - clean
         z3 = None if sentences == 2 else z[:, 2] if sentences == 3 else z[:, 2:sentences]
         noiseless = z[:, -1] if clean else None
-        loss, metrics = contrast(z[:, 0], z[:, 1], z3, noiseless, batch, learned)
+        positives = z[:, 1] if copied is None or objective.queue.positives == "encoder" else copied
+        loss, metrics = contrast(z[:, 0], positives, z3, noiseless, batch, learned, queue)
         metrics |= learned
         if buffer is not None:
             u = unit(z[:, 1])
@@ -217,7 +233,12 @@ def make_loss(
         return loss, metrics, buffer
 
     def loss_fn(
-        params: Params, buffer: Buffer, step: Int[Array, ""], batch: Batch
+        params: Params,
+        buffer: Buffer,
+        step: Int[Array, ""],
+        batch: Batch,
+        queue: Queue | None = None,
+        copied: Array | None = None,
     ) -> tuple[Float[Array, ""], tuple[Metrics, Buffer]]:
         # Left to itself, XLA multiplies with split weights as they lie and moves the activations instead.
         params = jax.tree.map(gather, params, shardings)
@@ -227,7 +248,7 @@ def make_loss(
         loss: Array = jnp.zeros(())
         metrics: Metrics = {}
         if z is not None:
-            loss, metrics, buffer = contrastive(z, batch, buffer, step, learned_settings(params))
+            loss, metrics, buffer = contrastive(z, batch, buffer, step, learned_settings(params), queue, copied)
             if sums is not None:
                 metrics = {"contrastive": loss, **metrics}
             loss = objective.contrastive_weight * loss

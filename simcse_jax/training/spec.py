@@ -17,7 +17,8 @@ from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.weights import param_shapes
 from simcse_jax.runtime.mesh import batch_sharding, put, state_sharding, with_sharding
 from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from simcse_jax.training.state import TrainState, state_of
+from simcse_jax.training.queue import empty_queue
+from simcse_jax.training.state import TrainState, document_encoder, shardings_of, state_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,17 @@ class StepSpec:
         return make_optimizer(self.config.optimizer, self.schedule)
 
     @property
+    def compiled_model(self) -> SentenceEncoder:
+        """The module with its layers scanned or not, as the config says or as the mesh's compiler does best."""
+        if self.config.model.scan is not None:
+            return self.model
+        # Outside of a loop, XLA's compiler for CPUs merges what `remat` computes again with what it was to replace.
+        scanned: SentenceEncoder = self.model.clone(
+            scan=self.model.remat or self.mesh.devices.flat[0].platform == "tpu"
+        )
+        return scanned
+
+    @property
     def micro_batch(self) -> int:
         """Examples that a device encodes at a time; all where 0. `auto` has to be resolved first."""
         assert self.config.micro_batch != "auto"
@@ -65,13 +77,17 @@ class StepSpec:
 
     def state_of(self, params: Params) -> TrainState:
         """The train state before the first step, for parameters that are in place. May be traced."""
-        return state_of(self.config, params, self.optimizer, self.model.config.initializer_range)
+        state = state_of(self.config, params, self.optimizer, self.model.config.initializer_range)
+        if self.config.objective.queue.size:
+            encoder = document_encoder(state.params)
+            state = state._replace(queue=empty_queue(self.config.objective.queue, encoder, self.batch_shapes()))
+        return state
 
     def state_shapes(self) -> TrainState:
         """Shapes, dtypes and shardings of the train state, found without tracing the model."""
         params = param_shapes(self.model.config, self.model.param_dtype)
         shapes: TrainState = jax.eval_shape(self.state_of, params)
-        placed: TrainState = with_sharding(shapes, state_sharding(self.mesh, shapes))
+        placed: TrainState = with_sharding(shapes, shardings_of(self.mesh, shapes))
         return placed
 
     def batch_shapes(self) -> Batch:
@@ -106,7 +122,7 @@ def create_state(spec: StepSpec, params: Params | Callable[[], Params]) -> Train
         params = jax.jit(params, out_shardings=state_sharding(spec.mesh, jax.eval_shape(params)))()
     else:
         params = put(params, state_sharding(spec.mesh, params))
-    shardings = state_sharding(spec.mesh, jax.eval_shape(spec.state_of, params))
+    shardings = shardings_of(spec.mesh, jax.eval_shape(spec.state_of, params))
     # Donated, so that the parameters are not there twice.
     state: TrainState = jax.jit(spec.state_of, out_shardings=shardings, donate_argnums=0)(params)
     return state

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from simcse_jax import rng
@@ -17,6 +18,8 @@ from simcse_jax.model import SentenceEncoder, init_mlm_head
 from simcse_jax.model.build import init_params, with_fresh_head
 from simcse_jax.model.params import Params
 from simcse_jax.objectives.find import initial_bias
+from simcse_jax.runtime.mesh import state_sharding
+from simcse_jax.training.queue import Queue, queue_sharding
 
 Buffer = Float[Array, "Q H"] | None
 """Latest positives of length 1, where the run smooths instances."""
@@ -32,6 +35,20 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     buffer: Buffer = None
     """Latest positives of length 1, oldest first, where the run smooths instances."""
+    queue: Queue | None = None
+    """Negatives of earlier batches, where the run has them."""
+
+
+def document_encoder(params: Params) -> Params:
+    """The parameters of what encodes positives."""
+    found: Params = params["second"] if "second" in params else sentence_encoder(params)
+    return found
+
+
+def shardings_of(mesh: Mesh, state: Any) -> Any:
+    """Shardings of a `TrainState`, or of its shapes."""
+    found: TrainState = state_sharding(mesh, state)
+    return found if found.queue is None else found._replace(queue=queue_sharding(mesh, found.queue))
 
 
 def sentence_encoder(params: Params) -> Params:
@@ -96,6 +113,8 @@ def to_items(state: TrainState) -> dict[str, Any]:
         items["auxiliary"] = auxiliary
     if state.buffer is not None:
         items["training"]["buffer"] = state.buffer
+    if state.queue is not None:
+        items["training"]["queue"] = {name: x for name, x in state.queue._asdict().items() if x is not None}
     return items
 
 
@@ -103,7 +122,8 @@ def from_items(items: dict[str, Any]) -> TrainState:
     """The inverse of `to_items`."""
     training = items["training"]
     params = items["params"] | items.get("auxiliary", {})
-    return TrainState(training["step"], params, training["opt_state"], training.get("buffer"))
+    queue = Queue(**training["queue"]) if "queue" in training else None
+    return TrainState(training["step"], params, training["opt_state"], training.get("buffer"), queue)
 
 
 def initial_params(config: Config, model: SentenceEncoder) -> Params | Callable[[], Params]:

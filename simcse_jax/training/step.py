@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from simcse_jax.data.batch import Batch
-from simcse_jax.runtime.mesh import batch_sharding, replicated, state_sharding
+from simcse_jax.runtime.mesh import batch_sharding, replicated
 from simcse_jax.training.loss import Metrics, make_loss
+from simcse_jax.training.queue import advanced, make_key_encoder
 from simcse_jax.training.spec import StepSpec
-from simcse_jax.training.state import TrainState, bounded
+from simcse_jax.training.state import TrainState, bounded, document_encoder, shardings_of
 
 
 def make_train_step(spec: StepSpec, state: Any) -> jax.stages.Wrapped:
@@ -25,16 +26,22 @@ def make_train_step(spec: StepSpec, state: Any) -> jax.stages.Wrapped:
       `learning_rate` and `weight_norm` (after the step).
     """
     schedule, optimizer = spec.schedule, spec.optimizer
-    shardings = state_sharding(spec.mesh, state)
+    shardings = shardings_of(spec.mesh, state)
     loss_fn = make_loss(spec, state.params)
+    settings = spec.config.objective.queue
+    encode_keys = make_key_encoder(spec.compiled_model, spec.mesh, spec.micro_batch)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, (metrics, buffer) = jax.grad(loss_fn, has_aux=True)(state.params, state.buffer, state.step, batch)
+        queue, keys = state.queue, None if state.queue is None else encode_keys(state.queue.encoder, batch)
+        of_step = state.buffer, state.step, batch, queue, keys
+        grads, (metrics, buffer) = jax.grad(loss_fn, has_aux=True)(state.params, *of_step)
         metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": jnp.asarray(schedule(state.step))}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = bounded(spec.config, optax.apply_updates(state.params, updates))
         metrics["weight_norm"] = optax.tree.norm(params)
-        return TrainState(state.step + 1, params, opt_state, buffer), metrics
+        if queue is not None and keys is not None:
+            queue = advanced(settings, queue, keys, batch, document_encoder(params))
+        return TrainState(state.step + 1, params, opt_state, buffer, queue), metrics
 
     return jax.jit(
         train_step,
