@@ -19,6 +19,7 @@ from benchmarks.encode import Encode
 from benchmarks.hostile import Hostile
 from benchmarks.input import Input
 from benchmarks.loss import Loss
+from benchmarks.negatives import Negatives
 from benchmarks.noise import Noise
 from benchmarks.profile import Profile
 from benchmarks.report import Table, provenance, write
@@ -28,7 +29,7 @@ from benchmarks.step import Step
 from benchmarks.sts import Sts
 from simcse_jax.errors import InputError
 
-Part = Step | Encode | Sts | Input | Start | Devices | Checkpoint | Loss | Noise | Serve | Hostile | Profile
+Part = Step | Encode | Sts | Input | Start | Devices | Checkpoint | Loss | Negatives | Noise | Serve | Hostile | Profile
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Command:
         | Annotated[Encode, subcommand("encode")]
         | Annotated[Sts, subcommand("sts")]
         | Annotated[Loss, subcommand("loss")]
+        | Annotated[Negatives, subcommand("negatives")]
         | Annotated[Input, subcommand("input")]
         | Annotated[Start, subcommand("start")]
         | Annotated[Devices, subcommand("devices")]
@@ -84,7 +86,7 @@ class Command:
         Raises:
           Disagreement: two sides computed different things; with `all`, raised after the other parts.
         """
-        if not isinstance(self.part, Noise):
+        if not isinstance(self.part, Noise | Negatives):
             check_peers()
         jax.config.update("jax_platforms", "cpu")  # accelerators are for the measured processes
         whole = self.part if isinstance(self.part, All) else None

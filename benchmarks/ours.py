@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import peak_bytes, seconds
-from simcse_jax.config import ENCODE_ROW
+from simcse_jax.config import ENCODE_ROW, NegativesConfig
 from simcse_jax.inference.loading import load_model
 from simcse_jax.inference.vectors import unit
-from simcse_jax.objectives import dense, info_nce, tiled
+from simcse_jax.objectives import Marks, dense, info_nce, tiled
 from simcse_jax.training.loss import BLOCK_SIZES
 
 
@@ -54,14 +54,32 @@ class Encode(OnJax):
 
 
 class Loss(OnJax):
-    """InfoNCE of two views, forward and backward, tiled or dense."""
+    """InfoNCE of two views, forward and backward, tiled or dense.
 
-    def __init__(self, views: tuple[np.ndarray, np.ndarray], temperature: float, form: str) -> None:
+    Masks and hard negatives are given such facts that they change nothing: every text differs, and no hard negative is
+    there.
+    """
+
+    def __init__(
+        self,
+        views: tuple[np.ndarray, np.ndarray],
+        temperature: float,
+        form: str,
+        negatives: dict[str, Any] | None = None,
+        hard: int = 0,
+        guide: int = 0,
+    ) -> None:
         self._views = tuple(map(jnp.asarray, views))
+        n = len(views[0])
+        texts = jnp.arange(2 * n, dtype=jnp.uint32).reshape(n, 1, 2)
+        judged = jax.random.normal(jax.random.key(0), (n, 1, guide)) if guide else None
+        marks = Marks(jnp.ones((n, 2 + hard), bool).at[:, 2:].set(False) if hard else None, texts, judged)
+        z3 = jax.random.normal(jax.random.key(1), (n, hard, self._views[0].shape[1])) if hard else None
         block = BLOCK_SIZES[jax.default_backend()]
         pairs = dense if form == "dense" else partial(tiled, block=block)
-        loss = partial(info_nce, temperature=temperature, pairs=pairs)
-        self._function = jax.value_and_grad(lambda z: loss(*z), has_aux=True)
+        settings = NegativesConfig(**(negatives or {}))
+        loss = partial(info_nce, temperature=temperature, pairs=pairs, negatives=settings, marks=marks)
+        self._function = jax.value_and_grad(lambda z: loss(*z, z3), has_aux=True)
         self._compiled = jax.jit(self._function)
 
     def run(self) -> None:

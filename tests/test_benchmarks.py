@@ -17,6 +17,7 @@ from benchmarks.__main__ import All, main
 from benchmarks.compare import Disagreement, agree, compare, cosine_distance, relative_error
 from benchmarks.hostile import Hostile
 from benchmarks.loss import Loss
+from benchmarks.negatives import SETTINGS, Negatives
 from benchmarks.ours_profile import LIBRARIES, OTHER, PARTS, parts_of_events
 from benchmarks.profile import Profile
 from benchmarks.report import Row, Table
@@ -137,6 +138,13 @@ def test_a_rehearsal(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch)
     assert {"ours float32", "sentence-transformers float32"} <= names
     assert all(row["rate"] > 0 and row["utilisation"] > 0 and row["peak"] > 0 for row in table["rows"])
     assert results["about"]["versions"]["torch"] != "absent"
+
+
+@pytest.mark.full
+def test_masks_and_absent_hard_negatives_leave_the_loss_as_it_is() -> None:
+    """Else the benchmark of their cost ends with an error."""
+    (table,) = Negatives().quick().run(Path())
+    assert [row.name for row in table.rows] == ["plain", *SETTINGS]
 
 
 @pytest.mark.full

@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from simcse_jax.cli import main
-from simcse_jax.config import Config, DataConfig, MeshConfig, ModelConfig, ObjectiveConfig
+from simcse_jax.config import Config, DataConfig, MeshConfig, ModelConfig, NegativesConfig, ObjectiveConfig, QueueConfig
 from simcse_jax.config.load import load_config_file
 from simcse_jax.errors import InputError
 from simcse_jax.model import read_encoder_config
@@ -199,8 +199,35 @@ def check_ring(p: Plan) -> None:
     assert all(c.count == 1 for c in p.collectives if c.kind in ("all-reduce", "reduce-scatter"))
 
 
+def masked_ring(encoder: Path, topology: str) -> Plan:
+    """The same with all masks, every direction, and a queue of two batches."""
+    directions = ("query_to_document", "document_to_query", "query_to_query", "document_to_document")
+    negatives = NegativesConfig(duplicates=True, margin=0.1, guide=str(encoder), directions=directions)
+    objective = ObjectiveConfig(
+        implementation="tiled", block_size=16, negatives=negatives, queue=QueueConfig(size=2048)
+    )
+    return plan(replace(run_of(encoder, 1024), objective=objective, micro_batch=8), topology)
+
+
+def check_masked_ring(p: Plan) -> None:
+    """No vectors, ids or marks are gathered: no more than a number per row."""
+    assert p.tiled
+    assert [c for c in p.collectives if c.kind == "collective-permute"]
+    assert not [c for c in p.collectives if c.kind in ("all-gather", "all-to-all") and c.bytes > 4 * 1024]
+
+
 def test_ring_on_cpus(encoder: Path) -> None:
     check_ring(ring(encoder, "cpu:8"))
+
+
+def test_a_ring_with_masks_and_a_queue_on_cpus(encoder: Path) -> None:
+    check_masked_ring(masked_ring(encoder, "cpu:8"))
+
+
+@pytest.mark.release
+@pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
+def test_a_ring_with_masks_and_a_queue_on_tpu(encoder: Path) -> None:
+    check_masked_ring(masked_ring(encoder, "v5e:4x4"))
 
 
 @pytest.mark.release
