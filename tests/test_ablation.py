@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from simcse_jax.ablation.run import _rows, format_rows, run_ablation
-from simcse_jax.ablation.settings import Ablation, with_settings
+from simcse_jax.ablation.settings import Ablation
 from simcse_jax.cli import main
 from simcse_jax.config import Config
 from simcse_jax.config.load import load_variable
+from simcse_jax.config.values import with_settings
 from simcse_jax.errors import InputError
 from simcse_jax.objectives import check_options
 from simcse_jax.pretrained.folders import read_checkpoint

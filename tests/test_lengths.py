@@ -93,7 +93,7 @@ def test_everything_encodes_up_to_the_models_own_limit(
         calls[command] = partial(parts_of(config).dev_scores or main, {})
     elif command == "study":
         base = replace(config, evaluation=replace(config.evaluation, test=(pairs,)))
-        calls[command] = partial(Meter(Study(base, batch_sizes=(16,), steps=1))._test, {})
+        calls[command] = partial(Meter(Study(base, batch_sizes=(16,), steps=1), base)._test, {})
     with pytest.raises(Seen) as caught:
         calls.get(command, lambda: main([command, str(default), *words[command]]))()
     assert caught.value.args == (LIMIT, "q: ")

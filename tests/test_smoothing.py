@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax.ablation.settings import with_settings
 from simcse_jax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, SmoothingConfig
+from simcse_jax.config.values import with_settings
 from simcse_jax.model import read_encoder_config
 from simcse_jax.model.build import build_model, init_params
 from simcse_jax.objectives import unit

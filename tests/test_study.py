@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from simcse_jax.cli import main
-from simcse_jax.config import Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
+from simcse_jax.config import Config, DataConfig, EvaluationConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.demo import first_layers
+from simcse_jax.data.feed import Feed
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import TokenTable
 from simcse_jax.errors import InputError
@@ -28,11 +29,15 @@ from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.weights import load_params
 from simcse_jax.runtime.mesh import make_mesh
 from simcse_jax.study import Cell, Study
+from simcse_jax.study.effects import effects
 from simcse_jax.study.false_negatives import false_negatives, first_sentences
+from simcse_jax.study.grid import Series
+from simcse_jax.study.hardness import hardest_share
 from simcse_jax.study.measure import from_log
-from simcse_jax.study.noise_scale import batch_gradients, noise_scale
+from simcse_jax.study.noise_scale import batch_gradients, direction, noise_scale
+from simcse_jax.study.report import _budgets
 from simcse_jax.study.run import run_study
-from simcse_jax.study.table import slope, values
+from simcse_jax.study.table import rows_of, slope, values
 
 PAIRS = ["a man runs\ta woman runs\t3", "the dog eats\ta dog eats\t5", "red house\tnever two\t0", "cat\tdog\t2"]
 TIMES = ("seconds", "steps_per_second", "memory_bytes")
@@ -242,19 +247,35 @@ def test_a_diverged_cell_is_reported(done: Study, monkeypatch: pytest.MonkeyPatc
 
 def test_learning_rates_and_steps() -> None:
     study = Study(base=Config(optimizer=OptimizerConfig(learning_rate=3e-5)), reference_batch_size=64, sentences=8192)
-    rates = {rule: study.learning_rate(study.cell(256, rule, 0)) for rule in study.rules}
+    rates = {series.rule: study.learning_rate(study.cell(256, series, 0)) for series in study.series}
     assert rates == pytest.approx({"constant": 3e-5, "sqrt": 6e-5, "linear": 12e-5})
-    assert study.learning_rate(study.cell(16, "sqrt", 0)) == pytest.approx(1.5e-5)
-    assert {study.cell(64, rule, 0) for rule in study.rules} == {Cell(64, "reference", 0)}
+    assert study.learning_rate(study.cell(16, Series("sqrt"), 0)) == pytest.approx(1.5e-5)
+    assert {study.cell(64, series, 0) for series in study.series} == {Cell(64, "reference", 0)}
     assert [study.steps_of(Cell(b, "sqrt", 0)) for b in (16, 4096, 6000, 100_000)] == [512, 2, 2, 1]
     assert replace(study, sentences=0, steps=7).steps_of(Cell(16, "sqrt", 0)) == 7
+    both = replace(study, steps=32, rules=("sqrt",))
+    cells = [both.cell(b, series, 0) for b in (16, 256) for series in both.series]
+    assert [cell.budget for cell in cells] == ["sentences", "steps", "", ""]  # at 256, both are 32 steps
+    assert [both.steps_of(cell) for cell in cells] == [512, 32, 32, 32]
+    assert [cell.name for cell in cells[:3]] == [
+        "batch16-sqrt-sentences-seed0",
+        "batch16-sqrt-steps-seed0",
+        "batch256-sqrt-seed0",
+    ]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 5}, "set one of them"),
         ({"sentences": 0}, "set one of them"),
+        ({"factors": {"objective.queue": (0, 1)}}, "objective.queue is 0; expected"),
+        ({"factors": {"objective.queues": (0, 1)}}, "has no setting 'queues'"),
+        ({"factors": {"objective.queue.size": (0, "many")}}, "objective.queue.size is 'many'"),
+        ({"factors": {"objective.queue.size": (8,)}}, "give two values or more"),
+        ({"factors": {"batch_size": (16, 32)}}, "factors has batch_size, which the study sets"),
+        ({"factors": {"evaluation.dev": ("a", "b")}}, "or compares by"),
+        ({"factors": {"data.train": ("a b", "a_b")}}, "would have the same name"),
+        ({"hardest": 1.0}, "a share below 1"),
         ({"seeds": ()}, "give at least one"),
         ({"batch_sizes": (16, 16)}, "each once"),
         ({"batch_sizes": (16, 512)}, "batch_sizes holds 512 but .* has 203 examples"),
@@ -376,11 +397,111 @@ def test_noise_scale_of_known_gradients() -> None:
 def test_noise_scale_takes_whole_independent_batches() -> None:
     """203 examples hold six batches of 32 that share none, in another order than a run with the seed has."""
     tokens = TokenTable(np.arange(203), np.arange(204), 1, 0, 1, 0, "")
-    seen = list(batch_gradients(lambda params, batch, key: batch, {}, tokens, make_mesh(), 32, 1, 6))
+    feed = Feed(tokens, EpochOrder(203, 32, 2**32 + 1), make_mesh())
+    seen = list(batch_gradients(lambda params, batch, key: batch, {}, feed, 6))
     assert all(bool(jnp.all(batch.valid)) for batch in seen)
     first = np.concatenate([np.asarray(batch.input_ids).ravel() for batch in seen])
     assert len(set(first.tolist())) == 6 * 32
     assert set(first[:32].tolist()) != set(EpochOrder(203, 32, 1).examples(0).tolist())
+
+
+def test_the_direction_of_known_gradients() -> None:
+    whole = {"a": jnp.array([1.0, 0.0]), "b": jnp.array([1.0])}
+    few = [{"a": jnp.array([2.0, 0.0]), "b": jnp.array([0.0])}, {"a": jnp.array([0.0, 3.0]), "b": jnp.array([0.0])}]
+    assert direction(few, whole) == pytest.approx(np.sqrt(0.5) / 2)
+    assert direction([], whole) is None
+    assert direction([{"a": jnp.zeros(2), "b": jnp.zeros(1)}], whole) is None
+
+
+def test_the_hardest_negatives_by_brute_force() -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(2, 300, 8)).astype(np.float32)
+    cosine = (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
+    shares = []
+    for i in range(300):
+        weights = np.sort(np.exp(np.delete(cosine[i], i) / 0.1))[::-1]
+        shares.append(np.sum(weights[:6]) / np.sum(weights))  # 2 % of 299, rounded up
+    assert float(hardest_share(a, b, 0.1, 0.02)) == pytest.approx(np.mean(shares), rel=1e-5)
+    same = np.ones((50, 4), np.float32)
+    assert float(hardest_share(same, same, 0.05, 0.1)) == pytest.approx(5 / 49, rel=1e-5)
+
+
+def test_effects_are_paired_by_seed() -> None:
+    study = Study(
+        batch_sizes=(64, 256),
+        rules=("constant", "sqrt"),
+        seeds=(1, 2, 3),
+        steps=10,
+        factors={"objective.negatives.duplicates": (False, True)},
+    )
+    noise = {1: 0.0, 2: 5.0, 3: -2.0}
+
+    def dev(row: dict[str, Any]) -> float:
+        gain = {1: 1.0, 2: 2.0, 3: 3.0}[row["seed"]] if row["objective.negatives.duplicates"] else 0.0
+        return noise[row["seed"]] + gain + (row["batch_size"] == 256) * (10 + (row["rule"] == "sqrt"))
+
+    measures = {cell: {} for cell in study.cells()}
+    rows = [{**row, "dev": dev(row)} for row in rows_of(study, measures)]
+    found = {(effect.change, effect.at): effect for effect in effects(study, rows, "dev")}
+    mask = found["duplicates True for False", "batch 256"]
+    assert mask.differences == pytest.approx((1, 2, 3))
+    # Student's t with two degrees of freedom: 4.3027, times sd 1 / √3.
+    assert (mask.mean, mask.half) == pytest.approx((2, 4.302653 / np.sqrt(3)), rel=1e-5)
+    assert not mask.is_larger_than_noise
+    rule = found["rule sqrt for constant", "batch 256"]
+    assert rule.differences == pytest.approx((1, 1, 1))
+    assert rule.is_larger_than_noise
+    batch = found["batch 256 for 64", "sqrt learning rate, duplicates True"]
+    assert batch.differences == pytest.approx((11, 11, 11))
+    # At the reference batch all rules are one run.
+    assert ("rule sqrt for constant", "batch 64") not in found
+    assert len(found) == 4 + 2 + 1
+
+
+@pytest.fixture(scope="module")
+def factorial(study: Study) -> Study:
+    """A study of masks and a queue, at equal examples and at equal steps."""
+    factors = {"objective.negatives.duplicates": (False, True), "objective.queue.size": (0, 20)}
+    settings = {"rules": ("constant",), "seeds": (1,), "sentences": 96, "steps": 3, "factors": factors}
+    made = replace(study, output=f"{study.output}-factors", direction_batch=64, hardest=0.1, **settings)
+    assert run_study(made)["cells"] == 12  # at batch 32, 96 examples are 3 steps
+    return made
+
+
+@pytest.mark.full
+def test_any_setting_is_a_factor(factorial: Study) -> None:
+    rows = table(factorial)
+    assert len(rows) == 16
+    assert {(row["objective.negatives.duplicates"], row["objective.queue.size"]) for row in rows} == {
+        *(("False", "0"), ("False", "20"), ("True", "0"), ("True", "20")),
+    }
+    for row in rows:
+        config = json.loads((factorial.folder / "cells" / row["cell"] / "run.json").read_text())["config"]
+        assert str(config["objective"]["queue"]["size"]) == row["objective.queue.size"]
+        assert str(config["objective"]["negatives"]["duplicates"]) == row["objective.negatives.duplicates"]
+        assert -1 <= float(row["direction"]) <= 1
+        assert 0 < float(row["hardest_share"]) <= 1
+        assert float(row["effective_rank"]) > 1
+        assert abs(float(row["average_cosine"])) <= 1
+        assert (row["masked_share"] not in ("", "nan")) == (row["objective.negatives.duplicates"] == "True")
+    report = (factorial.folder / "report.md").read_text("utf-8")
+    assert "duplicates True, size 20, equal steps" in report
+    assert "With one seed there is no noise" in report
+    before = table(factorial)
+    assert run_study(factorial)["cells"] == 12
+    assert table(factorial) == before
+    with pytest.raises(InputError, match=r"objective\.temperature was"):
+        run_study(replace(factorial, base=replace(factorial.base, objective=ObjectiveConfig(temperature=0.1))))
+
+
+def test_a_budget_that_decides_is_said(done: Study) -> None:
+    runs = {
+        f"{b}-{s}": {"batch_size": b, "steps": 8, "best_step": 8 if b == 32 or s == 1 else 4}
+        for b in (16, 32)
+        for s in (1, 2)
+    }
+    (warning,) = _budgets(runs, done)
+    assert warning.startswith("**The budget decides at batch 32**: 2 of its 2 runs")
 
 
 def test_slopes_and_spread() -> None:

@@ -1,12 +1,12 @@
 """An ablation: the variants of a config, by seeds."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import tyro
 
 from simcse_jax.config import Config
+from simcse_jax.config.values import with_settings
 from simcse_jax.errors import InputError, did_you_mean
 from simcse_jax.storage.files import local_only
 
@@ -47,18 +47,3 @@ class Ablation:
         """The run of a variant and seed."""
         config: Config = with_settings(self.base, self.variants[name])
         return replace(config, seed=seed, output=str(local_only(self.output) / name / f"seed{seed}"))
-
-
-def with_settings(config: Any, settings: Mapping[str, Any]) -> Any:
-    """A copy of a dataclass with dotted fields set.
-
-    Raises:
-      InputError: a field that the dataclass does not have.
-    """
-    for name, value in settings.items():
-        head, _, rest = name.partition(".")
-        if not is_dataclass(config) or isinstance(config, type) or head not in {f.name for f in fields(config)}:
-            raise InputError(f"{type(config).__name__} has no setting '{head}' (in '{name}')")
-        value = with_settings(getattr(config, head), {rest: value}) if rest else value
-        config = replace(config, **{head: value})
-    return config

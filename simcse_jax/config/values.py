@@ -7,7 +7,7 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal
@@ -161,7 +161,9 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
     def convert(hint: Any, value: Any) -> Any:
         if dataclasses.is_dataclass(hint):
             return from_dict(typing.cast(type, hint), value)
-        return tuple(value) if isinstance(value, list) else value
+        if isinstance(value, dict):
+            return {key: convert(Any, x) for key, x in value.items()}
+        return tuple(convert(Any, x) for x in value) if isinstance(value, list) else value
 
     return cls(**{name: convert(hints[name], value) for name, value in values.items()})
 
@@ -209,4 +211,23 @@ def field_value(config: Any, name: str) -> Any:
     """The value of a dotted field name."""
     for part in name.split("."):
         config = getattr(config, part)
+    return config
+
+
+def with_settings(config: Any, settings: Mapping[str, Any]) -> Any:
+    """A copy of a dataclass with dotted fields set.
+
+    Raises:
+      InputError: a field that the dataclass does not have.
+    """
+    for name, value in settings.items():
+        head, _, rest = name.partition(".")
+        if (
+            not dataclasses.is_dataclass(config)
+            or isinstance(config, type)
+            or head not in {f.name for f in dataclasses.fields(config)}
+        ):
+            raise InputError(f"{type(config).__name__} has no setting '{head}' (in '{name}')")
+        value = with_settings(getattr(config, head), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{head: value})
     return config

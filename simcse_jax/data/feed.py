@@ -19,6 +19,12 @@ from simcse_jax.runtime.mesh import put_batch
 _FITTED = 2**24  # elements of the table of free room while rows are fitted
 
 
+def order_of(table: TokenTable, batch_size: int, seed: int, distinct: bool) -> EpochOrder:
+    """The order of a table's examples; for `distinct` see `DataConfig`."""
+    texts = table.texts(np.arange(len(table))).view(np.uint64)[..., 0] if distinct else None
+    return EpochOrder(len(table), batch_size, seed, texts)
+
+
 @dataclass(frozen=True)
 class Feed:
     """The batches of a run: their text, order and packing, and the devices that take them."""

@@ -1,16 +1,21 @@
 """The measures of a trained cell."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
+from simcse_jax import rng
+from simcse_jax.config import Config
 from simcse_jax.data.corpus import open_corpus
-from simcse_jax.data.order import EpochOrder
+from simcse_jax.data.feed import Feed, order_of
 from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.errors import InputError
+from simcse_jax.evaluation.geometry import average_cosine, effective_rank, singular_values
 from simcse_jax.evaluation.sts import evaluate, load_task
 from simcse_jax.evaluation.suite import expand_tasks
 from simcse_jax.inference.loading import encoder_of, load_model
@@ -22,8 +27,11 @@ from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.runs.metrics_log import read_log
 from simcse_jax.runtime.mesh import check_batch_size, make_mesh, put, state_sharding
 from simcse_jax.study.false_negatives import Reference, false_negatives, load_reference
-from simcse_jax.study.grid import Cell, Study
-from simcse_jax.study.noise_scale import Gradient, batch_gradients, make_gradient, noise_scale
+from simcse_jax.study.grid import Cell, Settings, Study, slug
+from simcse_jax.study.hardness import hardest_share
+from simcse_jax.study.noise_scale import Gradient, batch_gradients, direction, make_gradient, noise_scale
+from simcse_jax.training.guide import load_guide, make_guide
+from simcse_jax.training.loss import encode_views
 from simcse_jax.training.scores import check_data
 from simcse_jax.training.spec import StepSpec
 from simcse_jax.training.state import initial_params, sentence_encoder
@@ -32,16 +40,19 @@ Measures = dict[str, Any]
 
 
 class Meter:
-    """Measures cells; loads once whatever they share."""
+    """Measures cells that have model and text in common; loads once whatever they share."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, config: Config) -> None:
         """Loads model, text and tasks, and checks the study against them.
+
+        Args:
+          study: the study.
+          config: a run with their model and text.
 
         Raises:
           InputError: see `prepare`; also a batch that exceeds the text or that the devices do not divide.
         """
-        config = study.base
-        self._study = study
+        self._study, self._config = study, config
         self._mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
         check_data(config.evaluation)
         names = expand_tasks(config.evaluation.test, "test")
@@ -63,13 +74,14 @@ class Meter:
                     f"batch_sizes holds {batch_size} but {config.data.train} has {len(self.tokens):,} examples: "
                     "leave out batches larger than the data"
                 )
-        self._gradients: dict[int, Gradient] = {}  # by batch size
+        self._guide = load_guide(config, tokenizer)
+        self._gradients: dict[tuple[int, Settings], Gradient] = {}  # by batch size
         self._reference: Reference | None = None
-        self._noise_before: dict[tuple[int, int], float | None] = {}
+        self._noise_before: dict[tuple[int, int, Settings], float | None] = {}
 
     def initial_scores(self) -> dict[str, float | None]:
         """Test scores before training, with the parameters of the first seed."""
-        return self._test(self._initial(self._study.cells()[0]))
+        return self._test(self._initial(self._study.cells()[0]))[0]
 
     def __call__(self, cell: Cell, results: dict[str, Any]) -> Measures:
         """Measures a cell whose training has ended.
@@ -85,33 +97,43 @@ class Meter:
         study, folder = self._study, self._study.cell_folder(cell)
         steps = study.steps_of(cell)
         params = load_model(folder).params
-        test = self._test(params)
+        test, vectors = self._test(params)
         seconds = results.get("seconds")
-        if cell.batch_size not in self._gradients:
-            config = replace(study.config(cell), micro_batch=results["micro_batch"])
-            spec = StepSpec(config, self._model, self._mesh, self.tokens.columns, total_steps=1)
-            self._gradients[cell.batch_size] = make_gradient(spec, params)
-        key = cell.batch_size, cell.seed  # before training, all rules are the same
+        # Of a size that training had memory for.
+        micro_batch = results["micro_batch"] or cell.batch_size
+        key = cell.batch_size, cell.seed, cell.settings  # before training, all rules are the same
         if key not in self._noise_before:
-            self._noise_before[key] = self._noise(cell, self._initial(cell))
+            self._noise_before[key] = self._noise(cell, self._initial(cell), micro_batch)
+        log = from_log(folder / "metrics.jsonl", steps, results["best_step"])
         return {
             "best_step": results["best_step"],
             "dev": results["dev"],
             "test": test.pop("Avg."),
             **{f"test_{Path(name).stem}": score for name, score in test.items()},
-            **from_log(folder / "metrics.jsonl", steps, results["best_step"]),
+            **log,
             **self._false_negatives(cell),
             "noise_scale_before": self._noise_before[key],
-            "noise_scale": self._noise(cell, params),
+            "noise_scale": self._noise(cell, params, micro_batch),
+            "direction": self._direction(cell, params, micro_batch),
+            "hardest_share": self._hardest(cell, params, micro_batch, log["temperature"]),
+            "effective_rank": effective_rank(singular_values(vectors)),
+            "average_cosine": average_cosine(vectors),
             # Of the whole cell, even if this process trained only a part of it.
             "seconds": steps * seconds / results["steps"] if seconds and results["steps"] else None,
             "steps_per_second": results["steps"] / seconds if seconds else None,
             "memory_bytes": results["memory"],
         }
 
-    def _test(self, params: Params) -> dict[str, float | None]:
-        reported: dict[str, float | None] = evaluate(self._tasks, lambda s: self._encoder(params, s))["reported"]
-        return reported
+    def _test(self, params: Params) -> tuple[dict[str, float | None], Float[np.ndarray, "S H"]]:
+        """Scores of the test tasks, and the vectors of their sentences."""
+        seen = []
+
+        def encode(sentences: list[str]) -> Float[np.ndarray, "S H"]:
+            seen.append(self._encoder(params, sentences))
+            return seen[-1]
+
+        reported: dict[str, float | None] = evaluate(self._tasks, encode)["reported"]
+        return reported, np.concatenate(seen)
 
     def _initial(self, cell: Cell) -> Params:
         initial = initial_params(self._study.config(cell), self._model)
@@ -123,28 +145,70 @@ class Meter:
             params = put(initial, state_sharding(self._mesh, initial))
         return params
 
-    def _noise(self, cell: Cell, params: Params) -> float | None:
-        study, size = self._study, cell.batch_size
-        wanted = max(study.noise_scale_batches, study.noise_scale_sentences // size)
-        count = min(wanted, len(self.tokens) // size)  # batches that share examples are not independent
-        if not study.noise_scale_batches or count < 2:
+    def _gradient(self, cell: Cell, size: int, micro_batch: int, params: Params) -> Gradient:
+        """The gradient of a batch of `size` under a cell's loss."""
+        if (size, cell.settings) not in self._gradients:
+            config = replace(self._study.config(cell), batch_size=size, micro_batch=min(micro_batch, size))
+            width = self._guide.model.config.hidden_size if self._guide else 0
+            columns = self.tokens.columns
+            spec = StepSpec(config, self._model, self._mesh, columns, 1, text_columns=columns, guide_width=width)
+            self._gradients[size, cell.settings] = make_gradient(spec, params)
+        return self._gradients[size, cell.settings]
+
+    def _feed(self, cell: Cell, size: int) -> Feed:
+        """Batches in an order that no run has: the seeds of runs are below 2³²."""
+        config = self._study.base_of(cell)
+        order = order_of(self.tokens, size, 2**32 + cell.seed, config.data.distinct)
+        guide = make_guide(self._guide, self._mesh) if self._guide else None
+        return Feed(self.tokens, order, self._mesh, compares=config.objective.negatives.duplicates, guide=guide)
+
+    def _noise(self, cell: Cell, params: Params, micro_batch: int) -> float | None:
+        count = self._count(cell)
+        if not self._study.noise_scale_batches or count < 2:
             return None
-        gradients = batch_gradients(self._gradients[size], params, self.tokens, self._mesh, size, cell.seed, count)
-        return noise_scale(gradients, size)
+        size = cell.batch_size
+        gradient = self._gradient(cell, size, micro_batch, params)
+        return noise_scale(batch_gradients(gradient, params, self._feed(cell, size), count), size)
+
+    def _count(self, cell: Cell) -> int:
+        """Batches that are measured: those that share examples are not independent."""
+        study, size = self._study, cell.batch_size
+        return min(max(study.noise_scale_batches, study.noise_scale_sentences // size, 1), len(self.tokens) // size)
+
+    def _direction(self, cell: Cell, params: Params, micro_batch: int) -> float | None:
+        size, devices = cell.batch_size, self._mesh.size
+        large = min(self._study.direction_batch, len(self.tokens)) // devices * devices
+        if large <= size:
+            return None
+        whole = self._gradient(cell, large, micro_batch, params)
+        (of_whole,) = batch_gradients(whole, params, self._feed(cell, large), 1)
+        own = self._gradient(cell, size, micro_batch, params)
+        return direction(batch_gradients(own, params, self._feed(cell, size), self._count(cell)), of_whole)
+
+    def _hardest(self, cell: Cell, params: Params, micro_batch: int, temperature: float | None) -> float | None:
+        share, config = self._study.hardest, self._study.config(cell)
+        if not share or cell.batch_size < 2:
+            return None
+        batch = replace(self._feed(cell, cell.batch_size), guide=None).batch(0)
+        key = rng.key(cell.seed, "hardest")
+        encode = jax.jit(partial(encode_views, self._model, micro_batch=micro_batch))
+        z = encode(params, batch, key)
+        return float(hardest_share(z[:, 0], z[:, 1], temperature or config.objective.temperature, share))
 
     def _batches(self, cell: Cell) -> list[np.ndarray]:
         """The examples of each step of a cell."""
-        order = EpochOrder(len(self.tokens), cell.batch_size, cell.seed)
+        order = order_of(self.tokens, cell.batch_size, cell.seed, self._study.base_of(cell).data.distinct)
         return [order.examples(step) for step in range(self._study.steps_of(cell))]
 
     def _false_negatives(self, cell: Cell) -> Measures:
         study = self._study
         if self._reference is None:
-            wanted = np.unique(np.concatenate([batch for c in study.cells() for batch in self._batches(c)]))
-            model = study.reference_model or study.base.model.path
+            same = [c for c in study.cells() if study.key(c) == study.key(cell)]
+            wanted = np.unique(np.concatenate([batch for c in same for batch in self._batches(c)]))
+            model = study.reference_model or self._config.model.path
             pooler = study.reference_pooler or (None if study.reference_model else self._pooling.at_evaluation)
-            file = study.folder / "reference.npz"
-            self._reference = load_reference(file, model, pooler, study.base, self._corpus, wanted)
+            file = study.folder / f"reference{'-' if study.key(cell) else ''}{slug(study.key(cell))}.npz"
+            self._reference = load_reference(file, model, pooler, self._config, self._corpus, wanted)
         batches, reference = self._batches(cell), self._reference
         shares = false_negatives((reference.of(batch) for batch in batches), study.false_negative_threshold)
         return {"sentences": sum(map(len, batches)), **shares}
@@ -154,7 +218,7 @@ def from_log(file: Path, steps: int, best_step: int | None) -> Measures:
     """The figures of a run's metrics.jsonl: means over the last quarter of its steps, and the dev figures."""
     lines = read_log(file)
     late = [line for line in lines if "loss" in line and line["step"] > 0.75 * steps]
-    names = ("loss", "effective_negatives", "positive_similarity", "negative_similarity")
+    names = ("loss", "effective_negatives", "positive_similarity", "negative_similarity", "masked_share", "temperature")
     dev = {line["step"]: line for line in lines if "dev" in line}
     selected = dev.get(best_step, {})
     return {

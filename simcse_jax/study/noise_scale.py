@@ -9,6 +9,7 @@ S and |G|² are without bias; the ratio is not, and where the estimate of |G|² 
 part of a gradient's noise. The expected gradient itself depends on B, through the number of negatives.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,14 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from simcse_jax.config import MLMConfig
 from simcse_jax.data.batch import Batch
 from simcse_jax.data.feed import Feed
-from simcse_jax.data.order import EpochOrder
-from simcse_jax.data.tokens import TokenTable
 from simcse_jax.model.params import Params
 from simcse_jax.training.loss import make_loss
 from simcse_jax.training.spec import StepSpec
@@ -76,13 +74,22 @@ def make_gradient(spec: StepSpec, params: Any) -> Gradient:
     return jax.jit(lambda params, batch, draw: gradient(params, None, draw, batch)[0])
 
 
-def batch_gradients(
-    gradient: Gradient, params: Params, tokens: TokenTable, mesh: Mesh, batch_size: int, seed: int, count: int
-) -> Iterator[Params]:
-    """Gradients of `count` whole batches, with an order of examples and dropout noise that no training run has.
+def direction(gradients: Iterable[Any], whole: Any) -> float | None:
+    """The mean cosine of gradients, each a tree, with another; None without any, or where one is 0."""
+    cosines = [float(_cosine(gradient, whole)) for gradient in gradients]
+    mean = float(np.mean(cosines)) if cosines else math.nan
+    return mean if math.isfinite(mean) else None
 
-    They are independent if no two share an example: `count` · `batch_size` must not exceed the number of examples.
+
+@jax.jit
+def _cosine(a: Any, b: Any) -> Float[Array, ""]:
+    return optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
+
+
+def batch_gradients(gradient: Gradient, params: Params, feed: Feed, count: int) -> Iterator[Params]:
+    """Gradients of the first `count` whole batches of a feed, under dropout noise that no training run has.
+
+    They are independent if no two share an example: the batches must not exceed an epoch.
     """
-    feed = Feed(tokens, EpochOrder(len(tokens), batch_size, 2**32 + seed), mesh)  # the seeds of runs are below 2**32
     for i in range(count):
         yield gradient(params, feed.batch(i), np.int32(i))

@@ -57,7 +57,8 @@ def _run(study: Study) -> dict[str, Any]:
     done = {cell: measures for cell in cells if (measures := _read(study, cell)) is not None}
     if len(done) < len(cells) or not (folder / "initial.json").is_file():
         _echo(f"study     {len(cells)} cells, {len(done)} of them done, in {folder}")
-        meter = Meter(study)
+        meters = {(): Meter(study, study.base)}
+        meter = meters[()]
         contents = digests_of(load_tasks(study.base.evaluation))
         if held is not None:
             _check_made_from(study, held, meter.tokens.fingerprint, contents)
@@ -69,7 +70,10 @@ def _run(study: Study) -> dict[str, Any]:
         for number, cell in enumerate(cells, 1):
             if cell not in done:
                 _echo(f"cell      {number} of {len(cells)}: {cell.name}")
-                measures = _run_cell(study, cell, meter)
+                key = study.key(cell)
+                if key not in meters:
+                    meters[key] = Meter(study, study.base_of(cell))
+                measures = _run_cell(study, cell, meters[key])
                 if measures is None:
                     return {"stopped": cell.name, "done": len(done)}
                 done[cell] = measures
@@ -123,7 +127,7 @@ def _check_folder(study: Study) -> dict[str, Any] | None:
         shown = "; ".join(f"{n} was {field_value(before, n)!r}, is {field_value(study, n)!r}" for n in changed)
         raise InputError(
             f"{folder} is a study with other settings ({shown}): give the same or another --output; "
-            "only batch_sizes, rules and seeds may be extended"
+            "only batch_sizes, rules, seeds and factors may be extended"
         )
     return about
 

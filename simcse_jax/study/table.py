@@ -17,12 +17,15 @@ def rows_of(study: Study, measures: dict[Cell, dict[str, Any]]) -> list[Row]:
     """
     rows = []
     for batch_size in sorted(study.batch_sizes):
-        for rule in study.rules:
+        for series in study.series:
             for seed in study.seeds:
-                cell = study.cell(batch_size, rule, seed)
+                cell = study.cell(batch_size, series, seed)
                 settings = {
                     "batch_size": batch_size,
-                    "rule": rule,
+                    "rule": series.rule,
+                    **dict(series.settings),
+                    **({"budget": series.budget} if series.budget else {}),
+                    "series": study.label(series),
                     "seed": seed,
                     "cell": cell.name,
                     "learning_rate": study.learning_rate(cell),

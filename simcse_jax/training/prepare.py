@@ -20,9 +20,8 @@ from simcse_jax.config import Config
 from simcse_jax.config.values import check_types
 from simcse_jax.data.augment import make_augmenter
 from simcse_jax.data.corpus import Corpus, open_corpus
-from simcse_jax.data.feed import Feed
+from simcse_jax.data.feed import Feed, order_of
 from simcse_jax.data.files import Files
-from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import read_vocabulary, tokenize_corpus
 from simcse_jax.errors import InputError, check_all
 from simcse_jax.inference.loading import LoadedModel, encoder_of
@@ -270,8 +269,7 @@ def make_feed(request: Request, parts: Parts) -> Feed:
             f"data.augment is '{config.data.augment}' but each example of {config.data.train} has its positive already "
             f"({table.columns} columns): name one column with data.columns, or set data.augment to 'none'"
         )
-    texts = table.texts(np.arange(len(table))).view(np.uint64)[..., 0] if settings.distinct else None
-    order = EpochOrder(len(table), config.batch_size, config.seed, texts)
+    order = order_of(table, config.batch_size, config.seed, settings.distinct)
     feed = Feed(table, order, request.mesh, augmenter, compares=config.objective.negatives.duplicates)
     if request.resuming:
         check_resume(request.resuming, config, feed.fingerprint)
