@@ -79,7 +79,7 @@ class Loss(OnJax):
         pairs = dense if form == "dense" else partial(tiled, block=block)
         settings = NegativesConfig(**(negatives or {}))
         loss = partial(info_nce, temperature=temperature, pairs=pairs, negatives=settings, marks=marks)
-        self._function = jax.value_and_grad(lambda z: loss(*z, z3), has_aux=True)
+        self._function = jax.value_and_grad(lambda z: loss(z[0], z[1], z3), has_aux=True)
         self._compiled = jax.jit(self._function)
 
     def run(self) -> None:

@@ -83,7 +83,8 @@ def direction(gradients: Iterable[Any], whole: Any) -> float | None:
 
 @jax.jit
 def _cosine(a: Any, b: Any) -> Float[Array, ""]:
-    return optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
+    cosine: Array = optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
+    return cosine
 
 
 def batch_gradients(gradient: Gradient, params: Params, feed: Feed, count: int) -> Iterator[Params]:

@@ -244,7 +244,7 @@ def _effects(study: Study, rows: list[Row]) -> list[str]:
     lines = []
     for effect in found["dev"]:
         other = of_test.get((effect.change, effect.at))
-        pair = [effect] + [other] * (other is not None)
+        pair = [effect] if other is None else [effect, other]
         verdicts = [x.is_larger_than_noise for x in pair]
         words = "larger than seed noise" if all(verdicts) else "not decided" if not any(verdicts) else "in one of both"
         shown = [f"{x.mean:+.2f} ± {x.half:.2f}" for x in pair] + ["–"] * (2 - len(pair))

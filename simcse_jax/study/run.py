@@ -28,7 +28,7 @@ from simcse_jax.storage.files import (
     writing,
 )
 from simcse_jax.storage.records import read_record
-from simcse_jax.study.grid import Cell, Study, changes
+from simcse_jax.study.grid import Cell, Settings, Study, changes
 from simcse_jax.study.measure import Measures, Meter
 from simcse_jax.study.report import write_report
 from simcse_jax.training.contents import digests_of
@@ -57,7 +57,7 @@ def _run(study: Study) -> dict[str, Any]:
     done = {cell: measures for cell in cells if (measures := _read(study, cell)) is not None}
     if len(done) < len(cells) or not (folder / "initial.json").is_file():
         _echo(f"study     {len(cells)} cells, {len(done)} of them done, in {folder}")
-        meters = {(): Meter(study, study.base)}
+        meters: dict[Settings, Meter] = {(): Meter(study, study.base)}
         meter = meters[()]
         contents = digests_of(load_tasks(study.base.evaluation))
         if held is not None:
