@@ -17,7 +17,8 @@ class StudyCommand(Configured):
     """Train over a grid of batch × learning-rate rule × seed, or continue; write table, figures and report."""
 
     config_file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
-    """Python file that defines `study`, or the name of one that comes with the package: study_batch_size."""
+    """Python file that defines `study`, or the name of one that comes with the package: study_batch_size,
+    study_negatives."""
     study: Annotated[StudySettings, tyro.conf.arg(name="")] = field(default_factory=StudySettings)
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from simcse_jax.reports.tables import Row
-from simcse_jax.study.grid import Series, Study
+from simcse_jax.study.grid import Series, Study, in_words
 
 Key = tuple[int, Series, int]
 """Batch, series and seed."""
@@ -84,7 +84,7 @@ def _changes(study: Study, batch: int) -> Iterator[tuple[str, list[tuple[Key, Ke
                 if _value(changed, part) == other and _without(changed, part) == _without(series, part)
                 for s in study.seeds
             ]
-            yield f"{part.rpartition('.')[2]} {other} for {first}", pairs
+            yield f"{part.rpartition('.')[2]} {in_words(other)} for {in_words(first)}", pairs
 
 
 def _value(series: Series, part: str) -> Any:

@@ -59,7 +59,12 @@ class Cell:
 
 def slug(settings: Settings) -> str:
     """Settings as a part of a file's name."""
-    return "-".join(re.sub(r"[^\w.+-]+", "_", f"{_last(name)}_{value}") for name, value in settings)
+    return "-".join(re.sub(r"[^\w.+-]+", "_", f"{_last(name)}_{in_words(value)}") for name, value in settings)
+
+
+def in_words(value: Any) -> str:
+    """A value of a factor; of a path its last part, which is the same on every machine."""
+    return (Path(value).name or "none") if isinstance(value, str) else str(value)
 
 
 def _last(name: str) -> str:
@@ -188,7 +193,7 @@ class Study:
         """A series in words: what of it the study varies."""
         several = len(self.rules) > 1 or len(self.series) == 1
         words = [f"{series.rule} learning rate"] * several
-        words += [f"{_last(name)} {value}" for name, value in series.settings]
+        words += [f"{_last(name)} {in_words(value)}" for name, value in series.settings]
         words += [f"equal {'examples' if series.budget == 'sentences' else 'steps'}"] * bool(series.budget)
         return ", ".join(words)
 

@@ -11,7 +11,7 @@ from simcse_jax.reports.paths import portable
 from simcse_jax.reports.tables import Row, formatted, markdown_table, write_csv
 from simcse_jax.study.effects import effects
 from simcse_jax.study.figures import write_figures
-from simcse_jax.study.grid import Cell, Series, Study
+from simcse_jax.study.grid import Cell, Series, Study, in_words
 from simcse_jax.study.table import mean_sd, rows_of, slope, values
 
 _CAPTIONS = {
@@ -104,7 +104,7 @@ def _setting(study: Study, rows: list[Row]) -> str:
             f"- model {portable(base.model.path)}, pooler {pooler}, length {base.data.max_length}",
             f"- text {portable(base.data.train)}",
             f"- budget of each run: {' or '.join(budgets)}",
-            *(f"- {name}: {_list(values)}" for name, values in study.factors.items()),
+            *(f"- {name}: {_list(map(in_words, values))}" for name, values in study.factors.items()),
             f"- batches {_list(study.batch_sizes)}; seeds {_list(study.seeds)}; {len({r['cell'] for r in rows})} runs",
             f"- learning rate {base.optimizer.learning_rate:g} at batch {study.reference_batch_size}, at others by "
             f"rule ({_list(study.rules)}); temperature {base.objective.temperature:g}",
