@@ -17,7 +17,8 @@ from simcse_jax.errors import InputError
 from simcse_jax.inference import mining
 from simcse_jax.inference.mining import Counts, Miner, mine_to_file
 from simcse_jax.runtime.mesh import make_mesh
-from tests.conftest import full
+from simcse_jax.storage import records
+from tests.conftest import TINY_BERT, full, write_model
 
 WIDTH = 16
 
@@ -54,6 +55,11 @@ def brute_force(examples: list[tuple[str, str]], corpus: list[str], config: Mini
     return found
 
 
+def mined(miner: Miner, start: int, stop: int, counts: Counts | None = None) -> list[list[str]]:
+    found = miner.mine(start, stop, counts or Counts())
+    return [[miner.texts[number] for number in numbers] for numbers in found]
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize(
     "config",
@@ -69,7 +75,7 @@ def test_mined_negatives_are_those_of_brute_force(config: MiningConfig, devices:
     corpus = [*(p for _, p in examples), *(f"{'abcdef'[n % 6]} text {n}" for n in range(200)), " ", "b text 1 "]
     mesh = make_mesh(data=devices, devices=jax.devices()[:devices])
     counts = Counts()
-    found = list(Miner(encode, corpus, examples, config, mesh).mine(0, len(examples), counts))
+    found = mined(Miner(encode, corpus, examples, config, mesh), 0, len(examples), counts)
     assert found == brute_force(examples, corpus, config)
     report = counts.report()
     assert report["examples"] == 120
@@ -82,23 +88,23 @@ def test_negatives_drawn_at_random_are_of_the_candidates_and_of_the_seed() -> No
     corpus = [p for _, p in examples] + [f"{'abcdef'[n % 6]} text {n}" for n in range(100)]
     config = MiningConfig(negatives=2, last_rank=30, choose="random", relative_margin=0.0)
     miner = Miner(encode, corpus, examples, config, make_mesh())
-    first = list(miner.mine(0, 60, Counts()))
-    assert [*miner.mine(0, 25, Counts()), *miner.mine(25, 60, Counts())] == first
-    every = brute_force(examples, corpus, replace(config, negatives=8, last_rank=30))
+    first = mined(miner, 0, 60)
+    assert [*mined(miner, 0, 25), *mined(miner, 25, 60)] == first
     every = brute_force(examples, corpus, replace(config, negatives=30))
     assert all(set(found) <= set(candidates) for found, candidates in zip(first, every, strict=True))
     other = Miner(encode, corpus, examples, replace(config, seed=1), make_mesh())
-    assert list(other.mine(0, 60, Counts())) != first
+    assert mined(other, 0, 60) != first
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
 def test_an_interrupted_call_goes_on(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mining, "_PART", 16)
     examples, output, config = pairs(50), tmp_path / f"mined{ending}", MiningConfig(negatives=2)
+    corpus = [p for _, p in examples]
     made: list[int] = []
 
     def make(calls: int) -> Miner:
-        miner = Miner(encode, [p for _, p in examples], examples, config, make_mesh())
+        miner = Miner(encode, corpus, examples, config, make_mesh())
         mine = miner.mine
 
         def counted(start: int, stop: int, counts: Counts) -> Any:
@@ -111,19 +117,52 @@ def test_an_interrupted_call_goes_on(ending: str, tmp_path: Path, monkeypatch: p
         return miner
 
     with pytest.raises(KeyboardInterrupt):
-        mine_to_file(output, examples, lambda: make(2), {"a": 1})
+        mine_to_file(output, corpus, examples, lambda: make(2), {"a": 1})
     assert not output.exists()
     with pytest.raises(InputError, match="parts of a call with another model, text or settings"):
-        mine_to_file(output, examples, lambda: make(9), {"a": 2})
+        mine_to_file(output, corpus, examples, lambda: make(9), {"a": 2})
     (tmp_path / f"mined{ending}.parts" / "16.json").write_text("{")  # cut off by a crash
-    report = mine_to_file(output, examples, lambda: make(9), {"a": 1})
+    report = mine_to_file(output, corpus, examples, lambda: make(9), {"a": 1})
     assert made == [0, 16, 16, 32, 48]
     assert report["examples"] == 50
     assert sorted(p.name for p in tmp_path.iterdir()) == [output.name]
-    expected = brute_force(examples, [p for _, p in examples], config)
+    expected = brute_force(examples, corpus, config)
     rows = list(open_corpus(DataConfig(train=str(output))))
     assert [list(filter(None, row[2:])) for row in rows] == expected
     assert [row[:2] for row in rows] == examples
+
+
+def test_parts_of_long_texts_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record is read up to a limit, which the texts of a part may exceed."""
+    monkeypatch.setattr(records, "LARGEST", 2000)
+    examples = [(q, f"{a} {'long ' * 500}".strip()) for q, a in pairs(30)]
+    corpus, output = [p for _, p in examples], tmp_path / "mined.jsonl"
+    config = MiningConfig(negatives=2, relative_margin=0.0, margin=-2.0)
+    mine_to_file(output, corpus, examples, lambda: Miner(encode, corpus, examples, config, make_mesh()), {})
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [[row["negative_1"], row["negative_2"]] for row in rows] == brute_force(examples, corpus, config)
+
+
+def test_parts_of_other_weights_in_the_same_folder_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, output = tmp_path / "pairs.tsv", tmp_path / "mined.jsonl"
+    text.write_text("question\tanswer\n" + "".join(f"{q}\t{a}\n" for q, a in pairs(8)))
+    model = write_model(tmp_path / "model", TINY_BERT)
+    command = ["data", "mine", str(model), str(text), str(output), "--pooler", "avg"]
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Miner, "mine", stop)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            main(command)
+    write_model(model, TINY_BERT, seed=1)
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "parts of a call with another model" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_the_command(tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +198,7 @@ def test_mining_20000_real_sentences_is_brute_force(real_data: Path, minilm: Pat
     examples = list(pairwise(texts[:201]))
     config = MiningConfig(negatives=8, relative_margin=0.0, margin=-1.0)
     miner = Miner(lambda x: np.stack([vectors[t] for t in x]), texts[:20000], examples, config, make_mesh())
-    found = list(miner.mine(0, 200, Counts()))
+    found = mined(miner, 0, 200)
     matrix = np.stack([vectors[t] for t in texts[:20000]]).astype(np.float64)
     matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     for n, (sentence, positive) in enumerate(examples):

@@ -150,6 +150,7 @@ class Mine(Command):
         from simcse_jax.data.corpus import open_corpus, read_sentences
         from simcse_jax.inference.loading import load_model
         from simcse_jax.inference.mining import Miner, mine_to_file
+        from simcse_jax.model.params import digest_params
         from simcse_jax.runtime.mesh import make_mesh
         from simcse_jax.runtime.processes import check_shared
 
@@ -170,7 +171,7 @@ class Mine(Command):
             "mining": asdict(self.mining),
             "pairs": source.fingerprint,
             "corpus": hashlib.sha256("\n".join(corpus).encode()).hexdigest(),
-            "model": [str(model.checkpoint.root), model.step, self.pooler, self.max_length],
+            "model": digest_params(model.params, f"{model.pooler} {self.max_length}"),
         }
         make = partial(Miner, encode, corpus, examples, self.mining, make_mesh())
-        return mine_to_file(self.output.expanduser(), examples, make, identity)
+        return mine_to_file(self.output.expanduser(), corpus, examples, make, identity)

@@ -72,6 +72,11 @@ class Counts:
         }
 
 
+def distinct_texts(corpus: Sequence[str]) -> list[str]:
+    """The texts of a corpus in their order, without blank ones and repetitions."""
+    return list(dict.fromkeys(text.strip() for text in corpus if text.strip()))
+
+
 class Miner:
     """A corpus whose vectors are on the devices, and the positives of the examples."""
 
@@ -87,7 +92,7 @@ class Miner:
 
         Args:
           encode: gives the vectors of texts.
-          corpus: the texts; blank ones and repetitions are left out.
+          corpus: the texts, see `distinct_texts`.
           examples: sentences and their positives.
           config: the settings.
           mesh: the devices that the corpus is split over.
@@ -95,7 +100,7 @@ class Miner:
         Raises:
           InputError: a corpus without text, or faiss is not installed.
         """
-        self.texts = list(dict.fromkeys(text.strip() for text in corpus if text.strip()))
+        self.texts = distinct_texts(corpus)
         if not self.texts:
             raise InputError("the corpus has no text to mine: give one text per line, or another column")
         self._encode, self._examples, self._config = encode, examples, config
@@ -113,8 +118,8 @@ class Miner:
             index.add(vectors)
             self._find = lambda queries, count: index.find(queries, count, cosines=True)
 
-    def mine(self, start: int, stop: int, counts: Counts) -> Iterator[list[str]]:
-        """The hard negatives of examples start..stop−1, in order; adds to the counts."""
+    def mine(self, start: int, stop: int, counts: Counts) -> Iterator[list[int]]:
+        """The hard negatives of examples start..stop−1, in order, by their numbers in `texts`; adds to the counts."""
         part = self._examples[start:stop]
         queries, positives = (unit(self._encode([example[side] for example in part])) for side in (0, 1))
         limits = as_cosines(np.sum(queries * positives, axis=1))
@@ -140,7 +145,7 @@ class Miner:
             counts.found[len(taken)] += 1
             counts.positive += limit
             counts.negative += sum(score for _, score in taken)
-            yield [self.texts[number] for number, _ in taken]
+            yield [number for number, _ in taken]
 
 
 def _sharded(vectors: Float[np.ndarray, "N D"], mesh: Mesh) -> Callable[[Float[np.ndarray, "Q D"], int], Found]:
@@ -209,7 +214,11 @@ def _merged(best: tuple[Array, Array], found: tuple[Array, Array], count: int) -
 
 
 def mine_to_file(
-    output: Path, examples: Sequence[tuple[str, str]], make_miner: Callable[[], Miner], identity: dict[str, Any]
+    output: Path,
+    corpus: Sequence[str],
+    examples: Sequence[tuple[str, str]],
+    make_miner: Callable[[], Miner],
+    identity: dict[str, Any],
 ) -> dict[str, Any]:
     """Mines all examples and writes them with their hard negatives, in every process of a job alike.
 
@@ -218,7 +227,7 @@ def mine_to_file(
     Args:
       output: the .jsonl or .parquet file, with the columns sentence, positive, negative_1 and so on; a negative that an
         example lacks is null.
-      examples: sentences and their positives.
+      corpus, examples: those of the miner.
       make_miner: makes the miner; called if something is left to mine.
       identity: what the result follows from, as JSON values; parts that followed from something else are an error.
 
@@ -243,7 +252,7 @@ def mine_to_file(
                 with writing(output):
                     write_sealed(files[start], {"counts": asdict(counts), "negatives": negatives})
             bar.update(stop - start)
-    total = first_on_process_0(lambda: _join(output, examples, list(files.values())))
+    total = first_on_process_0(lambda: _join(output, distinct_texts(corpus), examples, list(files.values())))
     if jax.process_index() == 0:
         shutil.rmtree(parts)
     return total.report()
@@ -275,10 +284,10 @@ def _is_whole(file: Path) -> bool:
     return True
 
 
-def _join(output: Path, examples: Sequence[tuple[str, str]], files: list[Path]) -> Counts:
+def _join(output: Path, texts: list[str], examples: Sequence[tuple[str, str]], files: list[Path]) -> Counts:
     """Process 0 writes the examples with the negatives of all parts, and gets the counts over all."""
     total = Counts()
-    found: list[list[str]] = []
+    found: list[list[int]] = []
     if jax.process_index() != 0:
         return total
     for file in files:
@@ -287,10 +296,10 @@ def _join(output: Path, examples: Sequence[tuple[str, str]], files: list[Path]) 
         found += part["negatives"]
     columns = max(map(len, found), default=0)
     names = ("sentence", "positive", *(f"negative_{n + 1}" for n in range(columns)))
-    rows = [
-        dict(zip(names, (*example, *negatives, *[None] * (columns - len(negatives))), strict=True))
-        for example, negatives in zip(examples, found, strict=True)
-    ]
+    rows = []
+    for example, numbers in zip(examples, found, strict=True):
+        negatives = [*(texts[n] for n in numbers), *[None] * (columns - len(numbers))]
+        rows.append(dict(zip(names, (*example, *negatives), strict=True)))
     with writing(output), new_file(output) as partial:
         if output.suffix == ".parquet":
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), partial)
