@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simcse_jax.config import NegativesConfig
+from simcse_jax.errors import InputError
 from simcse_jax.objectives import Earlier, Marks, dense, find_loss, tiled
+from simcse_jax.objectives.negatives import debiased
 from simcse_jax.runtime.mesh import batch_sharding, make_mesh
 from tests.conftest import full, relative_error
 
@@ -310,3 +312,28 @@ def test_a_learned_temperature_has_the_gradient_of_the_whole(name: str, form: tu
             assert float(ours[key]) == pytest.approx(float(slope), rel=1e-10)
             ahead, behind = (float(loss(dense, {**fixed, key: fixed[key] + s})) for s in (1e-6, -1e-6))
             assert float(slope) == pytest.approx((ahead - behind) / 2e-6, rel=1e-6)
+
+
+def test_a_row_alone_has_no_masked_share() -> None:
+    z, facts = example(0, 0)
+    marks = Marks(texts=jnp.asarray(facts["texts"]))
+    settings: dict[str, Any] = {"negatives": NegativesConfig(duplicates=True), "marks": marks, "temperature": TAU}
+    _, metrics = find_loss("info_nce")(*map(jnp.asarray, z), valid=jnp.arange(ROWS) < 1, **settings)
+    assert metrics["masked_share"] == 0
+
+
+@pytest.mark.parametrize("name", ["hardness", "debias"])
+def test_only_a_softmax_has_weights_of_its_negatives(name: str) -> None:
+    z, _ = example(0, 0)
+    with pytest.raises(InputError, match="need the reduction logsumexp"):
+        find_loss("sigmoid")(*map(jnp.asarray, z), temperature=TAU, negatives=NegativesConfig(**{name: 0.5}))
+
+
+def test_debiasing_has_a_finite_gradient_where_nothing_is_left() -> None:
+    """The sum over negatives is that of the positives among them, up to rounding."""
+
+    def total(negatives: jax.Array) -> jax.Array:
+        return jnp.sum(debiased(negatives, jnp.full(3, 2.0), jnp.full(3, 1e-9), 1.0, 0.5))
+
+    near = jnp.asarray([0.0, 2e-9, 1e-7], jnp.float32)
+    assert np.all(np.isfinite(jax.grad(total)(near)))

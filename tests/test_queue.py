@@ -151,8 +151,14 @@ def test_a_state_is_what_its_checkpoint_holds(table: TokenTable) -> None:
 def test_settings_that_a_queue_does_not_go_with() -> None:
     with pytest.raises(InputError, match=r"no negatives of other sentences: set objective\.queue\.size to 0"):
         check_objective(ObjectiveConfig("own_negative", queue=QUEUE))
-    with pytest.raises(InputError, match=r"objective\.queue\.size is 19 but objective\.contrastive_weight is 0"):
+    with pytest.raises(InputError, match=r"objective\.queue\.size is set but objective\.contrastive_weight is 0"):
         Config(objective=ObjectiveConfig(contrastive_weight=0.0, queue=QUEUE), data=DataConfig("x.txt")).validate()
+    for objective in (
+        ObjectiveConfig(contrastive_weight=0.0, negatives=NegativesConfig(margin=0.1)),
+        ObjectiveConfig(contrastive_weight=0.0, learned=("temperature",)),
+    ):
+        with pytest.raises(InputError, match=r"is set but objective\.contrastive_weight is 0"):
+            Config(objective=objective, data=DataConfig("x.txt")).validate()
 
 
 def test_repetition_doubles_tokens_in_their_places(tiny_bert: Path) -> None:

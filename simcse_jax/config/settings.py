@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from simcse_jax.config.objective import ObjectiveConfig
+from simcse_jax.config.objective import NegativesConfig, ObjectiveConfig
 from simcse_jax.config.values import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE, check_types, out_of_bounds
 from simcse_jax.errors import InputError
 from simcse_jax.poolers import PoolerName
@@ -128,7 +128,7 @@ class OptimizerConfig:
     clip_norm: Annotated[float, NOT_NEGATIVE] = 1.0
     """Largest global gradient norm; 0 does not clip."""
     name: Literal["adamw", "lamb"] = "adamw"
-    """`lamb` (arXiv 1904.00962) scales the update of each weight matrix to its norm, for large batches."""
+    """`lamb` (arXiv 1904.00962) scales the update of each array of weights to its norm, for large batches."""
     schedule: Literal["linear", "cosine", "constant", "warmup_stable_decay"] = "linear"
     """The learning rate after warm-up: it falls to 0 in a line or along a cosine, stays at its peak, or stays there and
     falls to 0 in a line over the last `decay_share` of the steps."""
@@ -291,10 +291,15 @@ class Config:
                 f"objective.smoothing.weight is {self.objective.smoothing.weight} but objective.contrastive_weight is "
                 "0: smoothing is a part of the contrast, so leave one out"
             )
-        if self.objective.queue.size:
+        of_contrast = {
+            "queue.size": self.objective.queue.size,
+            "negatives": self.objective.negatives != NegativesConfig(),
+            "learned": self.objective.learned,
+        }
+        for name in (name for name, given in of_contrast.items() if given):
             yield (
-                f"objective.queue.size is {self.objective.queue.size} but objective.contrastive_weight is 0: the queue "
-                "holds negatives of the contrast, so leave one out"
+                f"objective.{name} is set but objective.contrastive_weight is 0: it is a part of the contrast, so "
+                "leave one out"
             )
         if self.data.augment != "none" or self.data.neighbours:
             yield (

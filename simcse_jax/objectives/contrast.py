@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from simcse_jax.config import NegativesConfig
+from simcse_jax.errors import InputError
 from simcse_jax.objectives.negatives import Earlier, Marks, Sides, debiased, groups_of
 from simcse_jax.objectives.pairs import Pairs, PairStatistics, Reduction, Score, dense, identity
 from simcse_jax.objectives.vectors import unit
@@ -118,7 +119,12 @@ def contrast(
       softmax over the negatives of z1_i: their number where all are equally hard, 1 where one outweighs the rest or
       there are no negatives); and, with masks, `masked_share`, of all negatives that there were without them. Where a
       single row counts, `negative_similarity` and `uniformity` are NaN.
+
+    Raises:
+      InputError: `hardness` or `debias` with the reduction `softplus`.
     """
+    if reduction == "softplus" and (negatives.hardness or negatives.debias):
+        raise InputError("negatives.hardness and negatives.debias need the reduction logsumexp: set both to 0")
     valid = jnp.ones(z1.shape[0], bool) if valid is None else valid
     hard = [] if z3 is None else [z3] if z3.ndim == 2 else list(jnp.moveaxis(z3, 1, 0))
     first, others = unit(z1), unit(jnp.stack([z2, *hard]))
@@ -186,7 +192,7 @@ def contrast(
         candidates, left = (
             _mean(jnp.sum(jnp.stack(x), axis=0), valid) for x in zip(*(g[2:] for g in groups), strict=True)
         )
-        metrics["masked_share"] = 1 - left / jnp.maximum(candidates, 1)
+        metrics["masked_share"] = (candidates - left) / jnp.maximum(candidates, 1)
     if len(reductions) == 1:
         return Contrast(cosine, logit, reductions[0], valid, metrics)
     stacked = jnp.stack(reductions)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from simcse_jax.config import ObjectiveConfig
+from simcse_jax.config import NegativesConfig, ObjectiveConfig
 from simcse_jax.errors import InputError, did_you_mean, reason
 from simcse_jax.objectives.contrast import Settings, contrast
 
@@ -71,10 +71,17 @@ def check_objective(objective: ObjectiveConfig, width: int | None = None) -> Non
     check_negatives(objective)
     if objective.loss == "own_negative" and objective.smoothing.weight:
         raise InputError("objective.loss own_negative has no in-batch negatives to smooth: set smoothing.weight to 0")
-    if objective.loss == "own_negative" and objective.queue.size:
+    if objective.loss == "own_negative" and (objective.queue.size or masks_of(objective.negatives)):
         raise InputError(
-            "objective.loss own_negative has no negatives of other sentences: set objective.queue.size to 0"
+            "objective.loss own_negative has no negatives of other sentences: set objective.queue.size to 0, and leave "
+            "out what masks negatives (objective.negatives.duplicates, margin and guide)"
         )
+
+
+def masks_of(negatives: NegativesConfig) -> list[str]:
+    """The settings by which negatives are masked."""
+    masks = {"duplicates": negatives.duplicates, "margin": negatives.margin is not None, "guide": bool(negatives.guide)}
+    return [name for name, on in masks.items() if on]
 
 
 def check_negatives(objective: ObjectiveConfig) -> None:
@@ -99,10 +106,10 @@ def check_negatives(objective: ObjectiveConfig) -> None:
             f"{objective.temperature}: give the least and the greatest value, above 0, and a temperature between them"
         )
     for name, what in (("hardness", "weigh"), ("debias", "debias")):
-        if getattr(negatives, name) and loss in ("sigmoid", "focal", "own_negative"):
+        if getattr(negatives, name) and loss in ("sigmoid", "focal", "off_dropout", "own_negative"):
             raise InputError(
-                f"objective.negatives.{name} is {getattr(negatives, name)} but objective.loss '{loss}' has no softmax "
-                f"over its negatives to {what}: take info_nce, symmetric or decoupled, or set it to 0"
+                f"objective.negatives.{name} is {getattr(negatives, name)} but objective.loss '{loss}' does not "
+                f"{what} its negatives: take info_nce, symmetric or decoupled, or set it to 0"
             )
 
 

@@ -165,7 +165,7 @@ def debiased(
     size = jnp.log(jnp.where(some, count, 1))
     # exp n − exp e, from the ratio of the two.
     excess = math.log(share) + size + positive - negatives
-    rest = excess < 0
+    rest = excess < -jnp.finfo(excess.dtype).eps  # so that exp of it is below 1
     lower = jnp.where(rest, negatives + jnp.log1p(-jnp.exp(jnp.where(rest, excess, -1))), -jnp.inf)
     corrected = jnp.maximum(lower - math.log1p(-share), size - 1 / temperature)
     return jnp.where(some, corrected, masked(negatives.dtype))

@@ -33,7 +33,9 @@ def own_negative(
       InputError: no hard negatives.
     """
     if z3 is None:
-        raise InputError("the objective own_negative needs a hard negative with every example: give three columns")
+        raise InputError(
+            "the objective own_negative needs a hard negative with every example: give three columns or more"
+        )
     # z1 is used twice: the two parts of its gradient are added before they are rounded to its type.
     z1 = z1.astype(jnp.promote_types(z1.dtype, jnp.float32))
     c = contrast(z1, z2, z3, **settings)
