@@ -13,7 +13,7 @@ from simcse_jax.cli import main
 from simcse_jax.config import Config, DataConfig, ModelConfig
 from simcse_jax.data.augment import make_augmenter
 from simcse_jax.data.corpus import open_corpus
-from simcse_jax.data.inspection import Repetitions, _repeated_in_batch, inspect_corpus
+from simcse_jax.data.inspection import Repetitions, _repeated_in_batch, format_report, inspect_corpus
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.errors import InputError
@@ -198,3 +198,14 @@ def test_a_config_file_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["data", "inspect", "--batch-size", "8", "unsup_bert_base"])
     assert "give the config file right after data inspect" in capsys.readouterr().err
+
+
+def test_several_hard_negatives_some_missing(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [["a dog", "dog", "cat", "red", "two"], ["a man", "man", "", "house", ""]]
+    names = ("query", "answer", "negative_1", "negative_2", "negative_3")
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    report = inspect(path, tokenizer, max_length=10)
+    assert list(report["columns"])[2:] == ["hard negative", "hard negative 2", "hard negative 3"]
+    assert [sum(n for *_, n in column["histogram"]) for column in report["columns"].values()] == [2, 2, 1, 2, 1]
+    assert "2 examples of up to 3 hard negatives" in format_report(report)

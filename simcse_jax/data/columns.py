@@ -65,6 +65,12 @@ def role_of(column: int) -> str:
     return roles[column] if column < 3 else f"hard negative {column - 1}"
 
 
+def kind_of(columns: int) -> str:
+    """What examples of this many sentences are called."""
+    kinds = {1: "sentences", 2: "pairs", 3: "triplets"}
+    return kinds.get(columns, f"examples of up to {columns - 2} hard negatives")
+
+
 def text_columns(source: Source) -> tuple[str, ...]:
     """All columns that look like text, whatever their number; () for plain text and for a table without any row.
 

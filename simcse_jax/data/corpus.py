@@ -25,7 +25,7 @@ from simcse_jax.storage.objects import local_path
 
 @dataclass(frozen=True)
 class Corpus:
-    """A source of examples of one, two or three sentences.
+    """A source of examples: a sentence, its positive, hard negatives, as far as there are any.
 
     Attributes:
       name: the file or data set, for messages.

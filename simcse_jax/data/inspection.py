@@ -14,7 +14,7 @@ from jaxtyping import Int, UInt64
 
 from simcse_jax.config import Config
 from simcse_jax.data.augment import Augmenter, make_augmenter
-from simcse_jax.data.columns import MOST, role_of
+from simcse_jax.data.columns import MOST, kind_of, role_of
 from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.feed import fit_packing
 from simcse_jax.data.order import EpochOrder
@@ -252,9 +252,8 @@ def _show(
 
 def format_report(report: dict[str, Any]) -> str:
     """Formats a report of `inspect_corpus` for the terminal."""
-    kinds = {1: "sentences", 2: "pairs", 3: "triplets"}
     blank = f", and {report['blank']:,} with a blank sentence, which are left out" if report["blank"] else ""
-    lines = [f"{report['source']}: {report['examples']:,} {kinds[len(report['columns'])]}{blank}", *report["origin"]]
+    lines = [f"{report['source']}: {report['examples']:,} {kind_of(len(report['columns']))}{blank}", *report["origin"]]
     for role, column in report["columns"].items():
         spread = ", ".join(f"{p} % {n}" for p, n in column["percentiles"].items())
         about = "" if column["repetitions_exact"] else "about "

@@ -4,7 +4,10 @@ import jax
 import numpy as np
 
 from simcse_jax.config import Config
+from simcse_jax.data.columns import kind_of
+from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.tokens import TokenTable
+from simcse_jax.objectives.find import masks_of
 from simcse_jax.postprocess.stored import has_more_modules
 from simcse_jax.pretrained.pooling import pooling_of
 from simcse_jax.pretrained.weights import param_shapes
@@ -22,8 +25,6 @@ def describe(prepared: Prepared) -> str:
     size = sum(x.size for x in jax.tree.leaves(param_shapes(prepared.spec.model.config)))
     n = min(config.batch_size, len(tokens))
     skipped = f" ({tokens.skipped:,} with a blank sentence left out)" if tokens.skipped else ""
-    kinds = {1: "sentences", 2: "pairs", 3: "triplets"}
-    kind = kinds.get(tokens.columns, f"examples of up to {tokens.columns - 2} hard negatives")
     pairs = "tiled" if uses_tiles(config, mesh, tokens.columns) else "dense"
     batch = (
         f"{_negatives(config, tokens, n)}, {pairs} {_LOSSES.get(config.objective.loss, config.objective.loss)}"
@@ -37,9 +38,10 @@ def describe(prepared: Prepared) -> str:
             *_describe_start(prepared.parts),
             f"devices   {mesh.size} × {mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "
             f"data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']}",
-            f"data      {len(tokens):,} {kind}{skipped} from {config.data.train}",
+            f"data      {len(tokens):,} {kind_of(tokens.columns)}{skipped} from {config.data.train}",
             *(f"          {line}" for line in tokens.origin),
             f"batch     {config.batch_size:,} over all devices: {batch}",
+            *_describe_distinct(prepared.feed.order),
             *_describe_mlm(prepared),
             *_describe_packing(prepared),
             *(_describe_step(prepared.step, config.batch_size // mesh.size) if prepared.step else []),
@@ -54,12 +56,21 @@ def _negatives(config: Config, tokens: TokenTable, batch: int) -> str:
     """The number of negatives of an anchor in a whole batch."""
     hard, settings = batch * max(tokens.columns - 2, 0), config.objective.negatives
     count = (batch - 1) * len(settings.directions) + hard
-    masks = {"duplicates": settings.duplicates, "margin": settings.margin is not None, "guide": bool(settings.guide)}
-    found = ", ".join(name for name, on in masks.items() if on)
+    found = ", ".join(masks_of(settings))
     queue = config.objective.queue.size
     notes = [f" ({hard:,} of them hard negatives)"] * bool(hard) + [f" and {queue:,} of a queue"] * bool(queue)
     most = "up to " if found or tokens.missing is not None else ""
     return f"{most}{count:,} negatives per anchor{''.join(notes)}{f', masked by {found}' if found else ''}"
+
+
+def _describe_distinct(order: EpochOrder) -> list[str]:
+    """What batches without repeated texts leave out."""
+    if order.texts is None:
+        return []
+    left = order.n - sum(order.size(step) for step in range(order.steps_per_epoch))
+    return [
+        f"distinct  {left:,} of {order.n:,} examples left out of the first epoch: each batch has one of their texts"
+    ]
 
 
 def _describe_start(parts: Parts) -> list[str]:
