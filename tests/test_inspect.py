@@ -130,8 +130,8 @@ def test_columns_have_reports_of_their_own(tokenizer: Any, tmp_path: Path) -> No
     (tmp_path / "nli.csv").write_text("a,b,c\np,long hypothesis,x\np,h,\np,i,y\n")
     report = inspect(tmp_path / "nli.csv", tokenizer)
     assert list(report["columns"]) == ["sentence", "positive", "hard negative"]
-    assert (report["examples"], report["blank"]) == (2, 1)
-    assert [c["repeated"] for c in report["columns"].values()] == [0.5, 0, 0]
+    assert (report["examples"], report["blank"]) == (3, 0)
+    assert [c["repeated"] for c in report["columns"].values()] == [pytest.approx(2 / 3), 0, 0]
     assert [s["role"] for s in report["shown"][0]] == ["sentence", "positive", "hard negative"]
 
 
