@@ -12,7 +12,15 @@ import numpy as np
 import optax
 import pytest
 
-from simcse_jax.config import Config, DataConfig, ModelConfig, NegativesConfig, ObjectiveConfig, OptimizerConfig
+from simcse_jax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    NegativesConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    QueueConfig,
+)
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.feed import Feed
 from simcse_jax.data.order import EpochOrder
@@ -24,11 +32,14 @@ from simcse_jax.objectives import check_objective
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.runtime.mesh import make_mesh, put, state_sharding
 from simcse_jax.training import guide as guide_module
+from simcse_jax.training.describe import _describe_distinct
 from simcse_jax.training.guide import make_guide
 from simcse_jax.training.loss import make_loss
 from simcse_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from simcse_jax.training.prepare import _check_learns
 from simcse_jax.training.spec import StepSpec, create_state
 from simcse_jax.training.step import make_train_step
+from simcse_jax.training.trainer import train
 from tests.conftest import TINY_BERT, full, tree_error, without_key_biases, write_model
 
 N, LENGTH = 16, 12
@@ -263,8 +274,10 @@ def test_lamb_is_optax_lamb() -> None:
             ObjectiveConfig("symmetric", negatives=NegativesConfig(directions=("query_to_document", "query_to_query"))),
             "'symmetric' says itself",
         ),
-        (ObjectiveConfig("sigmoid", negatives=NegativesConfig(hardness=1.0)), "no softmax over its negatives to weigh"),
-        (ObjectiveConfig("focal", negatives=NegativesConfig(debias=0.1)), "no softmax over its negatives to debias"),
+        (ObjectiveConfig("sigmoid", negatives=NegativesConfig(hardness=1.0)), "does not weigh its negatives"),
+        (ObjectiveConfig("focal", negatives=NegativesConfig(debias=0.1)), "does not debias its negatives"),
+        (ObjectiveConfig("off_dropout", negatives=NegativesConfig(debias=0.1)), "does not debias its negatives"),
+        (ObjectiveConfig("own_negative", negatives=NegativesConfig(margin=0.1)), "leave out what masks negatives"),
         (ObjectiveConfig(learned=("bias",)), "which objective.loss 'info_nce' does not have"),
         (ObjectiveConfig(temperature=2.0, learned=("temperature",)), "and a temperature between them"),
         (ObjectiveConfig(temperature_range=(0.1,)), "give the least and the greatest value"),
@@ -295,10 +308,15 @@ def test_the_guide_gives_the_vectors_that_the_model_gives(
         np.testing.assert_allclose(np.asarray(batch.guide)[place, list(texts)], expected, atol=2e-5)
 
 
+def patch_guide(patched: pytest.MonkeyPatch) -> None:
+    """Lets a model without a pooler be a guide."""
+    own = guide_module.load_model
+    patched.setattr(guide_module, "load_model", lambda path: own(path, "avg"))
+
+
 def load_guide_of(run: Config, model: Path) -> Any:
     with pytest.MonkeyPatch.context() as patched:
-        own = guide_module.load_model
-        patched.setattr(guide_module, "load_model", lambda path: own(path, "avg"))
+        patch_guide(patched)
         return guide_module.load_guide(run, load_tokenizer(model))
 
 
@@ -311,3 +329,57 @@ def test_a_guide_must_read_the_same_tokens(tiny_bert: Path, tmp_path: Path) -> N
         run = Config(objective=ObjectiveConfig(negatives=negatives), data=DataConfig(max_length=LENGTH))
         with pytest.raises(InputError, match=message):
             load_guide_of(run, tiny_bert)
+
+
+def test_a_guide_of_sentences_alone_needs_a_margin(tiny_bert: Path, text_file: Path, tmp_path: Path) -> None:
+    """The positive is the sentence itself: nothing is more similar, and nothing would be masked."""
+    objective = ObjectiveConfig(negatives=NegativesConfig(guide=str(tiny_bert)))
+    config = Config(
+        output=str(tmp_path / "run"),
+        batch_size=N,
+        objective=objective,
+        model=ModelConfig(path=str(tiny_bert), pooler="cls"),
+        data=DataConfig(train=str(text_file), max_length=LENGTH, cache=str(tmp_path / "cache")),
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patch_guide(patched)
+        with pytest.raises(InputError, match=r"set objective\.negatives\.guide_margin below 0"):
+            train(config)
+    with pytest.raises(InputError, match=r"objective\.negatives\.guide: .* does not say how"):
+        train(config)
+
+
+@pytest.mark.full
+def test_a_run_keeps_its_guide(small_run: Config, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch_guide(monkeypatch)
+    plain = replace(small_run, batch_size=N)
+    negatives = NegativesConfig(guide=str(tiny_bert), guide_margin=-0.1)
+    guided = replace(plain, objective=ObjectiveConfig(negatives=negatives))
+    with monkeypatch.context() as patched:
+        patched.setattr("simcse_jax.training.trainer.StopRequest.__call__", lambda self, step: step == 4)
+        assert train(guided) == {"stopped": 4}
+    # Without it, but with what is said of it.
+    without = replace(guided, objective=ObjectiveConfig(negatives=replace(negatives, guide="")))
+    with pytest.raises(InputError, match=r"other weights than objective\.negatives\.guide names now"):
+        train(without)
+    assert train(guided)["step"] == 8
+
+
+def test_what_distinct_batches_leave_out_is_said() -> None:
+    texts = np.stack([np.zeros(20), np.arange(20) + 1], axis=1).astype(np.uint64)
+    assert "17 of 20 examples left out" in _describe_distinct(EpochOrder(20, 8, 1, texts))[0]
+    assert not _describe_distinct(EpochOrder(20, 8, 1))
+
+
+def test_an_example_alone_learns_from_a_queue() -> None:
+    config = Config(batch_size=1, objective=ObjectiveConfig(queue=QueueConfig(size=8)))
+    _check_learns(config, 2, 8)
+    with pytest.raises(InputError, match="batch_size is 1"):
+        _check_learns(replace(config, objective=ObjectiveConfig()), 2, 8)
+
+
+def test_a_batch_for_the_guide_has_its_type_in_float64_too(tiny_bert: Path) -> None:
+    run = Config(batch_size=N, data=DataConfig(max_length=LENGTH), objective=ObjectiveConfig(queue=QueueConfig(size=8)))
+    spec = StepSpec(run, build_model(MODEL, ModelConfig(pooler="cls")), make_mesh(), 2, 3, guide_width=7)
+    with jax.enable_x64(True):
+        assert spec.batch_shapes().guide.dtype == np.float32

@@ -57,7 +57,8 @@ class NegativesConfig:
     """`margin` itself, or `margin` times the size of the positive's cosine."""
     guide: str = ""
     """A frozen model that judges (GIST, arXiv 2402.16829): mask negatives that it finds more similar to the anchor than
-    its positive. A folder or name as in `model.path`, with the same vocabulary."""
+    its positive. A run, an export, or a sentence-transformers folder or name, which say how they pool; with the same
+    vocabulary."""
     guide_margin: Annotated[float, FINITE] = 0.0
     """As `margin`, of the guide's cosines."""
     guide_margin_kind: Literal["absolute", "relative"] = "absolute"

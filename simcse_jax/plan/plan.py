@@ -177,7 +177,7 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
     spec = StepSpec(
         *(config, model, mesh, columns, max(config.max_steps, 1), vocabulary, packing),
         text_columns=columns,
-        guide_width=_encoder_config(guide).hidden_size if guide else 0,
+        guide_width=_encoder_config(guide, "objective.negatives.guide").hidden_size if guide else 0,
     )
     started = time.monotonic()
     try:
@@ -222,18 +222,16 @@ def _columns(config: Config) -> int:
         return 2 if config.data.neighbours or config.data.augment != "none" else 1
     raise InputError(
         f"data.columns is empty and {config.data.train} is not read here: say with --columns whether an example is a "
-        "sentence (1), a pair (2) or a triplet (3)"
+        "sentence (1), a pair (2) or has hard negatives (3 or more)"
     )
 
 
-def _encoder_config(path: str) -> EncoderConfig:
+def _encoder_config(path: str, name: str = "model.path") -> EncoderConfig:
     if path in PUBLISHED:
         return read_encoder_config(PUBLISHED[path])
     if Path(path).expanduser().is_dir():
         return read_checkpoint(path).config
-    raise InputError(
-        f"model.path '{path}' is not a folder: give one that holds a config.json, or {', '.join(PUBLISHED)}"
-    )
+    raise InputError(f"{name} '{path}' is not a folder: give one that holds a config.json, or {', '.join(PUBLISHED)}")
 
 
 def _own_pooling(path: str) -> Pooling | None:

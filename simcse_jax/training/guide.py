@@ -5,8 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import xxhash
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
@@ -15,7 +13,7 @@ from simcse_jax.data.batch import Batch
 from simcse_jax.data.tokens import behaviour_of
 from simcse_jax.errors import InputError
 from simcse_jax.inference.loading import LoadedModel, load_model
-from simcse_jax.model.params import Params
+from simcse_jax.model.params import Params, digest_params
 from simcse_jax.postprocess import KEY
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.runtime.mesh import batch_sharding, put, replicated
@@ -34,7 +32,10 @@ def load_guide(config: Config, tokenizer: Any) -> LoadedModel | None:
     path = config.objective.negatives.guide
     if not path:
         return None
-    guide = load_model(path)
+    try:
+        guide = load_model(path)
+    except InputError as error:
+        raise InputError(f"objective.negatives.guide: {error}") from error
     if behaviour_of(load_tokenizer(guide.checkpoint.folder)) != behaviour_of(tokenizer):
         raise InputError(
             f"objective.negatives.guide {path} has another tokenizer than {config.model.path}: it must read the same "
@@ -49,12 +50,8 @@ def load_guide(config: Config, tokenizer: Any) -> LoadedModel | None:
 
 
 def digest_guide(guide: LoadedModel) -> str:
-    """The digest of a guide's weights."""
-    digest = xxhash.xxh3_128()
-    for path, x in jax.tree.leaves_with_path(guide.params):
-        digest.update(str(path).encode())
-        digest.update(np.ascontiguousarray(x).view(np.uint8).data)
-    return digest.hexdigest()
+    """The digest of a guide's weights and pooler."""
+    return digest_params(guide.params, guide.pooler)
 
 
 def make_guide(guide: LoadedModel, mesh: Mesh, micro_batch: int = 0) -> Callable[[Batch], Batch]:
@@ -66,13 +63,15 @@ def make_guide(guide: LoadedModel, mesh: Mesh, micro_batch: int = 0) -> Callable
       micro_batch: examples that a device encodes at a time; 0 for as many as `ROWS` hold.
     """
     whole, rows = replicated(mesh).spec, batch_sharding(mesh).spec
-    params = put(jax.tree.map(np.asarray, guide.params), jax.tree.map(lambda _: replicated(mesh), guide.params))
+    placed = replicated(mesh)
+    # Mostly they lie so already, and a second copy would take as much memory again.
+    params = jax.tree.map(lambda x: x if x.sharding.is_equivalent_to(placed, x.ndim) else put(x, placed), guide.params)
 
     def encode(params: Params, batch: Batch) -> Float[Array, "N V G"]:
         def apply(part: tuple[Array, ...]) -> Float[Array, "r V S G"]:
             ids, lengths = (x.reshape(-1, x.shape[-1]) for x in part)
             vectors = jnp.asarray(guide.model.apply({"params": params}, ids, lengths))
-            vectors = vectors.reshape(-1, vectors.shape[-1]).astype(jnp.promote_types(vectors.dtype, jnp.float32))
+            vectors = vectors.reshape(-1, vectors.shape[-1]).astype(jnp.float32)
             found: Array = params[KEY](vectors) if KEY in params else vectors
             return found.reshape(*part[1].shape, -1)
 

@@ -57,6 +57,8 @@ from simcse_jax.training.scores import Scorer, Tasks, check_selects, load_tasks,
 from simcse_jax.training.spec import StepSpec
 from simcse_jax.training.state import initial_params
 
+_GUIDE = "objective.negatives.guide"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -234,7 +236,9 @@ def load_parts(request: Request) -> Parts:
     encoder = encoder_of(checkpoint, model, tokenizer, request.mesh)
     tasks = request.tasks
     guide = load_guide(config, tokenizer)
-    contents = digests_of(tasks) | ({"objective.negatives.guide": digest_guide(guide)} if guide else {})
+    contents = digests_of(tasks)
+    if guide or (resuming and _GUIDE in resuming.contents):  # which this config may lack
+        contents[_GUIDE] = guide and digest_guide(guide)
     if resuming:
         if "model.path" in changes(resuming.config, config) and "model.path" in resuming.contents:
             check_contents(resuming, config, {"model.path": read_start(config)[1]})
@@ -263,6 +267,7 @@ def make_feed(request: Request, parts: Parts) -> Feed:
         raise InputError(f"{config.data.train} holds one example; contrast needs two or more")
     if not request.resuming:
         _check_learns(config, table.columns, parts.model.config.hidden_size)
+    _check_guide(config, table.columns)
     augmenter = make_augmenter(config.data, tokenizer, config.seed)
     if augmenter and table.columns > 1:
         raise InputError(
@@ -332,7 +337,7 @@ def _unchanged_start(run: Run, config: Config) -> Params | Callable[[], Params]:
 
 def _check_learns(config: Config, columns: int, width: int) -> None:
     """Raises `InputError` for a batch of one example to which the objective gives no gradient."""
-    if config.batch_size > 1 or not config.objective.contrastive_weight:
+    if config.batch_size > 1 or not config.objective.contrastive_weight or config.objective.queue.size:
         return
     loss = find_loss(config.objective.loss)
     z = np.random.default_rng(0).normal(size=(max(columns, 2), 1, width)).astype(np.float32)
@@ -348,6 +353,17 @@ def _check_learns(config: Config, columns: int, width: int) -> None:
         raise InputError(
             "batch_size is 1: an example alone has no negative, the gradient is 0 and nothing is learnt; use 2 or "
             "more, or text with a hard negative in each example"
+        )
+
+
+def _check_guide(config: Config, columns: int) -> None:
+    """Raises `InputError` for a guide that could mask nothing: of sentences alone, which are their own positives."""
+    negatives = config.objective.negatives
+    if negatives.guide and negatives.guide_margin >= 0 and columns == 1 and config.data.augment == "none":
+        raise InputError(
+            f"objective.negatives.guide {negatives.guide} masks what it finds more similar than the positive, which is "
+            f"the sentence itself in {config.data.train}, of cosine 1: set objective.negatives.guide_margin below 0, "
+            "e.g. -0.2"
         )
 
 

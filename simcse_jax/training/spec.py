@@ -51,7 +51,7 @@ class StepSpec:
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """AdamW under the schedule."""
+        """The optimizer under the schedule."""
         return make_optimizer(self.config.optimizer, self.schedule)
 
     @property
@@ -104,7 +104,7 @@ class StepSpec:
                 jnp.zeros((n, self.text_columns, 2), jnp.uint32)
                 if self.config.objective.negatives.duplicates
                 else None,
-                jnp.zeros((n, c, self.guide_width)) if self.guide_width else None,
+                jnp.zeros((n, c, self.guide_width), jnp.float32) if self.guide_width else None,
             )
         )
         placed: Batch = with_sharding(shapes, jax.tree.map(lambda _: batch_sharding(self.mesh), shapes))
