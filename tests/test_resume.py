@@ -29,6 +29,7 @@ from simcse_jax.config import (
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    QueueConfig,
     SmoothingConfig,
 )
 from simcse_jax.errors import InputError
@@ -214,6 +215,7 @@ OBJECTIVES = {
     # The buffer is full at step 5, between the two stops.
     "smoothing": ObjectiveConfig(smoothing=SmoothingConfig(weight=0.5, buffer_size=80)),
     "mlm": ObjectiveConfig(mlm=MLMConfig(weight=0.1)),
+    "queue": ObjectiveConfig(queue=QueueConfig(size=40, momentum=0.9), learned=("temperature",)),
 }
 
 
@@ -225,6 +227,7 @@ OBJECTIVES = {
         full("smoothing", 1, (2, 7), 12),
         full("mlm", 1, (2, 7), 12),
         full("smoothing", 2, (2, 7), 12),
+        full("queue", 2, (2, 7), 12),
     ],
 )
 def test_resumed_in_parts_equals_whole(
