@@ -1,10 +1,12 @@
 """Columns that are no text never become sentences unless they are named, and a run says which column each sentence is
 from."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -308,3 +310,20 @@ def test_tokens_from_the_cache_know_their_columns(tiny_bert: Path, tmp_path: Pat
     tokenizer, config = load_tokenizer(tiny_bert), DataConfig(train=str(path), columns=("answer",))
     tables = [tokenize_corpus(open_corpus(config), tokenizer, 8, tmp_path / "cache", progress=False) for _ in "ab"]
     assert [t.origin for t in tables] == [("sentence ← answer: Call sorted on it.",)] * 2
+
+
+def test_hard_negatives_may_begin_late(tiny_bert: Path, tmp_path: Path) -> None:
+    """As in a mined file, of which few examples have many."""
+    rows = [{"sentence": f"a dog {n}", "positive": f"dog {n}", "negative_1": None} for n in range(1500)]
+    rows[1400]["negative_1"] = "a red house"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = tokenize_corpus(
+        open_corpus(DataConfig(train=str(tmp_path / "rows.jsonl"))),
+        load_tokenizer(tiny_bert),
+        8,
+        tmp_path / "cache",
+        progress=False,
+    )
+    present = table.present(np.arange(1500))
+    assert present is not None
+    assert np.flatnonzero(present[:, 2]).tolist() == [1400]
