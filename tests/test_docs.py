@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 from packaging.requirements import Requirement
 
-from simcse_jax.cli import main, parse
+from simcse_jax.cli import COMMANDS, main, parse
 from simcse_jax.commands.ablate import Ablate
 from simcse_jax.commands.analyze import Analyze
 from simcse_jax.commands.evaluate import Evaluate
@@ -195,8 +195,7 @@ def options(workspace: Path) -> set[str]:
         return out.getvalue()
 
     settings = {"train": "quickstart", "plan": "quickstart", "study": "study_batch_size", "ablate": "dropout"}
-    commands = re.findall(r"• ([a-z-]+) ", shown())
-    texts = [shown(), *(shown(name, *([settings[name]] if name in settings else [])) for name in commands)]
+    texts = [shown(), *(shown(*name.split(), *([settings[name]] if name in settings else [])) for name in COMMANDS)]
     texts += [path.read_text() for path in (ROOT / "launch").iterdir() if path.is_file()]
     return {option for text in texts for option in re.findall(r"--[a-z][\w.-]*", text)} | set(OTHER_OPTIONS)
 
