@@ -168,10 +168,10 @@ def test_columns_that_are_not_there(text_file: Path, train_fails: Fails, tmp_pat
     message = train_fails("--data.train", path, "--data.columns", "anchor")
     assert message == (
         f"{path} has no column anchor; its columns are first ('a'), second ('b'); name those of sentence, positive and "
-        "hard negative in this order: --data.columns first second"
+        "hard negatives in this order: --data.columns first second"
     )
-    message = train_fails("--data.train", path, "--data.columns", "a", "b", "c", "d")
-    assert "data.columns names 4 columns (a, b, c, d) but an example has three at most" in message
+    message = train_fails("--data.train", path, "--data.columns", *"abcdefghijk")
+    assert "data.columns names 11 columns (a, b, c, d, e, f, g, h, i, j, k) but an example has 10 at most" in message
     assert "do not apply" in train_fails("--data.columns", "first")
 
 

@@ -368,6 +368,7 @@ def test_batches_are_loaded_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     feed = Feed(table_of(203), EpochOrder(203, 16, seed=0), make_mesh())
     loaded: list[int] = []
     monkeypatch.setattr(Feed, "_placed", lambda self, step: loaded.append(step))
+    monkeypatch.setattr(Feed, "_guided", lambda self, batch: batch)
     batches = feed.batches(0, 9)
     for step in range(7):
         next(batches)
