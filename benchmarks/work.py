@@ -13,7 +13,8 @@ from simcse_jax.config import DataConfig, ModelConfig
 from simcse_jax.data.corpus import open_corpus, read_sentences
 from simcse_jax.data.demo import demo_sentences, minilm_folder
 from simcse_jax.data.order import EpochOrder
-from simcse_jax.data.tokens import TokenTable, tokenize_corpus
+from simcse_jax.data.table import TokenTable
+from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.sentences import unlabelled_sentences
 from simcse_jax.inference.export import export

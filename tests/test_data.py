@@ -21,7 +21,8 @@ from simcse_jax.data.corpus import open_corpus, read_sentences
 from simcse_jax.data.feed import Feed
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.rows import Example
-from simcse_jax.data.tokens import TokenTable, encode_batch, tokenize_corpus
+from simcse_jax.data.table import TokenTable
+from simcse_jax.data.tokens import encode_batch, tokenize_corpus
 from simcse_jax.errors import InputError
 from simcse_jax.pretrained.tokenizers import load_tokenizer, save_tokenizer
 from simcse_jax.runtime.mesh import make_mesh

@@ -24,7 +24,8 @@ from simcse_jax.config import (
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.feed import Feed
 from simcse_jax.data.order import EpochOrder
-from simcse_jax.data.tokens import TokenTable, tokenize_corpus
+from simcse_jax.data.table import TokenTable
+from simcse_jax.data.tokens import tokenize_corpus
 from simcse_jax.errors import InputError
 from simcse_jax.model import read_encoder_config
 from simcse_jax.model.build import build_model, init_params

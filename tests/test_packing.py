@@ -17,7 +17,7 @@ from simcse_jax.data.batch import Batch, Packing
 from simcse_jax.data.feed import Feed, fit_packing
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.packing import first_fit, pack
-from simcse_jax.data.tokens import TokenTable
+from simcse_jax.data.table import TokenTable
 from simcse_jax.errors import InputError
 from simcse_jax.inference import encoder as encode
 from simcse_jax.inference.encoder import BatchEncoder

@@ -12,7 +12,7 @@ from simcse_jax.config import Config, DataConfig, ModelConfig, NegativesConfig, 
 from simcse_jax.data.augment import make_augmenter
 from simcse_jax.data.feed import Feed
 from simcse_jax.data.order import EpochOrder
-from simcse_jax.data.tokens import TokenTable
+from simcse_jax.data.table import TokenTable
 from simcse_jax.errors import InputError
 from simcse_jax.model import read_encoder_config
 from simcse_jax.model.build import build_model, init_params

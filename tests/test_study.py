@@ -20,7 +20,7 @@ from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.demo import first_layers
 from simcse_jax.data.feed import Feed
 from simcse_jax.data.order import EpochOrder
-from simcse_jax.data.tokens import TokenTable
+from simcse_jax.data.table import TokenTable
 from simcse_jax.errors import InputError
 from simcse_jax.evaluation.geometry import alignment, geometry, positive_pairs, uniformity
 from simcse_jax.evaluation.sts import Subset, Task

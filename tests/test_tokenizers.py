@@ -19,7 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from simcse_jax.config import Config, DataConfig, ModelConfig
 from simcse_jax.data.augment import make_augmenter
 from simcse_jax.data.corpus import open_corpus
-from simcse_jax.data.tokens import TokenTable, encode_batch, encode_windows, tokenize_corpus
+from simcse_jax.data.table import TokenTable
+from simcse_jax.data.tokens import encode_batch, encode_windows, tokenize_corpus
 from simcse_jax.errors import InputError
 from simcse_jax.inference.simcse import SimCSE
 from simcse_jax.pretrained.tokenizers import load_tokenizer, save_tokenizer

@@ -13,7 +13,7 @@ from simcse_jax.data.augment import Augmenter
 from simcse_jax.data.batch import Batch, Packing
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.packing import first_fit, pack
-from simcse_jax.data.tokens import TokenTable
+from simcse_jax.data.table import TokenTable
 from simcse_jax.runtime.mesh import put_batch
 
 _FITTED = 2**24  # elements of the table of free room while rows are fitted

@@ -19,8 +19,8 @@ from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.feed import fit_packing
 from simcse_jax.data.order import EpochOrder
 from simcse_jax.data.rows import Example
+from simcse_jax.data.table import TokenTable
 from simcse_jax.data.tokens import (
-    TokenTable,
     check_columns_hold_text,
     chunked,
     encode_batch,

@@ -10,19 +10,18 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
-from jaxtyping import Bool, Int, Integer, UInt32
+from jaxtyping import Int
 
 from simcse_jax.config.values import shown
 from simcse_jax.data.columns import MOST
 from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.reading import few
 from simcse_jax.data.rows import Example
+from simcse_jax.data.table import TokenTable
 from simcse_jax.errors import InputError, reason, room, some
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.tokenizers import encodings, largest_id
@@ -38,76 +37,6 @@ _PARTIAL = f"partial-{socket.gethostname()}@"  # begins the names of folders tha
 _YOUNG = 10  # seconds in which a process has surely locked such a folder
 _OLD = 24 * 3600  # seconds after which one of another host, whose locks may not be seen here, is left over
 _PART = 2**20  # tokens, or sentences, that are checked at a time
-
-
-@dataclass(frozen=True)
-class TokenTable:
-    """The tokens of a corpus: sentence s of example e is `ids[offsets[e·C + s] : offsets[e·C + s + 1]]`.
-
-    Attributes:
-      ids: all tokens, one sentence after the other, specials included, sentences cut to the requested length.
-      offsets: where each sentence starts, and the end of the last.
-      columns: C, sentences per example.
-      pad_id: token that fills up short rows.
-      max_length: longest sentence.
-      skipped: number of examples left out because a sentence was blank.
-      fingerprint: a digest of the text, the tokenizer and the length.
-      origin: lines that say which column each sentence is from, with the first example.
-      missing: numbers of the sentences that are not there, hard negatives of some examples, in ascending order; each
-        stands as one token.
-    """
-
-    ids: Integer[np.ndarray, " T"]
-    offsets: Int[np.ndarray, " S"]
-    columns: int
-    pad_id: int
-    max_length: int
-    skipped: int
-    fingerprint: str
-    origin: tuple[str, ...] = ()
-    missing: Int[np.ndarray, " M"] | None = None
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return (len(self.offsets) - 1) // self.columns
-
-    def present(self, examples: Int[np.ndarray, " N"]) -> Bool[np.ndarray, "N C"] | None:
-        """Whether the given examples have each of their sentences; None where no example of the text lacks any."""
-        if self.missing is None:
-            return None
-        sentences = examples[:, None] * self.columns + np.arange(self.columns)
-        at = np.minimum(np.searchsorted(self.missing, sentences), len(self.missing) - 1)
-        return np.asarray(self.missing[at] != sentences)
-
-    def texts(self, examples: Int[np.ndarray, " N"]) -> UInt32[np.ndarray, "N C 2"]:
-        """64-bit ids of the sentences of the given examples, in two words: the digest xxh3-64 of their tokens.
-
-        The id of a sentence that is missing is no other's.
-        """
-        starts, lengths = self.spans(examples)
-        digests = [
-            xxhash.xxh3_64_intdigest(self.ids[start : start + length].tobytes())
-            for start, length in zip(starts.ravel().tolist(), lengths.ravel().tolist(), strict=True)
-        ]
-        found = np.array(digests, np.uint64).reshape(starts.shape)
-        if (present := self.present(examples)) is not None:
-            numbers = examples[:, None] * self.columns + np.arange(self.columns)
-            found = np.where(present, found, numbers.astype(np.uint64))
-        return found[..., None].view(np.uint32)
-
-    def spans(self, examples: Int[np.ndarray, "*N"]) -> tuple[Int[np.ndarray, "*N C"], Int[np.ndarray, "*N C"]]:
-        """The starts of the sentences of the given examples among the tokens, and their lengths."""
-        sentences = examples[..., None] * self.columns + np.arange(self.columns)
-        starts = self.offsets[sentences]
-        return starts, self.offsets[sentences + 1] - starts
-
-    def rows(self, examples: Int[np.ndarray, " N"]) -> tuple[Int[np.ndarray, "N C L"], Int[np.ndarray, "N C"]]:
-        """Padded ids and lengths of the given examples."""
-        starts, lengths = self.spans(examples)
-        column = np.arange(self.max_length)
-        inside = column < lengths[..., None]
-        flat = np.where(inside, starts[..., None] + column, 0)
-        return np.where(inside, self.ids[flat], self.pad_id).astype(np.int32), lengths.astype(np.int32)
 
 
 def pad(

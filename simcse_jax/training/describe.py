@@ -6,7 +6,7 @@ import numpy as np
 from simcse_jax.config import Config
 from simcse_jax.data.columns import kind_of
 from simcse_jax.data.order import EpochOrder
-from simcse_jax.data.tokens import TokenTable
+from simcse_jax.data.table import TokenTable
 from simcse_jax.objectives.find import masks_of
 from simcse_jax.postprocess.stored import has_more_modules
 from simcse_jax.pretrained.pooling import pooling_of
