@@ -19,6 +19,7 @@ from simcse_jax.inference.mining import Counts, Miner, mine_to_file
 from simcse_jax.runtime.mesh import make_mesh
 from simcse_jax.storage import records
 from tests.conftest import TINY_BERT, full, write_model
+from tests.jobs import Job
 
 WIDTH = 16
 
@@ -185,6 +186,29 @@ def test_the_command(tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         with pytest.raises(SystemExit):
             main(["data", "mine", str(tiny_bert), *arguments, "--pooler", "avg"])
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_two_processes_mine_what_one_mines(tiny_bert: Path, tmp_path: Path) -> None:
+    text = tmp_path / "pairs.tsv"
+    text.write_text("question\tanswer\n" + "".join(f"{q}\t{a}\n" for q, a in pairs(60)))
+    command = [
+        "data",
+        "mine",
+        str(tiny_bert),
+        str(text),
+        "--pooler",
+        "avg",
+        "--negatives",
+        "3",
+        "--relative-margin",
+        "0",
+    ]
+    main([*command[:4], str(tmp_path / "one.jsonl"), *command[4:]])
+    arguments = ["-m", "simcse_jax", *command[:4], str(tmp_path / "two.jsonl"), *command[4:]]
+    with Job(2, arguments, tmp_path / "logs") as job:
+        assert [process.wait(200) for process in job.processes] == [0, 0]
+    assert (tmp_path / "two.jsonl").read_text() == (tmp_path / "one.jsonl").read_text()
 
 
 @pytest.mark.release
