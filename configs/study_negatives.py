@@ -30,7 +30,8 @@ SEVEN = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKRelat
 FALSE = 0.7
 """Two sentences with a greater cosine under the whole model are false negatives of each other."""
 
-batches, sentences, steps, large = (64, 256, 1024, 4096, 16384), 40960, 10, 16384
+batches: tuple[int, ...] = (64, 256, 1024, 4096, 16384)
+sentences, steps, large = 40960, 10, 16384
 if root := os.environ.get("SIMCSE_DATA"):
     text = Path(root) / "wiki" / "wiki_en_1m.txt.gz"
     evaluation = EvaluationConfig(data=str(Path(root) / "senteval"), dev="STSBenchmark", test=SEVEN)

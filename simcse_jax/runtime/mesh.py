@@ -54,6 +54,14 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Iterable[jax.Device] | Non
     return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=chosen)
 
 
+def compiler_options(mesh: Mesh) -> dict[str, bool] | None:
+    """Options for `jax.jit` of a program that goes round a ring of devices."""
+    if mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
+        return None
+    # XLA's runtime for CPUs numbers the permutes of a ring alike, and takes one for another where two go at a time.
+    return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
+
 def state_sharding(mesh: Mesh, tree: Any) -> Any:
     """Shardings of parameters and optimizer state, leaf by leaf.
 

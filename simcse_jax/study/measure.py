@@ -74,7 +74,9 @@ class Meter:
                     f"batch_sizes holds {batch_size} but {config.data.train} has {len(self.tokens):,} examples: "
                     "leave out batches larger than the data"
                 )
-        self._guide = load_guide(config, tokenizer)
+        guide = load_guide(config, tokenizer)
+        self._judge = make_guide(guide, self._mesh) if guide else None
+        self._guide_width = guide.model.config.hidden_size if guide else 0
         self._gradients: dict[tuple[int, Settings], Gradient] = {}  # by batch size
         self._reference: Reference | None = None
         self._noise_before: dict[tuple[int, int, Settings], float | None] = {}
@@ -149,9 +151,8 @@ class Meter:
         """The gradient of a batch of `size` under a cell's loss."""
         if (size, cell.settings) not in self._gradients:
             config = replace(self._study.config(cell), batch_size=size, micro_batch=min(micro_batch, size))
-            width = self._guide.model.config.hidden_size if self._guide else 0
-            columns = self.tokens.columns
-            spec = StepSpec(config, self._model, self._mesh, columns, 1, text_columns=columns, guide_width=width)
+            c, width = self.tokens.columns, self._guide_width
+            spec = StepSpec(config, self._model, self._mesh, c, 1, text_columns=c, guide_width=width)
             self._gradients[size, cell.settings] = make_gradient(spec, params)
         return self._gradients[size, cell.settings]
 
@@ -159,8 +160,7 @@ class Meter:
         """Batches in an order that no run has: the seeds of runs are below 2³²."""
         config = self._study.base_of(cell)
         order = order_of(self.tokens, size, 2**32 + cell.seed, config.data.distinct)
-        guide = make_guide(self._guide, self._mesh) if self._guide else None
-        return Feed(self.tokens, order, self._mesh, compares=config.objective.negatives.duplicates, guide=guide)
+        return Feed(self.tokens, order, self._mesh, compares=config.objective.negatives.duplicates, guide=self._judge)
 
     def _noise(self, cell: Cell, params: Params, micro_batch: int) -> float | None:
         count = self._count(cell)

@@ -25,6 +25,7 @@ from simcse_jax.config import MLMConfig
 from simcse_jax.data.batch import Batch
 from simcse_jax.data.feed import Feed
 from simcse_jax.model.params import Params
+from simcse_jax.runtime.mesh import compiler_options
 from simcse_jax.training.loss import make_loss
 from simcse_jax.training.spec import StepSpec
 
@@ -71,7 +72,8 @@ def make_gradient(spec: StepSpec, params: Any) -> Gradient:
     objective = replace(spec.config.objective, contrastive_weight=1.0, mlm=MLMConfig())
     spec = replace(spec, config=replace(spec.config, objective=objective))
     gradient = jax.grad(make_loss(spec, params, streams="noise_scale/"), has_aux=True)
-    return jax.jit(lambda params, batch, draw: gradient(params, None, draw, batch)[0])
+    options = compiler_options(spec.mesh)
+    return jax.jit(lambda params, batch, draw: gradient(params, None, draw, batch)[0], compiler_options=options)
 
 
 def direction(gradients: Iterable[Any], whole: Any) -> float | None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from simcse_jax.data.batch import Batch
-from simcse_jax.runtime.mesh import batch_sharding, replicated
+from simcse_jax.runtime.mesh import batch_sharding, compiler_options, replicated
 from simcse_jax.training.loss import Metrics, make_loss
 from simcse_jax.training.queue import advanced, make_key_encoder
 from simcse_jax.training.spec import StepSpec
@@ -48,4 +48,5 @@ def make_train_step(spec: StepSpec, state: Any) -> jax.stages.Wrapped:
         in_shardings=(shardings, batch_sharding(spec.mesh)),
         out_shardings=(shardings, replicated(spec.mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(spec.mesh),
     )
