@@ -1,4 +1,4 @@
-"""The batch-size study: one model over a grid of global batch × learning-rate rule × seed at a fixed budget."""
+"""Studies: a grid of global batch × learning-rate rule × seed × any other settings, at a fixed budget."""
 
 from simcse_jax.study.grid import Cell, Study
 
