@@ -24,22 +24,22 @@ MASKS = {"duplicates": True, "margin": -0.05, "guide": "a model", "guide_margin"
 # Settings of the negatives, hard negatives of each example, loss; "earlier": batches of a queue.
 CASES: list[Any] = [
     ({"duplicates": True}, 0, "info_nce"),
-    ({"margin": 0.1}, 1, "info_nce"),
+    full({"margin": 0.1}, 1, "info_nce"),
     ({"margin": -0.2, "margin_kind": "relative"}, 0, "decoupled"),
-    ({"guide": "a model"}, 3, "info_nce"),
+    full({"guide": "a model"}, 3, "info_nce"),
     ({**MASKS, "guide_margin_kind": "relative"}, 2, "info_nce"),
-    ({"directions": ALL}, 1, "info_nce"),
-    ({"directions": ALL, "softmax": "anchor"}, 0, "info_nce"),
-    ({"directions": ALL, "softmax": "direction"}, 2, "info_nce"),
-    ({**MASKS, "directions": ALL[:3], "softmax": "anchor", "hardness": 1.5}, 1, "info_nce"),
+    full({"directions": ALL}, 1, "info_nce"),
+    full({"directions": ALL, "softmax": "anchor"}, 0, "info_nce"),
+    full({"directions": ALL, "softmax": "direction"}, 2, "info_nce"),
+    full({**MASKS, "directions": ALL[:3], "softmax": "anchor", "hardness": 1.5}, 1, "info_nce"),
     ({"hardness": 2.0, "debias": 0.1}, 2, "info_nce"),
-    ({**MASKS, "directions": ALL}, 8, "sigmoid"),
+    full({**MASKS, "directions": ALL}, 8, "sigmoid"),
     (MASKS, 2, "symmetric"),
-    (MASKS, 2, "focal"),
-    (MASKS, 1, "off_dropout"),
-    (MASKS, 3, "own_negative"),
+    full(MASKS, 2, "focal"),
+    full(MASKS, 1, "off_dropout"),
+    full(MASKS, 3, "own_negative"),
     ({**MASKS, "directions": ALL, "softmax": "anchor", "earlier": 2}, 1, "info_nce"),
-    ({"earlier": 3, "hardness": 1.0, "debias": 0.05}, 0, "info_nce"),
+    full({"earlier": 3, "hardness": 1.0, "debias": 0.05}, 0, "info_nce"),
     ({"earlier": 1}, 2, "sigmoid"),
     full({"directions": ALL[:2], "softmax": "anchor"}, 0, "decoupled"),
     full({**MASKS, "earlier": 2}, 0, "symmetric"),
@@ -274,6 +274,7 @@ def test_a_loss_is_what_its_equations_say(case: int) -> None:
             assert {k: float(v) for k, v in ours.items()} == pytest.approx({k: float(v) for k, v in metrics.items()})
 
 
+@pytest.mark.full
 @settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @given(case=st.sampled_from([i for i, c in enumerate(CASES) if isinstance(c, tuple)][:6]), seed=st.integers(0, 2**31))
 def test_every_way_through_the_pairs_is_the_same(case: int, seed: int) -> None:

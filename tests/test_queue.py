@@ -116,7 +116,7 @@ def test_the_loss_counts_no_more_than_the_size_asks_for(table: TokenTable) -> No
     "how",
     [
         {"devices": 8, "implementation": "tiled"},
-        {"devices": 4, "fsdp": 2, "micro_batch": 1, "packed": True, "implementation": "tiled"},
+        full({"devices": 4, "fsdp": 2, "micro_batch": 1, "packed": True, "implementation": "tiled"}),
         full({"micro_batch": 3, "packed": True}),
         full({"devices": 2, "fsdp": 2}),
     ],
@@ -133,6 +133,7 @@ def test_steps_are_those_of_one_device(how: dict[str, Any], positives: Any, tabl
     assert tree_error(*(without_key_biases(x[0][-1].queue.encoder) for x in (expected, ours))) < 1e-4
 
 
+@pytest.mark.full
 def test_positives_of_the_copy_carry_no_gradient(table: TokenTable) -> None:
     """With a second encoder for the positives, that gets no gradient then."""
     for positives, moves in (("encoder", True), ("copy", False)):
