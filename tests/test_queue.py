@@ -8,7 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from simcse_jax.config import Config, DataConfig, ModelConfig, NegativesConfig, ObjectiveConfig, QueueConfig
+from simcse_jax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    NegativesConfig,
+    ObjectiveConfig,
+    QueueConfig,
+    SmoothingConfig,
+)
 from simcse_jax.data.augment import make_augmenter
 from simcse_jax.data.feed import Feed
 from simcse_jax.data.order import EpochOrder
@@ -57,17 +65,18 @@ def trained(
     implementation: Any = "dense",
     encoders: Any = 1,
     steps: int = STEPS,
+    **settings: Any,
 ) -> Any:
     """The states and metrics of some steps, and what they were made with."""
-    negatives = NegativesConfig(duplicates=True)
-    objective = ObjectiveConfig(queue=queue, negatives=negatives, implementation=implementation, block_size=3)
+    settings = {"negatives": NegativesConfig(duplicates=True)} | settings
+    objective = ObjectiveConfig(queue=queue, implementation=implementation, block_size=3, **settings)
     data = DataConfig(max_length=LENGTH, packed_length=24 if packed else 0)
-    settings = ModelConfig(pooler="cls", encoders=encoders)
-    run = Config(batch_size=N, micro_batch=micro_batch, objective=objective, data=data, model=settings)
+    encoder = ModelConfig(pooler="cls", encoders=encoders)
+    run = Config(batch_size=N, micro_batch=micro_batch, objective=objective, data=data, model=encoder)
     mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
     feed = Feed(table, EpochOrder(len(table), N, 1), mesh, compares=True)
     feed = feed.packed(24, steps) if packed else feed
-    model = build_model(MODEL, settings)
+    model = build_model(MODEL, encoder)
     spec = StepSpec(run, model, mesh, 2, steps, packing=feed.packing, text_columns=2)
     state = create_state(spec, lambda: init_params(model, 7))
     step = make_train_step(spec, state)
@@ -131,6 +140,23 @@ def test_steps_are_those_of_one_device(how: dict[str, Any], positives: Any, tabl
     for a, b in zip(expected[0][-1].queue[1:], ours[0][-1].queue[1:], strict=True):
         assert a is b is None or np.allclose(a, b, rtol=1e-4, atol=1e-5)
     assert tree_error(*(without_key_biases(x[0][-1].queue.encoder) for x in (expected, ours))) < 1e-4
+
+
+@pytest.mark.full
+def test_all_settings_at_once_are_those_of_one_device(table: TokenTable) -> None:
+    """Many rings in one step, which JAX's devices on a CPU take for one another if they go at a time."""
+    directions = ("query_to_document", "document_to_query", "query_to_query", "document_to_document")
+    masks = {"duplicates": True, "margin": 0.05, "hardness": 0.7, "debias": 0.01}
+    settings = {
+        "negatives": NegativesConfig(**masks, directions=directions, softmax="anchor"),
+        "widths": (8, 16, 32),
+        "smoothing": SmoothingConfig(weight=0.5, buffer_size=12, neighbours=3),
+        "learned": ("temperature",),
+    }
+    expected = trained(table, **settings)
+    ours = trained(table, devices=4, fsdp=2, micro_batch=1, implementation="tiled", **settings)
+    for a, b in zip(expected[1], ours[1], strict=True):
+        assert b == pytest.approx(a, rel=2e-5, abs=1e-6)
 
 
 @pytest.mark.full
