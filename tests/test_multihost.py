@@ -199,6 +199,7 @@ with joined_processes(), stop_on_signal() as stop:
             for _ in range(int(sys.argv[1])):
                 signal.raise_signal(signal.SIGINT)
         if stop(step):
+            time.sleep(30 * (int(sys.argv[1]) - 1))  # saving waits for a process that has ended
             break
         time.sleep(0.1)
 """

@@ -435,6 +435,7 @@ def test_text_may_have_moved(config: Config, tmp_path: Path, monkeypatch: pytest
     assert train(replace(config, data=replace(config.data, train=str(moved))))["step"] == 12
 
 
+@pytest.mark.full
 def test_killed_with_the_checkpoint_of_step_0_only(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
