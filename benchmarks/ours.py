@@ -78,16 +78,18 @@ class Loss(OnJax):
         block = BLOCK_SIZES[jax.default_backend()]
         pairs = dense if form == "dense" else partial(tiled, block=block)
         settings = NegativesConfig(**(negatives or {}))
-        loss = partial(info_nce, temperature=temperature, pairs=pairs, negatives=settings, marks=marks)
-        self._function = jax.value_and_grad(lambda z: loss(z[0], z[1], z3), has_aux=True)
+        loss = partial(info_nce, temperature=temperature, pairs=pairs, negatives=settings)
+        # Arguments: of constants, the compiler would compute what it can.
+        self._facts = z3, marks
+        self._function = jax.value_and_grad(lambda z, facts: loss(z[0], z[1], facts[0], marks=facts[1]), has_aux=True)
         self._compiled = jax.jit(self._function)
 
     def run(self) -> None:
         """Computes the loss and both gradients."""
-        jax.block_until_ready(self._compiled(self._views))
+        jax.block_until_ready(self._compiled(self._views, self._facts))
 
     def check(self) -> dict[str, Any]:
         """The loss and both gradients."""
         with jax.default_matmul_precision("highest"):
-            (loss, _), gradients = jax.jit(self._function)(self._views)
+            (loss, _), gradients = jax.jit(self._function)(self._views, self._facts)
         return {"loss": float(loss), "gradient 1": np.asarray(gradients[0]), "gradient 2": np.asarray(gradients[1])}
