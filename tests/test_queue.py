@@ -26,7 +26,7 @@ from simcse_jax.model import read_encoder_config
 from simcse_jax.model.build import build_model, init_params
 from simcse_jax.objectives import check_objective
 from simcse_jax.pretrained.tokenizers import load_tokenizer
-from simcse_jax.runtime.mesh import make_mesh
+from simcse_jax.runtime.mesh import compiler_options, make_mesh
 from simcse_jax.training.queue import make_key_encoder
 from simcse_jax.training.spec import StepSpec, create_state
 from simcse_jax.training.state import document_encoder, from_items, to_items
@@ -144,7 +144,7 @@ def test_steps_are_those_of_one_device(how: dict[str, Any], positives: Any, tabl
 
 @pytest.mark.full
 def test_all_settings_at_once_are_those_of_one_device(table: TokenTable) -> None:
-    """Many rings in one step, which JAX's devices on a CPU take for one another if they go at a time."""
+    """Many rings in one step."""
     directions = ("query_to_document", "document_to_query", "query_to_query", "document_to_document")
     masks = {"duplicates": True, "margin": 0.05, "hardness": 0.7, "debias": 0.01}
     settings = {
@@ -212,3 +212,10 @@ def test_repetition_doubles_tokens_in_their_places(tiny_bert: Path) -> None:
             doubled.append((count - size) / min(max(2, inner // 2), inner))
     # As many as are drawn from 0 to the most.
     assert 0.4 < np.mean(doubled) < 0.6
+
+
+def test_programs_for_several_cpu_devices_run_one_message_at_a_time() -> None:
+    """Else a step with a guide, all masks and all directions was aborted on four."""
+    one, four = (make_mesh(devices=jax.devices()[:n]) for n in (1, 4))
+    assert compiler_options(one) is None
+    assert compiler_options(four) == {"xla_cpu_enable_concurrency_optimized_scheduler": False}
