@@ -34,7 +34,7 @@ from simcse_jax.study.false_negatives import false_negatives, first_sentences
 from simcse_jax.study.grid import Series
 from simcse_jax.study.hardness import hardest_share
 from simcse_jax.study.measure import from_log
-from simcse_jax.study.noise_scale import batch_gradients, direction, noise_scale
+from simcse_jax.study.noise_scale import batch_gradients, compared, mean_cosine, noise_scale
 from simcse_jax.study.report import _budgets
 from simcse_jax.study.run import run_study
 from simcse_jax.study.table import rows_of, slope, values
@@ -405,6 +405,12 @@ def test_noise_scale_takes_whole_independent_batches() -> None:
 
 def test_the_direction_of_known_gradients() -> None:
     whole = {"a": jnp.array([1.0, 0.0]), "b": jnp.array([1.0])}
+
+    def direction(gradients: list[Any], whole: Any) -> float | None:
+        cosines: list[float] = []
+        assert all(a is b for a, b in zip(compared(gradients, whole, cosines), gradients, strict=True))
+        return mean_cosine(cosines)
+
     few = [{"a": jnp.array([2.0, 0.0]), "b": jnp.array([0.0])}, {"a": jnp.array([0.0, 3.0]), "b": jnp.array([0.0])}]
     assert direction(few, whole) == pytest.approx(np.sqrt(0.5) / 2)
     assert direction([], whole) is None

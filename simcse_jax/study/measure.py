@@ -29,7 +29,7 @@ from simcse_jax.runtime.mesh import check_batch_size, make_mesh, put, state_shar
 from simcse_jax.study.false_negatives import Reference, false_negatives, load_reference
 from simcse_jax.study.grid import Cell, Settings, Study, slug
 from simcse_jax.study.hardness import hardest_share
-from simcse_jax.study.noise_scale import Gradient, batch_gradients, direction, make_gradient, noise_scale
+from simcse_jax.study.noise_scale import Gradient, batch_gradients, compared, make_gradient, mean_cosine, noise_scale
 from simcse_jax.training.guide import load_guide, make_guide
 from simcse_jax.training.loss import encode_views
 from simcse_jax.training.scores import check_data
@@ -76,7 +76,7 @@ class Meter:
                 )
         guide = load_guide(config, tokenizer)
         self._judge = make_guide(guide, self._mesh) if guide else None
-        self._guide_width = guide.model.config.hidden_size if guide else 0
+        self._views = jax.jit(partial(encode_views, self._model), static_argnames="micro_batch")
         self._gradients: dict[tuple[int, Settings], Gradient] = {}  # by batch size
         self._reference: Reference | None = None
         self._noise_before: dict[tuple[int, int, Settings], float | None] = {}
@@ -105,7 +105,8 @@ class Meter:
         micro_batch = results["micro_batch"] or cell.batch_size
         key = cell.batch_size, cell.seed, cell.settings  # before training, all rules are the same
         if key not in self._noise_before:
-            self._noise_before[key] = self._noise(cell, self._initial(cell), micro_batch)
+            self._noise_before[key], _ = self._noise(cell, self._initial(cell), micro_batch)
+        noise, towards = self._noise(cell, params, micro_batch, study.direction_batch)
         log = from_log(folder / "metrics.jsonl", steps, results["best_step"])
         return {
             "best_step": results["best_step"],
@@ -115,8 +116,8 @@ class Meter:
             **log,
             **self._false_negatives(cell),
             "noise_scale_before": self._noise_before[key],
-            "noise_scale": self._noise(cell, params, micro_batch),
-            "direction": self._direction(cell, params, micro_batch),
+            "noise_scale": noise,
+            "direction": towards,
             "hardest_share": self._hardest(cell, params, micro_batch, log["temperature"]),
             "effective_rank": effective_rank(singular_values(vectors)),
             "average_cosine": average_cosine(vectors),
@@ -151,8 +152,7 @@ class Meter:
         """The gradient of a batch of `size` under a cell's loss."""
         if (size, cell.settings) not in self._gradients:
             config = replace(self._study.config(cell), batch_size=size, micro_batch=min(micro_batch, size))
-            c, width = self.tokens.columns, self._guide_width
-            spec = StepSpec(config, self._model, self._mesh, c, 1, text_columns=c, guide_width=width)
+            spec = StepSpec(config, self._model, self._mesh, self.tokens.columns, total_steps=1)
             self._gradients[size, cell.settings] = make_gradient(spec, params)
         return self._gradients[size, cell.settings]
 
@@ -162,28 +162,24 @@ class Meter:
         order = order_of(self.tokens, size, 2**32 + cell.seed, config.data.distinct)
         return Feed(self.tokens, order, self._mesh, compares=config.objective.negatives.duplicates, guide=self._judge)
 
-    def _noise(self, cell: Cell, params: Params, micro_batch: int) -> float | None:
-        count = self._count(cell)
-        if not self._study.noise_scale_batches or count < 2:
-            return None
-        size = cell.batch_size
-        gradient = self._gradient(cell, size, micro_batch, params)
-        return noise_scale(batch_gradients(gradient, params, self._feed(cell, size), count), size)
-
-    def _count(self, cell: Cell) -> int:
-        """Batches that are measured: those that share examples are not independent."""
+    def _noise(self, cell: Cell, params: Params, micro_batch: int, large: int = 0) -> tuple[float | None, float | None]:
+        """The noise scale of a cell's batches, and their mean cosine with the gradient of one of `large` examples, or
+        of all; None where it is not asked for or cannot be had."""
         study, size = self._study, cell.batch_size
-        return min(max(study.noise_scale_batches, study.noise_scale_sentences // size, 1), len(self.tokens) // size)
-
-    def _direction(self, cell: Cell, params: Params, micro_batch: int) -> float | None:
-        size, devices = cell.batch_size, self._mesh.size
-        large = min(self._study.direction_batch, len(self.tokens)) // devices * devices
-        if large <= size:
-            return None
-        whole = self._gradient(cell, large, micro_batch, params)
-        (of_whole,) = batch_gradients(whole, params, self._feed(cell, large), 1)
-        own = self._gradient(cell, size, micro_batch, params)
-        return direction(batch_gradients(own, params, self._feed(cell, size), self._count(cell)), of_whole)
+        large = min(large, len(self.tokens)) // self._mesh.size * self._mesh.size
+        if not study.noise_scale_batches and large <= size:
+            return None, None
+        whole = None
+        if large > size:
+            gradient = self._gradient(cell, large, micro_batch, params)
+            (whole,) = batch_gradients(gradient, params, self._feed(cell, large), 1)
+        # Batches that share examples are not independent.
+        wanted = max(study.noise_scale_batches, study.noise_scale_sentences // size, 1)
+        count = min(wanted, len(self.tokens) // size)
+        gradient = self._gradient(cell, size, micro_batch, params)
+        gradients, cosines = batch_gradients(gradient, params, self._feed(cell, size), count), list[float]()
+        noise = noise_scale(gradients if whole is None else compared(gradients, whole, cosines), size)
+        return noise if study.noise_scale_batches else None, mean_cosine(cosines)
 
     def _hardest(self, cell: Cell, params: Params, micro_batch: int, temperature: float | None) -> float | None:
         share, config = self._study.hardest, self._study.config(cell)
@@ -191,8 +187,7 @@ class Meter:
             return None
         batch = replace(self._feed(cell, cell.batch_size), guide=None).batch(0)
         key = rng.key(cell.seed, "hardest")
-        encode = jax.jit(partial(encode_views, self._model, micro_batch=micro_batch))
-        z = encode(params, batch, key)
+        z = self._views(params, batch, key, micro_batch=micro_batch)
         return float(hardest_share(z[:, 0], z[:, 1], temperature or config.objective.temperature, share))
 
     def _batches(self, cell: Cell) -> list[np.ndarray]:

@@ -76,9 +76,15 @@ def make_gradient(spec: StepSpec, params: Any) -> Gradient:
     return jax.jit(lambda params, batch, draw: gradient(params, None, draw, batch)[0], compiler_options=options)
 
 
-def direction(gradients: Iterable[Any], whole: Any) -> float | None:
-    """The mean cosine of gradients, each a tree, with another; None without any, or where one is 0."""
-    cosines = [float(_cosine(gradient, whole)) for gradient in gradients]
+def compared(gradients: Iterable[Any], whole: Any, cosines: list[float]) -> Iterator[Any]:
+    """Gradients as they come, each a tree; adds their cosines with another, NaN where one is 0."""
+    for gradient in gradients:
+        cosines.append(float(_cosine(gradient, whole)))
+        yield gradient
+
+
+def mean_cosine(cosines: list[float]) -> float | None:
+    """The mean of cosines; None without any, or where one is NaN."""
     mean = float(np.mean(cosines)) if cosines else math.nan
     return mean if math.isfinite(mean) else None
 
