@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from simcse_jax.commands.serve import Serve
 from simcse_jax.errors import InputError
 from simcse_jax.inference.index import Index
-from simcse_jax.inference.nearest import _better
+from simcse_jax.inference.nearest import better
 from simcse_jax.inference.simcse import SimCSE
 from simcse_jax.serve import schema
 from simcse_jax.serve.app import create_app
@@ -332,7 +332,7 @@ def test_concurrent_requests_share_passes_and_get_the_answers_of_their_own(model
 
 def test_nothing_is_compiled_once_it_is_ready(client: TestClient, model: SimCSE) -> None:
     forward = model._encoder._forward
-    compiled = forward._cache_size(), _better._cache_size()
+    compiled = forward._cache_size(), better._cache_size()
     rng = np.random.default_rng(0)
     for number in (1, 2, 3, 5, 8, 13, 20):
         for most in (1, 6, 90):
@@ -340,7 +340,7 @@ def test_nothing_is_compiled_once_it_is_ready(client: TestClient, model: SimCSE)
             sentences = ["".join(rng.choice(words, 2))[:most] for _ in range(number)]
             posted(client, "encode", sentences=sentences)
             posted(client, "search", query=sentences, top_k=int(rng.integers(1, 20)))
-    assert (forward._cache_size(), _better._cache_size()) == compiled
+    assert (forward._cache_size(), better._cache_size()) == compiled
 
 
 class Gate:

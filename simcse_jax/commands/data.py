@@ -54,6 +54,13 @@ class Inspect(Configured):
         print(format_report(report))
 
 
+def _check_new(output: Path, what: str = "file") -> None:
+    """Raises `InputError` unless the file can be written and is not there yet."""
+    check_writable_file(output)
+    if output.expanduser().exists():
+        raise InputError(f"{output} exists: choose another {what} to write, or remove it")
+
+
 @dataclass(frozen=True)
 class Nli(Command):
     """Write triplets (premise, entailment, contradiction) from the labelled pairs of SNLI, MultiNLI and the like."""
@@ -82,9 +89,7 @@ class Nli(Command):
             raise InputError(f"give one source or more, and then the .csv file to write; got {given}")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; it must be 0 or more")
-        check_writable_file(output)
-        if output.expanduser().exists():  # where the output was forgotten, this is a source
-            raise InputError(f"{output} exists: choose another .csv file to write, or remove it")
+        _check_new(output, ".csv file")  # where the output was forgotten, this is a source
         sources = [open_source(DataConfig(train=name, split=self.split, subset=self.subset)) for name in names]
         note(f"reading {', '.join(names)}")
         found = build_triplets((pair for source in sources for pair in read_pairs(source)), self.seed)
@@ -135,9 +140,7 @@ class Mine(Command):
         self.mining.validate()
         if self.output.suffix not in (".jsonl", ".parquet"):
             raise InputError(f"{self.output} must end in .jsonl or .parquet, which training reads")
-        check_writable_file(self.output)
-        if self.output.expanduser().exists():
-            raise InputError(f"{self.output} exists: choose another file to write, or remove it")
+        _check_new(self.output)
         with joined_processes(self.multi_host):
             report = self._mine()
             if jax.process_index() == 0:

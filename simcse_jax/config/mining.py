@@ -7,7 +7,7 @@ from simcse_jax.config.settings import Backend
 from simcse_jax.config.values import BELOW_ONE, FINITE, NOT_NEGATIVE, POSITIVE, out_of_bounds
 from simcse_jax.errors import InputError
 
-MOST = 8
+MOST_NEGATIVES = 8
 """Hard negatives of an example that training reads."""
 
 
@@ -35,8 +35,8 @@ class MiningConfig:
     def validate(self) -> None:
         """Raises `InputError` for values that cannot be used."""
         problems = list(out_of_bounds(self))
-        if self.negatives > MOST:
-            problems.append(f"negatives is {self.negatives}; an example has at most {MOST}")
+        if self.negatives > MOST_NEGATIVES:
+            problems.append(f"negatives is {self.negatives}; an example has at most {MOST_NEGATIVES}")
         if self.first_rank + self.negatives > self.last_rank:
             problems.append(
                 f"first_rank is {self.first_rank} and last_rank {self.last_rank}: {self.negatives} negatives do not "

@@ -6,14 +6,15 @@ from functools import cached_property
 from typing import Any
 
 from simcse_jax.config import DataConfig
+from simcse_jax.config.mining import MOST_NEGATIVES
 from simcse_jax.data.files import Files
 from simcse_jax.data.kinds import fault, is_sentence, place
 from simcse_jax.data.reading import few
 from simcse_jax.data.rows import Example, Source, check_columns, is_null, text_of
 from simcse_jax.errors import InputError, some
 
-MOST = 10
-"""Sentences of an example: itself, its positive and eight hard negatives."""
+MOST = 2 + MOST_NEGATIVES
+"""Sentences of an example: itself, its positive and its hard negatives."""
 _SAMPLED = 1000  # rows
 _SHOWN = 60  # characters
 _ORDER = "sentence, positive and hard negatives in this order"

@@ -24,7 +24,8 @@ class EpochOrder:
     batch_size: int
     seed: int
     texts: UInt64[np.ndarray, "n C"] | None = field(default=None, repr=False)
-    _batches: tuple[int, list[Int[np.ndarray, " _"]]] | None = field(default=None, repr=False)
+    _epoch: tuple[int, Int[np.ndarray, " n"] | list[Int[np.ndarray, " _"]]] | None = field(default=None, repr=False)
+    """Number of an epoch, and its examples in order, or its batches where they are distinct."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -35,14 +36,16 @@ class EpochOrder:
         """The examples of a step, at most `batch_size`."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         # Read once: another thread may replace it by the next epoch's in the meantime.
-        cached = self._batches
+        cached = self._epoch
         if cached is None or cached[0] != epoch:
             generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch))))
             permutation = generator.permutation(self.n)
-            ends = range(self.batch_size, self.n, self.batch_size)
-            batches = np.split(permutation, ends) if self.texts is None else self._distinct(permutation, self.texts)
-            cached = self._batches = (epoch, batches)
-        return cached[1][batch]
+            order = permutation if self.texts is None else self._distinct(permutation, self.texts)
+            cached = self._epoch = (epoch, order)
+        found = cached[1]
+        return (
+            found[batch] if isinstance(found, list) else found[batch * self.batch_size : (batch + 1) * self.batch_size]
+        )
 
     def _distinct(
         self, permutation: Int[np.ndarray, " n"], texts: UInt64[np.ndarray, "n C"]

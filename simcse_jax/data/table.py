@@ -42,7 +42,7 @@ class TokenTable:
         """Whether the given examples have each of their sentences; None where no example of the text lacks any."""
         if self.missing is None:
             return None
-        sentences = examples[:, None] * self.columns + np.arange(self.columns)
+        sentences = self._sentences(examples)
         at = np.minimum(np.searchsorted(self.missing, sentences), len(self.missing) - 1)
         return np.asarray(self.missing[at] != sentences)
 
@@ -58,13 +58,16 @@ class TokenTable:
         ]
         found = np.array(digests, np.uint64).reshape(starts.shape)
         if (present := self.present(examples)) is not None:
-            numbers = examples[:, None] * self.columns + np.arange(self.columns)
-            found = np.where(present, found, numbers.astype(np.uint64))
+            found = np.where(present, found, self._sentences(examples).astype(np.uint64))
         return found[..., None].view(np.uint32)
+
+    def _sentences(self, examples: Int[np.ndarray, "*N"]) -> Int[np.ndarray, "*N C"]:
+        """Numbers of the sentences of the given examples."""
+        return np.asarray(examples[..., None] * self.columns + np.arange(self.columns))
 
     def spans(self, examples: Int[np.ndarray, "*N"]) -> tuple[Int[np.ndarray, "*N C"], Int[np.ndarray, "*N C"]]:
         """The starts of the sentences of the given examples among the tokens, and their lengths."""
-        sentences = examples[..., None] * self.columns + np.arange(self.columns)
+        sentences = self._sentences(examples)
         starts = self.offsets[sentences]
         return starts, self.offsets[sentences + 1] - starts
 

@@ -22,9 +22,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from simcse_jax.config import MiningConfig
-from simcse_jax.config.mining import MOST
+from simcse_jax.config.mining import MOST_NEGATIVES
 from simcse_jax.errors import InputError
-from simcse_jax.inference.nearest import Faiss, Found
+from simcse_jax.inference.nearest import Faiss, Found, better
 from simcse_jax.inference.shapes import power_of_two
 from simcse_jax.inference.vectors import as_cosines, unit
 from simcse_jax.reports.progress import progress_bar
@@ -43,7 +43,7 @@ class Counts:
     """What mining took, summed over examples."""
 
     examples: int = 0
-    found: list[int] = field(default_factory=lambda: [0] * (MOST + 1))
+    found: list[int] = field(default_factory=lambda: [0] * (MOST_NEGATIVES + 1))
     """Examples by their number of negatives."""
     near: int = 0
     """Candidates taken for false negatives: within a margin of the positive."""
@@ -170,20 +170,19 @@ def _sharded(vectors: Float[np.ndarray, "N D"], mesh: Mesh) -> Callable[[Float[n
 
     def search(queries: Float[Array, "Q D"], corpus: Float[Array, "n D"], count: int) -> tuple[Array, Array]:
         first = jax.lax.axis_index(mesh.axis_names) * share
-        best = jnp.full((len(queries), count), -jnp.inf), jnp.zeros((len(queries), count), jnp.int32)
+        best = jnp.full((len(queries), count), -jnp.inf), jnp.full((len(queries), count), -1, jnp.int32)
 
         def meet(best: tuple[Array, Array], place: Int[Array, ""]) -> tuple[tuple[Array, Array], None]:
             part = jax.lax.dynamic_slice_in_dim(corpus, place * block, block)
-            products = as_cosines(jnp.matmul(queries, part.T, precision=jax.lax.Precision.HIGHEST))
-            numbers = first + place * block + jnp.arange(block)
-            scores = jnp.where(numbers[None] < total, products, -jnp.inf)
-            return _merged(best, (scores, jnp.broadcast_to(numbers[None], scores.shape)), count), None
+            met: tuple[Array, Array] = better(queries, part, *best, first + place * block, total, True)
+            return met, None
 
         best, _ = jax.lax.scan(meet, best, jnp.arange(share // block))
         # [devices, Q, count] to [Q, devices · count], the devices in the order of their numbers.
         every = (jnp.moveaxis(jax.lax.all_gather(x, mesh.axis_names), 0, 1) for x in best)
         scores, numbers = (x.reshape(len(queries), -1) for x in every)
-        return _merged((scores[:, :0], numbers[:, :0]), (scores, numbers), count)
+        scores, places = jax.lax.top_k(scores, count)
+        return scores, jnp.take_along_axis(numbers, places, axis=1)
 
     rows, whole = batch_sharding(mesh).spec, replicated(mesh).spec
 
@@ -200,17 +199,10 @@ def _sharded(vectors: Float[np.ndarray, "N D"], mesh: Mesh) -> Callable[[Float[n
             part[: len(given)] = given
             results.append([np.asarray(x)[: len(given), :count] for x in program(part, corpus)])
         scores, numbers = (np.concatenate(x) for x in zip(*results, strict=True))
-        return scores, np.where(np.isneginf(scores), -1, numbers)
+        return scores, numbers
 
     compiled: dict[int, Any] = {}
     return find
-
-
-def _merged(best: tuple[Array, Array], found: tuple[Array, Array], count: int) -> tuple[Array, Array]:
-    """The best of both; of equal scores those that come first."""
-    scores, numbers = (jnp.concatenate(x, axis=1) for x in zip(best, found, strict=True))
-    top, places = jax.lax.top_k(scores, count)
-    return top, jnp.take_along_axis(numbers, places, axis=1)
 
 
 def mine_to_file(

@@ -71,7 +71,7 @@ class Exact:
             asked[: len(part)] = part
             best = jnp.full((rows, wide), -jnp.inf, jnp.float32), jnp.full((rows, wide), -1, jnp.int32)
             for number, block in enumerate(self._blocks):
-                best = _better(jnp.asarray(asked), block, *best, number * _BLOCK, self._count, cosines)
+                best = better(jnp.asarray(asked), block, *best, number * _BLOCK, self._count, cosines)
             results.append([np.asarray(x)[: len(part), :count] for x in best])
         scores, numbers = (np.concatenate(x) for x in zip(*results, strict=True))
         return scores, numbers
@@ -87,7 +87,7 @@ class Exact:
 
 
 @jax.jit
-def _better(
+def better(
     queries: Float[Array, "Q D"],
     block: Float[Array, "B D"],
     scores: Float[Array, "Q K"],

@@ -63,6 +63,11 @@ def earlier(config: QueueConfig, queue: Queue) -> Earlier:
     return Earlier(queue.vectors, queue.valid & latest, queue.texts, queue.guide)
 
 
+def _positive(batch: Batch) -> int:
+    """The column of the positives: that of the sentences, where they are alone."""
+    return min(1, batch.input_ids.shape[1] - 1)
+
+
 def make_key_encoder(model: SentenceEncoder, mesh: Mesh, micro_batch: int) -> Callable[[Params, Batch], Array]:
     """A function that encodes the positives of a batch, each on the device where it lies, without noise.
 
@@ -75,9 +80,9 @@ def make_key_encoder(model: SentenceEncoder, mesh: Mesh, micro_batch: int) -> Ca
 
     @partial(jax.shard_map, mesh=mesh, in_specs=(whole, rows), out_specs=rows, check_vma=False)
     def encode(params: Params, batch: Batch) -> Float[Array, "N H"]:
-        view = slice(min(1, batch.input_ids.shape[1] - 1), None)
-        ids, lengths = (jnp.asarray(x)[:, view][:, :1] for x in (batch.input_ids, batch.lengths))
-        places = None if batch.places is None else jnp.asarray(batch.places)[:, view][:, :1]
+        column = _positive(batch)
+        ids, lengths = (jnp.asarray(x)[:, [column]] for x in (batch.input_ids, batch.lengths))
+        places = None if batch.places is None else jnp.asarray(batch.places)[:, [column]]
 
         def apply(part: tuple[Array, ...]) -> Float[Array, "r 1 S H"]:
             tokens, sizes = (x.reshape(-1, x.shape[-1]) for x in part)
@@ -104,7 +109,6 @@ def advanced(config: QueueConfig, queue: Queue, keys: Float[Array, "N H"], batch
       batch: the batch.
       encoder: the parameters after the step.
     """
-    view = min(1, batch.input_ids.shape[1] - 1)
 
     def pushed(old: Array | None, new: Array | None) -> Array | None:
         return None if old is None or new is None else jnp.concatenate([old[1:], new[None].astype(old.dtype)])
@@ -119,5 +123,5 @@ def advanced(config: QueueConfig, queue: Queue, keys: Float[Array, "N H"], batch
         vectors,
         valid,
         pushed(queue.texts, None if texts is None else jnp.asarray(texts)[:, :2]),
-        pushed(queue.guide, None if guide is None else jnp.asarray(guide)[:, view]),
+        pushed(queue.guide, None if guide is None else jnp.asarray(guide)[:, _positive(batch)]),
     )
