@@ -253,6 +253,9 @@ def test_learning_rates_and_steps() -> None:
     assert {study.cell(64, series, 0) for series in study.series} == {Cell(64, "reference", 0)}
     assert [study.steps_of(Cell(b, "sqrt", 0)) for b in (16, 4096, 6000, 100_000)] == [512, 2, 2, 1]
     assert replace(study, sentences=0, steps=7).steps_of(Cell(16, "sqrt", 0)) == 7
+    guided = Cell(16, "sqrt", 0, (("data.max_length", 8), ("objective.negatives.guide", "a model")))
+    assert study.key(guided) == guided.settings  # models and feeds of its own,
+    assert study.text_key(guided) == guided.settings[:1]  # but no sentences of its own
     both = replace(study, steps=32, rules=("sqrt",))
     cells = [both.cell(b, series, 0) for b in (16, 256) for series in both.series]
     assert [cell.budget for cell in cells] == ["sentences", "steps", "", ""]  # at 256, both are 32 steps
@@ -278,6 +281,7 @@ def test_learning_rates_and_steps() -> None:
         ({"batch_sizes": (16, 16)}, "each once"),
         ({"batch_sizes": (16, 512)}, "batch_sizes holds 512 but .* has 203 examples"),
         ({"noise_scale_batches": 1}, "at least 2"),
+        ({"false_negative_sentences": -1}, "or 0 for all"),
         ({"base": Config(data=DataConfig(train="x.txt"))}, "name a dev task"),
     ],
 )
@@ -467,7 +471,8 @@ def factorial(study: Study) -> Study:
     """A study of masks and a queue, at equal examples and at equal steps."""
     factors = {"objective.negatives.duplicates": (False, True), "objective.queue.size": (0, 20)}
     settings = {"rules": ("constant",), "seeds": (1,), "sentences": 96, "steps": 3, "factors": factors}
-    made = replace(study, output=f"{study.output}-factors", direction_batch=64, hardest=0.1, **settings)
+    counted = {"false_negative_sentences": 48}
+    made = replace(study, output=f"{study.output}-factors", direction_batch=64, hardest=0.1, **settings, **counted)
     assert run_study(made)["cells"] == 12  # at batch 32, 96 examples are 3 steps
     return made
 
@@ -491,6 +496,8 @@ def test_any_setting_is_a_factor(factorial: Study) -> None:
     report = (factorial.folder / "report.md").read_text("utf-8")
     assert "duplicates True, size 20, equal steps" in report
     assert "With one seed there is no noise" in report
+    with np.load(factorial.folder / "reference.npz") as reference:
+        assert len(reference["examples"]) == 48  # three batches of 16, of which one of 32 has the first two
     before = table(factorial)
     assert run_study(factorial)["cells"] == 12
     assert table(factorial) == before

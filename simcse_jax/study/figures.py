@@ -41,7 +41,7 @@ def write_figures(
     hardness = [
         ("loss", "Loss, last quarter of steps", "nats", False),
         ("effective_negatives", "Effective number of negatives", "perplexity", True),
-        ("false_negatives", "False negatives an anchor", "number", True),
+        ("false_negatives", "False negatives per anchor", "number", True),
         ("false_negative_anchors", "Anchors with a false negative", "share", False),
         ("hardest_share", "Gradient from the hardest negatives", "share", False),
         ("masked_share", "Masked negatives", "share", False),

@@ -101,6 +101,9 @@ class Study:
     """Pooler of the frozen model; by default the one saved with reference_model, or that of base.model."""
     false_negative_threshold: float = 0.7
     """Two training sentences with a cosine above this under the frozen model are false negatives of each other."""
+    false_negative_sentences: int = 0
+    """Count false negatives among as many of a run's sentences, in whole batches and at least one; 0: among all. The
+    frozen model encodes each of them."""
     noise_scale_batches: int = 4
     """Batches whose gradients estimate the gradient noise scale: two or more, or as many as the text has; 0 leaves it
     out."""
@@ -137,6 +140,10 @@ class Study:
         if not -1 <= self.false_negative_threshold < 1:
             raise InputError(
                 f"false_negative_threshold is {self.false_negative_threshold}; a cosine from -1 to below 1 was expected"
+            )
+        if self.false_negative_sentences < 0:
+            raise InputError(
+                f"false_negative_sentences is {self.false_negative_sentences}: give a number of sentences, or 0 for all"
             )
         if self.noise_scale_batches < 0 or self.noise_scale_batches == 1 or self.noise_scale_sentences < 0:
             raise InputError(
@@ -220,6 +227,10 @@ class Study:
     def key(self, cell: Cell) -> Settings:
         """The settings of a cell that say what model and text it has."""
         return tuple((name, x) for name, x in cell.settings if name.startswith(_OF_MODEL_AND_TEXT))
+
+    def text_key(self, cell: Cell) -> Settings:
+        """The settings of a cell that say what text it has, and how much of a sentence the model reads."""
+        return tuple((name, x) for name, x in cell.settings if name.startswith(("model.", "data.")))
 
     def learning_rate(self, cell: Cell) -> float:
         """lr(B) = lr_ref · (B / B_ref)^exponent of the rule."""

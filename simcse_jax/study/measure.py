@@ -190,23 +190,27 @@ class Meter:
         z = self._views(params, batch, key, micro_batch=micro_batch)
         return float(hardest_share(z[:, 0], z[:, 1], temperature or config.objective.temperature, share))
 
-    def _batches(self, cell: Cell) -> list[np.ndarray]:
-        """The examples of each step of a cell."""
-        order = order_of(self.tokens, cell.batch_size, cell.seed, self._study.base_of(cell).data.distinct)
-        return [order.examples(step) for step in range(self._study.steps_of(cell))]
+    def _counted(self, cell: Cell) -> list[np.ndarray]:
+        """The examples of each step of a cell, up to the number among which false negatives are counted."""
+        study, steps = self._study, self._study.steps_of(cell)
+        if study.false_negative_sentences:
+            steps = min(steps, max(1, study.false_negative_sentences // cell.batch_size))
+        order = order_of(self.tokens, cell.batch_size, cell.seed, study.base_of(cell).data.distinct)
+        return [order.examples(step) for step in range(steps)]
 
     def _false_negatives(self, cell: Cell) -> Measures:
         study = self._study
         if self._reference is None:
-            same = [c for c in study.cells() if study.key(c) == study.key(cell)]
-            wanted = np.unique(np.concatenate([batch for c in same for batch in self._batches(c)]))
+            same = [c for c in study.cells() if study.text_key(c) == study.text_key(cell)]
+            wanted = np.unique(np.concatenate([batch for c in same for batch in self._counted(c)]))
             model = study.reference_model or self._config.model.path
             pooler = study.reference_pooler or (None if study.reference_model else self._pooling.at_evaluation)
-            file = study.folder / f"reference{'-' if study.key(cell) else ''}{slug(study.key(cell))}.npz"
+            text = study.text_key(cell)
+            file = study.folder / f"reference{'-' if text else ''}{slug(text)}.npz"
             self._reference = load_reference(file, model, pooler, self._config, self._corpus, wanted)
-        batches, reference = self._batches(cell), self._reference
-        shares = false_negatives((reference.of(batch) for batch in batches), study.false_negative_threshold)
-        return {"sentences": sum(map(len, batches)), **shares}
+        reference = self._reference
+        shares = false_negatives((reference.of(b) for b in self._counted(cell)), study.false_negative_threshold)
+        return {"sentences": study.steps_of(cell) * cell.batch_size, **shares}
 
 
 def from_log(file: Path, steps: int, best_step: int | None) -> Measures:

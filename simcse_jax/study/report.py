@@ -28,7 +28,7 @@ _TABLE = {
     "uniformity": ("uniformity", 3),
     "loss": ("loss", 4),
     "effective_negatives": ("effective negatives", 1),
-    "false_negatives": ("false negatives an anchor", 4),
+    "false_negatives": ("false negatives per anchor", 4),
     "masked_share": ("masked share", 5),
     "hardest_share": ("gradient from the hardest", 3),
     "noise_scale_before": ("noise scale before", 0),
@@ -41,7 +41,7 @@ _TABLE = {
 }
 _SLOPES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "effective_negatives": ("effective negatives", np.log2, "exponent"),
-    "false_negatives": ("false negatives an anchor", np.log2, "exponent"),
+    "false_negatives": ("false negatives per anchor", np.log2, "exponent"),
     "noise_scale_before": ("noise scale before training", np.log2, "exponent"),
     "noise_scale": ("noise scale at the selected parameters", np.log2, "exponent"),
     "loss": ("loss", lambda x: x, "each doubling"),
@@ -99,10 +99,13 @@ def _setting(study: Study, rows: list[Row]) -> str:
         else "not measured"
     )
     pooler = base.model.pooler or "its own"
+    near = base.data.neighbours
+    neighbours = f"; positive: one of the next {near} sentences" if near > 1 else "; positive: the next sentence" * near
+    among = study.false_negative_sentences
     return "\n".join(
         [
             f"- model {portable(base.model.path)}, pooler {pooler}, length {base.data.max_length}",
-            f"- text {portable(base.data.train)}",
+            f"- text {portable(base.data.train)}{neighbours}",
             f"- budget of each run: {' or '.join(budgets)}",
             *(f"- {name}: {_list(map(in_words, values))}" for name, values in study.factors.items()),
             f"- batches {_list(study.batch_sizes)}; seeds {_list(study.seeds)}; {len({r['cell'] for r in rows})} runs",
@@ -110,7 +113,8 @@ def _setting(study: Study, rows: list[Row]) -> str:
             f"rule ({_list(study.rules)}); temperature {base.objective.temperature:g}",
             f"- checkpoint selected by {Path(base.evaluation.dev).stem} (dev); test average over "
             f"{_list(Path(t).stem for t in base.evaluation.test)}",
-            f"- false negatives: cosine above {study.false_negative_threshold:g} under the frozen model {reference}",
+            f"- false negatives: cosine above {study.false_negative_threshold:g} under the frozen model {reference}"
+            f"{f', counted in the first {among:,} sentences of a run' if among else ''}",
             f"- gradient noise scale: {noise}",
             f"- gradient from the hardest: the softmax weight of the {hardest if study.hardest else 'negatives: not'}"
             f"{'' if study.hardest else ' measured'}",

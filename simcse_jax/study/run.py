@@ -2,7 +2,7 @@
 
 study.json                the settings, the fingerprint of the training text, and digests of the dev and test pairs
 initial.json              test scores before training
-reference.npz             the frozen model's vectors of the sentences that cells train on
+reference.npz             the frozen model's vectors of the sentences whose false negatives are counted
 cells/<name>/             the run folder of a cell
 cells/<name>/cell.json    its measures: there once the cell is done
 study.csv, report.md, *.png, *.svg
