@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,7 +12,16 @@ from benchmarks.report import Table
 from benchmarks.work import SEED
 from benchmarks.worker import Contender
 
-SETTINGS: dict[str, dict[str, Any]] = {
+Setting = Literal[
+    "duplicates masked",
+    "margin masked",
+    "both",
+    "guide of width 384",
+    "1 hard negative",
+    "2 hard negatives",
+    "4 hard negatives",
+]
+SETTINGS: dict[Setting, dict[str, Any]] = {
     "duplicates masked": {"negatives": {"duplicates": True}},
     "margin masked": {"negatives": {"margin": 3.0}},
     "both": {"negatives": {"duplicates": True, "margin": 3.0}},
@@ -34,6 +43,8 @@ class Negatives:
     product: int = 4096
     """Side of the matrix products whose rate is the ceiling."""
     rounds: int = 5
+    settings: tuple[Setting, ...] = tuple(SETTINGS)
+    """What is compared with the loss without masks and hard negatives."""
 
     def quick(self) -> "Negatives":
         """The same part at the size of a rehearsal."""
@@ -41,11 +52,12 @@ class Negatives:
 
     def run(self, folder: Path) -> list[Table]:
         """Measures; for the argument and errors see `Step.run`."""
+        chosen = {name: SETTINGS[name] for name in self.settings}
         n, generator = self.rows, np.random.default_rng(SEED)
         first, other = generator.normal(size=(2, n, self.width)).astype(np.float32)
         arguments = {"views": (first, first + 3 * other), "temperature": 0.05, "form": "tiled"}
         contenders = {"plain": Contender("ours:Loss", arguments)}
-        contenders |= {name: Contender("ours:Loss", arguments | more) for name, more in SETTINGS.items()}
+        contenders |= {str(name): Contender("ours:Loss", arguments | more) for name, more in chosen.items()}
         found, _, ceilings = compare(
             contenders, self.rounds, tolerance=TOLERANCE, product=(self.product, "float32", True)
         )

@@ -1,5 +1,6 @@
 """Statistics of all pairs of the global batch for contrastive losses, computed from the whole matrix of logits."""
 
+import itertools
 from collections.abc import Callable
 from functools import reduce
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -123,10 +124,9 @@ def false_negatives(cosine: Float[Array, "A B"], anchors: AnchorMarks, keys: Key
     """
     tests = []
     if anchors.texts is not None and keys.texts is not None:
-        for a in range(anchors.texts.shape[1]):
-            for b in range(keys.texts.shape[1]):
-                equal = anchors.texts[:, None, a] == keys.texts[None, :, b]
-                tests.append(equal[..., 0] & equal[..., 1])
+        # By a reduction over both words: their conjunction by & takes CPUs five times as long.
+        each = itertools.product(range(anchors.texts.shape[1]), range(keys.texts.shape[1]))
+        tests += [jnp.all(anchors.texts[:, None, a] == keys.texts[None, :, b], axis=-1) for a, b in each]
     if anchors.ceiling is not None:
         tests.append(cosine > anchors.ceiling[:, None])
     if anchors.guide is not None and keys.guide is not None and anchors.guide_ceiling is not None:
