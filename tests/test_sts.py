@@ -46,6 +46,12 @@ def random_pairs(rng: np.random.Generator, n: int) -> list[tuple[str, str, float
 def senteval(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in SentEval's layout with a few random pairs in every file."""
     root = tmp_path_factory.mktemp("senteval")
+    write_similarity(root)
+    return root
+
+
+def write_similarity(root: Path) -> None:
+    """Writes all similarity tasks in SentEval's layout, with a few random pairs in every file."""
     rng = np.random.default_rng(0)
     for task, subsets in sts._SUBSETS.items():
         for i, name in enumerate(subsets):
@@ -61,7 +67,6 @@ def senteval(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in sts._SPLITS["SICKRelatedness"].values():
         rows = [f"{i}\t{a}\t{b}\t{gold}\tNEUTRAL" for i, (a, b, gold) in enumerate(random_pairs(rng, 6))]
         write(root / file, "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment", *rows)
-    return root
 
 
 def vectors_of(sentences: list[str]) -> np.ndarray:

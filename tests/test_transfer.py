@@ -35,8 +35,14 @@ def write(path: Path, lines: list[str], encoding: str = "utf-8") -> None:
 
 @pytest.fixture(scope="module")
 def senteval(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All tasks in SentEval's layout, the label in each sentence: `w3` is one of label 3."""
+    """All tasks in SentEval's layout."""
     root = tmp_path_factory.mktemp("senteval")
+    write_transfer(root)
+    return root
+
+
+def write_transfer(root: Path) -> None:
+    """Writes all transfer tasks in SentEval's layout, the label in each sentence: `w3` is one of label 3."""
     rng = np.random.default_rng(0)
 
     def sentence(label: int) -> str:
@@ -60,7 +66,6 @@ def senteval(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in ("SICK_train", "SICK_trial", "SICK_test_annotated"):
         rows = [f"{n}\t{sentence(5)}\t{sentence(5 + n % 3)}\t3.0\t{SICK[n % 3]}" for n in range(36)]
         write(root / f"SICK/{file}.txt", ["pair_ID\tsentence_A\tsentence_B\trelatedness_score\tjudgment", *rows])
-    return root
 
 
 def telling(sentences: list[str]) -> np.ndarray:

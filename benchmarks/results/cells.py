@@ -1,0 +1,118 @@
+"""Cells, what they are measured on, and their records."""
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simcse_jax.errors import InputError, reason
+from simcse_jax.runtime.provenance import provenance
+from simcse_jax.storage.files import finite, write_json
+from simcse_jax.storage.records import read_record
+
+Figures = dict[str, Any]
+
+
+class Stopped(Exception):
+    """A signal ended a run, whose folder says where it goes on."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What cells are measured on: models, text and tasks."""
+
+    model: Path
+    """The encoder that was pretrained and never trained for similarity."""
+    minilm: Path
+    """all-MiniLM-L6-v2, for the comparison with PyTorch."""
+    data: Path
+    """Folder with wiki/, nli/ and senteval/."""
+    runs: Path
+    """Folder of the training runs."""
+
+    @property
+    def senteval(self) -> str:
+        """The tasks."""
+        return str(self.data / "senteval")
+
+    @property
+    def texts(self) -> dict[str, Path]:
+        """Training text by name: sentences, running text, triplets."""
+        wiki = self.data / "wiki"
+        triplets = self.data / "nli" / "nli_triplets_small.csv"
+        return {"wiki": wiki / "wiki_en_1m.txt.gz", "running": wiki / "wiki_docs.txt.gz", "nli": triplets}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A measurement.
+
+    Attributes:
+      name: name of its record: the experiment, and what is measured.
+      settings: plain JSON values that its figures follow from.
+      measure: measures it; raises `Stopped` where a signal ended it.
+      steps: what it costs, in steps of the unsupervised model.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    measure: Callable[[dict[str, Any], Sources], Figures]
+    steps: float
+
+    @property
+    def experiment(self) -> str:
+        """The experiment that it belongs to."""
+        return self.name.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of the cells, one .json file each."""
+
+    folder: Path
+
+    def read(self, cell: Cell) -> Figures | None:
+        """The figures of a cell; None where it is not measured yet.
+
+        Raises:
+          InputError: its record is damaged, or of other settings.
+        """
+        found = self._record(cell)
+        return None if found is None else dict(found["figures"])
+
+    def made(self, cell: Cell) -> dict[str, Any]:
+        """Date, machine, versions and seconds of a cell's measurement; {} where it is not measured yet."""
+        found = self._record(cell)
+        return {} if found is None else dict(found["made"])
+
+    def write(self, cell: Cell, figures: Figures, seconds: float) -> None:
+        """Keeps the figures of a cell."""
+        file = self._file(cell)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        about = {name: x for name, x in provenance().items() if name not in ("driver", "processes", "settings")}
+        made = {"date": datetime.date.today().isoformat(), "seconds": round(seconds, 1), **about}
+        write_json(file, finite({"settings": cell.settings, "figures": figures, "made": made}))
+
+    def _file(self, cell: Cell) -> Path:
+        return self.folder / f"{cell.name}.json"
+
+    def _record(self, cell: Cell) -> dict[str, Any] | None:
+        file = self._file(cell)
+        if not file.is_file():
+            return None
+        try:
+            found = dict(read_record(file))
+            settings, _, _ = dict(found["settings"]), dict(found["figures"]), dict(found["made"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{file} is damaged ({reason(error)}): restore it, or remove it to measure again"
+            ) from error
+        names = sorted(n for n in {*settings, *cell.settings} if settings.get(n) != cell.settings.get(n))
+        if names:
+            shown = "; ".join(f"{n} was {settings.get(n)!r}, is {cell.settings.get(n)!r}" for n in names)
+            raise InputError(
+                f"{file} was measured with other settings ({shown}): give another --output, or remove it to measure "
+                "again"
+            )
+        return found

@@ -1,0 +1,181 @@
+"""The sections of the report, from the records of its cells."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.results.cells import Cell, Figures, Records
+from benchmarks.results.experiments import (
+    MAIN,
+    POSTPROCESSED,
+    RATES,
+    TRANSFER,
+    UNTRAINED,
+    Scale,
+    ablation_cell,
+    ablations,
+    cells_of,
+    equivalence_cell,
+    main_cell,
+    postprocessed_cell,
+    untrained_cell,
+)
+from benchmarks.results.statistics import difference, is_equivalent, mean_sd
+from simcse_jax.evaluation.bootstrap import interval
+from simcse_jax.evaluation.sts import STS_TASKS
+from simcse_jax.evaluation.transfer_tasks import TRANSFER_TASKS
+from simcse_jax.reports.tables import markdown_table
+
+SHORT = {"STSBenchmark": "STS-B", "SICKRelatedness": "SICK-R"}
+MARGIN = 1.0
+"""Points within which two trainers count as equivalent."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The records of a report's cells."""
+
+    records: Records
+    scale: Scale
+    rate: float
+
+    def figures(self, cells: Iterable[Cell]) -> list[Figures]:
+        """The figures of those cells that are measured."""
+        return [figures for cell in cells if (figures := self.records.read(cell)) is not None]
+
+    def row(self, name: str) -> list[Figures]:
+        """The figures of a row of the ladder, by seed."""
+        if name in UNTRAINED:
+            return self.figures([untrained_cell(name)])
+        if name in POSTPROCESSED:
+            return self.figures([postprocessed_cell(name)])
+        seeds = self.scale.seeds_of("ladder")
+        return self.figures(main_cell(name, seed, self.scale, self.rate) for seed in seeds)
+
+    def variant(self, config: str, changes: dict[str, Any]) -> list[Figures]:
+        """The figures of a variant of an ablation, by seed."""
+        seeds = self.scale.seeds_of("ablations")
+        return self.figures(ablation_cell(config, changes, seed, self.scale, self.rate) for seed in seeds)
+
+    def side(self, model: str, side: str) -> list[Figures]:
+        """The figures of a trainer, by seed."""
+        seeds = self.scale.seeds_of("equivalence")
+        return self.figures(equivalence_cell(model, side, seed, self.scale) for seed in seeds)
+
+
+def averages(rows: list[Figures]) -> list[float]:
+    """The averages over the seven tasks."""
+    return [row["sts"]["Avg."] for row in rows if row.get("sts", {}).get("Avg.") is not None]
+
+
+def best_on_dev(rows: list[Figures]) -> list[float]:
+    """The best scores on STS-B dev."""
+    return [row["best"] for row in rows if row.get("best") is not None]
+
+
+def rates(found: Found) -> str:
+    """STS-B dev by learning rate."""
+    cells = cells_of("learning_rate", found.scale, found.rate)
+    scores = [mean_sd(best_on_dev(found.figures([cell]))) for cell in cells]
+    return markdown_table(["learning rate", *(f"{x:g}" for x in RATES)], [["STS-B dev, best", *scores]])
+
+
+def ladder(found: Found) -> str:
+    """The seven tasks, row by row."""
+    names = {**dict.fromkeys(UNTRAINED), **dict.fromkeys(POSTPROCESSED), **dict.fromkeys(MAIN)}
+    lines = []
+    for name in names:
+        rows = [row for row in found.row(name) if "sts" in row]
+        label = f"{name} of the first-last average" if name in POSTPROCESSED else name
+        tasks = [mean_sd([r["sts"][t] for r in rows if r["sts"][t] is not None]) for t in (*STS_TASKS, "Avg.")]
+        dev = mean_sd([r["dev"] if "dev" in r else r["best"] for r in rows])
+        lines.append([label, str(len(rows)), dev, *tasks, _interval(rows)])
+    tasks = [SHORT.get(task, task) for task in STS_TASKS]
+    return markdown_table(["", "runs", "STS-B dev", *tasks, "average", "95 % over pairs"], lines)
+
+
+def _interval(rows: list[Figures]) -> str:
+    """The interval of the mean over seeds, by resamples of the pairs that all seeds share."""
+    drawn = [row["resamples"] for row in rows if row.get("resamples")]
+    if not drawn:
+        return "–"
+    low, high = interval(np.mean(np.array(drawn, float), axis=0))
+    return f"{low:.1f} to {high:.1f}"
+
+
+def transfer(found: Found) -> str:
+    """The transfer tasks, of the first seed."""
+    lines = []
+    for name in ("first-last average", *TRANSFER):
+        scores: Figures = next((row["transfer"] for row in found.row(name) if "transfer" in row), {})
+        figures = [scores.get(task) for task in (*TRANSFER_TASKS, "Avg.")]
+        lines.append([name, *("–" if x is None else f"{x:.2f}" for x in figures)])
+    return markdown_table(["", *TRANSFER_TASKS, "average"], lines)
+
+
+def ablated(found: Found) -> str:
+    """A table per ablation: STS-B dev, of the variants that are measured."""
+    sections = []
+    for ablation in ablations():
+        lines = []
+        for name, changes in ablation.variants.items():
+            if not (rows := found.variant(ablation.base_name, changes)):
+                continue
+            fine = [row for row in rows if "diverged" not in row]
+            last = [row["path"][-1] for row in fine if row["path"]]
+            figures = [
+                mean_sd(best_on_dev(fine)),
+                mean_sd([x[1] for x in last]),
+                mean_sd([x[2] for x in last if x[2] is not None], 3),
+                mean_sd([x[3] for x in last if x[3] is not None], 3),
+            ]
+            paper = f"{ablation.paper[name]:.1f}" if name in ablation.paper else ""
+            seeds = f"{len(fine)}" + (f", {len(rows) - len(fine)} diverged" if len(fine) < len(rows) else "")
+            lines.append([name, seeds, *figures, paper])
+        head = [ablation.name.replace("_", " "), "runs", "dev, best", "dev, last", "alignment", "uniformity", "paper"]
+        sections += [markdown_table(head, lines)] * bool(lines)
+    return "\n\n".join(sections) or "No variant is measured yet."
+
+
+def equivalence(found: Found) -> str:
+    """Both trainers beside each other, and the test of their equivalence."""
+    lines, tests = [], []
+    for model, label in (("model", "pretrained encoder"), ("minilm", "all-MiniLM-L6-v2")):
+        sides = {side: found.side(model, side) for side in ("jax", "torch")}
+        for side, rows in sides.items():
+            scores = [mean_sd([r["sts"][t] for r in rows if r["sts"][t] is not None]) for t in (*STS_TASKS, "Avg.")]
+            dev = mean_sd([max(score for _, score in row["path"]) for row in rows])
+            seconds = mean_sd([row["seconds"] / row["steps"] for row in rows if row["steps"]])
+            peak = mean_sd([row["peak"] / 1e9 for row in rows])
+            name = "ours" if side == "jax" else "PyTorch"
+            lines.append([f"{label}, {name}", str(len(rows)), dev, *scores, seconds, peak])
+        ours, theirs = (averages(sides[side]) for side in ("jax", "torch"))
+        if min(len(ours), len(theirs)) > 1:
+            apart = difference(ours, theirs)
+            low, high = apart.interval(0.9)
+            word = "equivalent" if is_equivalent(apart, MARGIN) else "not shown to be equivalent"
+            tests.append(
+                f"- {label}: ours − PyTorch {apart.mean:+.2f}, 90 % interval {low:+.2f} to {high:+.2f}: {word} within "
+                f"±{MARGIN:g} (two one-sided tests at 5 %)."
+            )
+    tasks = [SHORT.get(task, task) for task in STS_TASKS]
+    head = ["", "runs", "STS-B dev, best", *tasks, "average", "seconds per step", "peak, GB"]
+    paths = _paths(found)
+    return "\n\n".join([markdown_table(head, lines), *(["\n".join(tests)] if tests else []), *paths])
+
+
+def _paths(found: Found) -> list[str]:
+    """STS-B dev during training, by trainer."""
+    tables = []
+    for model, label in (("model", "pretrained encoder"), ("minilm", "all-MiniLM-L6-v2")):
+        lines, steps = [], list[int]()
+        for side in ("jax", "torch"):
+            rows = found.side(model, side)
+            steps = steps or [step for row in rows[:1] for step, _ in row["path"]]
+            scores = [mean_sd([dict(row["path"])[step] for row in rows if step in dict(row["path"])]) for step in steps]
+            lines.append(["ours" if side == "jax" else "PyTorch", *scores])
+        if steps:
+            tables.append(markdown_table([f"STS-B dev, {label}, step", *map(str, steps)], lines))
+    return tables
