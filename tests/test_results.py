@@ -28,6 +28,7 @@ from benchmarks.results.experiments import (
 )
 from benchmarks.results.measure import config_of
 from benchmarks.results.tables import Found
+from benchmarks.wordnet import synonyms
 from simcse_jax.errors import InputError
 from simcse_jax.runs.metrics_log import read_log
 from simcse_jax.training.trainer import train
@@ -97,6 +98,7 @@ def test_ablations_share_the_run_without_changes() -> None:
     assert len(published) == 3  # unsupervised, supervised, IS-CSE
     variants = [changes for ablation in ablations() for changes in ablation.variants.values()]
     assert len([cell for cell in cells if cell.settings["seed"] == 43]) < len(variants)
+    assert [cell.needs for cell in cells].count("synonyms") == 2
     assert ablation_cell("unsup_bert_base", {"model.dropout": 0.1}, 43, SCALE, 3e-5).settings["changes"] == {}
     shared = ablation_cell("unsup_bert_base", {"model.dropout": 0.1, "objective.noise": "shared"}, 43, SCALE, 3e-5)
     assert shared.settings["changes"] == {"objective.noise": "shared"}
@@ -119,7 +121,29 @@ def test_cells_train_what_they_say(root: Path, tiny_bert: Path, tmp_path: Path) 
                     part: Any = config
                     for word in name.split("."):
                         part = getattr(part, word)
-                    assert part == (tuple(value) if isinstance(value, list) else value)
+                    expected = str(sources.synonyms) if name == "data.synonyms" else value
+                    assert part == (tuple(expected) if isinstance(expected, list) else expected)
+
+
+def test_synonyms_of_wordnet(tmp_path: Path) -> None:
+    """Single words of the most frequent sense, of every part of speech; senses by offset in another file."""
+    for part in ("noun", "verb", "adj", "adv"):
+        (tmp_path / f"data.{part}").write_text("  1 licence\n")
+        (tmp_path / f"index.{part}").write_text("  1 licence\n")
+    with (tmp_path / "data.noun").open("a") as file:
+        file.write("00000010 06 n 03 film 0 movie 0 moving_picture 1 001 @ 00000099 n 0000 | a form of\n")
+        file.write("00000020 06 n 02 film 1 photographic_film 0 000 | a strip\n")
+    with (tmp_path / "data.verb").open("a") as file:
+        file.write("00000010 36 v 03 film 0 shoot 5 Take 9 000 01 + 08 00 | make a film\n")
+    with (tmp_path / "data.adj").open("a") as file:
+        file.write("00000030 00 s 02 abundant(ip) 0 galore(ip) 0 000 | existing in\n")
+    with (tmp_path / "index.noun").open("a") as file:
+        file.write("film n 2 2 @ ~ 2 1 00000010 00000020  \nmoving_picture n 1 0 1 0 00000010  \n")
+    with (tmp_path / "index.verb").open("a") as file:
+        file.write("film v 1 1 + 1 0 00000010  \n")
+    with (tmp_path / "index.adj").open("a") as file:
+        file.write("galore a 1 0 1 0 00000030  \n")
+    assert synonyms(tmp_path) == {"film": ["movie", "shoot", "take"], "galore": ["abundant"]}
 
 
 def test_records_of_other_settings_are_refused(tmp_path: Path) -> None:

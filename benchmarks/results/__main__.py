@@ -44,6 +44,8 @@ class Settings:
     """Encoder to start from, see benchmarks/distilbert.py."""
     minilm: Path = field(default_factory=lambda: Path(minilm_folder()))
     """all-MiniLM-L6-v2."""
+    synonyms: Path = Path("runs/models/synonyms.tsv")
+    """Table of synonyms, see benchmarks/wordnet.py; without it, one variant is left out."""
     data: Path = Path(os.environ.get("SIMCSE_DATA", ""))
     """Folder with wiki/, nli/ and senteval/."""
 
@@ -57,7 +59,7 @@ class Settings:
           InputError: no data or model, or records of other settings.
         """
         records, scale = Records(self.output), Scale(self.seeds, self.steps)
-        sources = Sources(self.model, self.minilm, self.data, self.runs)
+        sources = Sources(self.model, self.minilm, self.data, self.runs, self.synonyms)
         chosen = self.only or EXPERIMENTS
         deadline, stopped = time.monotonic() + 60 * self.minutes, False
         try:
@@ -83,6 +85,10 @@ class Settings:
         if not missing or time.monotonic() >= deadline:
             return
         check(sources)
+        for cell in missing:
+            if cell.needs and not getattr(sources, cell.needs).is_file():
+                say(f"results   {cell.name} is left out: no {getattr(sources, cell.needs)}")
+        missing = [cell for cell in missing if not cell.needs or getattr(sources, cell.needs).is_file()]
         pace = _pace(cells, records)
         say(
             f"results   {len(cells) - len(missing)} of {len(cells)} cells are measured; the others take about "
@@ -144,9 +150,9 @@ class Settings:
             "## Ablations",
             f"STS-B dev after {scale.steps_of('ablations')} steps. The papers' figures are of BERT-base after 15,625 "
             "steps (unsupervised) or 1,617 of 512 (supervised). Next sentences are those of running text; all other "
-            "unsupervised variants see single sentences. Two of the papers' variants are not here: masked words need "
-            "the pretrained head of a masked language model, which this encoder's package does not have, and synonyms "
-            "a table of them.",
+            "unsupervised variants see single sentences. Synonyms are those of WordNet 3.1 (benchmarks/wordnet.py). "
+            "One of the papers' variants is not here: masked words need the pretrained head of a masked language "
+            "model, which this encoder's package does not have.",
             tables.ablated(found),
             "## The learning rate",
             f"Chosen on STS-B dev after {scale.steps_of('learning_rate')} steps, first seed: {rate:g}, for all "

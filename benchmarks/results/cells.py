@@ -30,6 +30,8 @@ class Sources:
     """Folder with wiki/, nli/ and senteval/."""
     runs: Path
     """Folder of the training runs."""
+    synonyms: Path = Path("runs/models/synonyms.tsv")
+    """Table of synonyms, see benchmarks/wordnet.py."""
 
     @property
     def senteval(self) -> str:
@@ -53,12 +55,14 @@ class Cell:
       settings: plain JSON values that its figures follow from.
       measure: measures it; raises `Stopped` where a signal ended it.
       steps: what it costs, in steps of the unsupervised model.
+      needs: name of the file among `Sources` without which it is left out; empty where it needs none such.
     """
 
     name: str
     settings: dict[str, Any]
     measure: Callable[[dict[str, Any], Sources], Figures]
     steps: float
+    needs: str = ""
 
     @property
     def experiment(self) -> str:

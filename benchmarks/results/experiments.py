@@ -54,6 +54,8 @@ PATHS: dict[str, dict[str, Any]] = {
     "delete one word": {"data.augment": "delete_word"},
 }
 """The variants of SimCSE's figure 2, whose first seed is measured every 10 steps."""
+SYNONYMS: dict[str, Any] = {"data.augment": "synonyms", "data.synonyms": "WordNet 3.1"}
+"""Not among the package's ablations, which have no table of synonyms."""
 _USUAL = {"model.dropout": 0.1}  # the encoder's own
 
 
@@ -136,7 +138,8 @@ def ablation_cell(config: str, changes: Mapping[str, Any], seed: int, scale: Sca
     changed = {name: x for name, x in changes.items() if _USUAL.get(name) != x}
     if _drawn(config, changes) and seed == scale.seeds_of("ablations")[0]:
         changed |= {"evaluation.geometry_every": 10}
-    name = "-".join(slug(f"{n.rpartition('.')[2]} {_word(x)}") for n, x in changed.items() if "geometry" not in n)
+    shown = {n: x for n, x in changed.items() if n not in ("evaluation.geometry_every", "data.synonyms")}
+    name = "-".join(slug(f"{n.rpartition('.')[2]} {_word(x)}") for n, x in shown.items())
     return training("ablations", f"{config}-{name or 'as_published'}", config, changed, seed, scale, rate)
 
 
@@ -180,7 +183,8 @@ def training(
     cost *= 2.0 if changes.get("objective.mlm.weight") else 1.0
     score = 200 * ("sts" in measures) + 400 * ("transfer" in measures)
     paths = 10.0 * steps / 10 if changes.get("evaluation.geometry_every") else 0.0
-    return Cell(run, settings, train_and_measure, cost * steps + score + paths)
+    needs = "synonyms" if "data.synonyms" in changes else ""
+    return Cell(run, settings, train_and_measure, cost * steps + score + paths, needs)
 
 
 def equivalence_cell(model: str, side: str, seed: int, scale: Scale) -> Cell:
@@ -221,7 +225,9 @@ def ablations() -> list[Variants]:
     for name in ABLATIONS:
         ablation = load_variable(name, "ablation", Ablation)
         base = ablation.base.output.rpartition("/")[2]
-        found.append(Variants(name, base, ablation.variants, ablation.paper))
+        more = {"synonyms": SYNONYMS} if name == "augmentations" else {}
+        paper = ablation.paper | ({"synonyms": 77.4} if more else {})
+        found.append(Variants(name, base, ablation.variants | more, paper))
     return found
 
 

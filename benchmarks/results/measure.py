@@ -56,6 +56,8 @@ def config_of(settings: dict[str, Any], sources: Sources) -> Config:
         checkpoint=replace(base.checkpoint, every=every, keep=1),
     )
     changes = {name: tuple(x) if isinstance(x, list) else x for name, x in settings["changes"].items()}
+    if "data.synonyms" in changes:
+        changes["data.synonyms"] = str(sources.synonyms)
     changed: Config = with_settings(config, changes)
     return changed
 
