@@ -72,6 +72,7 @@ _OTHER_NAMES = {
     "micro_batch": "gradient_accumulation_steps mini_batch_size chunk_size",
     "log_every": "logging_steps log_interval",
     "tracking": "report_to logging_dir wandb tensorboard",
+    "profile": "profiler profile_steps trace",
     "tasks": "task task_set task_name",
     "normalize": "normalize_embeddings normalize_to_unit",
     "config_file": "config",

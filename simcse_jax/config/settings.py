@@ -1,6 +1,7 @@
 """One typed, frozen description of a run. Configs are built in Python files, overridden on the command line, and saved
 as JSON beside the checkpoints."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -204,6 +205,9 @@ class Config:
     tracking: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Also write the metrics to TensorBoard files, in `tensorboard/` of the run folder, or to Weights & Biases
     (`pip install "simcse-jax[tracking]"`)."""
+    profile: str = ""
+    """Steps to trace, the first and the last, e.g. 10:13: `profile/` of the run folder then holds what each device did
+    in them, for xprof and TensorBoard. Steps that an earlier part of the run has done are not traced."""
     multi_host: bool = False
     """Join the other processes of a TPU pod, SLURM or MPI job (implied by JAX_COORDINATOR_ADDRESS)."""
     heartbeat: Annotated[int, POSITIVE] = 60
@@ -215,6 +219,12 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """The first and the last step to trace; None where none is."""
+        found = re.fullmatch(r"(\d+):(\d+)", self.profile)
+        return (int(found[1]), int(found[2])) if found else None
 
     def validate(self) -> None:
         """Raises `InputError` for values that no run can use, all of them."""
@@ -245,6 +255,12 @@ class Config:
             yield (
                 f"objective.product_dtype is 'bfloat16' but objective.implementation is "
                 f"'{self.objective.implementation}': only 'tiled' can use it, so set that"
+            )
+        steps = self.profiled
+        if self.profile and (steps is None or not 0 < steps[0] <= steps[1]):
+            yield (
+                f"profile is '{self.profile}': give the first and the last step to trace, counted from 1, with a colon "
+                "between them, e.g. 10:13"
             )
         smoothing = self.objective.smoothing
         if smoothing.weight:

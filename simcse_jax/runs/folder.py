@@ -40,14 +40,14 @@ from simcse_jax.storage.records import parse_record, read_bounded
 
 # Settings that may change between the parts of one run: none changes the parameters by more than rounding.
 _FREE_SETTINGS = (
-    *("output", "log_every", "tracking", "multi_host", "heartbeat", "mesh.", "checkpoint."),
+    *("output", "log_every", "tracking", "profile", "multi_host", "heartbeat", "mesh.", "checkpoint."),
     *("model.remat", "model.scan", "evaluation.data", "evaluation.geometry_every"),
     *("micro_batch", "objective.implementation", "objective.block_size", "data.packed_length"),
     *("data.cache", "data.train", "data.revision"),  # the fingerprint of the text is compared, not the path
 )
 _WRITTEN = ("metrics.jsonl", "results.json", "wandb.json")
-"""Files in a run folder that training writes, besides `figures/`. A link to a folder, such as a larger disk, may be
-there, and so may other files of the user."""
+"""Files in a run folder that training writes, besides `figures/` and `profile/`. A link to a folder, such as a larger
+disk, may be there, and so may other files of the user."""
 _PLACES = ("model.path", "evaluation.dev", "evaluation.test", "objective.negatives.guide")
 """Settings that name files or folders, by any spelling of their paths."""
 

@@ -293,6 +293,8 @@ def fit(request: Request, parts: Parts, feed: Feed) -> tuple[Feed, StepSpec, Com
     """
     config, resuming = parts.config, request.resuming
     total_steps = config.max_steps or config.epochs * feed.order.steps_per_epoch
+    if config.profiled and config.profiled[0] > total_steps:
+        raise InputError(f"profile is '{config.profile}' but the run has {total_steps:,} steps: give earlier ones")
     spec = StepSpec(config, parts.model, request.mesh, feed.columns, total_steps, parts.vocabulary)
     width = parts.guide.width if parts.guide else 0
     spec = replace(spec, ragged=feed.table.missing is not None, text_columns=feed.table.columns, guide_width=width)

@@ -39,6 +39,7 @@ from simcse_jax.training.loss import Metrics
 from simcse_jax.training.prepare import Prepared, prepare
 from simcse_jax.training.spec import create_state
 from simcse_jax.training.state import from_items, sentence_encoder, to_items
+from simcse_jax.training.trace import Trace, save_memory
 
 
 class TrainingDiverged(RuntimeError):
@@ -124,6 +125,7 @@ class Trainer:
         self._pending: tuple[int, Metrics] | None = None
         self._clock: StepClock
         self._monitor: Monitor
+        self._trace = Trace(self._config.profiled, self._run.folder, say)
 
     @property
     def ended(self) -> bool:
@@ -171,7 +173,15 @@ class Trainer:
                     self._checkpoints.wait()
                     return {"stopped": self.step}
             self._checkpoints.wait()
+        except jax.errors.JaxRuntimeError as error:
+            if not (memory := save_memory(self._run.folder, error)):
+                raise
+            raise InputError(
+                f"after step {self.step} the devices had no memory left: give a smaller --micro-batch, or "
+                f"--micro-batch auto, to go on; {memory}"
+            ) from error
         finally:
+            self._trace.close()
             batches.close()
             self._monitor.close()
         # First of all: the best checkpoint may turn out to be damaged.
@@ -192,10 +202,11 @@ class Trainer:
 
     def take(self, batch: Batch) -> None:
         """Hands the next step to the devices, and looks at the metrics of the one before."""
-        with jax.transfer_guard("disallow"):
+        with self._trace.step(self.step + 1), jax.transfer_guard("disallow"):
             self.state, metrics = self._step.function(self.state, batch)
         self.look_back()
         self.step += 1
+        self._trace.after(self.step, self.state)
         self._pending = self.step, metrics
         self._monitor.step()
 
