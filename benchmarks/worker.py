@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -114,8 +115,16 @@ class Worker:
         self.close()
 
 
+def _end_with(parent: int) -> None:
+    """Ends this process once its parent has ended, in the middle of a call, too."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def serve(descriptor: int) -> None:
     """Serves the other side: makes the contender and answers calls until the pipe is closed."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     pipe = Connection(descriptor)
     contender: Any = None
     while True:

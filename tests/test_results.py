@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from scipy import stats
 from benchmarks.results import statistics
 from benchmarks.results.__main__ import main
 from benchmarks.results.cells import Cell, Records, Sources
-from benchmarks.results.claims import CLAIMS
+from benchmarks.results.claims import CLAIMS, claims
 from benchmarks.results.equivalence import torch_arguments
 from benchmarks.results.experiments import (
     EXPERIMENTS,
@@ -27,7 +26,7 @@ from benchmarks.results.experiments import (
     equivalence_cell,
 )
 from benchmarks.results.measure import config_of
-from benchmarks.results.tables import Found
+from benchmarks.results.tables import Found, ablated
 from benchmarks.wordnet import synonyms
 from simcse_jax.errors import InputError
 from simcse_jax.runs.metrics_log import read_log
@@ -88,36 +87,50 @@ def test_cells_have_names_of_their_own() -> None:
 
 
 def test_every_seed_comes_before_the_next() -> None:
-    seeds = [cell.settings.get("seed", 0) for cell in cells_of("ablations", SCALE, 3e-5)]
+    seeds = [seed_of(cell) for cell in cells_of("ablations", SCALE, 3e-5)]
     assert seeds == sorted(seeds)
+
+
+def seed_of(cell: Cell) -> int:
+    return int(cell.name.rpartition("seed")[2])
 
 
 def test_ablations_share_the_run_without_changes() -> None:
     cells = cells_of("ablations", SCALE, 3e-5)
-    published = [cell.name for cell in cells if "as_published" in cell.name and cell.settings["seed"] == 42]
-    assert len(published) == 3  # unsupervised, supervised, IS-CSE
+    published = [cell.name for cell in cells if "as_published" in cell.name and seed_of(cell) == 42]
+    assert len(published) == 4  # unsupervised, of sentences and of running text; supervised; IS-CSE
     variants = [changes for ablation in ablations() for changes in ablation.variants.values()]
-    assert len([cell for cell in cells if cell.settings["seed"] == 43]) < len(variants)
+    assert len([cell for cell in cells if seed_of(cell) == 43]) < len(variants)
     assert [cell.needs for cell in cells].count("synonyms") == 2
-    assert ablation_cell("unsup_bert_base", {"model.dropout": 0.1}, 43, SCALE, 3e-5).settings["changes"] == {}
+    plain = ablation_cell("unsup_bert_base", {}, 43, SCALE, 3e-5)
+    assert ablation_cell("unsup_bert_base", {"model.dropout": 0.1}, 43, SCALE, 3e-5) == plain
+    assert ablation_cell("sup_bert_base", {"objective.temperature": 0.05}, 43, SCALE, 3e-5).name.count("published")
     shared = ablation_cell("unsup_bert_base", {"model.dropout": 0.1, "objective.noise": "shared"}, 43, SCALE, 3e-5)
-    assert shared.settings["changes"] == {"objective.noise": "shared"}
+    assert shared.settings["config"] == plain.settings["config"] | {"objective.noise": "shared"}
     # The variants of figure 2 are those whose collapse is a claim: three seeds, and the path of the first.
-    last = [cell for cell in cells if cell.settings["seed"] == 44]
+    last = [cell for cell in cells if seed_of(cell) == 44]
     assert len(last) == len(PATHS)
-    followed = [cell for cell in cells if "evaluation.geometry_every" in cell.settings["changes"]]
-    assert [cell.name.replace("42", "44") for cell in followed] == [cell.name for cell in last]
+    followed = [cell for cell in cells if "evaluation.geometry_every" in cell.settings["config"]]
+    assert {cell.name.replace("42", "44") for cell in followed} == {cell.name for cell in last}
+
+
+def test_a_seed_given_alone_measures_the_same(tmp_path: Path) -> None:
+    """The record of a seed is good for a call with all seeds, and the other way round."""
+    for experiment in EXPERIMENTS:
+        alone = {cell.name: cell.settings for cell in cells_of(experiment, Scale((43,)), 3e-5)}
+        together = {cell.name: cell.settings for cell in cells_of(experiment, SCALE, 3e-5)}
+        assert alone.items() <= together.items()
 
 
 def test_cells_train_what_they_say(root: Path, tiny_bert: Path, tmp_path: Path) -> None:
     sources = Sources(tiny_bert, tiny_bert, root, tmp_path)
     for experiment in ("learning_rate", "ladder", "ablations"):
         for cell in cells_of(experiment, SCALE, 3e-5):
-            if "steps" in cell.settings:
+            if "config" in cell.settings:
                 config = config_of(cell.settings, sources)
                 config.validate()
-                assert config.seed == cell.settings["seed"]
-                for name, value in cell.settings["changes"].items():
+                assert cell.name.endswith(f"seed{config.seed}")
+                for name, value in cell.settings["config"].items():
                     part: Any = config
                     for word in name.split("."):
                         part = getattr(part, word)
@@ -148,7 +161,7 @@ def test_synonyms_of_wordnet(tmp_path: Path) -> None:
 
 def test_records_of_other_settings_are_refused(tmp_path: Path) -> None:
     records = Records(tmp_path)
-    cell = Cell("ladder/x", {"steps": 5}, lambda settings, sources: {}, 1.0)
+    cell = Cell("ladder/x", {"steps": 5}, lambda settings, sources, folder: {}, 1.0)
     assert records.read(cell) is None
     records.write(cell, {"best": 1.5, "loss": float("nan")}, 2.0)
     assert records.read(cell) == {"best": 1.5, "loss": None}
@@ -159,17 +172,48 @@ def test_records_of_other_settings_are_refused(tmp_path: Path) -> None:
         records.read(cell)
 
 
+def test_other_content_is_refused(root: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    """The same settings on another model or text would give records that do not go together."""
+    records = Records(tmp_path / "results")
+    records.check_sources(Sources(tiny_bert, tiny_bert, root, tmp_path))
+    records.check_sources(Sources(tmp_path / "gone", tiny_bert, root, tmp_path))
+    other = tmp_path / "bert"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(InputError, match="measured on other content of model than there is now"):
+        records.check_sources(Sources(other, tiny_bert, root, tmp_path))
+
+
 def test_every_claim_names_runs_that_there_are(tmp_path: Path) -> None:
     """A claim whose variant no experiment runs would never be decided."""
     records = Records(tmp_path)
     for experiment in EXPERIMENTS:
         for cell in cells_of(experiment, SCALE, 3e-5):
-            figures = {"best": 1.0, "dev": 1.0, "sts": {"Avg.": 1.0}, "transfer": {"Avg.": 1.0}}
-            records.write(cell, figures, 1.0)
+            figures = {"best": 1.0, "dev": 1.0, "path": [[0, 1.0, None, None], [1, 2.0, None, None]]}
+            scores = {"sts": {"Avg.": 1.0}} if experiment == "ladder" else {}
+            if "transfer" in cell.settings.get("measures", []):
+                scores["transfer"] = {"Avg.": 1.0}
+            records.write(cell, figures | scores, 1.0)
     found = Found(records, SCALE, 3e-5)
     for claim in CLAIMS:
-        assert claim.above(found), claim.words
-        assert claim.below(found), claim.words
+        least = 1 if claim.below is claim.above or "above" in claim.words else 2
+        assert len(claim.score(claim.above(found))) >= max(2, least), claim.words
+        assert len((claim.other or claim.score)(claim.below(found))) >= 1, claim.words
+        assert claim.paper is None or claim.paper[0] > claim.paper[1]
+    assert claims(found).count("not measured yet") == 0
+
+
+def test_a_diverged_run_decides_no_claim(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    for changes in ({}, {"model.dropout": 0.5}):
+        for seed in (42, 43):
+            cell = ablation_cell("unsup_bert_base", changes, seed, SCALE, 3e-5)
+            bad = changes and seed == 43
+            records.write(cell, {"diverged": "NaN"} if bad else {"best": 1.0, "path": [[0, 1.0, None, None]]}, 1.0)
+    found = Found(records, SCALE, 3e-5)
+    (line,) = [line for line in claims(found).splitlines() if "0.1 is above 0.5" in line]
+    assert "1 runs diverged" in line
+    assert "| 0.5 | 1, 1 diverged | 1.00 |" in ablated(found)
 
 
 @pytest.fixture(scope="module")
@@ -202,21 +246,22 @@ def test_results_end_to_end(
     command = ["--steps", "2", "--seeds", "42", "--only", "ladder", "equivalence", "--output", str(output)]
     command += ["--runs", str(runs), "--model", str(tiny_bert), "--minilm", str(tiny_bert), "--data", str(root)]
     assert main([*command, "--minutes", "0"]) == 0
-    assert "no report yet" in capfd.readouterr().out
+    assert "no report yet: nothing is measured" in capfd.readouterr().out
     assert main(command) == 0
     out = capfd.readouterr().out
     assert "cell      1 of 3: learning_rate/1e-05-seed42" in out
+    assert "0 of 18 cells are measured; the others take about" in out
+    assert "3 of 18 cells" not in out
     assert "0 of 15 cells are measured; the others take about" in out
     report = output.with_suffix(".md")
     text = report.read_text("utf-8")
-    everything = [cell for name in EXPERIMENTS for cell in cells_of(name, Scale((42,), 2), 1e-4)]
+    everything = [cell for name in EXPERIMENTS for cell in cells_of(name, Scale(steps=2), 1e-4)]
     assert f"18 of {len(everything)} cells are measured" in text
     assert "| unsupervised SimCSE | 1 |" in text
     assert "| all-MiniLM-L6-v2, PyTorch | 1 |" in text
     assert (output / "spectrum.png").is_file()
-    assert not [file for file in runs.rglob("*") if file.suffix == ".safetensors" or file.name == "checkpoints"]
+    assert not [file for file in runs.rglob("*") if file.is_file()]
     files = {file: file.stat().st_mtime_ns for file in [report, *output.rglob("*")] if file.is_file()}
-    shutil.rmtree(runs)
     assert main([*command, "--data", "nowhere", "--model", "nowhere"]) == 0  # nothing left to measure
     assert {file: file.stat().st_mtime_ns for file in [report, *output.rglob("*")] if file.is_file()} == files
     assert main(["--output", str(output), "--data", str(root), "--minutes", "0"]) == 1
@@ -229,8 +274,8 @@ def test_both_trainers_begin_alike(root: Path, tiny_bert: Path, tmp_path: Path) 
     pytest.importorskip("torch")
     from benchmarks.results.torch_trainer import Trainer
 
-    settings = equivalence_cell("model", "torch", 42, Scale(steps=6)).settings | {"every": 3}
-    settings["changes"] = {"model.dropout": 0.0}
+    settings = equivalence_cell("model", "torch", 42, Scale(steps=6)).settings
+    settings["config"] |= {"model.dropout": 0.0, "evaluation.every": 3}
     sources = Sources(tiny_bert, tiny_bert, root, tmp_path)
     config = replace(config_of(settings, sources), output=str(tmp_path / "ours"))
     trainer = Trainer(**torch_arguments(config, sources, tmp_path / "theirs"))

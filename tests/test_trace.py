@@ -55,11 +55,38 @@ def test_steps_after_the_end_are_refused(small_run: Config) -> None:
 
 def test_without_a_choice_nothing_is_traced(tmp_path: Path) -> None:
     trace = Trace(None, tmp_path, print)
-    with trace.step(1):
+    with trace.step(1, None):
         pass
     trace.after(1, None)
     trace.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_goes_on_traces_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(jax.profiler, "start_trace", begun.append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: begun.append("end"))
+    trace = Trace((10, 13), tmp_path, lambda line: None)
+    for step in range(12, 16):
+        with trace.step(step, None):
+            pass
+        trace.after(step, None)
+    assert begun == [str(tmp_path / "profile"), "end"]
+
+
+def test_the_profiler_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("only one profile may be run at a time")
+
+    told: list[str] = []
+    monkeypatch.setattr(jax.profiler, "start_trace", fail)
+    trace = Trace((1, 2), tmp_path, told.append)
+    for step in (1, 2):
+        with trace.step(step, None):
+            pass
+        trace.after(step, None)
+    trace.close()
+    assert told == ["profile   there is no trace: only one profile may be run at a time"]
 
 
 def test_a_step_that_does_not_fit_leaves_a_memory_profile(small_run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,5 +101,5 @@ def test_a_step_that_does_not_fit_leaves_a_memory_profile(small_run: Config, mon
 
 
 def test_other_errors_are_left_alone(tmp_path: Path) -> None:
-    assert save_memory(tmp_path, RuntimeError("INTERNAL: something")) == ""
+    assert save_memory(tmp_path, RuntimeError("INTERNAL: something")) is None
     assert not list(tmp_path.iterdir())

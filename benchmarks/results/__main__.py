@@ -1,10 +1,12 @@
 """The command: `python -m benchmarks.results`, which `make results` calls."""
 
 import os
+import shutil
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,14 +15,14 @@ import tyro
 from benchmarks.results import tables
 from benchmarks.results.cells import Cell, Records, Sources, Stopped
 from benchmarks.results.claims import claims
-from benchmarks.results.experiments import EXPERIMENTS, Scale, cells_of, chosen_rate
+from benchmarks.results.experiments import EXPERIMENTS, RATES, Scale, cells_of, chosen_rate
 from benchmarks.results.figures import draw
 from simcse_jax.data.demo import minilm_folder
 from simcse_jax.errors import InputError
 from simcse_jax.reports.progress import say
 from simcse_jax.storage.files import write_text
 
-USUAL = 3.0
+USUAL = 1.8
 """Seconds per step of the unsupervised model, until cells of this machine say more: 2 cores with AVX-512."""
 
 
@@ -31,7 +33,8 @@ class Settings:
     only: tuple[Literal["learning_rate", "ladder", "equivalence", "ablations"], ...] = ()
     """Experiments to run; all where empty. The report is of all."""
     seeds: tuple[int, ...] = ()
-    """Seeds; where empty, three for the ladder, five for the comparison with PyTorch, two for ablations."""
+    """Seeds to run; where empty, three for the ladder, five for the comparison with PyTorch, two for ablations and a
+    third for the variants of figure 2. The report has all."""
     steps: int = 0
     """Most steps of each run. Give another --output with it: records are of one number of steps."""
     minutes: float = float("inf")
@@ -42,8 +45,8 @@ class Settings:
     """Folder of the training runs, for going on after a stop."""
     model: Path = Path("runs/models/distilbert")
     """Encoder to start from, see benchmarks/distilbert.py."""
-    minilm: Path = field(default_factory=lambda: Path(minilm_folder()))
-    """all-MiniLM-L6-v2."""
+    minilm: Path | None = None
+    """all-MiniLM-L6-v2; by default that of its package."""
     synonyms: Path = Path("runs/models/synonyms.tsv")
     """Table of synonyms, see benchmarks/wordnet.py; without it, one variant is left out."""
     data: Path = Path(os.environ.get("SIMCSE_DATA", ""))
@@ -56,58 +59,76 @@ class Settings:
           0, or 1 if a signal ended it: the same command goes on.
 
         Raises:
-          InputError: no data or model, or records of other settings.
+          InputError: no data or model, or records of other settings or other content.
         """
         records, scale = Records(self.output), Scale(self.seeds, self.steps)
-        sources = Sources(self.model, self.minilm, self.data, self.runs, self.synonyms)
-        chosen = self.only or EXPERIMENTS
+        sources = Sources(self.model, self.minilm or Path(minilm_folder()), self.data, self.runs, self.synonyms)
         deadline, stopped = time.monotonic() + 60 * self.minutes, False
         try:
             # All unsupervised runs have the learning rate that is chosen first.
-            if (rate := chosen_rate(records, scale)) is None:
-                self._measure(cells_of("learning_rate", scale, 0.0), records, sources, deadline)
-                rate = chosen_rate(records, scale)
-            if rate is not None:
-                cells = [cell for experiment in chosen for cell in cells_of(experiment, scale, rate)]
-                self._measure(cells, records, sources, deadline)
-        except Stopped:
+            if chosen_rate(records, scale) is None and set(self.only) != {"equivalence"}:
+                self._measure(["learning_rate", *self._chosen], scale, records, sources, deadline, first=True)
+            if chosen_rate(records, scale) is not None or set(self.only) == {"equivalence"}:
+                self._measure(self._chosen, scale, records, sources, deadline)
+        except (Stopped, KeyboardInterrupt):
             stopped = True
-        if rate is None:
-            say("no report yet: the learning rate is not chosen")
-        else:
-            self._report(records, scale, rate)
+        self._report(records, scale)
         if stopped:
             say("stopped: the same command goes on")
         return int(stopped)
 
-    def _measure(self, cells: list[Cell], records: Records, sources: Sources, deadline: float) -> None:
-        missing = [cell for cell in cells if records.read(cell) is None]
+    @property
+    def _chosen(self) -> Sequence[str]:
+        return self.only or EXPERIMENTS
+
+    def _measure(
+        self,
+        experiments: Sequence[str],
+        scale: Scale,
+        records: Records,
+        sources: Sources,
+        deadline: float,
+        first: bool = False,
+    ) -> None:
+        """Measures the missing cells of some experiments; `first`: of the first of them, for an estimate of all."""
+        rate = chosen_rate(records, scale) or RATES[0]
+        cells = [cell for experiment in experiments for cell in cells_of(experiment, scale, rate)]
+        of_all = missing = [cell for cell in cells if records.read(cell) is None]
+        missing = [cell for cell in missing if not first or cell.experiment == experiments[0]]
         if not missing or time.monotonic() >= deadline:
             return
-        check(sources)
-        for cell in missing:
-            if cell.needs and not getattr(sources, cell.needs).is_file():
-                say(f"results   {cell.name} is left out: no {getattr(sources, cell.needs)}")
-        missing = [cell for cell in missing if not cell.needs or getattr(sources, cell.needs).is_file()]
-        pace = _pace(cells, records)
+        check(sources, missing)
+        records.check_sources(sources)
+        for cell in [cell for cell in missing if cell.needs and not getattr(sources, cell.needs).is_file()]:
+            say(f"results   {cell.name} is left out: no {getattr(sources, cell.needs)}")
+            missing.remove(cell)
         say(
-            f"results   {len(cells) - len(missing)} of {len(cells)} cells are measured; the others take about "
-            f"{_hours(pace * sum(cell.steps for cell in missing))}"
+            f"results   {len(cells) - len(of_all)} of {len(cells)} cells are measured; the others take about "
+            f"{_hours(_pace(cells, records) * sum(cell.steps for cell in of_all))}"
         )
         for number, cell in enumerate(missing):
             if time.monotonic() >= deadline:
                 say(f"results   the time is over: {len(missing) - number} cells are left")
                 return
-            left = _hours(pace * sum(other.steps for other in missing[number:]))
+            left = _hours(_pace(cells, records) * sum(other.steps for other in missing[number:]))
             say(f"cell      {number + 1} of {len(missing)}: {cell.name} (about {left} left)")
-            started = time.monotonic()
-            figures = cell.measure(cell.settings, sources)
-            records.write(cell, figures, time.monotonic() - started)
+            started, folder = time.monotonic(), sources.runs / cell.folder
+            figures = cell.measure(cell.settings, sources, folder)
+            seconds, steps = time.monotonic() - started, cell.settings.get("config", {}).get("max_steps")
+            # Of the whole cell, even if this call trained only a part of it; 0 if none.
+            whole = seconds * steps / figures["steps"] if steps and figures.get("steps") else 0.0 if steps else seconds
+            records.write(cell, figures, whole)
+            shutil.rmtree(folder, ignore_errors=True)  # 1.5 GB of checkpoints
 
-    def _report(self, records: Records, scale: Scale, rate: float) -> None:
-        found = tables.Found(records, scale, rate)
-        everything = [cell for experiment in EXPERIMENTS for cell in cells_of(experiment, scale, rate)]
+    def _report(self, records: Records, scale: Scale) -> None:
+        rate = chosen_rate(records, scale)
+        # Of all seeds that are usual, besides those given.
+        found = tables.Found(records, replace(scale, seeds=()), rate or RATES[0])
+        everything = [cell for experiment in EXPERIMENTS for cell in cells_of(experiment, found.scale, found.rate)]
         made = [about for cell in everything if (about := records.made(cell))]
+        if not made:
+            say("no report yet: nothing is measured")
+            return
         hours = sum(about["seconds"] for about in made) / 3600
         machines = Counter(about["devices"] for about in made)
         dates = sorted(about["date"] for about in made)
@@ -115,25 +136,23 @@ class Settings:
         versions = sorted({about["jax"] for about in made})
         sections = [
             "# Results",
-            "This page holds the claims of SimCSE (arXiv 2104.08821) and IS-CSE (arXiv 2305.07424) against runs from "
+            "This page lets you see which claims of SimCSE (arXiv 2104.08821) and IS-CSE (arXiv 2305.07424) hold for "
             "an encoder that was pretrained at length and never trained for similarity: DistilBERT of a PyPI package "
-            "(benchmarks/distilbert.py), 6 layers. Not the papers' figures are compared, which start from BERT-base "
-            "and see 15 times as many sentences, but their order. Every table is written from the records in "
-            f"[{self.output.name}/]({self.output.name}) by",
+            "(benchmarks/distilbert.py), 6 layers. The papers start from BERT-base and see 15 times as many sentences, "
+            "so their order is compared, not their figures. One command runs what has no record yet, in "
+            f"`{self.output.name}/` beside this page, and writes every table from the records:",
             "```sh\nexport SIMCSE_DATA=FOLDER    # with wiki/, nli/ and senteval/, see data.md\nmake results\n```",
-            f"{len(made)} of {len(everything)} cells are measured, in {hours:.1f} hours"
-            + (
-                f", {dates[0]} to {dates[-1]}, on {', '.join(f'{m} ({n} cells)' for m, n in machines.most_common())}, "
-                f"jax {', '.join(versions)}."
-                if made
-                else "."
-            )
-            + " A dash stands for what is not measured yet. Scores are Spearman × 100, mean ± standard deviation over "
-            "seeds; the checkpoint is the best on STS-B dev. Batch 64, 24 tokens, bfloat16 except for the comparison "
-            "with PyTorch, which is in float32.",
+            f"{len(made)} of {len(everything)} cells are measured, in {hours:.1f} hours, {dates[0]} to {dates[-1]}, on "
+            f"{', '.join(f'{m} ({n} cells)' for m, n in machines.most_common())}, jax {', '.join(versions)}. A dash "
+            "stands for what is not measured yet. Scores are Spearman × 100, mean ± standard deviation over seeds. The "
+            "checkpoint is the best on STS-B dev, the model before training among them. Training is in batches of 64, "
+            "cut to 24 tokens, in bfloat16 except for the comparison with PyTorch, which is in float32; texts are not "
+            "cut for the scores. The encoder comes without the head of its masked language model: rows with a masked "
+            "language model train a fresh one, where the papers went on with BERT's.",
             "## Which claims hold",
             "The gap between two means, the papers' and ours, with Welch's interval over seeds. *Holds*: the interval "
-            "is above 0; *does not hold*: below; else it is not decided at this scale.",
+            "is above 0; *does not hold*: below; else it is not decided at this scale. *By* names our score; the "
+            "papers' gaps are those of the same kind of score.",
             claims(found),
             "## The ladder",
             f"{scale.steps_of('ladder'):,} steps for trained rows. *95 % over pairs*: the interval of the mean over "
@@ -141,11 +160,13 @@ class Settings:
             "sentences of the task that is scored, without gold scores.",
             tables.ladder(found),
             "### Transfer tasks",
-            "Accuracy of a logistic regression on frozen vectors, the first seed.",
+            "Accuracy of a logistic regression on frozen vectors.",
             tables.transfer(found),
             "## Beside PyTorch",
             "The same weights, examples, order, schedule and type; dropout draws its own noise on each side. PyTorch "
-            "is a plain loop over transformers' BERT (benchmarks/results/torch_trainer.py).",
+            "is a plain loop over transformers' BERT (benchmarks/results/torch_trainer.py). Seconds are those of the "
+            "steps, without evaluations and without our compilation. Peak memory is that of the process: ours with the "
+            "compiler and the tokens of the whole text, PyTorch's with a copy of the best weights.",
             tables.equivalence(found),
             "## Ablations",
             f"STS-B dev after {scale.steps_of('ablations')} steps. The papers' figures are of BERT-base after 15,625 "
@@ -155,8 +176,9 @@ class Settings:
             "model, which this encoder's package does not have.",
             tables.ablated(found),
             "## The learning rate",
-            f"Chosen on STS-B dev after {scale.steps_of('learning_rate')} steps, first seed: {rate:g}, for all "
-            "unsupervised runs. Supervised runs have the published 5e-5.",
+            f"STS-B dev after {scale.steps_of('learning_rate')} steps, seed 42, chooses "
+            f"{'nothing yet' if rate is None else f'{rate:g}'} for all unsupervised runs. Supervised runs have the "
+            "published 5e-5, the comparison with PyTorch the published 3e-5.",
             tables.rates(found),
             *(f"## {caption}\n\n![{caption}]({self.output.name}/{name}.png)" for name, caption in captions.items()),
         ]
@@ -166,11 +188,15 @@ class Settings:
         say(f"report    {file}: {len(made)} of {len(everything)} cells")
 
 
-def check(sources: Sources) -> None:
-    """Raises `InputError` if something to measure on is not there."""
-    if not str(sources.data) or not sources.texts["wiki"].is_file():
+def check(sources: Sources, cells: list[Cell]) -> None:
+    """Raises `InputError` if something is not there that the cells are measured on."""
+    texts = {cell.settings["text"] for cell in cells if "text" in cell.settings}
+    lacking = [str(file) for name, file in sources.texts.items() if name in texts and not file.is_file()]
+    if not Path(sources.senteval, "STS").is_dir():
+        lacking.append(sources.senteval)
+    if lacking:
         raise InputError(
-            "the results need data: set SIMCSE_DATA to a folder with wiki/, nli/ and senteval/ (docs/data.md)"
+            f"no {' and no '.join(lacking)}: set SIMCSE_DATA to a folder with wiki/, nli/ and senteval/ (docs/data.md)"
         )
     if not (sources.model / "config.json").is_file():
         raise InputError(
@@ -180,8 +206,8 @@ def check(sources: Sources) -> None:
 
 
 def _pace(cells: list[Cell], records: Records) -> float:
-    """Seconds per step of the unsupervised model, by the latest cells that are measured."""
-    known = [(about["seconds"], cell.steps) for cell in cells if (about := records.made(cell))][-8:]
+    """Seconds per step of the unsupervised model, by the cells that are measured; of the machine that they were."""
+    known = [(about["seconds"], cell.steps) for cell in cells if (about := records.made(cell)).get("seconds")]
     return sum(seconds for seconds, _ in known) / sum(steps for _, steps in known) if known else USUAL
 
 

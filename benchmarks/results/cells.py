@@ -1,10 +1,13 @@
 """Cells, what they are measured on, and their records."""
 
 import datetime
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from simcse_jax.errors import InputError, reason
 from simcse_jax.runtime.provenance import provenance
@@ -33,6 +36,13 @@ class Sources:
     synonyms: Path = Path("runs/models/synonyms.tsv")
     """Table of synonyms, see benchmarks/wordnet.py."""
 
+    def digests(self) -> dict[str, str]:
+        """Digests of the weights and of each text, of those that are there."""
+        files = {"model": self.model / "model.safetensors", "minilm": self.minilm / "model.safetensors"}
+        files |= self.texts | {"synonyms": self.synonyms}
+        files["senteval"] = Path(self.senteval, "STS", "STSBenchmark", "sts-test.csv")
+        return {name: xxhash.xxh3_64(f.read_bytes()).hexdigest() for name, f in files.items() if f.is_file()}
+
     @property
     def senteval(self) -> str:
         """The tasks."""
@@ -53,16 +63,21 @@ class Cell:
     Attributes:
       name: name of its record: the experiment, and what is measured.
       settings: plain JSON values that its figures follow from.
-      measure: measures it; raises `Stopped` where a signal ended it.
+      measure: measures it, in a folder of its own; raises `Stopped` where a signal ended it.
       steps: what it costs, in steps of the unsupervised model.
       needs: name of the file among `Sources` without which it is left out; empty where it needs none such.
     """
 
     name: str
     settings: dict[str, Any]
-    measure: Callable[[dict[str, Any], Sources], Figures]
+    measure: Callable[[dict[str, Any], Sources, Path], Figures]
     steps: float
     needs: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder, which runs of other settings do not have."""
+        return f"{self.name}-{xxhash.xxh3_64(json.dumps(self.settings).encode()).hexdigest()[:8]}"
 
     @property
     def experiment(self) -> str:
@@ -97,6 +112,19 @@ class Records:
         about = {name: x for name, x in provenance().items() if name not in ("driver", "processes", "settings")}
         made = {"date": datetime.date.today().isoformat(), "seconds": round(seconds, 1), **about}
         write_json(file, finite({"settings": cell.settings, "figures": figures, "made": made}))
+
+    def check_sources(self, sources: Sources) -> None:
+        """Raises `InputError` if earlier records are of other weights or text; notes those of the first."""
+        file, now = self.folder / "sources.json", sources.digests()
+        before = dict(read_record(file)) if file.is_file() else {}
+        if other := [name for name in before if name in now and before[name] != now[name]]:
+            raise InputError(
+                f"{self.folder} was measured on other content of {', '.join(other)} than there is now: restore it, or "
+                "give another --output"
+            )
+        if before | now != before:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(file, dict(sorted((before | now).items())))
 
     def _file(self, cell: Cell) -> Path:
         return self.folder / f"{cell.name}.json"

@@ -17,25 +17,28 @@ from simcse_jax.training.prepare import check_request, load_parts, make_feed
 from simcse_jax.training.state import initial_params
 
 
-def train_side(settings: dict[str, Any], sources: Sources) -> Figures:
-    """Trains in a process of its own and scores the seven tasks with the checkpoint that STS-B dev selects."""
-    folder = sources.runs / "equivalence" / f"{settings['model']}-{settings['side']}-seed{settings['seed']}"
+def train_side(settings: dict[str, Any], sources: Sources, folder: Path) -> Figures:
+    """Trains in a process of its own and scores the seven tasks with the checkpoint that STS-B dev selects.
+
+    A run that was stopped begins anew: its time and memory would be those of a part.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    ours = settings["side"] == "jax"
     config = replace(config_of(settings, sources), output=str(folder))
-    if settings["side"] == "jax":
+    if ours:
         contender = Contender("results.our_trainer:Trainer", {"config": config})
     else:
-        shutil.rmtree(folder, ignore_errors=True)  # PyTorch's side does not resume
         contender = Contender("results.torch_trainer:Trainer", torch_arguments(config, sources, folder))
     with Worker(settings["side"], contender) as worker:
         figures: Figures = worker.call("run")
         figures["peak"] = worker.call("peak")
     if "stopped" in figures:
         raise Stopped
-    trained = folder if settings["side"] == "jax" else folder / "best"
-    loaded = load_model(trained, None if settings["side"] == "jax" else "cls_before_pooler")
+    if "diverged" in figures:
+        return figures
+    loaded = load_model(folder if ours else folder / "best", None if ours else "cls_before_pooler")
     encoder = loaded.encoder()
     figures |= measured(lambda texts: encoder(loaded.params, texts), ["sts"], sources)
-    shutil.rmtree(folder, ignore_errors=True)
     jax.clear_caches()
     return figures
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.results.cells import Figures
-from benchmarks.results.experiments import PATHS
+from benchmarks.results.experiments import FIRST, PATHS, ablation_cell
 from benchmarks.results.measure import BINS
 from benchmarks.results.tables import Found
 from simcse_jax.reports import plots
@@ -46,8 +46,8 @@ def draw(found: Found, folder: Path) -> dict[str, str]:
 
 
 def _path(found: Found, changes: dict[str, Any]) -> list[Figures]:
-    """The first seed of a variant, where its path was measured every 10 steps."""
-    rows = found.variant("unsup_bert_base", changes)[:1]
+    """The seed of a variant whose path was measured every 10 steps."""
+    rows = found.figures([ablation_cell("unsup_bert_base", changes, FIRST, found.scale, found.rate)])
     return [row for row in rows if len(row.get("path", [])) > 2]
 
 

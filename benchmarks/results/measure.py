@@ -1,9 +1,9 @@
 """What is measured in a cell: a training run, or an encoder as it is."""
 
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +13,6 @@ from benchmarks.results.cells import Figures, Sources, Stopped
 from simcse_jax.analysis.measure import measure as analyse
 from simcse_jax.analysis.measure import pairs_of
 from simcse_jax.config import Config
-from simcse_jax.config.load import load_config_file
 from simcse_jax.config.values import with_settings
 from simcse_jax.evaluation.bootstrap import spearman_resamples
 from simcse_jax.evaluation.sentences import unlabelled_sentences
@@ -42,29 +41,16 @@ BINS = 40
 
 def config_of(settings: dict[str, Any], sources: Sources) -> Config:
     """The training run of a cell."""
-    base = load_config_file(settings["config"])
-    every = settings["every"]
-    config = replace(
-        base,
-        seed=settings["seed"],
-        batch_size=settings["batch"],
-        max_steps=settings["steps"],
-        model=replace(base.model, path=str(getattr(sources, settings["model"])), dtype=settings["dtype"]),
-        data=replace(base.data, train=str(sources.texts[settings["text"]]), max_length=settings["length"]),
-        optimizer=replace(base.optimizer, learning_rate=settings["rate"]),
-        evaluation=replace(base.evaluation, data=sources.senteval, dev=DEV, test=(), every=every),
-        checkpoint=replace(base.checkpoint, every=every, keep=1),
-    )
-    changes = {name: tuple(x) if isinstance(x, list) else x for name, x in settings["changes"].items()}
+    changes = {name: tuple(x) if isinstance(x, list) else x for name, x in settings["config"].items()}
     if "data.synonyms" in changes:
         changes["data.synonyms"] = str(sources.synonyms)
-    changed: Config = with_settings(config, changes)
-    return changed
+    changes |= {"model.path": str(getattr(sources, settings["model"])), "evaluation.data": sources.senteval}
+    config: Config = with_settings(Config(), changes | {"data.train": str(sources.texts[settings["text"]])})
+    return config
 
 
-def train_and_measure(settings: dict[str, Any], sources: Sources) -> Figures:
+def train_and_measure(settings: dict[str, Any], sources: Sources, folder: Path) -> Figures:
     """Trains a run and measures what `settings["measures"]` names: its path on STS-B dev is always kept."""
-    folder = sources.runs / settings["run"]
     config = replace(config_of(settings, sources), output=str(folder))
     try:
         results = train(config)
@@ -90,12 +76,11 @@ def train_and_measure(settings: dict[str, Any], sources: Sources) -> Figures:
         loaded = load_model(folder, dtype=config.model.dtype)
         encoder = loaded.encoder()
         figures |= measured(lambda texts: encoder(loaded.params, texts), settings["measures"], sources)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # 1.5 GB
     jax.clear_caches()
     return figures
 
 
-def encode_and_measure(settings: dict[str, Any], sources: Sources) -> Figures:
+def encode_and_measure(settings: dict[str, Any], sources: Sources, folder: Path) -> Figures:
     """Measures the encoder as it was pretrained."""
     loaded = load_model(getattr(sources, settings["model"]), settings["pooler"], settings["dtype"])
     encoder = loaded.encoder()
@@ -104,7 +89,7 @@ def encode_and_measure(settings: dict[str, Any], sources: Sources) -> Figures:
     return figures
 
 
-def postprocess_and_measure(settings: dict[str, Any], sources: Sources) -> Figures:
+def postprocess_and_measure(settings: dict[str, Any], sources: Sources, folder: Path) -> Figures:
     """Measures a post-processor that is fitted to the sentences of each task, without gold scores."""
     loaded = load_model(getattr(sources, settings["model"]), settings["pooler"], settings["dtype"])
     encoder, data = loaded.encoder(), sources.senteval

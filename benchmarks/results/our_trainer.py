@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.worker import OnHost
+from benchmarks.ours import OnJax
 from simcse_jax.config import Config
 from simcse_jax.runs.metrics_log import read_log
-from simcse_jax.training.trainer import train
+from simcse_jax.training.trainer import TrainingDiverged, train
 
 
-class Trainer(OnHost):
+class Trainer(OnJax):
     """`simcse-jax train`."""
 
     def __init__(self, config: Config) -> None:
@@ -17,7 +17,10 @@ class Trainer(OnHost):
 
     def run(self) -> dict[str, Any]:
         """Trains to the end."""
-        results = train(self._config)
+        try:
+            results = train(self._config)
+        except TrainingDiverged as error:
+            return {"diverged": str(error)}
         if "stopped" in results:
             return results
         lines = read_log(Path(self._config.output) / "metrics.jsonl")

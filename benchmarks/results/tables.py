@@ -54,10 +54,10 @@ class Found:
         seeds = self.scale.seeds_of("ladder")
         return self.figures(main_cell(name, seed, self.scale, self.rate) for seed in seeds)
 
-    def variant(self, config: str, changes: dict[str, Any]) -> list[Figures]:
+    def variant(self, config: str, changes: dict[str, Any], text: str = "wiki") -> list[Figures]:
         """The figures of a variant of an ablation, by seed."""
         seeds = self.scale.seeds_of("ablations")
-        return self.figures(ablation_cell(config, changes, seed, self.scale, self.rate) for seed in seeds)
+        return self.figures(ablation_cell(config, changes, seed, self.scale, self.rate, text) for seed in seeds)
 
     def side(self, model: str, side: str) -> list[Figures]:
         """The figures of a trainer, by seed."""
@@ -68,6 +68,17 @@ class Found:
 def averages(rows: list[Figures]) -> list[float]:
     """The averages over the seven tasks."""
     return [row["sts"]["Avg."] for row in rows if row.get("sts", {}).get("Avg.") is not None]
+
+
+def of_task(rows: list[Figures], task: str) -> str:
+    """Mean ± standard deviation of a task, or of their average."""
+    return mean_sd([row["sts"][task] for row in rows if row["sts"][task] is not None])
+
+
+def runs_of(rows: list[Figures]) -> str:
+    """The number of runs, and of those that diverged."""
+    diverged = sum("diverged" in row for row in rows)
+    return f"{len(rows) - diverged}" + (f", {diverged} diverged" if diverged else "")
 
 
 def best_on_dev(rows: list[Figures]) -> list[float]:
@@ -87,11 +98,14 @@ def ladder(found: Found) -> str:
     names = {**dict.fromkeys(UNTRAINED), **dict.fromkeys(POSTPROCESSED), **dict.fromkeys(MAIN)}
     lines = []
     for name in names:
-        rows = [row for row in found.row(name) if "sts" in row]
+        measured = found.row(name)
+        rows = [row for row in measured if "sts" in row]
         label = f"{name} of the first-last average" if name in POSTPROCESSED else name
-        tasks = [mean_sd([r["sts"][t] for r in rows if r["sts"][t] is not None]) for t in (*STS_TASKS, "Avg.")]
-        dev = mean_sd([r["dev"] if "dev" in r else r["best"] for r in rows])
-        lines.append([label, str(len(rows)), dev, *tasks, _interval(rows)])
+        scores = [row["dev"] if "dev" in row else row["best"] for row in rows]
+        dev = mean_sd([score for score in scores if score is not None])
+        lines.append(
+            [label, runs_of(measured), dev, *(of_task(rows, t) for t in (*STS_TASKS, "Avg.")), _interval(rows)]
+        )
     tasks = [SHORT.get(task, task) for task in STS_TASKS]
     return markdown_table(["", "runs", "STS-B dev", *tasks, "average", "95 % over pairs"], lines)
 
@@ -99,20 +113,18 @@ def ladder(found: Found) -> str:
 def _interval(rows: list[Figures]) -> str:
     """The interval of the mean over seeds, by resamples of the pairs that all seeds share."""
     drawn = [row["resamples"] for row in rows if row.get("resamples")]
-    if not drawn:
-        return "–"
-    low, high = interval(np.mean(np.array(drawn, float), axis=0))
-    return f"{low:.1f} to {high:.1f}"
+    low, high = interval(np.mean(np.array(drawn, float), axis=0)) if drawn else (None, None)
+    return "–" if low is None or high is None else f"{low:.1f} to {high:.1f}"
 
 
 def transfer(found: Found) -> str:
-    """The transfer tasks, of the first seed."""
+    """The transfer tasks."""
     lines = []
     for name in ("first-last average", *TRANSFER):
-        scores: Figures = next((row["transfer"] for row in found.row(name) if "transfer" in row), {})
-        figures = [scores.get(task) for task in (*TRANSFER_TASKS, "Avg.")]
-        lines.append([name, *("–" if x is None else f"{x:.2f}" for x in figures)])
-    return markdown_table(["", *TRANSFER_TASKS, "average"], lines)
+        scores = [row["transfer"] for row in found.row(name) if "transfer" in row]
+        tasks = [mean_sd([x[t] for x in scores if x[t] is not None]) for t in (*TRANSFER_TASKS, "Avg.")]
+        lines.append([name, str(len(scores)), *tasks])
+    return markdown_table(["", "runs", *TRANSFER_TASKS, "average"], lines)
 
 
 def ablated(found: Found) -> str:
@@ -121,7 +133,7 @@ def ablated(found: Found) -> str:
     for ablation in ablations():
         lines = []
         for name, changes in ablation.variants.items():
-            if not (rows := found.variant(ablation.base_name, changes)):
+            if not (rows := found.variant(ablation.base_name, changes, ablation.text)):
                 continue
             fine = [row for row in rows if "diverged" not in row]
             last = [row["path"][-1] for row in fine if row["path"]]
@@ -132,8 +144,7 @@ def ablated(found: Found) -> str:
                 mean_sd([x[3] for x in last if x[3] is not None], 3),
             ]
             paper = f"{ablation.paper[name]:.1f}" if name in ablation.paper else ""
-            seeds = f"{len(fine)}" + (f", {len(rows) - len(fine)} diverged" if len(fine) < len(rows) else "")
-            lines.append([name, seeds, *figures, paper])
+            lines.append([name, runs_of(rows), *figures, paper])
         head = [ablation.name.replace("_", " "), "runs", "dev, best", "dev, last", "alignment", "uniformity", "paper"]
         sections += [markdown_table(head, lines)] * bool(lines)
     return "\n\n".join(sections) or "No variant is measured yet."
@@ -144,26 +155,34 @@ def equivalence(found: Found) -> str:
     lines, tests = [], []
     for model, label in (("model", "pretrained encoder"), ("minilm", "all-MiniLM-L6-v2")):
         sides = {side: found.side(model, side) for side in ("jax", "torch")}
-        for side, rows in sides.items():
-            scores = [mean_sd([r["sts"][t] for r in rows if r["sts"][t] is not None]) for t in (*STS_TASKS, "Avg.")]
+        for side, measured in sides.items():
+            rows = [row for row in measured if "sts" in row]
+            scores = [of_task(rows, task) for task in (*STS_TASKS, "Avg.")]
             dev = mean_sd([max(score for _, score in row["path"]) for row in rows])
             seconds = mean_sd([row["seconds"] / row["steps"] for row in rows if row["steps"]])
             peak = mean_sd([row["peak"] / 1e9 for row in rows])
             name = "ours" if side == "jax" else "PyTorch"
-            lines.append([f"{label}, {name}", str(len(rows)), dev, *scores, seconds, peak])
+            lines.append([f"{label}, {name}", runs_of(measured), dev, *scores, seconds, peak])
         ours, theirs = (averages(sides[side]) for side in ("jax", "torch"))
         if min(len(ours), len(theirs)) > 1:
             apart = difference(ours, theirs)
             low, high = apart.interval(0.9)
             word = "equivalent" if is_equivalent(apart, MARGIN) else "not shown to be equivalent"
+            close = "within" if abs(apart.mean) <= MARGIN / 2 else "not within"
+            untrained = sum(_best_step(row) == 0 for rows in sides.values() for row in rows if "path" in row)
             tests.append(
-                f"- {label}: ours − PyTorch {apart.mean:+.2f}, 90 % interval {low:+.2f} to {high:+.2f}: {word} within "
-                f"±{MARGIN:g} (two one-sided tests at 5 %)."
+                f"- {label}: ours − PyTorch {apart.mean:+.2f}, {close} {MARGIN / 2:g}; 90 % interval {low:+.2f} to "
+                f"{high:+.2f}: {word} within ±{MARGIN:g} (two one-sided tests at 5 %). In {untrained} runs STS-B dev "
+                "chose the model before training."
             )
     tasks = [SHORT.get(task, task) for task in STS_TASKS]
     head = ["", "runs", "STS-B dev, best", *tasks, "average", "seconds per step", "peak, GB"]
     paths = _paths(found)
     return "\n\n".join([markdown_table(head, lines), *(["\n".join(tests)] if tests else []), *paths])
+
+
+def _best_step(row: Figures) -> int:
+    return int(max(row["path"], key=lambda point: point[1])[0])
 
 
 def _paths(found: Found) -> list[str]:
@@ -172,7 +191,7 @@ def _paths(found: Found) -> list[str]:
     for model, label in (("model", "pretrained encoder"), ("minilm", "all-MiniLM-L6-v2")):
         lines, steps = [], list[int]()
         for side in ("jax", "torch"):
-            rows = found.side(model, side)
+            rows = [row for row in found.side(model, side) if "path" in row]
             steps = steps or [step for row in rows[:1] for step, _ in row["path"]]
             scores = [mean_sd([dict(row["path"])[step] for row in rows if step in dict(row["path"])]) for step in steps]
             lines.append(["ours" if side == "jax" else "PyTorch", *scores])

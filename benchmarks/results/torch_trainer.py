@@ -46,7 +46,7 @@ class Trainer(OnTorch):
     def run(self) -> dict[str, Any]:
         """Trains, and keeps the weights of the best score on the dev pairs."""
         parameters = [*self._encoder.parameters(), *self._head.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=self._rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(parameters, lr=self._rate, weight_decay=0.0, fused=True)
         total = len(self._batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
         path, seconds, best = [[0, self._score()]], 0.0, copy.deepcopy(self._encoder.state_dict())

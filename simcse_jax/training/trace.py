@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from simcse_jax.errors import reason
+
 FOLDER = "profile"
 """Folder of the traces in a run folder."""
 MEMORY = "memory.prof"
@@ -14,7 +16,10 @@ MEMORY = "memory.prof"
 
 
 class Trace:
-    """A trace of the steps that `Config.profile` names, written by JAX's profiler for xprof and TensorBoard."""
+    """A trace of the steps that `Config.profile` names, written by JAX's profiler for xprof and TensorBoard.
+
+    Process 0 writes it, of its own devices. What the profiler cannot do does not end the run.
+    """
 
     def __init__(self, steps: tuple[int, int] | None, folder: Path, echo: Callable[[str], None]) -> None:
         """Args:
@@ -22,16 +27,19 @@ class Trace:
         folder: the run folder.
         echo: prints a line.
         """
-        self._steps, self._folder, self._echo = steps, folder / FOLDER, echo
-        self._running = False
+        self._steps = steps if jax.process_index() == 0 else None
+        self._folder, self._echo, self._running = folder / FOLDER, echo, False
 
-    def step(self, step: int) -> AbstractContextManager[Any]:
-        """A block that is the work of a step; begins the trace with its first one."""
-        if self._steps is None:
-            return nullcontext()
-        if step == self._steps[0]:
-            jax.profiler.start_trace(str(self._folder))
-            self._running = True
+    def step(self, step: int, state: Any) -> AbstractContextManager[Any]:
+        """A block that is the work of a step; begins the trace with the first one that is asked for.
+
+        Args:
+          step: its number.
+          state: what the devices compute before it.
+        """
+        if self._steps and not self._running and self._steps[0] <= step <= self._steps[1]:
+            jax.block_until_ready(state)
+            self._running = self._told(lambda: jax.profiler.start_trace(str(self._folder)))
         return jax.profiler.StepTraceAnnotation("train", step_num=step) if self._running else nullcontext()
 
     def after(self, step: int, state: Any) -> None:
@@ -44,22 +52,32 @@ class Trace:
         """Ends the trace if it is still running."""
         if self._running:
             self._running = False
-            jax.profiler.stop_trace()
-            self._echo(f"profile   {self._folder}: read it with xprof --logdir {self._folder}")
+            if self._told(jax.profiler.stop_trace):
+                self._echo(f"profile   {self._folder}: read it with xprof --logdir {self._folder}")
+
+    def _told(self, act: Callable[[], None]) -> bool:
+        """Whether the profiler did as it was told; if not, says why, and no other step is traced."""
+        try:
+            act()
+        except (OSError, RuntimeError) as error:
+            self._steps = None
+            self._echo(f"profile   there is no trace: {reason(error)}")
+            return False
+        return True
 
 
-def save_memory(folder: Path, error: Exception) -> str:
-    """Writes the devices' memory profile if a step ended for want of memory.
+def save_memory(folder: Path, error: Exception) -> str | None:
+    """Writes the devices' memory profile if an error was for want of memory.
 
     Returns:
-      A sentence that says where it is; "" for another error, or where it cannot be written.
+      A sentence that says where it is, "" where it cannot be written; None for another error.
     """
     if "RESOURCE_EXHAUSTED" not in str(error):
-        return ""
-    file = folder / FOLDER / MEMORY
+        return None
+    file = folder / FOLDER / (MEMORY if jax.process_index() == 0 else f"{jax.process_index()}-{MEMORY}")
     try:
         file.parent.mkdir(exist_ok=True)
         jax.profiler.save_device_memory_profile(str(file))
     except (OSError, RuntimeError):  # what led here matters more
         return ""
-    return f"what held the memory is in {file}: pprof --text {file}"
+    return f"; what held the memory is in {file}: pprof --text {file}"

@@ -174,11 +174,11 @@ class Trainer:
                     return {"stopped": self.step}
             self._checkpoints.wait()
         except jax.errors.JaxRuntimeError as error:
-            if not (memory := save_memory(self._run.folder, error)):
+            if (memory := save_memory(self._run.folder, error)) is None:
                 raise
             raise InputError(
-                f"after step {self.step} the devices had no memory left: give a smaller --micro-batch, or "
-                f"--micro-batch auto, to go on; {memory}"
+                f"after step {self.step} the devices had no memory left: --micro-batch auto, or a smaller one, makes "
+                f"a step smaller{memory}"
             ) from error
         finally:
             self._trace.close()
@@ -202,7 +202,7 @@ class Trainer:
 
     def take(self, batch: Batch) -> None:
         """Hands the next step to the devices, and looks at the metrics of the one before."""
-        with self._trace.step(self.step + 1), jax.transfer_guard("disallow"):
+        with self._trace.step(self.step + 1, self.state), jax.transfer_guard("disallow"):
             self.state, metrics = self._step.function(self.state, batch)
         self.look_back()
         self.step += 1
