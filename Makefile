@@ -9,8 +9,8 @@
 #                   takes OLDEST=python3.11 NEWEST=python3.13
 # make docs         the documentation as a site, in build/docs; strict: no warning, no broken link
 # make benchmark    this project beside PyTorch and sentence-transformers: hours; a rehearsal: make benchmark ARGS=--quick
-# make results      the papers' comparisons, or what of them is not measured yet, into docs/results.md: many hours, in as
-#                   many sittings as it takes, e.g. make results ARGS="--only ladder --minutes 60"
+# make results      the papers' comparisons that are not measured yet, and docs/results.md: many hours, in as many sittings as
+#                   it takes, e.g. make results ARGS="--only ladder --minutes 60"
 # make fuzz         a million inputs to every reader of files and requests; fewer: make fuzz ARGS="--executions 10000"
 # make torture      runs hit by faults, for 30 minutes, and their table in docs/reliability.md; another call goes on, e.g.
 #                   make torture ARGS="--minutes 10 --jobs 1"

@@ -65,7 +65,7 @@ class Cell:
       settings: plain JSON values that its figures follow from.
       measure: measures it, in a folder of its own; raises `Stopped` where a signal ended it.
       steps: what it costs, in steps of the unsupervised model.
-      needs: name of the file among `Sources` without which it is left out; empty where it needs none such.
+      needs: the file among `Sources` without which it is left out; empty for a cell that needs no such file.
     """
 
     name: str

@@ -90,7 +90,7 @@ def cells_of(experiment: str, scale: Scale, rate: float) -> list[Cell]:
 
     Args:
       experiment: one of `EXPERIMENTS`.
-      scale: what of it is run.
+      scale: its size.
       rate: the learning rate of unsupervised runs, see `chosen_rate`.
     """
     seeds = scale.seeds_of(experiment)

@@ -20,7 +20,7 @@ SPREAD = ("first-last average", "[CLS]", "unsupervised SimCSE", "supervised SimC
 
 
 def draw(found: Found, folder: Path) -> dict[str, str]:
-    """Writes the figures whose records are there, where they differ from what is there.
+    """Writes the figures that the records allow. A file that would stay the same is left alone.
 
     Returns:
       For each figure, by name without ending, its caption.

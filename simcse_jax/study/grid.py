@@ -102,8 +102,8 @@ class Study:
     false_negative_threshold: float = 0.7
     """Two training sentences with a cosine above this under the frozen model are false negatives of each other."""
     false_negative_sentences: int = 0
-    """Count false negatives among as many of a run's sentences, in whole batches and at least one; 0: among all. The
-    frozen model encodes each of them."""
+    """Count false negatives in the first batches of a run that hold this many sentences, at least one batch; 0: in all.
+    The frozen model encodes each sentence that is counted."""
     noise_scale_batches: int = 4
     """Batches whose gradients estimate the gradient noise scale: two or more, or as many as the text has; 0 leaves it
     out."""
