@@ -67,7 +67,8 @@ class Settings:
         try:
             # All unsupervised runs have the learning rate that is chosen first.
             if chosen_rate(records, scale) is None and set(self.only) != {"equivalence"}:
-                self._measure(["learning_rate", *self._chosen], scale, records, sources, deadline, first=True)
+                several = list(dict.fromkeys(["learning_rate", *self._chosen]))
+                self._measure(several, scale, records, sources, deadline, first=True)
             if chosen_rate(records, scale) is not None or set(self.only) == {"equivalence"}:
                 self._measure(self._chosen, scale, records, sources, deadline)
         except (Stopped, KeyboardInterrupt):
