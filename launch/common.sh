@@ -3,8 +3,8 @@
 
 dry_run=false yes=false
 # The options of `simcse-jax train` whose names have no dot; each may be --no-NAME, too.
-train_options=' --output --seed --batch-size --micro-batch --epochs --max-steps --log-every --tracking --multi-host --heartbeat '
-train_options+='--stopped-status --no-verify --debug --quiet --verbose '
+train_options=' --output --seed --batch-size --micro-batch --epochs --max-steps --log-every --tracking --profile '
+train_options+='--multi-host --heartbeat --stopped-status --no-verify --debug --quiet --verbose '
 
 fail() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
