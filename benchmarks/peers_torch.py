@@ -71,7 +71,7 @@ class TrainingStep(OnTorch, ABC):
     ) -> None:
         self.folder, self.dtype, self.temperature, self.compiled = model, dtype, temperature, compiled
         self._batches = [
-            {"input_ids": torch.tensor(ids, dtype=torch.long), "attention_mask": _mask(ids, lengths)}
+            {"input_ids": torch.tensor(ids, dtype=torch.long), "attention_mask": attention_mask(ids, lengths)}
             for ids, lengths in batches
         ]
         self._batches = [{name: x.to(DEVICE) for name, x in batch.items()} for batch in self._batches]
@@ -118,7 +118,8 @@ class TrainingStep(OnTorch, ABC):
         return {"loss": loss.item(), "gradient norm": norm.item()}
 
 
-def _mask(ids: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+def attention_mask(ids: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+    """1 where a row has a token, 0 where padding."""
     return torch.tensor(np.arange(ids.shape[1]) < lengths[:, None], dtype=torch.long)
 
 

@@ -32,10 +32,7 @@ _SYNTAX_ONLY = {
         "apt-get",
     ),
     "a tool of the shell or of development": ("cat", "grep", "ls", "mkdir", "mypy", "pytest", "ruff", "sleep", "tail"),
-    "of TensorBoard, which follows a run": (
-        "tensorboard",
-        "xprof",
-    ),
+    "of TensorBoard, which follows a run": ("tensorboard", "xprof"),
 }
 SYNTAX_ONLY: dict[str, str] = {program: why for why, programs in _SYNTAX_ONLY.items() for program in programs}
 """Programs that shell blocks call and of which nothing but the shell's syntax is checked -> why."""

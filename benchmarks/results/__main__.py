@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
+import jax
 import tyro
 
 from benchmarks.results import tables
 from benchmarks.results.cells import Cell, Records, Sources, Stopped
 from benchmarks.results.claims import claims
-from benchmarks.results.experiments import EXPERIMENTS, RATES, Scale, cells_of, chosen_rate
+from benchmarks.results.experiments import EXPERIMENTS, RATES, Experiment, Scale, cells_of, chosen_rate
 from benchmarks.results.figures import draw
 from simcse_jax.data.demo import minilm_folder
 from simcse_jax.errors import InputError
@@ -30,7 +30,7 @@ USUAL = 1.8
 class Settings:
     """Run the papers' comparisons, or go on, and write the report from the records. No cell is measured twice."""
 
-    only: tuple[Literal["learning_rate", "ladder", "equivalence", "ablations"], ...] = ()
+    only: tuple[Experiment, ...] = ()
     """Experiments to run; all where empty. The report is of all."""
     seeds: tuple[int, ...] = ()
     """Seeds to run; where empty, three for the ladder, five for the comparison with PyTorch, two for ablations and a
@@ -94,8 +94,8 @@ class Settings:
         """Measures the missing cells of some experiments; `first`: of the first of them, for an estimate of all."""
         rate = chosen_rate(records, scale) or RATES[0]
         cells = [cell for experiment in experiments for cell in cells_of(experiment, scale, rate)]
-        of_all = missing = [cell for cell in cells if records.read(cell) is None]
-        missing = [cell for cell in missing if not first or cell.experiment == experiments[0]]
+        of_all = [cell for cell in cells if records.read(cell) is None]
+        missing = [cell for cell in of_all if not first or cell.experiment == experiments[0]]
         if not missing or time.monotonic() >= deadline:
             return
         check(sources, missing)
@@ -120,6 +120,7 @@ class Settings:
             whole = seconds * steps / figures["steps"] if steps and figures.get("steps") else 0.0 if steps else seconds
             records.write(cell, figures, whole)
             shutil.rmtree(folder, ignore_errors=True)  # 1.5 GB of checkpoints
+            jax.clear_caches()  # each cell compiles programs of its own
 
     def _report(self, records: Records, scale: Scale) -> None:
         rate = chosen_rate(records, scale)

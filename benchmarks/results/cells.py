@@ -12,6 +12,7 @@ import xxhash
 from simcse_jax.errors import InputError, reason
 from simcse_jax.runtime.provenance import provenance
 from simcse_jax.storage.files import finite, write_json
+from simcse_jax.storage.manifest import digest
 from simcse_jax.storage.records import read_record
 
 Figures = dict[str, Any]
@@ -41,7 +42,7 @@ class Sources:
         files = {"model": self.model / "model.safetensors", "minilm": self.minilm / "model.safetensors"}
         files |= self.texts | {"synonyms": self.synonyms}
         files["senteval"] = Path(self.senteval, "STS", "STSBenchmark", "sts-test.csv")
-        return {name: xxhash.xxh3_64(f.read_bytes()).hexdigest() for name, f in files.items() if f.is_file()}
+        return {name: digest(file) for name, file in files.items() if file.is_file()}
 
     @property
     def senteval(self) -> str:

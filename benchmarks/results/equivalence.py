@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks.results.cells import Figures, Sources, Stopped
-from benchmarks.results.measure import DEV, config_of, measured
+from benchmarks.results.measure import DEV, config_of, figures_of
 from benchmarks.worker import Contender, Worker
 from simcse_jax.evaluation.sts import load_task
 from simcse_jax.inference.loading import load_model
@@ -37,10 +36,7 @@ def train_side(settings: dict[str, Any], sources: Sources, folder: Path) -> Figu
     if "diverged" in figures:
         return figures
     loaded = load_model(folder if ours else folder / "best", None if ours else "cls_before_pooler")
-    encoder = loaded.encoder()
-    figures |= measured(lambda texts: encoder(loaded.params, texts), ["sts"], sources)
-    jax.clear_caches()
-    return figures
+    return figures | figures_of(loaded, ["sts"], sources)
 
 
 def torch_arguments(config: Any, sources: Sources, folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 from benchmarks.results.cells import Cell, Records
 from benchmarks.results.equivalence import train_side
@@ -15,7 +15,8 @@ from simcse_jax.config import Config
 from simcse_jax.config.load import load_config_file, load_variable
 from simcse_jax.config.values import differences, field_value, with_settings
 
-EXPERIMENTS = ("learning_rate", "ladder", "equivalence", "ablations")
+Experiment = Literal["learning_rate", "ladder", "equivalence", "ablations"]
+EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
 SEEDS = {"learning_rate": 1, "ladder": 3, "equivalence": 5, "ablations": 3}
 """The number of seeds, the first of them 42. The last of the ablations is that of `PATHS` alone."""
 STEPS = {"learning_rate": 250, "ladder": 1000, "equivalence": 250, "ablations": 500}
@@ -62,6 +63,9 @@ PATHS: dict[str, dict[str, Any]] = {
 """The variants of SimCSE's figure 2, whose first seed is measured every 10 steps."""
 SYNONYMS: dict[str, Any] = {"data.augment": "synonyms", "data.synonyms": "WordNet 3.1"}
 """Not among the package's ablations, which have no table of synonyms."""
+MODELS = {"minilm": "all-MiniLM-L6-v2", "model": "pretrained encoder"}
+SIDES = {"torch": "PyTorch", "jax": "ours"}
+"""Starts and trainers of the comparison with PyTorch, in words."""
 FIRST = 42
 """The seed whose vectors and paths are kept."""
 _USUAL = {"model.dropout": 0.1}  # the encoder's own
@@ -78,7 +82,7 @@ class Scale:
 
     def seeds_of(self, experiment: str) -> tuple[int, ...]:
         """The seeds of an experiment."""
-        return self.seeds or tuple(range(42, 42 + SEEDS[experiment]))
+        return self.seeds or tuple(range(FIRST, FIRST + SEEDS[experiment]))
 
     def steps_of(self, experiment: str) -> int:
         """The steps of its runs."""
@@ -100,7 +104,7 @@ def cells_of(experiment: str, scale: Scale, rate: float) -> list[Cell]:
         trained = [main_cell(name, seed, scale, rate) for seed in seeds for name in MAIN]
         return [*(untrained_cell(name) for name in UNTRAINED), *map(postprocessed_cell, POSTPROCESSED), *trained]
     if experiment == "equivalence":
-        pairs = [(model, side) for model in ("minilm", "model") for side in ("torch", "jax")]
+        pairs = [(model, side) for model in MODELS for side in SIDES]
         return [equivalence_cell(model, side, seed, scale) for seed in seeds for model, side in pairs]
     found = [
         ablation_cell(ablation.base_name, changes, seed, scale, rate, ablation.text)

@@ -27,7 +27,7 @@ from simcse_jax.evaluation.sts import (
     reported_pairs,
 )
 from simcse_jax.evaluation.suite import evaluate_models, load_suite
-from simcse_jax.inference.loading import load_model
+from simcse_jax.inference.loading import LoadedModel, load_model
 from simcse_jax.postprocess import FitSettings, fit
 from simcse_jax.runs.metrics_log import read_log
 from simcse_jax.training.trainer import TrainingDiverged, train
@@ -73,20 +73,14 @@ def train_and_measure(settings: dict[str, Any], sources: Sources, folder: Path) 
         "seconds": results["seconds"],
     }
     if settings["measures"]:
-        loaded = load_model(folder, dtype=config.model.dtype)
-        encoder = loaded.encoder()
-        figures |= measured(lambda texts: encoder(loaded.params, texts), settings["measures"], sources)
-    jax.clear_caches()
+        figures |= figures_of(load_model(folder, dtype=config.model.dtype), settings["measures"], sources)
     return figures
 
 
 def encode_and_measure(settings: dict[str, Any], sources: Sources, folder: Path) -> Figures:
     """Measures the encoder as it was pretrained."""
     loaded = load_model(getattr(sources, settings["model"]), settings["pooler"], settings["dtype"])
-    encoder = loaded.encoder()
-    figures = measured(lambda texts: encoder(loaded.params, texts), settings["measures"], sources)
-    jax.clear_caches()
-    return figures
+    return figures_of(loaded, settings["measures"], sources)
 
 
 def postprocess_and_measure(settings: dict[str, Any], sources: Sources, folder: Path) -> Figures:
@@ -107,21 +101,24 @@ def postprocess_and_measure(settings: dict[str, Any], sources: Sources, folder: 
 
         encoders[name] = encode
     dev = load_task(DEV, data, "dev")
-    jax.clear_caches()
-    found: Figures = similarity([tasks[name] for name in tasks], encoders.__getitem__)
+    found: Figures = similarity(list(tasks.values()), encoders.__getitem__)
     return found | {"dev": evaluate([dev], encoders[DEV])["reported"][DEV]}
 
 
-def measured(encode: EncodeFunction, measures: list[str], sources: Sources) -> Figures:
-    """Figures of an encoder.
+def figures_of(loaded: LoadedModel, measures: list[str], sources: Sources) -> Figures:
+    """Figures of a model.
 
     Args:
-      encode: sentences to vectors.
+      loaded: the model.
       measures: `sts`, the seven tasks, with resamples of their average; `dev`, STS-B dev; `transfer`, the seven
         transfer tasks; `vectors`, singular values and cosines of the pairs of STS-B dev.
       sources: the tasks.
     """
-    data, found = sources.senteval, dict[str, Any]()
+    encoder, data, found = loaded.encoder(), sources.senteval, dict[str, Any]()
+
+    def encode(texts: list[str]) -> np.ndarray:
+        return encoder(loaded.params, texts)
+
     dev = load_task(DEV, data, "dev")
     if "dev" in measures:
         found["dev"] = evaluate([dev], encode)["reported"][DEV]

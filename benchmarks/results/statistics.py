@@ -38,14 +38,6 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     return Difference(float(np.mean(a) - np.mean(b)), error, freedom or math.nan)
 
 
-def mean_sd(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard deviation, or the one figure; a dash where there is none."""
-    if not values:
-        return "–"
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
-
-
 def verdict(found: Difference) -> str:
     """Whether a difference that a paper has above 0 is here: holds, does not hold, not decided at this scale."""
     low, high = found.interval()

@@ -9,8 +9,10 @@ import numpy as np
 from benchmarks.results.cells import Cell, Figures, Records
 from benchmarks.results.experiments import (
     MAIN,
+    MODELS,
     POSTPROCESSED,
     RATES,
+    SIDES,
     TRANSFER,
     UNTRAINED,
     Scale,
@@ -22,11 +24,11 @@ from benchmarks.results.experiments import (
     postprocessed_cell,
     untrained_cell,
 )
-from benchmarks.results.statistics import difference, is_equivalent, mean_sd
+from benchmarks.results.statistics import difference, is_equivalent
 from simcse_jax.evaluation.bootstrap import interval
 from simcse_jax.evaluation.sts import STS_TASKS
 from simcse_jax.evaluation.transfer_tasks import TRANSFER_TASKS
-from simcse_jax.reports.tables import markdown_table
+from simcse_jax.reports.tables import markdown_table, mean_sd
 
 SHORT = {"STSBenchmark": "STS-B", "SICKRelatedness": "SICK-R"}
 MARGIN = 1.0
@@ -153,16 +155,15 @@ def ablated(found: Found) -> str:
 def equivalence(found: Found) -> str:
     """Both trainers beside each other, and the test of their equivalence."""
     lines, tests = [], []
-    for model, label in (("model", "pretrained encoder"), ("minilm", "all-MiniLM-L6-v2")):
-        sides = {side: found.side(model, side) for side in ("jax", "torch")}
+    for model, label in MODELS.items():
+        sides = {side: found.side(model, side) for side in SIDES}
         for side, measured in sides.items():
             rows = [row for row in measured if "sts" in row]
             scores = [of_task(rows, task) for task in (*STS_TASKS, "Avg.")]
             dev = mean_sd([max(score for _, score in row["path"]) for row in rows])
             seconds = mean_sd([row["seconds"] / row["steps"] for row in rows if row["steps"]])
             peak = mean_sd([row["peak"] / 1e9 for row in rows])
-            name = "ours" if side == "jax" else "PyTorch"
-            lines.append([f"{label}, {name}", runs_of(measured), dev, *scores, seconds, peak])
+            lines.append([f"{label}, {SIDES[side]}", runs_of(measured), dev, *scores, seconds, peak])
         ours, theirs = (averages(sides[side]) for side in ("jax", "torch"))
         if min(len(ours), len(theirs)) > 1:
             apart = difference(ours, theirs)
@@ -188,13 +189,13 @@ def _best_step(row: Figures) -> int:
 def _paths(found: Found) -> list[str]:
     """STS-B dev during training, by trainer."""
     tables = []
-    for model, label in (("model", "pretrained encoder"), ("minilm", "all-MiniLM-L6-v2")):
+    for model, label in MODELS.items():
         lines, steps = [], list[int]()
-        for side in ("jax", "torch"):
+        for side, name in SIDES.items():
             rows = [row for row in found.side(model, side) if "path" in row]
             steps = steps or [step for row in rows[:1] for step, _ in row["path"]]
             scores = [mean_sd([dict(row["path"])[step] for row in rows if step in dict(row["path"])]) for step in steps]
-            lines.append(["ours" if side == "jax" else "PyTorch", *scores])
+            lines.append([name, *scores])
         if steps:
             tables.append(markdown_table([f"STS-B dev, {label}, step", *map(str, steps)], lines))
     return tables

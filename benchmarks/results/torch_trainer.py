@@ -11,7 +11,7 @@ import torch
 from scipy.stats import spearmanr
 from transformers import AutoModel, AutoTokenizer
 
-from benchmarks.peers_torch import DEVICE, OnTorch, info_nce, products
+from benchmarks.peers_torch import DEVICE, OnTorch, attention_mask, info_nce, products
 
 
 class Trainer(OnTorch):
@@ -54,9 +54,8 @@ class Trainer(OnTorch):
         for step, (ids, lengths) in enumerate(self._batches, 1):
             started = time.perf_counter()
             self._encoder.train()
-            words = torch.tensor(ids, dtype=torch.long, device=DEVICE)
-            mask = torch.arange(words.shape[1], device=DEVICE) < torch.tensor(lengths, device=DEVICE)[:, None]
-            vectors = self._encoder(torch.cat([words, words]), torch.cat([mask, mask]).long()).last_hidden_state[:, 0]
+            words, mask = torch.tensor(ids, dtype=torch.long).to(DEVICE), attention_mask(ids, lengths).to(DEVICE)
+            vectors = self._encoder(torch.cat([words, words]), torch.cat([mask, mask])).last_hidden_state[:, 0]
             z1, z2 = torch.tanh(self._head(vectors)).chunk(2)
             loss = info_nce(z1, z2, self._temperature)
             loss.backward()
@@ -77,10 +76,6 @@ class Trainer(OnTorch):
 
     def _score(self) -> float:
         """Spearman × 100 of the dev pairs, by the vector of [CLS]."""
-        with torch.no_grad():
-            return self._spearman()
-
-    def _spearman(self) -> float:
         self._encoder.eval()
         first, second, gold = self._pairs
         texts = sorted({*first, *second}, key=len)
@@ -88,7 +83,8 @@ class Trainer(OnTorch):
         for start in range(0, len(texts), 64):
             chosen = texts[start : start + 64]
             tokens = self._tokenizer(chosen, padding=True, truncation=True, max_length=512, return_tensors="pt")
-            hidden = self._encoder(tokens["input_ids"].to(DEVICE), tokens["attention_mask"].to(DEVICE))
+            with torch.no_grad():
+                hidden = self._encoder(tokens["input_ids"].to(DEVICE), tokens["attention_mask"].to(DEVICE))
             vectors |= dict(zip(chosen, hidden.last_hidden_state[:, 0], strict=True))
         a, b = (torch.stack([vectors[text] for text in side]) for side in (first, second))
         cosines = torch.nn.functional.cosine_similarity(a, b).cpu().numpy()

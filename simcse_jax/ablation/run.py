@@ -4,13 +4,12 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from simcse_jax.ablation.settings import Ablation
 from simcse_jax.errors import InputError
 from simcse_jax.objectives import check_objective
 from simcse_jax.reports.progress import say
-from simcse_jax.reports.tables import Row, markdown_table, write_csv
+from simcse_jax.reports.tables import Row, markdown_table, mean_sd, write_csv
 from simcse_jax.runs.folder import Run, changes, check_outside_runs, is_run, open_run
 from simcse_jax.runs.metrics_log import read_log
 from simcse_jax.runtime.processes import joined_processes
@@ -137,6 +136,4 @@ def format_rows(rows: list[Row], paper: Mapping[str, float]) -> str:
 
 
 def _mean(values: list[float]) -> str:
-    digits = 2 if max(map(abs, values)) >= 0.1 else 4
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
+    return mean_sd(values, 2 if max(map(abs, values)) >= 0.1 else 4)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from simcse_jax.storage.files import write_text
 
 Row = dict[str, Any]
@@ -32,6 +34,14 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def formatted(form: str, *figures: float | None) -> str:
     """Figures as `form` prints them; a dash where one of them is absent."""
     return "–" if None in figures else form.format(*figures)
+
+
+def mean_sd(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation, or the one figure; a dash where there is none."""
+    if not values:
+        return "–"
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
 
 
 def metric_title(name: str) -> str:
