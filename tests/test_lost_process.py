@@ -12,7 +12,7 @@ import pytest
 from simcse_jax.errors import InputError
 from simcse_jax.runtime.heartbeat import private
 from simcse_jax.runtime.processes import joined_processes
-from simcse_jax.runtime.relay import open_relay
+from simcse_jax.runtime.relay import connect_late, open_relay
 from tests.jobs import Job
 
 SECONDS = 4
@@ -96,7 +96,7 @@ def test_a_process_that_is_cut_off_and_the_others_end(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = address_of(server)
         with job(tmp_path, own={1: {"JAX_COORDINATOR_ADDRESS": address}}) as cut:
-            between = threading.Thread(target=hand_on, args=(server, cut.address, flowing))
+            between = threading.Thread(target=hand_on, args=(server, cut.address, flowing), daemon=True)
             between.start()
             wait_until_at_work(cut)
             flowing.clear()
@@ -112,7 +112,7 @@ def test_a_process_that_is_cut_off_and_the_others_end(tmp_path: Path) -> None:
 def hand_on(server: socket.socket, address: str, flowing: threading.Event) -> None:
     """Between a process and the coordination service, while it may."""
     near, _ = server.accept()
-    with near, socket.create_connection(place_of(address)) as far:
+    with near, connect_late(place_of(address)) as far:
 
         def pump(source: socket.socket, target: socket.socket) -> None:
             with suppress(OSError):
@@ -120,7 +120,7 @@ def hand_on(server: socket.socket, address: str, flowing: threading.Event) -> No
                     flowing.wait()
                     target.sendall(data)
 
-        back = threading.Thread(target=pump, args=(far, near))
+        back = threading.Thread(target=pump, args=(far, near), daemon=True)
         back.start()
         pump(near, far)
         back.join()

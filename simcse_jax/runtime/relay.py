@@ -28,13 +28,17 @@ def _serve(server: socket.socket, address: tuple[str, int], cut: threading.Event
         threading.Thread(target=_connect, args=(near, address, cut), daemon=True).start()
 
 
-def _connect(near: socket.socket, address: tuple[str, int], cut: threading.Event) -> None:
+def connect_late(address: tuple[str, int]) -> socket.socket:
+    """A connection to an address (host, port) at which nothing need listen so far: waits until something does."""
     while True:
         try:
-            far = socket.create_connection(address)
-            break
+            return socket.create_connection(address)
         except OSError:  # process 0 has not come so far
             time.sleep(0.1)
+
+
+def _connect(near: socket.socket, address: tuple[str, int], cut: threading.Event) -> None:
+    far = connect_late(address)
     for end in (near, far):
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     closed = threading.Event()  # by this side
