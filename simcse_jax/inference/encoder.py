@@ -16,7 +16,7 @@ from simcse_jax.data.packing import first_fit, lay
 from simcse_jax.data.tokens import encode_counted, encode_windows
 from simcse_jax.errors import InputError
 from simcse_jax.inference.shapes import _FEW_LENGTHS, _LENGTHS, padded_length, power_of_two
-from simcse_jax.model import SentenceEncoder
+from simcse_jax.model import SentenceEncoder, fused_attention
 from simcse_jax.model.params import Params
 from simcse_jax.postprocess import KEY
 from simcse_jax.pretrained.tokenizers import check_tokenizer
@@ -97,6 +97,7 @@ class BatchEncoder:
         self._set(batch_size, max_length, long_text, prompt)
         self.packed_length = packed_length
         self._lengths: tuple[int, ...] = _LENGTHS
+        model = model.clone(attention=fused_attention(mesh))
 
         def forward(params: Params, batch: tuple[Int[Array, "B L"], Int[Array, "B S"]]) -> Float[Array, "B*S D"]:
             vectors = jnp.asarray(model.apply({"params": params}, *batch))

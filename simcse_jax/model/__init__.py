@@ -2,6 +2,7 @@
 
 from simcse_jax.model.encoder import Encoder, EncoderConfig, read_encoder_config
 from simcse_jax.model.layout import Layout, lay_out
+from simcse_jax.model.long_attention import fused_attention
 from simcse_jax.model.mlm_head import MLMHead, build_mlm_head, init_mlm_head
 from simcse_jax.model.pooling import pool
 from simcse_jax.model.sentence_encoder import SentenceEncoder
@@ -13,6 +14,7 @@ __all__ = [
     "MLMHead",
     "SentenceEncoder",
     "build_mlm_head",
+    "fused_attention",
     "init_mlm_head",
     "lay_out",
     "pool",

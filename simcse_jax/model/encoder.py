@@ -15,6 +15,7 @@ from simcse_jax.config.values import BELOW_ONE, FINITE, NOT_NEGATIVE, SIZE, Boun
 from simcse_jax.errors import InputError
 from simcse_jax.model.attention import Noise, attend
 from simcse_jax.model.layout import Layout, lay_out
+from simcse_jax.model.long_attention import SHORT, Attention, allowed_keys, attend_in_blocks
 from simcse_jax.model.norm import LayerNorm
 from simcse_jax.model.product import Dense
 from simcse_jax.noise import Drawn, drawn, dropout
@@ -191,6 +192,7 @@ class Layer(nn.Module):
     config: EncoderConfig
     dtype: Any
     param_dtype: Any
+    attention: Attention = attend_in_blocks
 
     @nn.compact
     def __call__(
@@ -223,9 +225,6 @@ class Layer(nn.Module):
             sentence, position = jnp.arange(x.shape[1])[None, :], jnp.zeros((1, x.shape[1]), jnp.int32)
             owners = layout.numbers
         query = heads(dense(c.hidden_size, name="query")(x))
-        # In rows of one sentence, padding attends to the sentence too, which keeps the mask small.
-        own = sentence[:, :, None] if layout.packed else jnp.zeros((1, 1, 1), jnp.int32)
-        allowed = (own == layout.sentence[:, None, :])[:, None]
         noise = None
         if owners is not None and c.attention_probs_dropout_prob:
             most = np.uint32(c.max_position_embeddings)
@@ -233,7 +232,11 @@ class Layer(nn.Module):
             q, k = position.astype(jnp.uint32), layout.position.astype(jnp.uint32)
             counter = (head * most + q[:, None, :, None]) * most + k[:, None, None, :]
             noise = Noise(Dropout()(owners[:, None, :, None]), counter)
-        context = attend(query, key, value, allowed, noise, c.attention_probs_dropout_prob)
+        if layout.numbers is None and not first_only and x.shape[1] > SHORT:
+            context = self.attention(query, key, value, layout)
+        else:
+            allowed = allowed_keys(sentence, layout)
+            context = attend(query, key, value, allowed, noise, c.attention_probs_dropout_prob)
         context = context.swapaxes(1, 2).reshape(x.shape)
 
         rate = c.hidden_dropout_prob
@@ -255,6 +258,7 @@ class Encoder(nn.Module):
       param_dtype: type of the weights.
       remat: recompute each layer in the backward pass instead of keeping its activations.
       scan: in training, compile one layer for all of them.
+      attention: how rows of more than 128 tokens are attended to without dropout.
     """
 
     config: EncoderConfig
@@ -262,6 +266,7 @@ class Encoder(nn.Module):
     param_dtype: Any = jnp.float32
     remat: bool = False
     scan: bool = True
+    attention: Attention = attend_in_blocks
 
     @nn.compact
     def __call__(
@@ -290,7 +295,7 @@ class Encoder(nn.Module):
         if numbers is None:
             hidden_states = [x]
             for name in names:
-                layer = Layer(self.config, self.dtype, self.param_dtype, name=name)
+                layer = Layer(self.config, self.dtype, self.param_dtype, self.attention, name=name)
                 x = layer(x, layout, first_only and name == names[-1])
                 hidden_states.append(x)
             return tuple(hidden_states)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from simcse_jax.model.encoder import Encoder, EncoderConfig
+from simcse_jax.model.long_attention import Attention, attend_in_blocks
 from simcse_jax.model.pooling import pool
 from simcse_jax.poolers import needs_first_only
 
@@ -33,7 +34,7 @@ class SentenceEncoder(nn.Module):
       pooler: one of `POOLERS`.
       mlp_only_train: with pooler `cls`, apply the head while training only; afterwards the vector is
         `cls_before_pooler` (the unsupervised setting of SimCSE).
-      dtype, param_dtype, remat, scan: see `Encoder`.
+      dtype, param_dtype, remat, scan, attention: see `Encoder`.
 
     The head always has weights, used or not, because a Hugging Face BERT has them (`pooler.dense`).
     """
@@ -45,9 +46,10 @@ class SentenceEncoder(nn.Module):
     param_dtype: Any = jnp.float32
     remat: bool = False
     scan: bool = True
+    attention: Attention = attend_in_blocks
 
     def setup(self) -> None:
-        self.encoder = Encoder(self.config, self.dtype, self.param_dtype, self.remat, self.scan)
+        self.encoder = Encoder(self.config, self.dtype, self.param_dtype, self.remat, self.scan, self.attention)
         self.head = Head(self.config.initializer_range, self.dtype, self.param_dtype)
 
     def __call__(
