@@ -11,8 +11,9 @@ import pytest
 
 from simcse_jax.errors import InputError
 from simcse_jax.runtime.heartbeat import private
+from simcse_jax.runtime.joining import Joining
 from simcse_jax.runtime.processes import joined_processes
-from simcse_jax.runtime.relay import connect_late, open_relay
+from simcse_jax.runtime.relay import connect_late, open_gate, open_relay
 from tests.jobs import Job
 
 SECONDS = 4
@@ -23,14 +24,14 @@ import sys, time
 import jax
 from jax.experimental import multihost_utils
 from simcse_jax.errors import InputError
-from simcse_jax.runtime import processes
+from simcse_jax.runtime import joining, processes
 
 def work(step):
     if jax.process_index() == 1:
         exec(sys.argv[1])
 
-processes._JOINING = int(sys.argv[2])
-with processes.joined_processes(heartbeat={SECONDS}):
+joining._INTERVAL = 3.0
+with processes.joined_processes(heartbeat={SECONDS}, join_timeout=int(sys.argv[2])):
     for step in range(int(sys.argv[3])):
         work(step)
         multihost_utils.sync_global_devices(str(step))
@@ -161,11 +162,36 @@ def test_a_slow_process_and_a_job_that_stood_still_go_on(tmp_path: Path) -> None
 @pytest.mark.full
 @pytest.mark.parametrize("missing", [0, 1])
 def test_a_process_that_never_comes_is_not_awaited_for_ever(tmp_path: Path, missing: int) -> None:
-    with job(tmp_path, joining=8) as alone:
+    with job(tmp_path, count=3, joining=8) as alone:
         alone.send(signal.SIGKILL, missing)
-        assert alone.ends(60, without=missing) == [1]
-        (line,) = alone.errors(1 - missing)
-        assert f"process {1 - missing} of 2 has waited 8 s for the others to join at 127.0.0.1:" in line
+        assert alone.ends(60, without=missing) == [1, 1]
+        for process in {0, 1, 2} - {missing}:
+            (line,) = alone.errors(process)
+            assert f"process {process} of 3 has waited 8 s for the others to join at {alone.address}: " in line
+            who = "process 0 cannot be reached" if missing == 0 else "process 0 is there, and its log names them"
+            who = who if process else f"1 of 3 processes are missing, {missing}"
+            assert f": {who}. See why" in line
+            # A process that starts late hears of process 0 late.
+            waiting = [line for line in alone.log(process).splitlines() if line.startswith("waiting   ")]
+            assert waiting[-1] == f"waiting   for the others to join at {alone.address}, 6 s so far: {who}"
+
+
+@pytest.mark.full
+def test_an_address_that_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        own = {process: {"JAX_COORDINATOR_ADDRESS": address_of(server)} for process in (0, 1)}
+        with job(tmp_path, joining=8, own=own) as refused:
+            assert refused.ends(60) == [1, 1]
+            (line,) = [line for line in refused.log(0).splitlines() if line.startswith("simcse_jax.errors.InputError")]
+            assert f"process 0 cannot listen at [::]:{server.getsockname()[1]} (Address already in use" in line
+
+
+def test_hosts_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    joining = Joining("here:1", 0, 4, 300)
+    assert joining._missing() == "3 of 4 processes are missing, 1, 2, 3"
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b,c,d")
+    joining.here[2] = "c"
+    assert joining._missing() == "2 of 4 processes are missing, 1 (b), 3 (d)"
 
 
 @pytest.mark.parametrize(
@@ -207,19 +233,21 @@ def test_jax_has_what_it_has_no_public_name_for(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_relay_hands_on_and_stays_open() -> None:
-    """Also where the other end comes later, and where it goes."""
+    """Also where the gate comes later, and where it goes."""
     with socket.create_server(("127.0.0.1", 0)) as place:
         address = address_of(place)
-    cut = threading.Event()
-    host, port = open_relay(address, cut).split(":")
-    with socket.create_connection((host, int(port))) as near:
+    cut, reached = threading.Event(), threading.Event()
+    with socket.create_connection(place_of(open_relay(address, cut, 3, reached.set))) as near:
         near.sendall(b"early ")
+        assert not reached.is_set()
         with socket.create_server(place_of(address)) as server:
             far, _ = server.accept()
             near.sendall(b"late")
             far.sendall(b"back")
-            assert receive(far, 10) == b"early late"
+            hello = f"simcse-jax 3 {socket.gethostname()}\n".encode()
+            assert receive(far, len(hello) + 10) == hello + b"early late"
             assert receive(near, 4) == b"back"
+            assert reached.is_set()
             assert not cut.is_set()
             far.close()
         assert cut.wait(10)
@@ -231,12 +259,32 @@ def test_a_relay_hands_on_and_stays_open() -> None:
 def test_a_relay_closes_what_its_process_closes() -> None:
     cut = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        with socket.create_connection(place_of(open_relay(address_of(server), cut))):
+        with socket.create_connection(place_of(open_relay(address_of(server), cut, 1, lambda: None))):
             far, _ = server.accept()
         with far:
             far.settimeout(10)
+            assert far.recv(1 << 16).startswith(b"simcse-jax 1 ")
             assert far.recv(1) == b""
     assert not cut.is_set()
+
+
+@pytest.mark.parametrize("host", ["[::]", "127.0.0.1"])
+def test_a_gate_hears_who_comes(host: str) -> None:
+    """And hands on what comes after that, or all where no relay comes."""
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        port = place.getsockname()[1]
+    came: dict[int, str] = {}
+    with socket.create_server(place_of(open_gate(f"{host}:{port}", lambda *who: came.update([who])))) as service:
+        relay = open_relay(f"127.0.0.1:{port}", threading.Event(), 2, lambda: None)
+        for address, message in [(relay, b"PRI of another\n"), (f"127.0.0.1:{port}", b"PRI of its own\n")]:
+            with socket.create_connection(place_of(address)) as near:
+                near.sendall(message)
+                far, _ = service.accept()
+                with far:
+                    assert receive(far, len(message)) == message
+                    far.sendall(b"back")
+                    assert receive(near, 4) == b"back"
+    assert came == {2: socket.gethostname()}
 
 
 def address_of(server: socket.socket) -> str:

@@ -12,8 +12,8 @@ from simcse_jax.reports.progress import say
 from simcse_jax.reports.tables import Row, markdown_table, mean_sd, write_csv
 from simcse_jax.runs.folder import Run, changes, check_outside_runs, is_run, open_run
 from simcse_jax.runs.metrics_log import read_log
-from simcse_jax.runtime.processes import joined_processes
 from simcse_jax.storage.files import check_writable_folder, local_only, write_text, writing
+from simcse_jax.training.job import joined
 from simcse_jax.training.prepare import check_request, load_parts
 from simcse_jax.training.trainer import TrainingDiverged, train
 
@@ -36,7 +36,7 @@ def run_ablation(ablation: Ablation) -> str | None:
     output = local_only(ablation.output)
     check_writable_folder(output)
     check_outside_runs(output)
-    with joined_processes(ablation.base.multi_host, ablation.base.heartbeat):
+    with joined(ablation.base):
         return _run(ablation, cells, output)
 
 

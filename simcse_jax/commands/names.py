@@ -55,6 +55,7 @@ _OTHER_NAMES = {
     "mesh.data": "devices n_gpu num_gpus gpus",
     "multi_host": "local_rank num_nodes nnodes",
     "heartbeat": "heartbeat_timeout heartbeat_timeout_seconds ddp_timeout",
+    "join_timeout": "initialization_timeout init_timeout",
     "evaluation.data": "senteval senteval_path path_to_data",
     "evaluation.dev": "metric_for_best_model eval_file validation_file dev_file eval_data eval_dataset validation",
     "evaluation.test": "task tasks task_set",

@@ -78,11 +78,11 @@ def plan_of(config: Config) -> str:
     from simcse_jax.config.values import listed
     from simcse_jax.reports.progress import telling
     from simcse_jax.runs.folder import is_run
-    from simcse_jax.runtime.processes import joined_processes
     from simcse_jax.training.describe import describe
+    from simcse_jax.training.job import joined
     from simcse_jax.training.prepare import prepare
 
-    with joined_processes(config.multi_host, config.heartbeat), telling(quiet=jax.process_index() != 0):
+    with joined(config), telling(quiet=jax.process_index() != 0):
         prepared = prepare(config, write=False)
     if prepared.step is None:
         end = "the run there has ended; to train anew, give another folder, e.g. --output runs/NEW"

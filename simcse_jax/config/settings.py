@@ -212,6 +212,18 @@ class Config:
     """Join the other processes of a TPU pod, SLURM or MPI job (implied by JAX_COORDINATOR_ADDRESS)."""
     heartbeat: Annotated[int, POSITIVE] = 60
     """Seconds without a sign of life after which a process of such a job is lost, and all others end."""
+    join_timeout: Annotated[int, POSITIVE] = 300
+    """Seconds for all processes of such a job to join, after which those that have come end."""
+    compilation_cache: str = ""
+    """Folder of compiled programs, on a file system that all processes of such a job share or on gs://, for a job that
+    starts again. A process alone keeps its programs anyway, in ~/.cache/simcse_jax."""
+    gpu_memory: Annotated[float | None, SHARE] = None
+    """Share of each GPU's memory that the run may take; None leaves it to JAX, which takes 0.75."""
+    gpu_preallocate: bool | None = None
+    """Whether that share is taken at the start; None leaves it to JAX, which takes it."""
+    xla_preset: bool = False
+    """Compile the train step with options of XLA that hide communication behind computation and search for faster
+    matrix products, on GPUs and TPUs: docs/gpus.md lists them. Not measured here so far."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -40,7 +40,8 @@ from simcse_jax.storage.records import parse_record, read_bounded
 
 # Settings that may change between the parts of one run: none changes the parameters by more than rounding.
 _FREE_SETTINGS = (
-    *("output", "log_every", "tracking", "profile", "multi_host", "heartbeat", "mesh.", "checkpoint."),
+    *("output", "log_every", "tracking", "profile", "multi_host", "heartbeat", "join_timeout", "mesh.", "checkpoint."),
+    *("compilation_cache", "gpu_memory", "gpu_preallocate", "xla_preset"),
     *("model.remat", "model.scan", "evaluation.data", "evaluation.geometry_every"),
     *("micro_batch", "objective.implementation", "objective.block_size", "data.packed_length"),
     *("data.cache", "data.train", "data.revision"),  # the fingerprint of the text is compared, not the path

@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from simcse_jax.errors import warn
 from simcse_jax.runtime.provenance import cores
-from simcse_jax.storage.files import CACHE, make_folder
+from simcse_jax.storage.files import CACHE, check_writable_folder, expanded, is_remote, make_folder
 
 FOLDER = Path(CACHE, "programs")
 MAX_BYTES = 4 * 2**30
@@ -65,6 +65,25 @@ def drop_programs() -> None:
     folder = _setting()
     if folder is not None and Path(folder).parent == _ours():
         jax.config.update("jax_compilation_cache_dir", None)
+
+
+def share_programs(folder: str) -> None:
+    """Keeps compiled programs in a folder of the user's, which all processes of a job see; process 0 writes there.
+
+    Args:
+      folder: a path, or gs://.
+
+    Raises:
+      InputError: the folder cannot be made, or written.
+    """
+    if not is_remote(folder):
+        folder = str(expanded(folder).absolute())
+        check_writable_folder(Path(folder))
+        make_folder(Path(folder))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    if _LEAST not in os.environ:
+        jax.config.update(_LEAST.lower(), 0)
+    reset_cache()  # JAX decides once where its cache is
 
 
 @contextmanager

@@ -54,12 +54,36 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Iterable[jax.Device] | Non
     return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=chosen)
 
 
-def compiler_options(mesh: Mesh) -> dict[str, bool] | None:
-    """Options for `jax.jit` of a program that goes round a ring of devices."""
-    if mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
-        return None
-    # XLA's runtime for CPUs numbers the permutes of a ring alike, and takes one for another where two go at a time.
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+def compiler_options(mesh: Mesh, preset: bool = False) -> dict[str, bool] | None:
+    """Options for `jax.jit` of a program that goes round a ring of devices, with `PRESETS` if asked for."""
+    platform = mesh.devices.flat[0].platform
+    if platform == "cpu" and mesh.size > 1:
+        # XLA's runtime for CPUs numbers the permutes of a ring alike, and takes one for another where two go at a time.
+        return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+    return PRESETS.get(platform) if preset else None
+
+
+PRESETS: dict[str, dict[str, bool]] = {
+    # "GPU performance tips" of JAX, and "Tips for High-Performance LLMs with JAX and XLA" of NVIDIA's JAX-Toolbox.
+    "gpu": {
+        "xla_gpu_enable_latency_hiding_scheduler": True,
+        "xla_gpu_enable_pipelined_all_gather": True,
+        "xla_gpu_enable_pipelined_reduce_scatter": True,
+        "xla_gpu_enable_pipelined_all_reduce": True,
+        "xla_gpu_triton_gemm_any": True,
+        "xla_gpu_exhaustive_tiling_search": True,
+    },
+    # What MaxText and torchprime, of Google and PyTorch/XLA, train with on v5e, v5p and v6e.
+    "tpu": {
+        "xla_tpu_enable_latency_hiding_scheduler": True,
+        "xla_tpu_enable_async_collective_fusion": True,
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+        "xla_tpu_overlap_compute_collective_tc": True,
+        "xla_enable_async_all_gather": True,
+    },
+}
+"""XLA's options for a faster step, by platform; docs/gpus.md has the reason for each."""
 
 
 def state_sharding(mesh: Mesh, tree: Any) -> Any:

@@ -15,20 +15,18 @@ from jax.experimental import multihost_utils
 
 from simcse_jax.errors import InputError, reason, room
 from simcse_jax.runtime.compilation_cache import drop_programs
-from simcse_jax.runtime.heartbeat import NEVER, Watch, end_process, private
+from simcse_jax.runtime.heartbeat import NEVER, Watch, private
+from simcse_jax.runtime.joining import Joining
 from simcse_jax.runtime.mesh import find_devices
-from simcse_jax.runtime.relay import open_relay
+from simcse_jax.runtime.relay import open_gate, open_relay
 from simcse_jax.storage.files import UNFINISHED
-
-_JOINING = 300
-"""Seconds for all processes to join."""
 
 _watch: Watch | None = None
 _depth = 0
 
 
 @contextmanager
-def joined_processes(multi_host: bool = False, heartbeat: int = 60) -> Iterator[None]:
+def joined_processes(multi_host: bool = False, heartbeat: int = 60, join_timeout: int = 300) -> Iterator[None]:
     """A block of a job's work: connects this process to the others of a multi-host run, and finds the job's devices.
 
     With JAX_COORDINATOR_ADDRESS set, JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set too. Otherwise, with
@@ -38,13 +36,15 @@ def joined_processes(multi_host: bool = False, heartbeat: int = 60) -> Iterator[
     Args:
       multi_host: whether JAX is to find the job.
       heartbeat: seconds without a sign of life after which a process is lost.
+      join_timeout: seconds for all processes to join, after which those that have come end.
 
     Raises:
-      InputError: JAX_COORDINATOR_ADDRESS without the other two, or no job found, or no device.
+      InputError: JAX_COORDINATOR_ADDRESS without the other two, or where process 0 cannot listen; no job found; or no
+        device.
     """
     global _depth
     if not jax.distributed.is_initialized():
-        _join(multi_host, heartbeat)
+        _join(multi_host, heartbeat, join_timeout)
     _depth += 1
     try:
         find_devices()  # before anything else asks JAX, which has words of its own for a platform that is not there
@@ -57,7 +57,7 @@ def joined_processes(multi_host: bool = False, heartbeat: int = 60) -> Iterator[
         _depth -= 1
 
 
-def _join(multi_host: bool, heartbeat: int) -> None:
+def _join(multi_host: bool, heartbeat: int, join_timeout: int) -> None:
     global _watch
     address: str | None = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address is None and not multi_host:
@@ -74,30 +74,32 @@ def _join(multi_host: bool, heartbeat: int) -> None:
         if not re.fullmatch(r".+:\d+", address):
             raise InputError(f"JAX_COORDINATOR_ADDRESS is {address!r}: give host:port of process 0")
     else:
-        found = private("clusters", "ClusterEnv").auto_detect_unset_distributed_params(*[None] * 5, _JOINING)
+        found = private("clusters", "ClusterEnv").auto_detect_unset_distributed_params(*[None] * 5, join_timeout)
         address, count, process, devices = found
     cut = threading.Event()
-    at = open_relay(address, cut) if address and process else address
-    late = threading.Timer(_JOINING, _give_up, (address, process, count))
-    late.daemon = True
-    late.start()
+    joining = Joining(address, process, count, join_timeout)
+    at, inner = address, None
+    if address and process:
+        at = open_relay(address, cut, process, lambda: joining.here.update({0: ""}))
+    elif address:
+        inner = _open_gate(address, joining)
     try:
-        jax.distributed.initialize(
-            at,
-            count,
-            process,
-            devices,
-            # JAX would abort the process: `_give_up` and the watch come first.
-            initialization_timeout=2 * _JOINING,
-            heartbeat_timeout_seconds=NEVER,
-        )
+        with joining:
+            jax.distributed.initialize(
+                at,
+                count,
+                process,
+                devices,
+                coordinator_bind_address=inner,
+                # JAX would abort the process: the end of `joining` and the watch come first.
+                initialization_timeout=2 * join_timeout,
+                heartbeat_timeout_seconds=NEVER,
+            )
     except ValueError as error:
         raise InputError(
             f"multi_host is set but no Cloud TPU, SLURM or MPI job was found ({error}): start one process per host "
             "inside such a job, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
-    finally:
-        late.cancel()
     _watch = Watch(heartbeat, cut)
 
 
@@ -108,13 +110,16 @@ def _number(name: str, least: int) -> int:
     return int(text)
 
 
-def _give_up(address: str | None, process: int | None, count: int | None) -> None:
-    """Ends the process, whose main thread waits in JAX."""
-    end_process(
-        f"process {process} of {count} has waited {_JOINING} s for the others to join at {address}: see why they did "
-        "not start, or did not reach it",
-        1,
-    )
+def _open_gate(address: str, joining: Joining) -> str:
+    """The port of process 0's service, behind the address at which the others look for it."""
+    outer = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", f"[::]:{address.rpartition(':')[2]}")
+    try:
+        return open_gate(outer, lambda process, host: joining.here.update({process: host}))
+    except OSError as error:
+        raise InputError(
+            f"process 0 cannot listen at {outer} ({reason(error)}): choose another port in JAX_COORDINATOR_ADDRESS, or "
+            "end the job that has it"
+        ) from error
 
 
 def check_shared(folder: Path) -> None:

@@ -18,7 +18,6 @@ from simcse_jax.config.values import check_types, field_value, from_dict, to_dic
 from simcse_jax.errors import InputError, reason
 from simcse_jax.reports.progress import say
 from simcse_jax.runs.folder import check_outside_runs
-from simcse_jax.runtime.processes import joined_processes
 from simcse_jax.storage.files import (
     check_new_folder,
     check_readable,
@@ -32,6 +31,7 @@ from simcse_jax.study.grid import Cell, Settings, Study, changes
 from simcse_jax.study.measure import Measures, Meter
 from simcse_jax.study.report import write_report
 from simcse_jax.training.contents import digests_of
+from simcse_jax.training.job import joined
 from simcse_jax.training.scores import load_tasks
 from simcse_jax.training.trainer import TrainingDiverged, train
 
@@ -46,7 +46,7 @@ def run_study(study: Study) -> dict[str, Any]:
       InputError: see `prepare`; also a study folder made with other settings or from other text.
     """
     study.validate()
-    with joined_processes(study.base.multi_host, study.base.heartbeat):
+    with joined(study.base):
         return _run(study)
 
 

@@ -48,5 +48,5 @@ def make_train_step(spec: StepSpec, state: Any) -> jax.stages.Wrapped:
         in_shardings=(shardings, batch_sharding(spec.mesh)),
         out_shardings=(shardings, replicated(spec.mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options(spec.mesh),
+        compiler_options=compiler_options(spec.mesh, spec.config.xla_preset),
     )

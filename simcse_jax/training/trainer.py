@@ -30,11 +30,12 @@ from simcse_jax.runs.monitor import Monitor
 from simcse_jax.runs.speed import StepClock, work_of
 from simcse_jax.runtime.mesh import state_sharding, with_sharding
 from simcse_jax.runtime.preemption import StopRequest, stop_on_signal
-from simcse_jax.runtime.processes import first_on_process_0, joined_processes
+from simcse_jax.runtime.processes import first_on_process_0
 from simcse_jax.runtime.provenance import provenance
 from simcse_jax.storage.manifest import Damage, digest, write_sealed
 from simcse_jax.storage.mirror import Mirror, mirrored
 from simcse_jax.training.describe import describe
+from simcse_jax.training.job import joined
 from simcse_jax.training.loss import Metrics
 from simcse_jax.training.prepare import Prepared, prepare
 from simcse_jax.training.spec import create_state
@@ -65,7 +66,7 @@ def train(config: Config) -> dict[str, Any]:
             f"train takes a Config, not {type(config).__name__}: make one, or read one with "
             'simcse_jax.config.load_config_file("quickstart")'
         )
-    with joined_processes(config.multi_host, config.heartbeat), telling(quiet=jax.process_index() != 0):
+    with joined(config), telling(quiet=jax.process_index() != 0):
         return _train(config)
 
 

@@ -32,11 +32,6 @@ def _start_job(case: Case, count: int, far: dict[int, int] | None = None) -> lis
     """Starts a run of several processes; `far` has the ports by which single ones reach process 0."""
     port = _free_port() if far is None or not far else far[-1]
 
-    def setup() -> None:
-        import simcse_jax.runtime.processes as processes
-
-        processes._JOINING = JOINING
-
     def environment(process: int) -> dict[str, str | None]:
         address = f"127.0.0.1:{(far or {}).get(process, port)}"
         return {
@@ -45,8 +40,8 @@ def _start_job(case: Case, count: int, far: dict[int, int] | None = None) -> lis
             "JAX_PROCESS_ID": str(process),
         }
 
-    words = (*TRAIN, "--heartbeat", str(HEARTBEAT))
-    return [case.start(words, environment=environment(process), setup=setup) for process in range(count)]
+    words = (*TRAIN, "--heartbeat", str(HEARTBEAT), "--join-timeout", str(JOINING))
+    return [case.start(words, environment=environment(process)) for process in range(count)]
 
 
 def _finish_job(case: Case, job: list[Process]) -> list[Done]:

@@ -1,0 +1,36 @@
+"""How a run starts on its devices: what has to be settled before JAX looks for them, and the other processes."""
+
+import os
+from contextlib import AbstractContextManager
+
+from simcse_jax.config import Config
+from simcse_jax.errors import InputError
+from simcse_jax.runtime.compilation_cache import share_programs
+from simcse_jax.runtime.heartbeat import private
+from simcse_jax.runtime.processes import joined_processes
+
+
+def joined(config: Config) -> AbstractContextManager[None]:
+    """`joined_processes` with the settings of a run, and its settings for GPUs and compiled programs.
+
+    Raises:
+      InputError: JAX has started its devices already, so that the settings for GPUs would come too late; or see
+        `share_programs` and `joined_processes`.
+    """
+    wanted = {}
+    if config.gpu_memory is not None:
+        wanted["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(config.gpu_memory)
+    if config.gpu_preallocate is not None:
+        wanted["XLA_PYTHON_CLIENT_PREALLOCATE"] = str(config.gpu_preallocate).lower()
+    if late := [name for name, value in wanted.items() if os.environ.get(name) != value]:
+        if private("xla_bridge", "backends_are_initialized")():
+            raise InputError(
+                "gpu_memory and gpu_preallocate come too late: JAX has started its devices in this process. Set the "
+                f"environment variable{'s' * (len(late) > 1)} "
+                f"{' and '.join(f'{name}={wanted[name]}' for name in late)} before it starts, or train before anything "
+                "else"
+            )
+        os.environ.update(wanted)
+    if config.compilation_cache:
+        share_programs(config.compilation_cache)
+    return joined_processes(config.multi_host, config.heartbeat, config.join_timeout)
