@@ -66,7 +66,7 @@ def write_report(study: Study, measures: dict[Cell, dict[str, Any]], before: dic
     write_csv(study.folder / "study.csv", rows)
     figures = write_figures(study, rows, measures, before)
     sections = [
-        "# Batch-size study",
+        " and ".join(["# Study of the global batch", *(name.rpartition(".")[2] for name in study.factors)]),
         _setting(study, rows),
         "## What was found",
         "\n".join(f"- {sentence}" for sentence in findings(study, rows, before)),
