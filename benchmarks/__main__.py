@@ -12,6 +12,7 @@ import jax
 import tyro
 from tyro.conf import subcommand
 
+from benchmarks.attention import Attention
 from benchmarks.checkpoint import Checkpoint
 from benchmarks.compare import Disagreement
 from benchmarks.devices import Devices
@@ -29,7 +30,9 @@ from benchmarks.step import Step
 from benchmarks.sts import Sts
 from simcse_jax.errors import InputError
 
-Part = Step | Encode | Sts | Input | Start | Devices | Checkpoint | Loss | Negatives | Noise | Serve | Hostile | Profile
+Alone = Attention | Negatives | Noise
+"""Parts that need no peer installed."""
+Part = Alone | Step | Encode | Sts | Input | Start | Devices | Checkpoint | Loss | Serve | Hostile | Profile
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Command:
         Annotated[All, subcommand("all")]
         | Annotated[Step, subcommand("step")]
         | Annotated[Encode, subcommand("encode")]
+        | Annotated[Attention, subcommand("attention")]
         | Annotated[Sts, subcommand("sts")]
         | Annotated[Loss, subcommand("loss")]
         | Annotated[Negatives, subcommand("negatives")]
@@ -86,7 +90,7 @@ class Command:
         Raises:
           Disagreement: two sides computed different things; with `all`, raised after the other parts.
         """
-        if not isinstance(self.part, Noise | Negatives):
+        if not isinstance(self.part, Alone):
             check_peers()
         jax.config.update("jax_platforms", "cpu")  # accelerators are for the measured processes
         whole = self.part if isinstance(self.part, All) else None

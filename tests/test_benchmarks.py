@@ -14,6 +14,7 @@ pytest.importorskip("torch", reason="the peers are on PyTorch")
 pytest.importorskip("sentence_transformers", reason="a peer")
 
 from benchmarks.__main__ import All, main
+from benchmarks.attention import Attention
 from benchmarks.compare import Disagreement, agree, compare, cosine_distance, relative_error
 from benchmarks.hostile import Hostile
 from benchmarks.loss import Loss
@@ -138,6 +139,18 @@ def test_a_rehearsal(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch)
     assert {"ours float32", "sentence-transformers float32"} <= names
     assert all(row["rate"] > 0 and row["utilisation"] > 0 and row["peak"] > 0 for row in table["rows"])
     assert results["about"]["versions"]["torch"] != "absent"
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("minilm")
+def test_long_rows_are_encoded_alike_in_every_way(tmp_path: Path) -> None:
+    one, several = Attention().quick().run(tmp_path)
+    for table in (one, several):
+        assert [row.name for row in table.rows] == ["ours", "in blocks of queries", "all weights at once"]
+        assert "there is none for this device (cpu)" in table.notes[0]
+    assert several.rows[0].items == 4 * (one.rows[0].items or 0)
+    with pytest.raises(InputError, match="length is 128; it must be from 129 to 512"):
+        replace(Attention().quick(), length=128).run(tmp_path)
 
 
 @pytest.mark.full
