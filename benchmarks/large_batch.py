@@ -5,6 +5,8 @@
     python -m benchmarks.large_batch loss               # the tiled loss alone, forward and backward
     python -m benchmarks.large_batch memory             # by the compiler's account; computes nothing
     python -m benchmarks.large_batch step --train wiki.txt    # one optimisation step of a run at 65,536
+    python -m benchmarks.large_batch step --batch-size 1048576 --micro-batch 1024 --size.layers 12 --size.width 768 \
+        --dtype bfloat16                                      # one of BERT-base at 1,048,576, on a GPU
 
 Ratios are of neighbouring measurements; the tables give their median and range.
 """
@@ -23,7 +25,9 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from benchmarks.timing import alternate, peak_bytes, seconds, spread
+from benchmarks.ours import OnJax
+from benchmarks.timing import alternate, seconds, spread
+from benchmarks.work import DTYPES, QUICK, Size, training_text
 from simcse_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig
 from simcse_jax.data.batch import Batch
 from simcse_jax.data.demo import minilm_folder
@@ -36,8 +40,6 @@ from simcse_jax.training.compiled_step import compile_step
 from simcse_jax.training.loss import BLOCK_SIZES
 from simcse_jax.training.spec import StepSpec, create_state
 from simcse_jax.training.trainer import train
-
-SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
 
 
 def compiled_loss(rows: int, width: int, pairs: Pairs) -> jax.stages.Compiled:
@@ -65,8 +67,8 @@ def print_times(functions: Mapping[str, Callable[[], Any]], repeats: int) -> Non
 
 
 def peak() -> str:
-    """The most memory that this process has held, in words."""
-    return f"peak of the process {peak_bytes() / 1e9:.2f} GB"
+    """The most memory that was held, of the accelerator's or else by the process, in words."""
+    return f"peak {OnJax().peak() / 1e9:.2f} GB"
 
 
 @dataclass
@@ -180,19 +182,25 @@ class Memory:
 
 @dataclass
 class Step:
-    """One optimisation step of a run: a random encoder of 2 layers of width 128 on real text."""
+    """One optimisation step of a run with a random encoder: by default of 2 layers of width 128."""
 
-    train: Path
-    """Text file, one sentence per line; at least `batch_size` sentences."""
+    train: Path | None = None
+    """Text file, one sentence per line, at least `batch_size` of them; made-up sentences of 32 tokens where None."""
     batch_size: int = 65536
     micro_batch: int = 256
+    size: Size = QUICK
+    dtype: DTYPES = "float32"
 
     def run(self) -> None:
         """Prints the time and memory of the step."""
+        width = self.size.width
+        sizes = {"hidden_size": width, "num_attention_heads": width // 64, "intermediate_size": 4 * width}
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = read_checkpoint(str(minilm_folder()))
             save_tokenizer(load_tokenizer(checkpoint.folder), Path(folder) / "model")
-            (Path(folder) / "model" / "config.json").write_text(json.dumps({**checkpoint.hf_config, **SMALL}))
+            about = {**checkpoint.hf_config, **sizes, "num_hidden_layers": self.size.layers}
+            (Path(folder) / "model" / "config.json").write_text(json.dumps(about))
+            text = self.train or training_text("padded", self.batch_size, 32, Path(folder))
             results = train(
                 Config(
                     output=f"{folder}/run",
@@ -200,8 +208,8 @@ class Step:
                     micro_batch=self.micro_batch,
                     max_steps=1,
                     log_every=1,
-                    model=ModelConfig(path=f"{folder}/model", random_init=True, mlp_only_train=True),
-                    data=DataConfig(train=str(self.train), max_length=32),
+                    model=ModelConfig(path=f"{folder}/model", random_init=True, mlp_only_train=True, dtype=self.dtype),
+                    data=DataConfig(train=str(text), max_length=32, cache=f"{folder}/tokens"),
                     checkpoint=CheckpointConfig(keep=1),
                 )
             )
@@ -209,6 +217,13 @@ class Step:
         print(f"{results['seconds']:.1f} s; {results['memory'] / 1e9:.2f} GB by the compiler's account; {peak()}")
 
 
+Command = Tiled | MicroBatch | Loss | Memory | Step
+
+
+def parse(arguments: list[str]) -> Command:
+    """The command that the arguments name, ready to `run`."""
+    return tyro.cli(Command, description=__doc__, args=arguments)
+
+
 if __name__ == "__main__":
-    Command = Tiled | MicroBatch | Loss | Memory | Step
-    tyro.cli(Command, description=__doc__, args=sys.argv[1:]).run()
+    parse(sys.argv[1:]).run()

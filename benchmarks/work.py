@@ -119,8 +119,8 @@ def training_text(lengths: Lengths, count: int, length: int, folder: Path) -> Pa
     else:
         vocabulary = load_tokenizer(minilm_folder()).get_vocab()
         words = sorted(word for word in vocabulary if word.isascii() and word.isalpha())
-        drawn = np.random.default_rng(SEED).choice(words, (count, length))
-        sentences = [" ".join(row) for row in drawn]
+        drawn = np.random.default_rng(SEED).choice(len(words), (count, length))  # a million words are slow as an array
+        sentences = [" ".join(words[i] for i in row.tolist()) for row in drawn]
     file = folder / f"{lengths}-{count}-{length}.txt"
     file.write_text("\n".join(sentences) + "\n", "utf-8")
     return file
