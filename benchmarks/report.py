@@ -21,6 +21,9 @@ PACKAGES = (
     *("torch", "transformers", "sentence-transformers", "tokenizers"),
 )
 
+COMMIT = ROOT / "benchmarks" / "COMMIT"
+"""The file that names the commit in a copy without git's history, see benchmarks/gpu/prepare.py."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -128,19 +131,21 @@ def provenance() -> dict[str, Any]:
         "load": [round(x, 2) for x in os.getloadavg()],
         "devices": devices,
         "versions": versions,
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
-def _commit() -> str | None:
-    """The commit of the working tree, with a plus sign where files differ from it."""
+def commit() -> str | None:
+    """The commit of the working tree, with a plus sign where files differ from it; in a copy, that which it names."""
+    if COMMIT.is_file():
+        return COMMIT.read_text("utf-8").strip() or None
     try:
         git = ["git", "-C", str(ROOT)]
-        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
         changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def write(output: Path, about: dict[str, Any], tables: list[Table], skipped: dict[str, str]) -> None:

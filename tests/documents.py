@@ -31,7 +31,10 @@ _SYNTAX_ONLY = {
         *("gcloud", "gsutil", "kubectl", "docker", "sbatch", "squeue", "scancel", "srun", "nvidia-smi", "ssh-add"),
         "apt-get",
     ),
-    "a tool of the shell or of development": ("cat", "grep", "ls", "mkdir", "mypy", "pytest", "ruff", "sleep", "tail"),
+    "a tool of the shell or of development": (
+        *("bash", "cat", "grep", "ls", "mkdir", "sleep", "tail"),
+        *("mypy", "pytest", "ruff"),
+    ),
     "of TensorBoard, which follows a run": ("tensorboard", "xprof"),
 }
 SYNTAX_ONLY: dict[str, str] = {program: why for why, programs in _SYNTAX_ONLY.items() for program in programs}
@@ -40,6 +43,7 @@ SYNTAX_ONLY: dict[str, str] = {program: why for why, programs in _SYNTAX_ONLY.it
 OTHER_OPTIONS: dict[str, str] = {
     "--no-deps": "of pip",
     "--compile": "of python -m benchmarks",
+    "--quick": "of python -m benchmarks",
     "--cpus-per-task": "of SLURM",
     "--marks": "of python -m tests.mutants",
     "--cases": "of python -m tests.torture",

@@ -24,7 +24,7 @@ from simcse_jax.config import Config
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
-SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch", LAUNCH.parent / "benchmarks" / "gpu" / "run.sh"])
 
 # What a shell would split, expand or take for a quote.
 ODD = ["--data.train", 'my "fine" text.txt', "--model.path", "it's $HOME/a*b; ls `x` $(y)", "--data.cache", "é\\n", ""]
