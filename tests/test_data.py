@@ -318,6 +318,15 @@ def test_the_order_is_a_pure_function_of_seed_and_step() -> None:
     assert not np.array_equal(EpochOrder(203, 16, seed=4).examples(0), forward[0])
 
 
+def test_an_epoch_is_numpys_permutation() -> None:
+    """Bit for bit, though it is drawn in half the memory."""
+    for epoch, n in enumerate((2, 203, 70_001)):
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((3, epoch))))
+        order = EpochOrder(n, n, seed=3)
+        np.testing.assert_array_equal(order.examples(epoch), generator.permutation(n))
+        assert order.examples(epoch).dtype == np.int64
+
+
 def table_of(n: int, columns: int = 2, max_length: int = 6) -> TokenTable:
     """Examples whose tokens say which sentence they belong to."""
     lengths = 1 + np.arange(n * columns) % max_length

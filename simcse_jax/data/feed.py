@@ -16,12 +16,16 @@ from simcse_jax.data.packing import first_fit, pack
 from simcse_jax.data.table import TokenTable
 from simcse_jax.runtime.mesh import put_batch
 
+_READ = 2**16  # examples whose texts are read at a time
 _FITTED = 2**24  # elements of the table of free room while rows are fitted
 
 
 def order_of(table: TokenTable, batch_size: int, seed: int, distinct: bool) -> EpochOrder:
     """The order of a table's examples; for `distinct` see `DataConfig`."""
-    texts = table.texts(np.arange(len(table))).view(np.uint64)[..., 0] if distinct else None
+    texts = None
+    if distinct:
+        parts = (np.arange(i, min(i + _READ, len(table))) for i in range(0, len(table), _READ))
+        texts = np.concatenate([table.texts(part).view(np.uint64)[..., 0] for part in parts])
     return EpochOrder(len(table), batch_size, seed, texts)
 
 
@@ -118,7 +122,7 @@ def fit_packing(
     A device with few sentences has shorter rows: no longer than its sentences could fill.
     """
     share = order.batch_size // devices
-    mean = float(np.mean(np.diff(table.offsets)))
+    mean = table.mean_length
     slots = max(1, min(share, math.ceil(1.5 * length / mean)))
     length = min(length, slots * table.max_length)
     rows = -(-share // min(slots, length // table.max_length)) if augmenter and augmenter.lengthens else 1

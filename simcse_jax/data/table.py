@@ -38,6 +38,11 @@ class TokenTable:
         """Number of examples."""
         return (len(self.offsets) - 1) // self.columns
 
+    @property
+    def mean_length(self) -> float:
+        """Tokens of a sentence on average."""
+        return int(self.offsets[-1]) / (len(self.offsets) - 1)
+
     def present(self, examples: Int[np.ndarray, " N"]) -> Bool[np.ndarray, "N C"] | None:
         """Whether the given examples have each of their sentences; None where no example of the text lacks any."""
         if self.missing is None:

@@ -1,7 +1,6 @@
 """The lines that a run begins with: what it is about to do."""
 
 import jax
-import numpy as np
 
 from simcse_jax.config import Config
 from simcse_jax.data.columns import kind_of
@@ -117,7 +116,7 @@ def _describe_packing(prepared: Prepared) -> list[str]:
     if (packing := feed.packing) is None:
         return []
     table, share = feed.table, feed.order.batch_size // feed.mesh.size
-    tokens = share * float(np.mean(np.diff(table.offsets)))
+    tokens = share * table.mean_length
     computed = packing.rows * packing.length
     return [
         f"packing   {share:,} sentences in {packing.rows:,} rows of {packing.length}, {computed:,} tokens of which "
