@@ -331,7 +331,7 @@ def test_a_damaged_token_cache_is_made_again(
     expected = tokens()
     (folder,) = tmp_path.iterdir()
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["ids.bin", MANIFEST, "offsets.bin"]
+    assert names == ["blocks.bin", "ids-0.bin", MANIFEST, "offsets-0.bin"]
     with telling(quiet=False):
         for name in names:
             made = (folder / MANIFEST).stat().st_mtime_ns

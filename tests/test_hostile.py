@@ -232,7 +232,7 @@ def test_offsets_that_lead_outside(offsets: list[int], tiny_bert: Path, text_fil
     expected = np.array(tokenize_corpus(corpus, tokenizer, 12, tmp_path, progress=False).offsets)
     (folder,) = tmp_path.iterdir()
     about = json.loads((folder / MANIFEST).read_text())["about"]
-    np.array(offsets, np.int64).tofile(folder / "offsets.bin")
+    np.array(offsets, np.int64).tofile(folder / "offsets-0.bin")
     write_manifest(folder, about)
     found = tokenize_corpus(corpus, tokenizer, 12, tmp_path, progress=False)
     np.testing.assert_array_equal(found.offsets, expected)

@@ -187,7 +187,7 @@ def test_large_ids_are_kept_whole(tmp_path: Path) -> None:
     """The cache has two bytes per id only where the largest id fits them, however few the tokens are."""
     tokenizer = load_tokenizer(write_words(tmp_path / "model", {"far": 70_000, "near": 65_535}))
     table = tokenize(tokenizer, "far near\nnear\n", tmp_path / "cache")
-    assert table.ids.tolist() == [2, 70_000, 65_535, 3, 2, 65_535, 3]
+    assert table.ids[:].tolist() == [2, 70_000, 65_535, 3, 2, 65_535, 3]
     near = load_tokenizer(write_words(tmp_path / "model", {"near": 65_535}))
     assert tokenize(near, "near\n", tmp_path / "cache").ids.dtype == np.uint16
 
@@ -220,7 +220,7 @@ def test_the_cache_knows_whatever_changes_the_ids(name: str, tiny_bert: Path, tm
         (folder / file).write_text(json.dumps(PLAIN | settings))
         tokenizer = load_tokenizer(folder)
         tables.append(tokenize(tokenizer, text, tmp_path / "cache"))
-        ids.append(tables[-1].ids.tolist())
+        ids.append(tables[-1].ids[:].tolist())
         save_tokenizer(tokenizer, folder / "saved")
         saved = load_tokenizer(folder / "saved")
         assert tokenize(saved, text, tmp_path / "cache").fingerprint == tables[-1].fingerprint

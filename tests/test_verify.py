@@ -326,7 +326,7 @@ def test_verify_of_an_index_and_of_token_caches(
     assert f"{cache}: token caches, whole" in shown
     assert f"{tokens}: a token cache, whole" in shown
     assert "DAMAGED" not in shown
-    flip_a_bit(tokens / "ids.bin")
+    flip_a_bit(tokens / "ids-0.bin")
     (index / MANIFEST).unlink()
     assert not inspect(cache).whole
     assert not inspect(index).whole
@@ -351,9 +351,9 @@ def test_no_verify_trusts_the_disk(
 
 def test_what_killed_processes_left_in_a_cache_goes(tiny_bert: Path, text_file: Path, tmp_path: Path) -> None:
     """Not what a process still fills or has just made, nor a fresh folder of another host."""
-    from simcse_jax.data.tokens import _PARTIAL
+    from simcse_jax.data.token_cache import PARTIAL
 
-    names = (f"{_PARTIAL}1", f"{_PARTIAL}2", f"{_PARTIAL}3", "partial-x", "partial-y")
+    names = (f"{PARTIAL}1", f"{PARTIAL}2", f"{PARTIAL}3", "partial-x", "partial-y")
     left, filled, made, other, old = (tmp_path / name for name in names)
     for folder in (left, filled, made, other, old):
         folder.mkdir()

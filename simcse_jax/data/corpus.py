@@ -4,7 +4,7 @@ import glob
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -52,7 +52,18 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Example]:
         """Examples in order, with the same number of sentences each; blank sentences are kept."""
-        rows = read_examples(self.source, self.columns, self.config.where)
+        return self._examples(self.source)
+
+    def parts(self) -> list[tuple[int, Iterable[Example]]]:
+        """The examples in parts, one after the other, each of which can be read without the others: the files, unless
+        pairs of neighbours are drawn, one after the other from all of them. Each comes with its size in bytes."""
+        if not isinstance(self.source, Files) or self.config.neighbours:
+            return [(1, self)]
+        files = [(path.stat().st_size, replace(self.source, paths=(path,))) for path in self.source.paths]
+        return [(size, self._examples(file)) for size, file in files]
+
+    def _examples(self, source: Source) -> Iterator[Example]:
+        rows = read_examples(source, self.columns, self.config.where)
         if self.config.neighbours:
             yield from _with_neighbours(rows, self.config.neighbours)
         else:

@@ -6,6 +6,8 @@ import numpy as np
 import xxhash
 from jaxtyping import Bool, Int, Integer, UInt32
 
+from simcse_jax.data.pieces import Pieces
+
 
 @dataclass(frozen=True)
 class TokenTable:
@@ -24,8 +26,8 @@ class TokenTable:
         stands as one token.
     """
 
-    ids: Integer[np.ndarray, " T"]
-    offsets: Int[np.ndarray, " S"]
+    ids: Integer[np.ndarray, " T"] | Pieces
+    offsets: Int[np.ndarray, " S"] | Pieces
     columns: int
     pad_id: int
     max_length: int
@@ -56,12 +58,10 @@ class TokenTable:
 
         The id of a sentence that is missing is no other's.
         """
-        starts, lengths = self.spans(examples)
-        digests = [
-            xxhash.xxh3_64_intdigest(self.ids[start : start + length].tobytes())
-            for start, length in zip(starts.ravel().tolist(), lengths.ravel().tolist(), strict=True)
-        ]
-        found = np.array(digests, np.uint64).reshape(starts.shape)
+        tokens, lengths = self._tokens(examples)
+        content, ends = memoryview(tokens.tobytes()), (np.cumsum(lengths) * tokens.itemsize).tolist()
+        digests = [xxhash.xxh3_64_intdigest(content[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+        found = np.array(digests, np.uint64).reshape(lengths.shape)
         if (present := self.present(examples)) is not None:
             found = np.where(present, found, self._sentences(examples).astype(np.uint64))
         return found[..., None].view(np.uint32)
@@ -72,14 +72,20 @@ class TokenTable:
 
     def spans(self, examples: Int[np.ndarray, "*N"]) -> tuple[Int[np.ndarray, "*N C"], Int[np.ndarray, "*N C"]]:
         """The starts of the sentences of the given examples among the tokens, and their lengths."""
-        sentences = self._sentences(examples)
-        starts = self.offsets[sentences]
-        return starts, self.offsets[sentences + 1] - starts
+        # One run of numbers for each example.
+        bounds = self.offsets[examples[..., None] * self.columns + np.arange(self.columns + 1)]
+        return bounds[..., :-1], np.diff(bounds)
+
+    def _tokens(self, examples: Int[np.ndarray, " N"]) -> tuple[Integer[np.ndarray, " T"], Int[np.ndarray, "N C"]]:
+        """The tokens of the sentences of the given examples, one after the other, and the length of each sentence."""
+        starts, lengths = self.spans(examples)
+        before = np.cumsum(lengths) - lengths.ravel()
+        places = np.arange(lengths.sum()) + np.repeat(starts.ravel() - before, lengths.ravel())
+        return np.asarray(self.ids[places]), lengths
 
     def rows(self, examples: Int[np.ndarray, " N"]) -> tuple[Int[np.ndarray, "N C L"], Int[np.ndarray, "N C"]]:
         """Padded ids and lengths of the given examples."""
-        starts, lengths = self.spans(examples)
-        column = np.arange(self.max_length)
-        inside = column < lengths[..., None]
-        flat = np.where(inside, starts[..., None] + column, 0)
-        return np.where(inside, self.ids[flat], self.pad_id).astype(np.int32), lengths.astype(np.int32)
+        tokens, lengths = self._tokens(examples)
+        padded = np.full((*lengths.shape, self.max_length), self.pad_id, np.int32)
+        padded[np.arange(self.max_length) < lengths[..., None]] = tokens
+        return padded, lengths.astype(np.int32)

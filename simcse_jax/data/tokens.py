@@ -1,15 +1,9 @@
 """Text tokenised once, kept on disk as flat arrays and read through memory maps."""
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-import socket
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +16,16 @@ from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.reading import few
 from simcse_jax.data.rows import Example
 from simcse_jax.data.table import TokenTable
-from simcse_jax.errors import InputError, reason, room, some
+from simcse_jax.data.token_cache import FORMAT, TokenCache, complete, dtype_of, report_share, reports
+from simcse_jax.errors import InputError, some
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.tokenizers import encodings, largest_id
-from simcse_jax.reports.progress import note, progress_bar
+from simcse_jax.reports.progress import progress_bar
 from simcse_jax.runtime.provenance import software
-from simcse_jax.storage.files import make_folder
-from simcse_jax.storage.manifest import Damage, read_manifest, verify, write_manifest
 
-_FORMAT = 3  # in the name of a cache folder: raise it when the files below change
 _IDENTITY = 1  # in the fingerprint, which runs keep: raise it when the same text gives other tokens
 _CHUNK = 8192
-_PARTIAL = f"partial-{socket.gethostname()}@"  # begins the names of folders that are being filled
-_YOUNG = 10  # seconds in which a process has surely locked such a folder
-_OLD = 24 * 3600  # seconds after which one of another host, whose locks may not be seen here, is left over
-_PART = 2**20  # tokens, or sentences, that are checked at a time
+_FAIR = 1.1  # times the mean work of a process
 
 
 def pad(
@@ -124,7 +113,8 @@ def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:
 def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str | Path, progress: bool) -> TokenTable:
     """Tokenises a corpus, or opens the result of an earlier call.
 
-    Examples with a blank sentence are left out.
+    All processes of a job call it. Those that share the cache tokenise a share each. Examples with a blank sentence are
+    left out.
 
     Args:
       corpus: the text.
@@ -138,36 +128,11 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
     """
     identity = [_IDENTITY, corpus.fingerprint, behaviour_of(tokenizer), max_length]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    folder = Path(cache).expanduser() / f"tokens-{_FORMAT}-{fingerprint}"
-    if (table := _found(folder, fingerprint, tokenizer, max_length)) is None:
-        try:
-            if folder.exists():
-                shutil.rmtree(folder)
-            make_folder(folder.parent)
-            _remove_leftovers(folder.parent)
-            private = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder.parent))
-        except OSError as error:
-            raise InputError(
-                f"cannot write to the cache {folder.parent} ({reason(error)}): set data.cache to another folder"
-            ) from error
-        partial = private / folder.name  # unlike the folder around it, others may read it as the user's umask says
-        try:
-            with _locked(private, fcntl.LOCK_SH):
-                partial.mkdir()
-                _write(corpus, tokenizer, max_length, partial, progress)
-                _publish(partial, folder)
-        except OSError as error:
-            advice = f"{room(error)} or set data.cache to another folder".removeprefix(" or ")
-            raise InputError(f"cannot write tokens to {folder.parent} ({reason(error)}): {advice}") from error
-        finally:
-            shutil.rmtree(private, ignore_errors=True)
-        try:
-            table = _open(folder, fingerprint, tokenizer, max_length)
-        except Damage as damage:
-            raise InputError(
-                f"the tokens just written to {folder} are damaged ({damage}): set data.cache to another disk"
-            ) from damage
-    return table
+    folder = Path(cache).expanduser() / f"tokens-{FORMAT}-{fingerprint}"
+    return TokenCache(folder, fingerprint, tokenizer, max_length).open(
+        partial(_write_share, corpus, tokenizer, max_length, progress),
+        partial(_finish, corpus, tokenizer, max_length),
+    )
 
 
 def is_complete(example: Example) -> bool:
@@ -189,114 +154,25 @@ def behaviour_of(tokenizer: Any) -> dict[str, Any]:
     return behaviour
 
 
-def _remove_leftovers(cache: Path) -> None:
-    """Removes from a cache what killed processes have left: what no process of this host fills, or an old one."""
-    for left in cache.glob("partial-*"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > (_YOUNG if left.name.startswith(_PARTIAL) else _OLD):
-                with _locked(left, fcntl.LOCK_EX):
-                    shutil.rmtree(left)
-
-
-@contextmanager
-def _locked(folder: Path, kind: int) -> Iterator[None]:
-    """Holds a lock on a folder; where the file system has no locks, a shared one is done without."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError) if kind == fcntl.LOCK_SH else nullcontext():
-            fcntl.flock(number, kind | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(number)
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Renames a finished folder into place; another process may have been first with the same content."""
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-
-
-def _found(folder: Path, fingerprint: str, tokenizer: Any, max_length: int) -> TokenTable | None:
-    """The tokens in a folder; None where there are none, or damaged ones, which a line names."""
-    try:
-        if folder.is_dir():
-            verify(folder)
-            return _open(folder, fingerprint, tokenizer, max_length)
-    except PermissionError as error:
-        raise InputError(
-            f"the token cache {folder} belongs to another user and cannot be read ({reason(error)}): have its owner "
-            "make it readable (chmod -R a+rX), or set data.cache to another folder"
-        ) from error
-    except Damage as damage:
-        note(f"the token cache {folder} is damaged ({damage}): the text is tokenised again")
-    return None
-
-
-def _open(folder: Path, fingerprint: str, tokenizer: Any, max_length: int) -> TokenTable:
-    """The tokens in a folder that is whole; raises `Damage` where they are not what was asked for."""
-    about, largest = read_manifest(folder)["about"], largest_id(tokenizer)
-    dtype = _dtype(largest)
-    try:
-        ids = np.memmap(folder / "ids.bin", dtype=dtype, mode="r")
-        offsets = np.memmap(folder / "offsets.bin", dtype=np.int64, mode="r")
-        missing = np.fromfile(folder / "missing.bin", np.int64) if about["missing"] else None
-        table = TokenTable(
-            ids,
-            offsets,
-            columns=about["columns"],
-            pad_id=tokenizer.pad_token_id,
-            max_length=about["max_length"],
-            skipped=about["skipped"],
-            # Earlier versions left examples out that lack a hard negative.
-            fingerprint=fingerprint if missing is None else f"{fingerprint}-missing",
-            origin=tuple(about["origin"]),
-            missing=missing,
-        )
-        asked = about["dtype"] == dtype and table.max_length == max_length and table.columns in range(1, MOST + 1)
-        whole = asked and type(table.skipped) is int and all(isinstance(line, str) for line in table.origin)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damage(f"it cannot be read: {reason(error)}") from error
-    if not whole or not _is_consistent(table, largest):
-        raise Damage("its files do not fit one another")
-    return table
-
-
-def _is_consistent(table: TokenTable, largest: int) -> bool:
-    """Whether the sentences lie one after the other, none too long, with tokens of the vocabulary alone."""
-    offsets, ids = table.offsets, table.ids
-    if (len(offsets) - 1) % table.columns or offsets[0] != 0 or offsets[-1] != len(ids):
-        return False
-    if (missing := table.missing) is not None and not (
-        len(missing) and missing[0] >= 0 and missing[-1] < len(offsets) - 1 and np.all(np.diff(missing) > 0)
-    ):
-        return False
-    parts = range(0, len(offsets) - 1, _PART)
-    lengths = ((np.diff(part).min(), np.diff(part).max()) for part in (offsets[i : i + _PART + 1] for i in parts))
-    if not all(shortest > 0 and longest <= table.max_length for shortest, longest in lengths):
-        return False
-    return all(ids[i : i + _PART].max() <= largest for i in range(0, len(ids), _PART))
-
-
-def _dtype(largest: int) -> str:
-    """The type of token ids up to the largest."""
-    return "uint16" if largest < 2**16 else "uint32"
-
-
-def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progress: bool) -> None:
-    dtype = _dtype(largest_id(tokenizer))
+def _write_share(
+    corpus: Corpus, tokenizer: Any, max_length: int, progress: bool, folder: Path, share: int, shares: int
+) -> None:
+    """Tokenises one of `shares` shares of a corpus into files of its own."""
+    dtype = dtype_of(largest_id(tokenizer))
     columns, skipped, total, sentences = 0, 0, 0, 0
-    missing: list[int] = []
+    blank = np.zeros(MOST, int)
+    blocks: list[tuple[int, int, int]] = []
     origin: tuple[str, ...] = ()
+    what = "tokenising" if shares == 1 else f"tokenising 1/{shares} of the text"
+    ids_path, offsets_path, missing_path = (folder / f"{kind}-{share}.bin" for kind in ("ids", "offsets", "missing"))
     with (
-        (folder / "ids.bin").open("wb") as ids_file,
-        (folder / "offsets.bin").open("wb") as offsets_file,
-        progress_bar(None, "sentences", "tokenising", shown=progress) as bar,
+        ids_path.open("wb") as ids_file,
+        offsets_path.open("wb") as offsets_file,
+        missing_path.open("wb") as missing_file,
+        progress_bar(None, "sentences", what, shown=progress) as bar,
     ):
         offsets_file.write(np.zeros(1, np.int64).tobytes())
-        for chunk in chunked(iter(corpus)):
+        for block, chunk in corpus_blocks(corpus, share, shares):
             kept = list(filter(is_complete, chunk))
             skipped += len(chunk) - len(kept)
             if not kept:
@@ -305,41 +181,83 @@ def _write(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, progre
             origin = origin or corpus.describe(kept[0])
             texts = [s for example in kept for s in example]
             tokens = encode_batch(tokenizer, texts, max_length)
-            for n, text in enumerate(texts):
-                if not text.strip():
-                    tokens[n] = [0]  # a token that every vocabulary has
-                    missing.append(sentences + n)
-            sentences += len(texts)
+            missing = np.array([n for n, text in enumerate(texts) if not text.strip()], np.int64)
+            for n in missing:
+                tokens[n] = [0]  # a token that every vocabulary has
             if not all(tokens):
                 empty = texts[list(map(len, tokens)).index(0)]
                 raise InputError(
                     f"{corpus.name} has a sentence without a token, {shown(empty)}: this tokenizer adds no special "
                     "tokens, so leave the sentence out"
                 )
+            blank += np.bincount(missing % columns, minlength=MOST)
+            missing_file.write((sentences + missing).tobytes())
+            sentences += len(texts)
             ends = total + np.cumsum([len(t) for t in tokens], dtype=np.int64)
             ids_file.write(np.concatenate([np.asarray(t, dtype) for t in tokens]).tobytes())
             offsets_file.write(ends.tobytes())
+            blocks.append((block, len(kept), int(ends[-1]) - total))
             total = int(ends[-1])
             bar.update(len(tokens))
-    if not columns:
+    if not blank.any():
+        missing_path.unlink()
+    about = {"blocks": blocks, "columns": columns, "skipped": skipped, "blank": blank.tolist(), "origin": origin}
+    report_share(folder, share, about)
+
+
+def corpus_blocks(corpus: Corpus, share: int, shares: int) -> Iterator[tuple[int, list[Example]]]:
+    """The blocks of one of `shares` shares of a corpus, with numbers that are in their order; of some thousand examples
+    each, or of fewer where these are long.
+
+    A part of the corpus is read by one of them alone, unless their work would then be too unequal: all read the others,
+    and each takes every so-manieth block.
+    """
+    parts = corpus.parts()
+    owners = _owners([size for size, _ in parts], shares)
+    for number, (owner, (_, part)) in enumerate(zip(owners, parts, strict=True)):
+        if owner not in (None, share):
+            continue
+        for place, block in enumerate(chunked(iter(part))):
+            if owner == share or (number + place) % shares == share:
+                yield number * 2**32 + place, block
+
+
+def _owners(sizes: list[int], shares: int) -> list[int | None]:
+    """The share that each part goes to, the largest first, each to the share with the least; None where that would then
+    have more than a fair share."""
+    owners: list[int | None] = [None] * len(sizes)
+    loads = [0] * shares
+    for part in sorted(range(len(sizes)), key=lambda part: -sizes[part]):
+        share = loads.index(min(loads))
+        if loads[share] + sizes[part] <= _FAIR * sum(sizes) / shares:
+            loads[share] += sizes[part]
+            owners[part] = share
+    return owners
+
+
+def _finish(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, shares: int) -> None:
+    """Completes the folder of a corpus, all shares of which are there."""
+    parts = reports(folder, shares)
+    blocks = np.array([(*block, share) for share, part in enumerate(parts) for block in part["blocks"]], np.int64)
+    skipped = sum(part["skipped"] for part in parts)
+    if not len(blocks):
         raise nothing_found(corpus, skipped)
-    if missing:
-        check_columns_hold_text(
-            corpus, np.bincount(np.array(missing) % columns, minlength=columns), sentences // columns
-        )
-        np.array(missing, np.int64).tofile(folder / "missing.bin")
+    blocks = blocks[np.argsort(blocks[:, 0])]
+    columns = max(part["columns"] for part in parts)
+    blank = np.sum([part["blank"] for part in parts], axis=0)[:columns]
+    check_columns_hold_text(corpus, blank, int(blocks[:, 1].sum()))
     about = {
-        "missing": len(missing),
-        "dtype": dtype,
+        "missing": int(blank.sum()),
+        "dtype": dtype_of(largest_id(tokenizer)),
         "columns": columns,
         "pad_id": tokenizer.pad_token_id,
         "max_length": max_length,
         "skipped": skipped,
         "source": corpus.name,
-        "origin": origin,
+        "origin": parts[blocks[0, 3]]["origin"],
         "made": software(),
     }
-    write_manifest(folder, about)
+    complete(folder, shares, blocks[:, [3, 1, 2]], about)
 
 
 def check_columns_hold_text(corpus: Corpus, missing: Int[np.ndarray, " C"], examples: int) -> None:

@@ -21,6 +21,9 @@ from simcse_jax.runtime.mesh import find_devices
 from simcse_jax.runtime.relay import open_gate, open_relay
 from simcse_jax.storage.files import UNFINISHED
 
+_TEXT = 1000
+"""Bytes of a text that a process tells the others."""
+
 _watch: Watch | None = None
 _depth = 0
 
@@ -130,7 +133,7 @@ def check_shared(folder: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    name = f"{UNFINISHED}{int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))):08x}"
+    name = _new_name()
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     first, problem, advice = jax.process_index() == 0, "", "choose another"
     if first:
@@ -151,6 +154,43 @@ def check_shared(folder: Path) -> None:
             f"output {folder} is not shared: {int((~seen).sum())} of {seen.size} processes do not see what process 0 "
             "writes there. Give an --output on a file system that all hosts mount at the same path"
         )
+
+
+def _new_name() -> str:
+    """A name for a trial, the same on all processes, that no file has."""
+    return f"{UNFINISHED}{int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))):08x}"
+
+
+def sharing(folder: Path | None) -> list[int]:
+    """The processes of a job that see the same files in a folder as this one does, which is among them; ascending.
+
+    All processes call it; None stands for no folder, and gives no process.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    process, count = jax.process_index(), jax.process_count()
+    if count == 1:
+        return [process] if folder else []
+    name = _new_name()
+    if folder:
+        (folder / f"{name}-{process}").touch()
+    multihost_utils.sync_global_devices("written")
+    seen = np.array([folder is not None and (folder / f"{name}-{other}").exists() for other in range(count)])
+    table = multihost_utils.process_allgather(seen)
+    if folder is None:
+        return []
+    (folder / f"{name}-{process}").unlink(missing_ok=True)
+    alike = np.flatnonzero((table == seen).all(axis=1))
+    return [int(other) for other in alike] if np.array_equal(alike, np.flatnonzero(seen)) else [process]
+
+
+def gather_texts(text: str) -> list[str]:
+    """The text of each process of a job, in their order, cut to a thousand bytes; all processes call it."""
+    if jax.process_count() == 1:
+        return [text]
+    own = np.frombuffer(text.encode()[:_TEXT].ljust(_TEXT, b"\0"), np.uint8)
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(own)]
 
 
 T = TypeVar("T")

@@ -257,12 +257,7 @@ def make_feed(request: Request, parts: Parts) -> Feed:
     """
     config, tokenizer = request.config, parts.tokenizer
     settings = config.data
-    # Process 0 fills a cache that others may share; where they do not, each fills its own afterwards.
-    table = first_on_process_0(
-        lambda: tokenize_corpus(
-            request.corpus, tokenizer, settings.max_length, settings.cache, jax.process_index() == 0
-        )
-    )
+    table = tokenize_corpus(request.corpus, tokenizer, settings.max_length, settings.cache, jax.process_index() == 0)
     if len(table) < 2 and config.objective.contrastive_weight:
         raise InputError(f"{config.data.train} holds one example; contrast needs two or more")
     if not request.resuming:

@@ -147,12 +147,22 @@ def _token_table() -> list[bytes]:
         "columns": 1,
         "pad_id": 0,
         "max_length": 12,
+        "missing": 0,
         "skipped": 0,
         "source": "a",
         "origin": ["a"],
     }
     offsets, ids = np.array([0, 3, 7, 9], np.int64), np.array([2, 5, 3, 2, 6, 7, 3, 2, 3], np.uint16)
-    return [PARTS.join([_json(about | {"columns": n}), offsets.tobytes(), ids.tobytes()]) for n in (1, 3)]
+
+    def table(change: dict[str, int], blocks: list[list[int]], missing: list[int]) -> bytes:
+        arrays = np.array(blocks), offsets, ids, np.array(missing, np.int64)
+        return PARTS.join([_json(about | change), *(array.tobytes() for array in arrays)])
+
+    return [
+        table({}, [[0, 1, 3], [0, 2, 6]], []),
+        table({"columns": 3}, [[0, 1, 9]], []),
+        table({"columns": 3, "missing": 1}, [[0, 1, 9]], [2]),
+    ]
 
 
 def _postprocessor() -> list[bytes]:

@@ -326,21 +326,22 @@ _KEEPERS: list[Any] = []
 
 @target(1)
 def tokens(data: bytes, folder: Path) -> None:
-    from simcse_jax.data import tokens as tables
+    from simcse_jax.data.token_cache import TokenCache
     from simcse_jax.storage import manifest
 
-    about, offsets, ids = split(data, 3)
-    write(folder, ids__bin=ids, offsets__bin=offsets)
-    files = {
-        name: [(folder / name).stat().st_size, manifest.digest(folder / name)] for name in ("ids.bin", "offsets.bin")
-    }
+    parts = split(data, 5)
+    names = ("blocks.bin", "offsets-0.bin", "ids-0.bin", "missing-0.bin")
+    for name, content in zip(names, parts[1:], strict=True):
+        if content:
+            (folder / name).write_bytes(content)
+    files = {path.name: [path.stat().st_size, manifest.digest(path)] for path in folder.iterdir()}
     try:
-        content = {"about": json.loads(about), "files": files}
+        content = {"about": json.loads(parts[0]), "files": files}
         write(folder, manifest__json=json.dumps(content | {"seal": manifest._seal(content)}).encode())
     except (ValueError, RecursionError):
-        write(folder, manifest__json=about)
-    if (table := tables._found(folder, "", _tokenizer(), 12)) is not None:
-        table.rows(np.arange(min(len(table), 100)))
+        write(folder, manifest__json=parts[0])
+    table = TokenCache(folder, "", _tokenizer(), 12)._read(0, 1)
+    table.rows(np.arange(min(len(table), 100)))
 
 
 @target(0.7, 8192)

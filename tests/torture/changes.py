@@ -20,8 +20,8 @@ def tokens(case: Case) -> str:
     (cache,) = (case.folder / "cache").glob("tokens-*")
     what = case.rng.choice(["ids", "offsets", "zeros", "other cache"])
     case.place = what
-    ids = np.fromfile(cache / "ids.bin", np.uint16)
-    offsets = np.fromfile(cache / "offsets.bin", np.int64)
+    ids = np.fromfile(cache / "ids-0.bin", np.uint16)
+    offsets = np.fromfile(cache / "offsets-0.bin", np.int64)
     if what == "ids":
         at = case.rng.randrange(len(ids))
         ids[at] = ids[at] % 90 + 1
@@ -31,8 +31,8 @@ def tokens(case: Case) -> str:
         ids[:] = 0
     else:
         ids = np.roll(ids, int(offsets[1]))
-    ids.tofile(cache / "ids.bin")
-    offsets.tofile(cache / "offsets.bin")
+    ids.tofile(cache / "ids-0.bin")
+    offsets.tofile(cache / "offsets-0.bin")
     return case.judge(case.do())
 
 
