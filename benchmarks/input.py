@@ -10,7 +10,7 @@ from benchmarks.compare import compare
 from benchmarks.report import Row, Table
 from benchmarks.step import Step
 from benchmarks.timing import spread
-from benchmarks.work import SEED, bert_folder, token_table, training_text
+from benchmarks.work import SEED, bert_folder, data_root, token_table, training_text
 from benchmarks.worker import Contender, Worker
 from simcse_jax.data.order import EpochOrder
 
@@ -25,6 +25,8 @@ class Input:
     steps: int = 8
     """Number of steps of that loop."""
     rounds: int = 5
+    copies: int = 0
+    """Bring this many copies of all the text to batches instead, once, and name the memory that each stage takes."""
 
     def quick(self) -> "Input":
         """The same part at the size of a rehearsal."""
@@ -34,6 +36,8 @@ class Input:
         """Measures; for the argument and errors see `Step.run`."""
         kind = "wiki" if "SIMCSE_DATA" in os.environ else "padded"
         model = bert_folder(self.step.size, folder)
+        if self.copies:
+            return [self._scale(model, folder)]
         text = training_text(kind, self.sentences, self.step.length, folder)  # type: ignore[arg-type]
         return [self._tokenising(model, text), self._batches(model, text, folder / "cache"), self._waits(folder)]
 
@@ -66,6 +70,35 @@ class Input:
         note = "The same tokens in the same order, on the host, by one thread. The loader's sentences are tokenised."
         title = f"Batches of {batch_size} from {len(table):,} tokenised sentences"
         return Table(title, [replace(row, items=len(table)) for row in rows], notes=[note])
+
+    def _scale(self, model: Path, folder: Path) -> Table:
+        if "SIMCSE_DATA" in os.environ:
+            text = data_root() / "wiki" / "wiki_en_1m.txt.gz"
+        else:
+            text = training_text("padded", self.sentences, self.step.length, folder)
+        (folder / "copies").mkdir()
+        for copy in range(self.copies):
+            (folder / "copies" / f"{copy:03}-{text.name}").symlink_to(text)
+        places = {"model": str(model), "text": str(folder / "copies"), "cache": str(folder / "cache")}
+        arguments = places | {"length": self.step.length, "batch_size": self.step.batch_size}
+        stages = {
+            "the text hashed": "hash",
+            "read, not tokenised": "read",
+            "tokenised into the cache": "tokenise",
+            "the cache found again and compared with its manifest": "tokenise",
+            "the order of an epoch": "order",
+            "its batches": "batches",
+        }
+        taken: dict[str, tuple[float, int]] = {}
+        with Worker("input", Contender("ours_input:Scale", arguments)) as worker:
+            for name, stage in stages.items():
+                seconds = worker.timed(stage)
+                taken[name] = seconds, worker.call("peak")
+            sentences = worker.call("sentences")
+        rows = [Row(name, [seconds], peak=peak, items=sentences) for name, (seconds, peak) in taken.items()]
+        size = sum(path.stat().st_size for path in (folder / "cache").rglob("*.bin"))
+        note = f"The cache has {size / 1e6:,.0f} MB. Memory is the most that the process has held up to that stage."
+        return Table(f"{sentences:,} sentences from text to batches of {self.step.batch_size}", rows, notes=[note])
 
     def _waits(self, folder: Path) -> Table:
         work = self.step.work(folder)

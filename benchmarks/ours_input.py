@@ -12,7 +12,7 @@ from simcse_jax.data.batch import Batch
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.feed import Feed
 from simcse_jax.data.order import EpochOrder
-from simcse_jax.data.tokens import tokenize_corpus
+from simcse_jax.data.tokens import chunked, tokenize_corpus
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.runtime.mesh import make_mesh
 
@@ -29,7 +29,7 @@ class Tokens(OnHost):
         with tempfile.TemporaryDirectory(prefix="benchmark-") as cache:
             corpus = open_corpus(DataConfig(train=self._text))
             table = tokenize_corpus(corpus, self._tokenizer, self._length, cache, progress=False)
-            return {"tokens": len(table.ids), "sum of ids": int(table.ids.sum(dtype=np.int64))}
+            return {"tokens": len(table.ids), "sum of ids": int(np.asarray(table.ids).sum(dtype=np.int64))}
 
     check = run
 
@@ -59,3 +59,39 @@ class Batches(OnHost):
             tokens += int(np.asarray(batch.lengths)[valid].sum())
             total += int(np.asarray(batch.input_ids)[valid].sum(dtype=np.int64))
         return {"tokens": tokens, "sum of ids": total}
+
+
+class Scale(OnHost):
+    """A large text brought to batches, one stage after the other, each once."""
+
+    def __init__(self, model: str, text: str, length: int, cache: str, batch_size: int) -> None:
+        self._tokenizer, self._length, self._cache = load_tokenizer(model), length, cache
+        self._config, self._batch_size = DataConfig(train=text), batch_size
+
+    def hash(self) -> None:
+        """Finds the text, and the digest of its content."""
+        self._corpus = open_corpus(self._config)
+
+    def read(self) -> None:
+        """Reads the text, without tokenising it."""
+        for _ in chunked(iter(self._corpus)):
+            pass
+
+    def tokenise(self) -> None:
+        """Tokenises the text into the cache; where it is there already, compares that with its manifest."""
+        self._table = tokenize_corpus(self._corpus, self._tokenizer, self._length, self._cache, progress=True)
+
+    def sentences(self) -> int:
+        """The number of sentences."""
+        return len(self._table)
+
+    def order(self) -> None:
+        """Draws the order of an epoch."""
+        self._order = EpochOrder(self.sentences(), self._batch_size, SEED)
+        self._order.examples(0)
+
+    def batches(self) -> None:
+        """Loads an epoch of batches."""
+        feed = Feed(self._table, self._order, make_mesh())
+        for step in range(self._order.steps_per_epoch):
+            feed.rows(step, slice(None))
