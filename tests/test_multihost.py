@@ -112,6 +112,93 @@ def test_preemption_of_one_process_saves_and_ends_all(config_file: Path, tmp_pat
     assert len(losses(output)) == stopped[2]
 
 
+@pytest.fixture(scope="module")
+def long_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of several blocks, of which each process tokenises some."""
+    words = np.array(["man", "woman", "dog", "cat", "runs", "eats", "sees", "red", "house", "river", "never", "two"])
+    path = tmp_path_factory.mktemp("long") / "text.txt"
+    drawn = np.random.default_rng(0).choice(words, (5 * 8192, 4))
+    path.write_text("".join(" ".join(row) + "\n" for row in drawn))
+    return path
+
+
+@pytest.mark.full
+def test_shares_of_tokens_give_the_run_of_one_process(config_file: Path, long_text: Path, tmp_path: Path) -> None:
+    """4 processes of 2 devices write a cache together and train as one of 8, on the same tokens."""
+    options = ["--data.train", str(long_text), "--max-steps", "6", "--data.cache"]
+    places = [str(tmp_path / name) for name in ("cache-1", "cache-4")]
+    alone = [*command(config_file, tmp_path / "alone", *options), places[0]]
+    job = [*REHEARSE, "--logs", str(tmp_path), "4", "2", *command(config_file, tmp_path / "job", *options), places[1]]
+    for words in (alone, job):
+        done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses(tmp_path / "job"), losses(tmp_path / "alone"), rtol=5e-6)
+    ids = [[path.read_bytes() for path in sorted(Path(place).glob("*/ids-*.bin"))] for place in places]
+    assert [len(files) for files in ids] == [1, 4]
+    assert all(ids[1])
+    assert sum(map(len, ids[1])) == len(ids[0][0])
+    fingerprints = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("alone", "job")]
+    assert fingerprints[0]["data_fingerprint"] == fingerprints[1]["data_fingerprint"]
+
+
+TOKENISE = """
+import sys
+import numpy as np, xxhash
+from simcse_jax.config import DataConfig
+from simcse_jax.data.corpus import open_corpus
+from simcse_jax.data.tokens import tokenize_corpus
+from simcse_jax.pretrained.tokenizers import load_tokenizer
+from simcse_jax.reports.progress import telling
+from simcse_jax.runtime.processes import joined_processes
+
+model, text, cache = sys.argv[1:]
+with joined_processes(heartbeat=15), telling(quiet=False):
+    table = tokenize_corpus(open_corpus(DataConfig(train=text)), load_tokenizer(model), 12, cache, progress=False)
+    print("tokens", *(xxhash.xxh3_64_hexdigest(np.array(numbers)) for numbers in (table.ids, table.offsets)))
+"""
+
+
+@pytest.mark.full
+def test_processes_tokenise_a_share_each_or_all_where_they_share_no_cache(
+    tiny_bert: Path, long_text: Path, tmp_path: Path
+) -> None:
+    """The cache is the first two processes', and another folder of its name is the third's."""
+    homes = {process: {"HOME": str(tmp_path / f"home-{process == 2}")} for process in range(3)}
+    said = []
+    for attempt in ("written", "read"):
+        words = ["-c", TOKENISE, str(tiny_bert), str(long_text), "~/cache"]
+        with Job(3, words, tmp_path / attempt, homes) as job:
+            assert job.ends(180) == [0, 0, 0], job.said()
+            said += [job.log(process) for process in range(3)]
+    found = [line for log in said for line in log.splitlines() if line.startswith("tokens")]
+    assert len(found) == 6
+    assert len(set(found)) == 1
+    shares = [len(list((tmp_path / f"home-{third}" / "cache").glob("*/ids-*.bin"))) for third in (False, True)]
+    assert shares == [2, 1]
+    assert ["these tokenise all of the text" in log for log in said] == [True, False, True, False, False, False]
+
+
+@pytest.mark.full
+def test_a_process_killed_while_it_tokenises_leaves_no_tokens(tiny_bert: Path, long_text: Path, tmp_path: Path) -> None:
+    """The other ends, and the next job writes the cache."""
+    text, cache = tmp_path / "text.txt", tmp_path / "cache"
+    text.write_text(10 * long_text.read_text())
+    words = ["-c", TOKENISE, str(tiny_bert), str(text), str(cache)]
+
+    def both_write() -> bool:
+        return len([path for path in cache.glob("partial-*/*/ids-*.bin") if path.stat().st_size]) == 2
+
+    with Job(2, words, tmp_path / "killed") as job:
+        job.until(both_write)
+        job.send(signal.SIGKILL, 1)
+        assert job.ends(120, without=1) == [1]
+        assert "process 1 of 2" in job.errors(0)[0]
+    assert not list(cache.glob("tokens-*"))
+    with Job(2, words, tmp_path / "again") as job:
+        assert job.ends(180) == [0, 0], job.said()
+    assert len(list(cache.glob("tokens-*/ids-*.bin"))) == 2
+
+
 PAIR = """
 import os, pathlib, signal, sys, time
 from simcse_jax.errors import InputError
