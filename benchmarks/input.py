@@ -1,6 +1,9 @@
 """The input pipeline: tokenising, batches from the token cache, and the time that a training loop waits for them."""
 
 import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +30,8 @@ class Input:
     rounds: int = 5
     copies: int = 0
     """Bring this many copies of all the text to batches instead, once, and name the memory that each stage takes."""
+    hosts: int = 1
+    """With copies: processes, joined over loopback, that do so together."""
 
     def quick(self) -> "Input":
         """The same part at the size of a rehearsal."""
@@ -89,16 +94,27 @@ class Input:
             "the order of an epoch": "order",
             "its batches": "batches",
         }
-        taken: dict[str, tuple[float, int]] = {}
-        with Worker("input", Contender("ours_input:Scale", arguments)) as worker:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            job = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:{1}".format(*free.getsockname())}
+        job |= {"JAX_NUM_PROCESSES": str(self.hosts), "JAX_NUM_CPU_DEVICES": "1"}
+        own = [job | {"JAX_PROCESS_ID": str(host)} if self.hosts > 1 else {} for host in range(self.hosts)]
+
+        def start(host: int) -> Worker:
+            return stack.enter_context(Worker(f"host {host}", Contender("ours_input:Scale", arguments, own[host])))
+
+        rows = []
+        with ExitStack() as stack, ThreadPoolExecutor(self.hosts) as threads:
+            workers = list(threads.map(start, range(self.hosts)))
             for name, stage in stages.items():
-                seconds = worker.timed(stage)
-                taken[name] = seconds, worker.call("peak")
-            sentences = worker.call("sentences")
-        rows = [Row(name, [seconds], peak=peak, items=sentences) for name, (seconds, peak) in taken.items()]
+                seconds = list(threads.map(lambda worker, stage=stage: worker.timed(stage), workers))
+                peak = max(worker.call("peak") for worker in workers)
+                rows.append(Row(name, [max(seconds)], peak=peak))
+            sentences = workers[0].call("sentences")
         size = sum(path.stat().st_size for path in (folder / "cache").rglob("*.bin"))
-        note = f"The cache has {size / 1e6:,.0f} MB. Memory is the most that the process has held up to that stage."
-        return Table(f"{sentences:,} sentences from text to batches of {self.step.batch_size}", rows, notes=[note])
+        note = f"The cache has {size / 1e6:,.0f} MB. Memory is the most that a host has held up to that stage."
+        title = f"{sentences:,} sentences from text to batches of {self.step.batch_size}, {self.hosts} host(s)"
+        return Table(title, [replace(row, items=sentences) for row in rows], notes=[note])
 
     def _waits(self, folder: Path) -> Table:
         work = self.step.work(folder)

@@ -1,8 +1,10 @@
 """This project's contenders for the input pipeline: the token cache, written and read."""
 
+import signal
 import tempfile
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from benchmarks.work import SEED
@@ -12,9 +14,10 @@ from simcse_jax.data.batch import Batch
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.feed import Feed
 from simcse_jax.data.order import EpochOrder
-from simcse_jax.data.tokens import chunked, tokenize_corpus
+from simcse_jax.data.tokens import corpus_blocks, tokenize_corpus
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.runtime.mesh import make_mesh
+from simcse_jax.runtime.processes import joined_processes
 
 
 class Tokens(OnHost):
@@ -62,9 +65,13 @@ class Batches(OnHost):
 
 
 class Scale(OnHost):
-    """A large text brought to batches, one stage after the other, each once."""
+    """A large text brought to batches, one stage after the other, each once; alone, or as one host of a job."""
 
     def __init__(self, model: str, text: str, length: int, cache: str, batch_size: int) -> None:
+        self._job = joined_processes()  # for as long as the process lives
+        self._job.__enter__()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which JAX takes for a preemption
+        self._share = jax.process_index(), jax.process_count()
         self._tokenizer, self._length, self._cache = load_tokenizer(model), length, cache
         self._config, self._batch_size = DataConfig(train=text), batch_size
 
@@ -73,8 +80,8 @@ class Scale(OnHost):
         self._corpus = open_corpus(self._config)
 
     def read(self) -> None:
-        """Reads the text, without tokenising it."""
-        for _ in chunked(iter(self._corpus)):
+        """Reads the text, or the files that fall to this host, without tokenising it."""
+        for _ in corpus_blocks(self._corpus, *self._share):
             pass
 
     def tokenise(self) -> None:
@@ -91,7 +98,8 @@ class Scale(OnHost):
         self._order.examples(0)
 
     def batches(self) -> None:
-        """Loads an epoch of batches."""
-        feed = Feed(self._table, self._order, make_mesh())
+        """Loads an epoch of batches, or this host's rows of them."""
+        feed, (process, count) = Feed(self._table, self._order, make_mesh()), self._share
+        rows = slice(process * self._batch_size // count, (process + 1) * self._batch_size // count)
         for step in range(self._order.steps_per_epoch):
-            feed.rows(step, slice(None))
+            feed.rows(step, rows)
