@@ -362,7 +362,7 @@ def test_little_of_a_large_file_stays_in_memory(tmp_path: Path, monkeypatch: pyt
     size = 2**23
     np.arange(size).tofile(tmp_path / "a.bin")  # 64 MB
     monkeypatch.setattr(pieces_module, "_MAPPED", 2**25)
-    one = np.array([0])
+    one, files = np.array([0]), len(list(Path("/proc/self/fd").iterdir()))
     pieces = Pieces([tmp_path / "a.bin"], "int64", one, one, np.array([size]))
     before, most = resident(), 0
     for index in np.random.default_rng(0).integers(0, size, (20, 1000)):
@@ -372,3 +372,5 @@ def test_little_of_a_large_file_stays_in_memory(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "a.bin").write_bytes(b"1" * 80)
     with pytest.raises(OSError, match="has become shorter"):
         pieces[index]
+    del pieces
+    assert len(list(Path("/proc/self/fd").iterdir())) == files

@@ -54,6 +54,7 @@ class Pieces:
         if sum(os.fstat(number).st_size for number in self._open) <= _MAPPED:
             maps = [mmap.mmap(number, 0, access=mmap.ACCESS_READ) for number in self._open]
             self._maps = [np.frombuffer(memory, self.dtype) for memory in maps]
+            _close(self._open)
         self._ends = np.cumsum(size)
         self._file, self._added = file, added
         self._shift = start - (self._ends - size)
@@ -105,5 +106,5 @@ class Pieces:
 
 
 def _close(files: list[int]) -> None:
-    for number in files:
-        os.close(number)
+    while files:
+        os.close(files.pop())
