@@ -90,9 +90,9 @@ class TokenCache:
     def _copy(self) -> str:
         """The folder's name, and what tells it from those of other file systems; the name alone where there is none."""
         try:
+            if not self.folder.is_dir():
+                return self.folder.name
             found = self.folder.stat()
-        except FileNotFoundError:
-            return self.folder.name
         except PermissionError as error:
             raise self._unreadable(error) from error
         return f"{self.folder.name} {found.st_ino} {found.st_mtime_ns}"
