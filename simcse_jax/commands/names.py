@@ -52,6 +52,7 @@ _OTHER_NAMES = {
     "optimizer.b2": "adam_beta2 beta2",
     "optimizer.eps": "adam_epsilon epsilon adam_eps",
     "mesh.fsdp": "deepspeed sharded_ddp",
+    "mesh.dcn": "num_slices slices replicas dcn_parallelism",
     "mesh.data": "devices n_gpu num_gpus gpus",
     "multi_host": "local_rank num_nodes nnodes",
     "heartbeat": "heartbeat_timeout heartbeat_timeout_seconds ddp_timeout",

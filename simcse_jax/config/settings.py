@@ -139,12 +139,14 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices. The batch is split over both axes; parameters and optimizer state over `fsdp`."""
+    """Devices. The batch is split over all axes; parameters and optimizer state over `fsdp`."""
 
     data: int = -1
     """Devices along the data axis; -1 takes all remaining devices."""
     fsdp: Annotated[int, POSITIVE] = 1
     """Devices that share one copy of the parameters and the optimizer state."""
+    dcn: Annotated[int, POSITIVE] = 1
+    """TPU slices, or nodes of GPUs, between which the network is slow: all there are, or 1 to treat them as one."""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,21 @@
 """The device mesh, and the place of each array of a run on it."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from simcse_jax.errors import InputError, reason
 
-BATCH = PartitionSpec(("data", "fsdp"))
+AXES = ("dcn", "data", "fsdp")
+"""Axes of every mesh: slices (of TPUs) or nodes (of GPUs), then the devices of each."""
+
+BATCH = PartitionSpec(AXES)
 """Leading axis of every batch array: split over all devices."""
 
 REPLICATED = PartitionSpec()
@@ -33,25 +38,67 @@ def find_devices() -> list[jax.Device]:
         ) from error
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices: Iterable[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes `data` and `fsdp`.
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    devices: Iterable[jax.Device] | None = None,
+    dcn: int = 1,
+    slices: int | None = None,
+) -> Mesh:
+    """A mesh with the axes `AXES`, in which the devices of a slice are neighbours, also where `dcn` is 1.
 
     Args:
       data: devices along `data`; -1 takes all remaining devices.
-      fsdp: devices along `fsdp`.
+      fsdp: devices along `fsdp`, of one slice.
       devices: the devices to use; if None, all of the job.
+      dcn: slices along `dcn`, all of them or 1.
+      slices: number of slices, whose devices follow each other; if None, as the devices say. CPUs do not say: `dcn`
+        then cuts them.
 
     Raises:
-      InputError: the axes do not multiply to the number of devices; see also `find_devices`.
+      InputError: the axes do not multiply to the number of devices or do not fit the slices; see also `find_devices`.
     """
     chosen = find_devices() if devices is None else list(devices)
-    if fsdp < 1 or len(chosen) % fsdp or (data != -1 and data * fsdp != len(chosen)):
+    rest, left = divmod(len(chosen), max(dcn * fsdp, 1))
+    if min(dcn, fsdp) < 1 or left or data not in (-1, rest):
         raise InputError(
-            f"mesh data {data} × fsdp {fsdp} does not fit {len(chosen)} devices: "
-            "the two must multiply to that number (data -1 takes all remaining devices)"
+            f"mesh {layout({'dcn': dcn, 'data': data, 'fsdp': fsdp})} does not fit {len(chosen)} devices: "
+            "the axes must multiply to that number (data -1 takes all remaining devices)"
         )
-    shape = (len(chosen) // fsdp, fsdp)
-    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=chosen)
+    groups = _slices_of(chosen, slices or (dcn if chosen[0].platform == "cpu" else None))
+    sizes = sorted({len(group) for group in groups})
+    if dcn not in (1, len(groups)) or (dcn > 1 and len(sizes) > 1):
+        raise InputError(
+            f"mesh.dcn is {dcn} but the {len(chosen)} devices lie in {len(groups)} slice(s) of "
+            f"{' or '.join(map(str, sizes))}: set it to the number of slices, which must be of one size, or to 1"
+        )
+    if any(size % fsdp for size in sizes):
+        raise InputError(
+            f"mesh.fsdp is {fsdp} but a slice has {' or '.join(map(str, sizes))} devices, and a copy of the parameters "
+            "lies in one slice: use a divisor of that number"
+        )
+    # Splitting a torus axis changes nothing where the mesh does not need it.
+    blocks = [
+        mesh_utils.create_device_mesh((len(group) // fsdp, fsdp), group, allow_split_physical_axes=True)
+        for group in groups
+    ]
+    return Mesh(np.concatenate(blocks).reshape(dcn, rest, fsdp), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _slices_of(devices: list[jax.Device], slices: int | None) -> list[list[jax.Device]]:
+    """The devices slice by slice: in `slices` equal parts, or, where that is None, as they say themselves."""
+    if slices:
+        return [list(part) for part in np.array_split(np.asarray(devices), slices)]
+
+    def index(device: jax.Device) -> int:
+        return getattr(device, "slice_index", None) or 0  # of GPUs, it numbers the nodes
+
+    return [list(group) for _, group in groupby(sorted(devices, key=index), index)]
+
+
+def layout(shape: Mapping[str, int]) -> str:
+    """The sizes of a mesh's axes, for people: `dcn` only where there are several slices."""
+    return " × ".join(f"{axis} {size}" for axis, size in shape.items() if axis != "dcn" or size != 1)
 
 
 def compiler_options(mesh: Mesh, preset: bool = False) -> dict[str, bool] | None:
@@ -90,7 +137,7 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
     """Shardings of parameters and optimizer state, leaf by leaf.
 
     Matrices are split over `fsdp` along the largest axis that it divides; vectors and scalars, which are small, are
-    whole on every device.
+    whole on every device. Every slice has a copy of all.
 
     Args:
       mesh: the mesh.
@@ -160,7 +207,7 @@ def check_batch_size(mesh: Mesh, n: int) -> None:
         choices = f"{lower} or {lower + mesh.size}" if lower else f"{mesh.size}"
         raise InputError(
             f"a global batch of {n} cannot be split over {mesh.size} devices "
-            f"(data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']}): use a multiple of {mesh.size}, e.g. {choices}"
+            f"({layout(mesh.shape)}): use a multiple of {mesh.size}, e.g. {choices}"
         )
 
 

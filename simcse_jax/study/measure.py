@@ -53,7 +53,7 @@ class Meter:
           InputError: see `prepare`; also a batch that exceeds the text or that the devices do not divide.
         """
         self._study, self._config = study, config
-        self._mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+        self._mesh = make_mesh(config.mesh.data, config.mesh.fsdp, dcn=config.mesh.dcn)
         check_data(config.evaluation)
         names = expand_tasks(config.evaluation.test, "test")
         self._tasks = [load_task(name, config.evaluation.data, "test") for name in names]

@@ -10,6 +10,7 @@ from simcse_jax.objectives.find import masks_of
 from simcse_jax.postprocess.stored import has_more_modules
 from simcse_jax.pretrained.pooling import pooling_of
 from simcse_jax.pretrained.weights import param_shapes
+from simcse_jax.runtime.mesh import layout
 from simcse_jax.storage.files import is_remote
 from simcse_jax.training.compiled_step import CompiledStep
 from simcse_jax.training.loss import uses_tiles
@@ -36,7 +37,7 @@ def describe(prepared: Prepared) -> str:
             f"pooler {config.model.pooler}{' (head in training only)' if config.model.mlp_only_train else ''}",
             *_describe_start(prepared.parts),
             f"devices   {mesh.size} × {mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "
-            f"data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']}",
+            f"{layout(mesh.shape)}",
             f"data      {len(tokens):,} {kind_of(tokens.columns)}{skipped} from {config.data.train}",
             *(f"          {line}" for line in tokens.origin),
             f"batch     {config.batch_size:,} over all devices: {batch}",

@@ -167,7 +167,7 @@ def check_request(config: Config) -> Request:
 
 
 def _find_mesh(config: Config) -> Mesh:
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, dcn=config.mesh.dcn)
     check_batch_size(mesh, config.batch_size)
     return mesh
 
