@@ -60,6 +60,7 @@ def trained(
     *,
     devices: int = 1,
     fsdp: int = 1,
+    dcn: int = 1,
     micro_batch: int = 0,
     packed: bool = False,
     implementation: Any = "dense",
@@ -73,7 +74,7 @@ def trained(
     data = DataConfig(max_length=LENGTH, packed_length=24 if packed else 0)
     encoder = ModelConfig(pooler="cls", encoders=encoders)
     run = Config(batch_size=N, micro_batch=micro_batch, objective=objective, data=data, model=encoder)
-    mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
+    mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices], dcn=dcn)
     feed = Feed(table, EpochOrder(len(table), N, 1), mesh, compares=True)
     feed = feed.packed(24, steps) if packed else feed
     model = build_model(MODEL, encoder)
@@ -125,6 +126,7 @@ def test_the_loss_counts_no_more_than_the_size_asks_for(table: TokenTable) -> No
     "how",
     [
         {"devices": 8, "implementation": "tiled"},
+        full({"devices": 8, "fsdp": 2, "dcn": 2, "implementation": "tiled"}),
         full({"devices": 4, "fsdp": 2, "micro_batch": 1, "packed": True, "implementation": "tiled"}),
         full({"micro_batch": 3, "packed": True}),
         full({"devices": 2, "fsdp": 2}),
@@ -143,7 +145,8 @@ def test_steps_are_those_of_one_device(how: dict[str, Any], positives: Any, tabl
 
 
 @pytest.mark.full
-def test_all_settings_at_once_are_those_of_one_device(table: TokenTable) -> None:
+@pytest.mark.parametrize(("devices", "dcn"), [(4, 1), (8, 4)])
+def test_all_settings_at_once_are_those_of_one_device(table: TokenTable, devices: int, dcn: int) -> None:
     """Many rings in one step."""
     directions = ("query_to_document", "document_to_query", "query_to_query", "document_to_document")
     masks = {"duplicates": True, "margin": 0.05, "hardness": 0.7, "debias": 0.01}
@@ -154,7 +157,7 @@ def test_all_settings_at_once_are_those_of_one_device(table: TokenTable) -> None
         "learned": ("temperature",),
     }
     expected = trained(table, **settings)
-    ours = trained(table, devices=4, fsdp=2, micro_batch=1, implementation="tiled", **settings)
+    ours = trained(table, devices=devices, fsdp=2, dcn=dcn, micro_batch=1, implementation="tiled", **settings)
     for a, b in zip(expected[1], ours[1], strict=True):
         assert b == pytest.approx(a, rel=2e-5, abs=1e-6)
 

@@ -272,17 +272,17 @@ def test_measuring_geometry_changes_nothing(config: Config, tmp_path: Path, monk
     assert [line for line in found if line["step"] in (0, 4, 8, 12) or "loss" in line] == without
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [full(2, 2), full(8, 4)])
+@pytest.mark.parametrize(("devices", "fsdp", "dcn"), [full(2, 2, 1), full(8, 4, 1), full(8, 2, 4)])
 def test_resumes_on_other_devices(
-    config: Config, devices: int, fsdp: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, devices: int, fsdp: int, dcn: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From data 8 to data 2 × fsdp 4, from data 2 to fsdp 2; settings that move no parameter may change too."""
+    """From data 8 to data 2 × fsdp 4 or dcn 4 × fsdp 2, from data 2 to fsdp 2, with other settings that may change."""
     whole = replace(config, output=str(tmp_path / "whole"))
     train(whole)
     monkeypatch.setattr("simcse_jax.training.trainer.StopRequest.__call__", lambda self, step: step == 6)
     train(config)
     monkeypatch.undo()
-    train(replace(config, mesh=MeshConfig(fsdp=fsdp), log_every=2, checkpoint=CheckpointConfig(every=100)))
+    train(replace(config, mesh=MeshConfig(fsdp=fsdp, dcn=dcn), log_every=2, checkpoint=CheckpointConfig(every=100)))
     a, b = final_state(Path(config.output)).params, final_state(Path(whole.output)).params
     assert tree_error(without_key_biases(a), without_key_biases(b)) < 1e-5
 

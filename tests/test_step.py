@@ -1,5 +1,6 @@
 """The train step: the same on any mesh, exact on short batches, and nothing moved between devices that need not be."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from simcse_jax import rng
 from simcse_jax.config import Config, ModelConfig, OptimizerConfig
@@ -27,7 +29,11 @@ from tests.conftest import TINY_BERT, TINY_ROBERTA, full, tree_error, without_ke
 
 N, LENGTH, STEPS = 16, 12, 20
 BERT = TINY_BERT | {"num_hidden_layers": 2}
-MESHES = {"1": (1, 1), "data8": (8, 1), "data4_fsdp2": (4, 2), "fsdp8": (1, 8)}
+MESHES = {
+    **{"1": (1, 1, 1), "data8": (8, 1, 1), "data4_fsdp2": (4, 2, 1), "fsdp8": (1, 8, 1)},
+    **{"dcn2_data2_fsdp2": (2, 2, 2), "dcn2_data4": (4, 1, 2), "dcn4_data2": (2, 1, 4)},
+}
+"""Sizes of data, fsdp and dcn."""
 
 
 def batches(columns: int, steps: int = STEPS, n: int = N) -> list[Batch]:
@@ -42,16 +48,20 @@ def batches(columns: int, steps: int = STEPS, n: int = N) -> list[Batch]:
     return made
 
 
+def mesh_of(sizes: tuple[int, int, int]) -> Mesh:
+    data, fsdp, dcn = sizes
+    return make_mesh(data, fsdp, jax.devices()[: math.prod(sizes)], dcn)
+
+
 def train(
-    mesh_shape: tuple[int, int],
+    mesh_shape: tuple[int, int, int],
     made: list[Batch],
     dtype: str = "float32",
     config: dict[str, Any] = BERT,
     **settings: Any,
 ) -> tuple[np.ndarray, Any]:
     """Losses and gradient norms by step, and the parameters at the end."""
-    data, fsdp = mesh_shape
-    mesh = make_mesh(data, fsdp, jax.devices()[: data * fsdp])
+    mesh = mesh_of(mesh_shape)
     run = Config(
         batch_size=len(made[0].valid),
         model=ModelConfig(pooler="cls", dtype=dtype, **settings),  # type: ignore[arg-type]
@@ -77,7 +87,7 @@ def one_device() -> Callable[[int, str], tuple[np.ndarray, Any]]:
 
     def get(columns: int, dtype: str) -> tuple[np.ndarray, Any]:
         if (columns, dtype) not in known:
-            known[columns, dtype] = train((1, 1), batches(columns), dtype)
+            known[columns, dtype] = train(MESHES["1"], batches(columns), dtype)
         return known[columns, dtype]
 
     return get
@@ -88,6 +98,9 @@ def one_device() -> Callable[[int, str], tuple[np.ndarray, Any]]:
     [
         ("data8", 1),
         ("data4_fsdp2", 3),
+        ("dcn2_data2_fsdp2", 1),
+        full("dcn2_data4", 3),
+        full("dcn4_data2", 1),
         full("data8", 3),
         full("data4_fsdp2", 1),
         full("fsdp8", 1),
@@ -102,17 +115,18 @@ def test_any_mesh_trains_as_one_device(one_device: Any, mesh: str, columns: int)
 
 
 @pytest.mark.full
-def test_any_mesh_trains_as_one_device_to_float64_rounding(one_device: Any) -> None:
+@pytest.mark.parametrize("mesh", ["data4_fsdp2", "dcn2_data2_fsdp2"])
+def test_any_mesh_trains_as_one_device_to_float64_rounding(one_device: Any, mesh: str) -> None:
     with jax.enable_x64(True):
-        figures, params = train(MESHES["data4_fsdp2"], batches(3), "float64")
+        figures, params = train(MESHES[mesh], batches(3), "float64")
         expected_figures, expected_params = one_device(3, "float64")
     assert np.max(np.abs(figures / expected_figures - 1)) < 1e-12
     assert tree_error(params, expected_params) < 1e-12
 
 
-def compile_step(mesh_shape: tuple[int, int], columns: int, n: int = N) -> Any:
+def compile_step(mesh_shape: tuple[int, int, int], columns: int, n: int = N) -> Any:
     """The compiled step on a mesh."""
-    mesh = make_mesh(*mesh_shape, jax.devices()[: mesh_shape[0] * mesh_shape[1]])
+    mesh = mesh_of(mesh_shape)
     run = Config(batch_size=n)
     model = build_model(read_encoder_config(BERT), run.model)
     spec = StepSpec(run, model, mesh, 1, STEPS)
@@ -161,23 +175,23 @@ def test_short_batch_equals_a_smaller_one() -> None:
     count = int(whole.valid.sum())
     small = jax.tree.map(lambda x: x[:count], whole)
     changed = whole._replace(input_ids=np.where(whole.valid[:, None, None], whole.input_ids, 9))
-    expected, _ = train((1, 1), [small])
+    expected, _ = train(MESHES["1"], [small])
     for batch in (whole, changed):
-        figures, _ = train((1, 1), [batch])
+        figures, _ = train(MESHES["1"], [batch])
         np.testing.assert_allclose(figures, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [full({"remat": True}), {"scan": True}], ids=str)
 def test_how_layers_are_compiled_changes_nothing(settings: dict[str, bool]) -> None:
-    figures, params = train((1, 1), batches(1, steps=5), config=TINY_BERT)
-    other_figures, other_params = train((1, 1), batches(1, steps=5), config=TINY_BERT, **settings)
+    figures, params = train(MESHES["1"], batches(1, steps=5), config=TINY_BERT)
+    other_figures, other_params = train(MESHES["1"], batches(1, steps=5), config=TINY_BERT, **settings)
     np.testing.assert_allclose(other_figures, figures, rtol=1e-5)
     assert tree_error(without_key_biases(other_params), without_key_biases(params)) < 1e-5
 
 
 def test_bfloat16_trains_close_to_float32() -> None:
-    figures, _ = train((1, 1), batches(3, steps=5))
-    bfloat16, params = train((1, 1), batches(3, steps=5), "bfloat16")
+    figures, _ = train(MESHES["1"], batches(3, steps=5))
+    bfloat16, params = train(MESHES["1"], batches(3, steps=5), "bfloat16")
     np.testing.assert_allclose(bfloat16[:, 0], figures[:, 0], rtol=0.05)
     assert all(x.dtype == np.float32 for x in jax.tree.leaves(params))
 
@@ -293,7 +307,7 @@ def test_a_second_encoder_encodes_positives(tiny: tuple[SentenceEncoder, Any], c
 
 @pytest.mark.full
 def test_two_encoders_train_apart_on_any_mesh() -> None:
-    figures, params = train((1, 1), batches(1, 4), encoders=2)
+    figures, params = train(MESHES["1"], batches(1, 4), encoders=2)
     assert tree_error(params["second"], {n: params[n] for n in ("encoder", "head")}) > 1e-4
     sharded, _ = train((4, 2), batches(1, 4), encoders=2)
     assert np.max(np.abs(sharded / figures - 1)) < 5e-6

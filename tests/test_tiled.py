@@ -9,42 +9,53 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import Mesh
 
 from simcse_jax.objectives import dense, info_nce, tiled
-from simcse_jax.runtime.mesh import batch_sharding, make_mesh
+from simcse_jax.runtime.mesh import AXES, batch_sharding, compiler_options, make_mesh
 from tests.conftest import relative_error
 
 TOLERANCE = {"float32": 5e-6, "float64": 1e-12}
 
-# Rows, kinds of sentences, devices, block, τ, log α. Compiled once each.
+ONE, FOUR = (1, 1, 1), (1, 2, 2)
+# Rows, kinds of sentences, mesh (dcn, data, fsdp), block, τ, log α. Compiled once each.
 SHAPES = [
-    (8, 2, 1, 3, 1.0, 0.0),
-    (8, 3, 8, 1024, 0.05, 0.7),
-    (37, 2, 1, 16, 0.05, 0.0),
-    (37, 3, 1, 37, 0.01, -1.5),
-    (64, 2, 4, 5, 0.01, 0.0),
-    (104, 3, 8, 4, 0.1, 3.0),
-    (210, 2, 2, 32, 0.3, 0.0),
-    (1000, 2, 8, 64, 0.02, 0.0),
-    (1536, 3, 1, 500, 0.05, 0.7),
+    (8, 2, ONE, 3, 1.0, 0.0),
+    (8, 3, (1, 4, 2), 1024, 0.05, 0.7),
+    (37, 2, ONE, 16, 0.05, 0.0),
+    (37, 3, ONE, 37, 0.01, -1.5),
+    (64, 2, FOUR, 5, 0.01, 0.0),
+    (104, 3, (1, 4, 2), 4, 0.1, 3.0),
+    (104, 3, (2, 2, 2), 4, 0.1, 3.0),
+    (40, 2, (2, 4, 1), 3, 0.05, 0.0),
+    (72, 3, (4, 2, 1), 16, 0.05, 0.7),
+    (18, 2, (3, 1, 1), 5, 0.3, 0.0),
+    (210, 2, (1, 1, 2), 32, 0.3, 0.0),
+    (1000, 2, (1, 4, 2), 64, 0.02, 0.0),
+    (1536, 3, ONE, 500, 0.05, 0.7),
 ]
 
 
-def differentiated(pairs: Any, temperature: float, log_weight: float) -> Any:
+def mesh_of(dcn: int, data: int, fsdp: int) -> Mesh:
+    return make_mesh(data, fsdp, jax.devices()[: dcn * data * fsdp], dcn)
+
+
+def differentiated(pairs: Any, temperature: float, log_weight: float, mesh: Mesh | None = None) -> Any:
     def loss(z: tuple[jax.Array, ...], valid: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         options = {"temperature": temperature, "hard_negative_log_weight": log_weight}
         return info_nce(*z, **options, valid=valid, pairs=pairs)
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+    options = None if mesh is None else compiler_options(mesh)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=options)
 
 
 @cache
-def both(devices: int, block: int, temperature: float, log_weight: float) -> tuple[Any, Any, Any]:
+def both(sizes: tuple[int, int, int], block: int, temperature: float, log_weight: float) -> tuple[Any, Any, Any]:
     """The dense form on one device, the tiled form on a mesh, and that mesh."""
-    mesh = make_mesh(data=devices // 2, fsdp=2, devices=jax.devices()[:devices]) if devices > 1 else None
-    axes = () if mesh is None else mesh.axis_names
-    ours = partial(tiled, block=block, mesh=mesh, axes=axes)
-    return differentiated(dense, temperature, log_weight), differentiated(ours, temperature, log_weight), mesh
+    mesh = None if sizes == ONE else mesh_of(*sizes)
+    axes = () if mesh is None else AXES
+    ours = partial(tiled, block=block, mesh=mesh, axes=axes, across=axes[:1])
+    return differentiated(dense, temperature, log_weight), differentiated(ours, temperature, log_weight, mesh), mesh
 
 
 def compare(z: list[np.ndarray], valid: np.ndarray, *shape: Any) -> float:
@@ -113,28 +124,35 @@ def test_losses_from_small_to_large() -> None:
     first = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 64)))[0][:40]
     other = np.random.default_rng(1).normal(size=first.shape) / 8
     losses = [
-        compare([np.asarray(x, np.float32) for x in (first, first + noise * other)], np.ones(40, bool), 4, 7, tau, 0.0)
+        compare(
+            [np.asarray(x, np.float32) for x in (first, first + noise * other)],
+            np.ones(40, bool),
+            (1, 2, 2),
+            7,
+            tau,
+            0.0,
+        )
         for noise, tau in ((0.0, 0.05), (0.3, 0.05), (1.0, 0.05), (3.0, 0.05))
     ]
     opposite = sentences(3, 40, 2, -0.1)
-    losses.append(compare([np.asarray(x, np.float32) for x in opposite], np.ones(40, bool), 4, 7, 0.02, 0.0))
+    losses.append(compare([np.asarray(x, np.float32) for x in opposite], np.ones(40, bool), FOUR, 7, 0.02, 0.0))
     assert losses[0] < 1e-6
     assert losses[-1] > 20
 
 
 @pytest.mark.release
-@pytest.mark.parametrize("devices", [1, 8])
-def test_tiled_is_dense_for_16384_rows(devices: int) -> None:
+@pytest.mark.parametrize("sizes", [ONE, (1, 4, 2), (2, 4, 1)], ids=str)
+def test_tiled_is_dense_for_16384_rows(sizes: tuple[int, int, int]) -> None:
     z = [x.astype(np.float32) for x in sentences(0, 16384, 2, 0.5)]
-    compare(z, np.ones(16384, bool), devices, 1000, 0.05, 0.0)
+    compare(z, np.ones(16384, bool), sizes, 1000, 0.05, 0.0)
 
 
 def test_heavy_hard_negatives_and_padding() -> None:
     """exp(log α) overflows float32; a tile's padding must not meet it."""
     z = [x.astype(np.float32) for x in sentences(0, 20, 3, 0.5)]
     valid = np.ones(20, bool)
-    assert np.isfinite(compare(z, valid, 4, 3, 0.05, 100.0))
-    _, ring, mesh = both(4, 3, 0.05, 100.0)
+    assert np.isfinite(compare(z, valid, FOUR, 3, 0.05, 100.0))
+    _, ring, mesh = both(FOUR, 3, 0.05, 100.0)
     _, gradients = ring(*jax.device_put((tuple(z), valid), batch_sharding(mesh)))
     assert np.all(np.isfinite(gradients))
 

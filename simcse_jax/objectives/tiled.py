@@ -1,4 +1,4 @@
-"""The statistics of all pairs without the matrix of logits: in tiles on each device, in a ring over devices.
+"""The statistics of all pairs without the matrix of logits: in tiles on each device, in rings over devices and slices.
 
 In the forward pass, every device keeps its own anchors and meets the keys of all devices, a visiting share at a time,
 in square tiles; of a tile's logits only running sums are kept (Milakov & Gimelshein, arXiv 1805.02867, for the
@@ -9,6 +9,10 @@ them. With g_i the gradient of the loss with respect to n_i and P_i,kj = g_i exp
 
 the sum dk travels round the ring with its keys. Memory: the rows of one device and a few tiles (cf. Inf-CL, arXiv
 2410.17243).
+
+With several slices the ring goes round inside each; once per round, every device also passes the share that it began
+the round with on to the next slice, while the round is computed. No byte crosses slices more often than there are other
+slices.
 """
 
 from functools import partial
@@ -38,6 +42,7 @@ from simcse_jax.objectives.tiles import (
     Met,
     Settings,
     Share,
+    Turn,
     alike,
     cut,
     in_tiles,
@@ -45,8 +50,9 @@ from simcse_jax.objectives.tiles import (
     multiplied,
     numbers,
     on_devices,
-    own_number,
+    owner,
     pass_on,
+    tour,
     uncut,
 )
 
@@ -82,6 +88,7 @@ def tiled(
     block: int = 1024,
     mesh: Mesh | None = None,
     axes: tuple[str, ...] = (),
+    across: tuple[str, ...] = (),
     dtype: str | None = None,
 ) -> PairStatistics:
     """The statistics, tile by tile. See `Pairs`.
@@ -91,12 +98,14 @@ def tiled(
       block: largest side of a tile.
       mesh: the rows are split over all its devices; None for a single device.
       axes: the axes of `mesh` in the order in which they split the rows.
+      across: the first of these axes, where they lie between slices.
       dtype: type to which queries, keys and probabilities are rounded before they are multiplied ("bfloat16"); sums
         stay float32. None does not round.
     """
     learned = Learned(*(None if isinstance(x, int | float) else x for x in (temperature, bias)))
     static = [0.0 if part is not None else x for part, x in zip(learned, (temperature, bias), strict=True)]
-    settings = Settings(Logits(static[0], static[1], tilt, score), own, block, mesh, axes, dtype, reduction)
+    rings = across, tuple(axis for axis in axes if axis not in across)
+    settings = Settings(Logits(static[0], static[1], tilt, score), own, block, mesh, rings, dtype, reduction)
     negatives, *rest = _over_negatives(settings, queries, keys, learned, (anchor_marks, key_marks))
     return PairStatistics(negatives, *rest)
 
@@ -140,7 +149,7 @@ def _forward(
     learned: Learned,
     marks: tuple[AnchorMarks, KeyMarks],
 ) -> tuple[Any, ...]:
-    n, me, ring = queries.shape[0], own_number(settings), settings.devices
+    n, (slices, devices) = queries.shape[0], settings.rings
     logits_of = learned.applied(settings.logits)
     anchors, share = in_tiles(settings, queries, keys, marks)
     tiles = anchors.numbers.shape
@@ -148,8 +157,8 @@ def _forward(
     counted = None if all(x is None for x in marks[0]) else zero
     running = _Running(jnp.full(tiles, masked(zero.dtype), zero.dtype), zero, zero, zero, zero, zero, counted)
 
-    def meet(running: _Running, share: Share, turn: Int[Array, ""] | int) -> _Running:
-        columns = numbers((me - turn) % ring, n, tiles)
+    def meet(running: _Running, share: Share, turn: Turn) -> _Running:
+        columns = numbers(owner(settings, turn), n, tiles)
 
         def anchors_tile(args: tuple[_Running, Anchors]) -> _Running:
             part, tile = args
@@ -164,15 +173,11 @@ def _forward(
         absorbed: _Running = lax.map(anchors_tile, (running, anchors))
         return absorbed
 
-    def turn(t: Int[Array, ""], carry: tuple[_Running, Share]) -> tuple[_Running, Share]:
-        running, share = carry
-        # Independent of the products of this turn, so that both can run at the same time.
-        following = pass_on(settings, share)
-        return meet(running, share, t), following
+    def in_slice(running: _Running, share: Share, t: Int[Array, ""] | int) -> _Running:
+        slice_met: _Running = tour(settings, devices, lambda met, share, u: meet(met, share, (t, u)), running, share)
+        return slice_met
 
-    if ring > 1:
-        running, share = lax.fori_loop(0, ring - 1, turn, (running, share))
-    running = meet(running, share, ring - 1)
+    running = tour(settings, slices, in_slice, running, share)
     some = running.total > 0
     total = jnp.where(some, running.total, 1)
     statistics = (
@@ -225,7 +230,7 @@ def _backward(
     negatives: Float[Array, " n"],
     gradient: Float[Array, " n"],
 ) -> tuple[Float[Array, "n H"], Float[Array, "K n H"], Learned]:
-    n, me, ring = queries.shape[0], own_number(settings), settings.devices
+    n, (slices, devices) = queries.shape[0], settings.rings
     logits_of = learned.applied(settings.logits)
     score, temperature = logits_of.score, logits_of.temperature
     anchors, share = in_tiles(settings, queries, keys, marks)
@@ -235,9 +240,9 @@ def _backward(
     zeros = jax.tree.map(lambda x: jnp.zeros((), queries.dtype), learned)
     sums = jnp.zeros(anchors.vectors.shape, queries.dtype), zeros
 
-    def meet(sums: tuple[Array, Learned], dk: Array, share: Share, turn: Int[Array, ""] | int) -> tuple[Any, Array]:
+    def meet(sums: tuple[Array, Learned], dk: Array, share: Share, turn: Turn) -> tuple[Any, Array]:
         """The sums with the visiting share; `dk` is that of the share."""
-        columns = numbers((me - turn) % ring, n, tiles)
+        columns = numbers(owner(settings, turn), n, tiles)
 
         def anchors_tile(carry: tuple[Array, Learned], args: tuple[Any, ...]) -> tuple[tuple[Array, Learned], Array]:
             dk, learned = carry
@@ -281,26 +286,55 @@ def _backward(
         return (dq, learned), dk
 
     empty = jnp.zeros(share.keys.shape, queries.dtype)
-    if ring == 1:
-        sums, dk = meet(sums, empty, share, 0)
-    else:
+
+    def in_slice(sums: Any, share: Share, t: Int[Array, ""] | int) -> tuple[Any, Array]:
+        """The sums with all shares of a slice, and the gradient of the share that is here by this slice's anchors."""
+        size = settings.size(devices)
+        if size == 1:
+            return meet(sums, empty, share, (t, 0))
+
+        def turn(u: Int[Array, ""], carry: tuple[Any, Array, Share]) -> tuple[Any, Array, Share]:
+            sums, dk, share = carry
+            # Neither waits for the products of this turn: dk, one device behind its keys, is added when it arrives.
+            following, arrived = pass_on(settings, devices, share), pass_on(settings, devices, dk)
+            sums, new = meet(sums, empty, share, (t, u))
+            return sums, arrived + new, following
+
+        sums, dk, share = lax.fori_loop(0, size - 1, turn, (sums, empty, share))
+        arrived = pass_on(settings, devices, dk)
+        sums, new = meet(sums, empty, share, (t, size - 1))
+        return sums, pass_on(settings, devices, arrived + new)
+
+    def over_slices(sums: Any, share: Share) -> tuple[Any, Array]:
+        """The same with all slices. A gradient begins in the slice after its keys' own; its last pass leads home."""
+        last = settings.size(slices) - 1
+        following = pass_on(settings, slices, share) if last else share
+        sums, own = in_slice(sums, share, 0)
+        if not last:
+            return sums, own
+        share = following
+        following = pass_on(settings, slices, share) if last > 1 else share
+        sums, dk = in_slice(sums, share, 1)
 
         def turn(t: Int[Array, ""], carry: tuple[Any, Array, Share]) -> tuple[Any, Array, Share]:
             sums, dk, share = carry
-            # Neither waits for the products of this turn: dk, one device behind its keys, is added when it arrives.
-            following, arrived = pass_on(settings, share), pass_on(settings, dk)
-            sums, new = meet(sums, empty, share, t)
+            following, arrived = pass_on(settings, slices, share), pass_on(settings, slices, dk)
+            sums, new = in_slice(sums, share, t)
             return sums, arrived + new, following
 
-        sums, dk, share = lax.fori_loop(0, ring - 1, turn, (sums, empty, share))
-        arrived = pass_on(settings, dk)
-        sums, new = meet(sums, empty, share, ring - 1)
-        dk = pass_on(settings, arrived + new)
+        if last > 1:
+            sums, dk, share = lax.fori_loop(2, last, turn, (sums, dk, following))
+            arrived = pass_on(settings, slices, dk)
+            sums, new = in_slice(sums, share, last)
+            dk = arrived + new
+        return sums, own + pass_on(settings, slices, dk)
+
+    sums, dk = over_slices(sums, share)
     dq, (of_temperature, of_bias) = sums
     slopes = Learned(
         None if of_temperature is None else -of_temperature / temperature,
         None if of_bias is None else of_bias * temperature,
     )
-    if ring > 1:
+    if settings.size(settings.axes) > 1:
         slopes = jax.tree.map(lambda x: lax.psum(x, settings.axes), slopes)
     return uncut(dq, 0, n), uncut(dk, 1, n), slopes

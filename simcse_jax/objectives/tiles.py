@@ -1,5 +1,6 @@
-"""The rows of each device, cut into tiles, and the ring in which they travel from device to device."""
+"""The rows of each device, cut into tiles, and the rings in which they travel from device to device."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -22,14 +23,19 @@ class Settings(NamedTuple):
     own: tuple[float | None, ...]
     block: int
     mesh: Mesh | None
-    axes: tuple[str, ...]
+    rings: tuple[tuple[str, ...], tuple[str, ...]]
+    """The axes of the ring of slices and those of the ring of devices inside each slice."""
     dtype: str | None
     reduction: Reduction
 
     @property
-    def devices(self) -> int:
-        """Devices in the ring."""
-        return 1 if self.mesh is None else self.mesh.size
+    def axes(self) -> tuple[str, ...]:
+        """The axes in the order in which they split the rows."""
+        return self.rings[0] + self.rings[1]
+
+    def size(self, ring: tuple[str, ...]) -> int:
+        """Members of a ring."""
+        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in ring)
 
 
 class Learned(NamedTuple):
@@ -61,6 +67,9 @@ class Anchors(NamedTuple):
 
 Met = tuple[Float[Array, "*T B H"], Int[Array, "*T B"], KeyMarks]
 """Keys of a tile, or of several, their numbers in the global batch, and their marks."""
+
+Turn = tuple[Int[Array, ""] | int, Int[Array, ""] | int]
+"""How often the share that is here has been passed on between slices, and then inside a slice."""
 
 
 def on_devices(settings: Settings, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
@@ -122,15 +131,39 @@ def numbers(device: Int[Array, ""] | int, n: int, tiles: tuple[int, ...]) -> Int
     return jnp.where(local < n, device * n + local, -1)
 
 
-def own_number(settings: Settings) -> Int[Array, ""] | int:
-    return 0 if settings.mesh is None else lax.axis_index(settings.axes)
+def place(ring: tuple[str, ...]) -> Int[Array, ""] | int:
+    """The number of this device, or of its slice, in a ring."""
+    return lax.axis_index(ring) if ring else 0
 
 
-def pass_on(settings: Settings, x: Any) -> Any:
-    """Sends `x` from every device to the next in the ring."""
-    size = settings.devices
-    ring = [(i, (i + 1) % size) for i in range(size)]
-    return jax.tree.map(lambda leaf: lax.ppermute(leaf, settings.axes, ring), x)
+def owner(settings: Settings, turn: Turn) -> Int[Array, ""] | int:
+    """The number of the device whose share is here."""
+    slice_, device = ((place(ring) - t) % settings.size(ring) for ring, t in zip(settings.rings, turn, strict=True))
+    return slice_ * settings.size(settings.rings[1]) + device
+
+
+def pass_on(settings: Settings, ring: tuple[str, ...], x: Any) -> Any:
+    """Sends `x` from every member of a ring to the next."""
+    size = settings.size(ring)
+    pairs = [(i, (i + 1) % size) for i in range(size)]
+    return jax.tree.map(lambda leaf: lax.ppermute(leaf, ring, pairs), x)
+
+
+def tour(
+    settings: Settings, ring: tuple[str, ...], visit: Callable[[Any, Share, Any], Any], carry: Any, share: Share
+) -> Any:
+    """`carry` after a visit to the share of every member of a ring: `carry, share, turn -> carry`."""
+    last = settings.size(ring) - 1
+
+    def turn(t: Int[Array, ""], state: tuple[Any, Share]) -> tuple[Any, Share]:
+        carry, share = state
+        # Independent of the products of this turn, so that both can run at the same time.
+        following = pass_on(settings, ring, share)
+        return visit(carry, share, t), following
+
+    if last:
+        carry, share = lax.fori_loop(0, last, turn, (carry, share))
+    return visit(carry, share, last)
 
 
 def in_tiles(
@@ -142,4 +175,4 @@ def in_tiles(
     anchor_marks = jax.tree.map(lambda x: cut(x, 0, settings.block), marks[0])
     key_marks = jax.tree.map(lambda x: cut(x, 1, settings.block), marks[1])
     share = Share(multiplied(settings, cut(keys, 1, settings.block)), key_marks)
-    return Anchors(anchors, numbers(own_number(settings), n, anchors.shape[:2]), anchor_marks), share
+    return Anchors(anchors, numbers(place(settings.axes), n, anchors.shape[:2]), anchor_marks), share

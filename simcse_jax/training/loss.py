@@ -17,7 +17,7 @@ from simcse_jax.model import SentenceEncoder
 from simcse_jax.model.params import Params
 from simcse_jax.objectives import Marks, Pairs, dense, find_loss, tiled, unit, wants_clean
 from simcse_jax.objectives.smoothing import is_full, push, smooth, smoothing_weight
-from simcse_jax.runtime.mesh import batch_sharding, gather, gather_rows, replicated, state_sharding
+from simcse_jax.runtime.mesh import AXES, batch_sharding, gather, gather_rows, replicated, state_sharding
 from simcse_jax.training.masked_lm import MaskedSums, masked_mean, masked_sums
 from simcse_jax.training.micro_batch import map_chunks
 from simcse_jax.training.queue import Queue, earlier
@@ -114,7 +114,8 @@ def choose_pairs(config: Config, mesh: Mesh, columns: int) -> Pairs:
         tiled,
         block=settings.block_size or BLOCK_SIZES[mesh.devices.flat[0].platform],
         mesh=mesh,
-        axes=mesh.axis_names,
+        axes=AXES,
+        across=AXES[:1],
         dtype=None if settings.product_dtype == "float32" else settings.product_dtype,
     )
 
