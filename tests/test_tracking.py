@@ -21,7 +21,7 @@ from simcse_jax.runs.metrics_log import TIMES, MetricsLog, read_log
 from simcse_jax.runs.speed import StepClock, StepWork
 from simcse_jax.runs.tracking import Follower, TensorBoard, WandB, check_tracking
 from simcse_jax.training.trainer import train
-from simcse_jax.xla.topology import CHIPS, chip_of
+from simcse_jax.xla.chips import CHIPS, chip_of
 
 LINES = [{"step": step, "loss": 1 / (step + 1), "grad_norm": None} for step in range(1, 6)] + [{"step": 5, "dev": 80.5}]
 

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import time
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from simcse_jax.runtime.mesh import check_batch_size, make_mesh
 from simcse_jax.training.compiled_step import Memory, fit_step
 from simcse_jax.training.loss import uses_tiles
 from simcse_jax.training.spec import StepSpec
-from simcse_jax.xla.collectives import Collective, collectives, ring_bytes
+from simcse_jax.xla.collectives import Collective, collectives
 from simcse_jax.xla.hlo import parse
 from simcse_jax.xla.topology import Topology, devices_of, parse_topology
 from simcse_jax.xla.work import Work, work
@@ -51,6 +50,16 @@ PUBLISHED = {
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """What one device sends over one network in a step."""
+
+    bytes: float
+    """A loop of unknown length counts once."""
+    seconds: float
+    """The least time that takes."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """The cost of one step of a run on one topology.
 
@@ -59,10 +68,9 @@ class Plan:
 
     - compute: FLOPs of matrix products over the peak for their arithmetic; all else counts as free.
     - memory: state and batch read once and written once; activations are left out.
-    - communication: the bytes that a device sends in each collective, by a ring over all its links (a permute: over
-      one). If a group of GPUs spans nodes: within its node, or between nodes over one adapter per GPU, whichever takes
-      longer.
-      Latency counts as nothing.
+    - communication: the bytes that a device sends in all collectives (`Collective.by_network`), inside its slice or
+      node over all its links (a permute: over one), and between slices or nodes over its share of the network; the
+      slower of the two. Latency counts as nothing.
     """
 
     topology: str
@@ -91,6 +99,11 @@ class Plan:
     collectives: tuple[Collective, ...]
     seconds: dict[str, float]
     """`compute`, `memory` and `communication`; empty if no peak is known or the step does not fit."""
+    dcn: int = 1
+    slices: int = 1
+    """TPU slices or nodes of GPUs."""
+    networks: dict[str, Traffic] = dataclasses.field(default_factory=dict)
+    """By network: ICI and DCN of TPUs; NVLink or PCIe of GPUs, and InfiniBand or Ethernet. Empty as `seconds`."""
 
     @property
     def fits(self) -> bool | None:
@@ -140,7 +153,9 @@ def check_plan(config: Config, topology: str, columns: int | None = None) -> tup
         )
     if config.model.dtype == "float64" and target.chip:
         raise InputError(f"model.dtype is float64, for which {target.name} has no peak: use float32 or bfloat16")
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices_of(target))
+    # CPUs are not in slices: the run cuts them.
+    slices = target.slices if target.chip else None
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices_of(target), config.mesh.dcn, slices)
     check_batch_size(mesh, config.batch_size)
     encoder = _encoder_config(config.model.path)
     if config.data.max_length > encoder.max_length:
@@ -184,7 +199,7 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
         step = fit_step(
             spec,
             limit,
-            compiler_options=target.compiler_options or None,
+            compiler_options=target.chip.options if target.chip else None,
             # JAX's cache can store a program for a device that is not here, but not load it.
             context=without_cache if target.chip else contextlib.nullcontext,
         )
@@ -195,6 +210,7 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
     flops = {kind: count / mesh.size for kind, count in step.flops.items()}
     program = parse(step.executable.as_text() or "") if step.executable else None
     found = tuple(collectives(program)) if program else ()
+    networks = traffic(target, found) if step.memory else {}
     return Plan(
         topology=target.name,
         devices=mesh.size,
@@ -211,7 +227,10 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
         flops=flops,
         work=work(program) if program else None,
         collectives=found,
-        seconds=roofline(target, step.memory, flops, found) if step.memory else {},
+        seconds=roofline(target, step.memory, flops, networks) if step.memory else {},
+        dcn=mesh.shape["dcn"],
+        slices=target.slices,
+        networks=networks,
     )
 
 
@@ -238,27 +257,27 @@ def _own_pooling(path: str) -> Pooling | None:
     return None if path in PUBLISHED else read_checkpoint(path).pooling
 
 
+def traffic(target: Topology, found: tuple[Collective, ...]) -> dict[str, Traffic]:
+    """What a device sends in one run of a program, by network. See `Plan`."""
+    chip = target.chip
+    if chip is None:
+        return {}
+    sent = [(c, [n * (c.count or 1) for n in c.by_network(target.node)]) for c in found]
+    inside = sum(n * (chip.links if c.kind == "collective-permute" else 1) for c, (n, _) in sent)
+    totals = [math.fsum(n[i] for _, n in sent) for i in range(2)]
+    known = {chip.networks[0]: Traffic(totals[0], inside / chip.interconnect)}
+    return known | ({chip.networks[1]: Traffic(totals[1], totals[1] / chip.network)} if target.slices > 1 else {})
+
+
 def roofline(
-    target: Topology, memory: Memory, flops: dict[str, float], found: tuple[Collective, ...]
+    target: Topology, memory: Memory, flops: dict[str, float], networks: dict[str, Traffic]
 ) -> dict[str, float]:
     """See `Plan`."""
     chip = target.chip
     if chip is None:
         return {}
-
-    def seconds(c: Collective) -> float:
-        nodes = Counter(partition // target.node for partition in c.group)
-        permute = c.kind == "collective-permute"
-        inside = ring_bytes(c.kind, c.bytes, max(nodes.values()))
-        inside *= chip.links if permute else 1
-        if len(nodes) == 1:
-            return inside / chip.interconnect
-        # Each member of a node sends its share of the node's bytes; in a permute, one member sends all.
-        crossing = ring_bytes(c.kind, c.bytes, len(nodes)) / (1 if permute else min(nodes.values()))
-        return max(inside / chip.interconnect, crossing / chip.network)
-
     return {
         "compute": math.fsum(count / chip.flops[kind] for kind, count in flops.items()),
         "memory": (memory.arguments + memory.outputs) / chip.bandwidth,
-        "communication": math.fsum(seconds(c) * (c.count or 1) for c in found),
+        "communication": max(used.seconds for used in networks.values()),
     }

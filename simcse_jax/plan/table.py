@@ -3,6 +3,7 @@
 from typing import Any
 
 from simcse_jax.plan.plan import Plan
+from simcse_jax.runtime.mesh import layout
 from simcse_jax.xla.collectives import Collective
 
 _HEAD = (
@@ -21,9 +22,10 @@ def format_plans(plans: list[Plan]) -> str:
         "Figures of one device and one step. Times in ms at the hardware's limit: a lower bound, not measured."
     )
     for p in plans:
-        lines.append(
-            f"\n{p.topology}, batch {p.batch_size:,}, mesh data {p.data} × fsdp {p.fsdp}: collectives per step"
-        )
+        mesh = layout({"dcn": p.dcn, "data": p.data, "fsdp": p.fsdp})
+        lines.append(f"\n{p.topology}, batch {p.batch_size:,}, mesh {mesh}: collectives per step")
+        sums = [f"{name} {t.bytes / 1e6:,.3f} MB in {t.seconds * 1e3:,.2f} ms" for name, t in p.networks.items()]
+        lines += [f"  a device sends by {', by '.join(sums)} or more"] * bool(sums)
         lines += _collective_lines(p) or ["  none" if p.memory else "  not known: the step does not fit"]
     return "\n".join(lines)
 
@@ -50,15 +52,18 @@ def _collective_lines(p: Plan) -> list[str]:
     """The collectives, largest first: one line per kind, group size and number of runs."""
     together: dict[tuple[Any, ...], list[Collective]] = {}
     for c in p.collectives:
-        together.setdefault((c.kind, len(c.group), c.count, c.overlapped), []).append(c)
+        used = (name for name, sent in zip(p.networks, c.by_network(p.devices // p.slices), strict=False) if sent)
+        by = f" by {' and '.join(used)}" if p.slices > 1 and p.networks else ""
+        together.setdefault((c.kind, len(c.group), c.count, c.overlapped, by), []).append(c)
     lines = []
-    for (kind, group, count, overlapped), members in sorted(
+    for (kind, group, count, overlapped, by), members in sorted(
         together.items(), key=lambda item: -sum(c.bytes * (c.count or 1) for c in item[1])
     ):
         times = "? times" if count is None else f"{count * len(members)} ×"
         mean = sum(c.bytes for c in members) / len(members) / 1e6
+        sent = sum(c.sent for c in members) * (count or 1) / 1e6
         lines.append(
-            f"  {kind:<18} over {group:>4}: {times:>7} {mean:,.3f} MB on average, a device sends "
-            f"{sum(c.sent for c in members) * (count or 1) / 1e6:,.3f} MB{', while it computes' if overlapped else ''}"
+            f"  {kind:<18} over {group:>4}: {times:>7} {mean:,.3f} MB on average, a device sends {sent:,.3f} MB{by}"
+            f"{', while it computes' if overlapped else ''}"
         )
     return lines

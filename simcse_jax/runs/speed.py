@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from jax.sharding import Mesh
 
-from simcse_jax.xla.topology import chip_of
+from simcse_jax.xla.chips import chip_of
 
 
 @dataclass(frozen=True)

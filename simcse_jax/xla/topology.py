@@ -5,98 +5,24 @@ import importlib.util
 import math
 import os
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import jax
 from jax.experimental import topologies
 
 from simcse_jax.errors import InputError, reason
+from simcse_jax.xla.chips import CHIPS, Chip
 
-TERA, GIGA, GIB = 1e12, 1e9, 2**30
-
-
-@dataclass(frozen=True)
-class Chip:
-    """The capacities of one device, by its maker. Rates are peaks, per second."""
-
-    flops: dict[str, float]
-    """FLOPs by the arithmetic of a matrix product, as `flops.matrix_flops` names it."""
-    memory: int
-    """Bytes that a program can use."""
-    bandwidth: float
-    """Bytes to and from that memory."""
-    interconnect: float
-    """Bytes that the device sends over all its links to its neighbours."""
-    links: int = 1
-    """Number of these links; one permute uses one."""
-    network: float = 0.0
-    """Bytes that the device sends to other nodes, where there are several."""
-    compiler: dict[str, Any] = field(default_factory=dict)
-    """Description of the device for the compiler."""
-
-
-def _tpu(bfloat16: float, **figures: Any) -> Chip:
-    # A float32 product takes one pass in bfloat16 by default, six at Precision.HIGHEST.
-    return Chip({"bfloat16": bfloat16, "float32": bfloat16, "float32 highest": bfloat16 / 6}, **figures)
-
-
-def _hopper(memory: int, bandwidth: float, name: str) -> Chip:
-    # NVIDIA's H100 and H200 datasheets, SXM: dense bfloat16, TF32 (the default for float32) and float32; NVLink
-    # 900 GB/s both ways. Other nodes: one 400 Gb/s adapter per GPU, as in a DGX. JAX takes three quarters of the memory
-    # by default.
-    compiler = {"name": name, "device_memory_size": memory, "memory_bandwidth": int(bandwidth)}
-    return Chip(
-        {"bfloat16": 989.4 * TERA, "float32": 494.7 * TERA, "float32 highest": 66.9 * TERA},
-        memory=memory * 3 // 4,
-        bandwidth=bandwidth,
-        interconnect=450 * GIGA,
-        network=50 * GIGA,
-        compiler=compiler,
-    )
-
-
-# TPU: cloud.google.com/tpu/docs, one page per chip (v4, v5e, v5p, v6e); half of the bidirectional interconnect
-# bandwidth per chip. Memory is XLA's own limit for a program, of the 32, 16, 95 and 32 GB.
-CHIPS = {
-    "v4": _tpu(
-        275 * TERA,
-        memory=int(30.75 * GIB),
-        bandwidth=1228 * GIGA,
-        interconnect=300 * GIGA,
-        links=6,
-        compiler={"chip_config_name": "megacore"},  # the two cores of a chip are one device, as on a v4 machine
-    ),
-    "v5e": _tpu(197 * TERA, memory=int(15.75 * GIB), bandwidth=819 * GIGA, interconnect=200 * GIGA, links=4),
-    "v5p": _tpu(459 * TERA, memory=int(95.73 * GIB), bandwidth=2765 * GIGA, interconnect=600 * GIGA, links=6),
-    "v6e": _tpu(918 * TERA, memory=int(31.24 * GIB), bandwidth=1640 * GIGA, interconnect=400 * GIGA, links=4),
-    "h100": _hopper(85_520_809_984, 3350 * GIGA, "NVIDIA H100 80GB HBM3"),
-    "h200": _hopper(151_397_597_184, 4800 * GIGA, "NVIDIA H200"),
-}
-
-# What JAX calls the devices of a chip. Other cards of the name H100, such as PCIe's, are slower and not known here.
-_KINDS = {
-    **{"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p"},
-    **{"TPU v6 lite": "v6e", "TPU v6e": "v6e", "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200"},
-}
-
-
-def chip_of(device_kind: str) -> Chip | None:
-    """The chip of a device by its name in JAX; None where its peaks are not known, as for a CPU."""
-    return CHIPS.get(_KINDS.get(device_kind, ""))
-
-
-# XLA's description of a Hopper GPU (GpuTargetConfigProto): NVIDIA's figures of compute capability 9.0 and of the
-# SXM cards.
-_HOPPER_TARGET = """
+# XLA's description of a GPU (GpuTargetConfigProto).
+_GPU_TARGET = """
 gpu_device_info {{
-  cuda_compute_capability {{ major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }}
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 l2_cache_size: 52428800
-  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {extension} }}
+  core_count: {cores} fpus_per_core: {units} clock_rate_ghz: {clock} l2_cache_size: {cache}
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: {threads}
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: {of_block} shared_memory_per_core: {shared}
   registers_per_block_limit: 65536 registers_per_core_limit: 65536
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  device_memory_size: {device_memory_size} memory_bandwidth: {memory_bandwidth}
+  device_memory_size: {memory} memory_bandwidth: {bandwidth}
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 }}
@@ -111,8 +37,10 @@ class Topology:
     name: str
     kind: str
     """`cpu`, or a key of `CHIPS`."""
+    slices: int
+    """TPU slices, or nodes of GPUs: within one, devices reach each other over the interconnect."""
     shape: tuple[int, ...]
-    """Chips along each axis of a TPU slice; nodes and GPUs per node; or CPU devices."""
+    """Chips along each axis of a TPU slice; GPUs of a node; or CPU devices."""
 
     @property
     def chip(self) -> Chip | None:
@@ -121,33 +49,35 @@ class Topology:
 
     @property
     def node(self) -> int:
-        """Number of devices that reach each other over the interconnect: one GPU node's, or a whole TPU slice's."""
-        return math.prod(self.shape[1:] if self.kind.startswith("h") else self.shape)
-
-    @property
-    def compiler_options(self) -> dict[str, Any]:
-        """XLA's options to compile for devices that this machine lacks."""
-        # Autotuning runs candidates on the device; untuned, XLA's own matrix products refuse some small shapes, cuBLAS
-        # takes them all.
-        return {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False} if self.kind.startswith("h") else {}
+        """Devices of one slice or node."""
+        return math.prod(self.shape) * (self.chip.cores if self.chip else 1)
 
 
 def parse_topology(name: str) -> Topology:
-    """Reads a name such as v5e:16x16, v4:4x4x4, h200:8 (one node), h200:4x8 (four nodes of 8) or cpu:8.
+    """Reads a name such as v5e:16x16, 2xv5e:16x16 (two slices), h200:8 (one node), h200:4x8 (four of 8) or cpu:8.
 
     Raises:
       InputError: any other name.
     """
-    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
-    kind, shape = (match[1], tuple(int(n) for n in match[2].split("x"))) if match else ("", ())
-    axes = {"cpu": (1,), "h100": (1, 2), "h200": (1, 2), "v4": (3,), "v5p": (3,), "v5e": (2,), "v6e": (2,)}
-    gpus = kind.startswith("h")
-    if kind not in axes or len(shape) not in axes[kind] or 0 in shape or (gpus and shape[-1] > 8):
+    match = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)", name)
+    slices, kind, shape = (int(match[1] or 1), match[2], tuple(map(int, match[3].split("x")))) if match else (0, "", ())
+    chip = CHIPS.get(kind)
+    if chip and chip.gpu and slices == 1 and len(shape) == 2:
+        slices, shape = shape[0], shape[1:]
+    if chip is None:
+        known = kind == "cpu" and slices == 1 and len(shape) == 1
+    elif chip.gpu:
+        known = len(shape) == 1 and shape[0] <= 8 and (slices == 1 or chip.network > 0)
+    else:
+        known = len(shape) == chip.axes
+    if not known or 0 in (slices, *shape):
+        tpus, gpus = (", ".join(n for n, c in CHIPS.items() if c.gpu is gpu) for gpu in (False, True))
         raise InputError(
-            f"topology '{name}' is not known: give a TPU slice (v5e:16x16, v6e:8x8, v4:4x4x4, v5p:4x4x8), GPUs (h100:8 "
-            "or h200:8 for one node of at most 8, h200:4x8 for four nodes) or cpu:N"
+            f"topology '{name}' is not known: give a TPU slice (v5e:16x16, v4:4x4x4; of {tpus}) or several "
+            f"(2xv5e:16x16), GPUs (h200:8 for one node of at most 8, h200:4x8 for four; of {gpus}, which has one node "
+            "only) or cpu:N"
         )
-    return Topology(name, kind, (1, *shape) if gpus and len(shape) == 1 else shape)
+    return Topology(name, kind, slices, shape)
 
 
 def prepare_process(wanted: list[Topology]) -> None:
@@ -171,7 +101,7 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     """
     if topology.kind == "cpu":
         return _cpu_devices(topology)
-    gpu = topology.kind.startswith("h")
+    gpu = topology.chip is not None and topology.chip.gpu
     package, extra = ("jax_cuda13_plugin", "gpu-compiler") if gpu else ("libtpu", "tpu-compiler")
     if importlib.util.find_spec(package) is None:
         raise InputError(
@@ -210,7 +140,10 @@ def _tpus(topology: Topology) -> list[jax.Device]:
     shape = "x".join(map(str, topology.shape))
     assert topology.chip
     found = topologies.get_topology_desc(
-        platform="tpu", topology_name=f"{topology.kind}:{shape}", **topology.chip.compiler
+        platform="tpu",
+        topology_name=f"{topology.kind}:{shape}",
+        **({"num_slices": topology.slices} if topology.slices > 1 else {}),
+        **topology.chip.compiler,
     )
     return list(found.devices)
 
@@ -218,12 +151,12 @@ def _tpus(topology: Topology) -> list[jax.Device]:
 def _gpus(topology: Topology) -> list[jax.Device]:
     # The plugin asks for CUDA's run-time libraries, which compiling does not need.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    nodes, gpus = topology.shape
+    (gpus,) = topology.shape
     assert topology.chip
     found = topologies.get_topology_desc(
         platform="cuda",
         topology_name="",
-        topology=f"1x{nodes}x{gpus}",
-        target_config=_HOPPER_TARGET.format(**topology.chip.compiler),
+        topology=f"1x{topology.slices}x{gpus}",
+        target_config=_GPU_TARGET.format(**topology.chip.compiler),
     )
     return list(found.devices)

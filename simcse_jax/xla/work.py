@@ -81,7 +81,7 @@ def _is_free(i: Instruction) -> bool:
 
 
 def _launches(i: Instruction) -> int:
-    beside = i.opcode in ("copy-start", "slice-start")
+    beside = i.opcode in ("copy-start", "slice-start", "send", "recv")
     number = i.opcode != "fusion" and all(math.prod(array.shape) == 1 for array in i.arrays)
     return int(not beside and not number)
 
@@ -92,6 +92,8 @@ def _moved(program: Program, i: Instruction, given: dict[str, Instruction]) -> i
     if i.opcode == "copy-start":
         arrays = arrays[:2]  # what is written, and what is read
         return sum(array.bytes for array in arrays if not array.space)
+    if i.opcode in ("send", "recv"):
+        return arrays[0].bytes  # the rest is data for the backend
     if i.opcode == "slice-start":
         # A tuple of the operands, the result, and data for the backend.
         result = arrays[len(i.operands)]
