@@ -438,6 +438,9 @@ def test_table_of_several_slices() -> None:
     assert "2xv5e:4x4, batch 1,024, mesh dcn 2 × data 16 × fsdp 1: collectives per step" in lines
     assert "  a device sends by ICI 7.500 MB in 37.50 ms, by DCN 1.000 MB in 0.32 ms or more" in lines
     assert [line.rsplit(" by ", 1)[1] for line in lines[-2:]] == ["ICI", "DCN"]
+    written = known.to_dict()
+    assert written["networks"]["DCN"] == {"bytes": 1e6, "seconds": 0.00032}
+    assert written["collectives"][1]["networks"] == {"ICI": 0, "DCN": 4}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -40,7 +40,8 @@ class PlanCommand(Configured):
     config_file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
     """Python file that defines `config`, or the name of a config that comes with the package."""
     topology: tuple[str, ...] = ()
-    """TPU slices (v5e:16x16, v4:4x4x4), GPUs (h200:8 is one node, h200:4x8 four nodes of 8) or cpu:8."""
+    """TPU slices (v5e:16x16, v4:4x4x4), several alike (2xv5e:16x16), GPUs (h200:8 is one node, h200:4x8 four nodes of
+    8) or cpu:8."""
     columns: int | None = None
     """Sentences per example; by default the number of data.columns, or 1 for .txt files."""
     json: Path | None = None

@@ -131,7 +131,10 @@ class Plan:
         """All figures as plain JSON values."""
         figures = dataclasses.asdict(self)
         for collective, values in zip(self.collectives, figures["collectives"], strict=True):
+            del values["pairs"]
+            by = collective.by_network(self.devices // self.slices)
             values |= {"group": len(collective.group), "sent": collective.sent}
+            values["networks"] = dict(zip(self.networks, by, strict=False))
         derived = ("fits", "step_seconds", "pairs_per_second", "sent")
         figures |= {name: getattr(self, name) for name in derived}
         result: dict[str, Any] = json.loads(json.dumps(figures))
