@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -197,21 +198,26 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
         text_columns=columns,
         guide_width=_encoder_config(guide, "objective.negatives.guide").hidden_size if guide else 0,
     )
+    options = dict(target.chip.options) if target.chip else {}
     started = time.monotonic()
-    try:
-        step = fit_step(
-            spec,
-            limit,
-            compiler_options=target.chip.options if target.chip else None,
-            # JAX's cache can store a program for a device that is not here, but not load it.
-            context=without_cache if target.chip else contextlib.nullcontext,
-        )
-    except jax.errors.JaxRuntimeError as error:
-        raise InputError(f"the compiler of {target.name} refuses the step: {reason(error)}") from error
+    with tempfile.TemporaryDirectory() as dump:
+        if target.chip and target.chip.sparse_cores:
+            options |= {"xla_dump_to": dump, "xla_dump_hlo_as_text": True}
+        try:
+            step = fit_step(
+                spec,
+                limit,
+                compiler_options=options or None,
+                # JAX's cache can store a program for a device that is not here, but not load it.
+                context=without_cache if target.chip else contextlib.nullcontext,
+            )
+        except jax.errors.JaxRuntimeError as error:
+            raise InputError(f"the compiler of {target.name} refuses the step: {reason(error)}") from error
+        seconds = time.monotonic() - started
+        program = parse(_text(step.executable, Path(dump))) if step.executable else None
     if step.flops is None:
         raise InputError(f"the loss {config.objective.loss} has a loop of unknown length: its FLOPs cannot be counted")
     flops = {kind: count / mesh.size for kind, count in step.flops.items()}
-    program = parse(step.executable.as_text() or "") if step.executable else None
     found = tuple(collectives(program)) if program else ()
     networks = traffic(target, found) if step.memory else {}
     return Plan(
@@ -223,7 +229,7 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
         columns=columns,
         micro_batch=step.micro_batch,
         tiled=uses_tiles(config, mesh, columns),
-        compile_seconds=time.monotonic() - started,
+        compile_seconds=seconds,
         memory=step.memory,
         memory_needed=step.needed,
         memory_limit=limit,
@@ -235,6 +241,17 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
         slices=target.slices,
         networks=networks,
     )
+
+
+def _text(executable: jax.stages.Compiled, dump: Path) -> str:
+    """The text of a program. What calls SparseCores JAX 0.10 cannot read, but its compiler has written it to `dump`."""
+    try:
+        return executable.as_text() or ""
+    except jax.errors.JaxRuntimeError:
+        written = sorted(dump.glob("*.after_optimizations.txt"), key=lambda path: path.stat().st_mtime_ns)
+        if not written:
+            raise
+        return written[-1].read_text()
 
 
 def _columns(config: Config) -> int:

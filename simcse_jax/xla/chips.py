@@ -29,6 +29,8 @@ class Chip:
     axes: int = 2
     """Axes of a slice of TPUs."""
     gpu: bool = False
+    sparse_cores: bool = False
+    """Whether a TPU has cores besides for gathers and sums."""
     compiler: dict[str, Any] = field(default_factory=dict)
     """Description of the device for the compiler."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -98,14 +100,6 @@ def _gpu(
 
 _NVLINK_4, _PCIE_4, _NDR = ("NVLink", 450.0), ("PCIe", 32.0), ("InfiniBand", 50.0)
 
-# JAX 0.10 cannot read a program's text with what a TPU7x hands to its SparseCores, so a plan has it on the TensorCores.
-_ON_SPARSE_CORES = (
-    "xla_tpu_enable_offloading_scatter_to_sparsecore",
-    "xla_tpu_enable_sparse_core_collective_offload_all_gather",
-    "xla_tpu_enable_sparse_core_collective_offload_all_reduce",
-    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter",
-)
-
 # TPU: docs.cloud.google.com/tpu/docs, one page per chip (v4, v5e, v5p, v6e, tpu7x); half of the bidirectional
 # interconnect bandwidth per chip. Memory is XLA's own limit for a program. DCN: the network per chip, or per pod (6.4
 # and 25.6 Tb/s) over its 256 chips; of v4, for which no page has it, 200 Gb/s per host of four
@@ -122,6 +116,7 @@ CHIPS = {
         interconnect=300 * GIGA,
         links=6,
         axes=3,
+        sparse_cores=True,
         compiler={"chip_config_name": "megacore"},  # the two cores of a chip are one device, as on a v4 machine
     ),
     "v5e": _tpu(197 * TERA, 25.0, memory=int(15.75 * GIB), bandwidth=819 * GIGA, interconnect=200 * GIGA, links=4),
@@ -132,8 +127,17 @@ CHIPS = {
         interconnect=600 * GIGA,
         links=6,
         axes=3,
+        sparse_cores=True,
     ),
-    "v6e": _tpu(918 * TERA, 100.0, memory=int(31.24 * GIB), bandwidth=1640 * GIGA, interconnect=400 * GIGA, links=4),
+    "v6e": _tpu(
+        918 * TERA,
+        100.0,
+        memory=int(31.24 * GIB),
+        bandwidth=1640 * GIGA,
+        interconnect=400 * GIGA,
+        links=4,
+        sparse_cores=True,
+    ),
     "tpu7x": _tpu(
         *(2307 / 2 * TERA, 50.0),
         memory=int(94.74 * GIB),
@@ -142,7 +146,7 @@ CHIPS = {
         links=3,
         cores=2,
         axes=3,
-        options=dict.fromkeys(_ON_SPARSE_CORES, False),
+        sparse_cores=True,
     ),
     "a100": _gpu(
         *("NVIDIA A100-SXM4-80GB", (8, 0), (312.0, 156.0, 19.5), 85_100_068_864, 2039.0),
