@@ -214,7 +214,7 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
         except jax.errors.JaxRuntimeError as error:
             raise InputError(f"the compiler of {target.name} refuses the step: {reason(error)}") from error
         seconds = time.monotonic() - started
-        program = parse(_text(step.executable, Path(dump))) if step.executable else None
+        program = parse(text_of(step.executable, Path(dump))) if step.executable else None
     if step.flops is None:
         raise InputError(f"the loss {config.objective.loss} has a loop of unknown length: its FLOPs cannot be counted")
     flops = {kind: count / mesh.size for kind, count in step.flops.items()}
@@ -243,7 +243,7 @@ def plan(config: Config, topology: str, columns: int | None = None) -> Plan:
     )
 
 
-def _text(executable: jax.stages.Compiled, dump: Path) -> str:
+def text_of(executable: jax.stages.Compiled, dump: Path) -> str:
     """The text of a program. What calls SparseCores JAX 0.10 cannot read, but its compiler has written it to `dump`."""
     try:
         return executable.as_text() or ""
