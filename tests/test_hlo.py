@@ -71,6 +71,43 @@ def test_groups(groups: str, group: tuple[int, ...]) -> None:
     assert c.group == group
 
 
+@pytest.mark.parametrize(
+    ("transfer", "target", "kind", "size", "group", "networks"),
+    [
+        ("ALL_REDUCE", '"{1,2}x{0:7}"', "all-reduce", 4, (0, 8), (0, 4)),
+        ("ALL_REDUCE", '"{1:4}x{0:7}"', "all-reduce", 4, (0, 8, 16, 24), (0, 6)),
+        ("ALL_GATHER", '"{1,2}x{0:7}"', "all-gather", 4, (0, 8), (0, 2)),
+        ("REDUCE_SCATTER", '"{1,2}x{0:7}"', "reduce-scatter", 8, (0, 8), (0, 4)),
+        ("ALL_TO_ALL", "{{100000,100001,200000,200001}}", "all-to-all", 4, (0, 8), (0, 2)),
+        ("ONE_TO_ONE", "{{100000->200000},{200003->100003}}", "collective-permute", 4, (0, 3 + 8, 8, 3), (0, 4)),
+    ],
+)
+def test_what_slices_exchange(
+    transfer: str, target: str, kind: str, size: int, group: tuple[int, ...], networks: tuple[float, float]
+) -> None:
+    """A TPU sends to other slices through its host; `size` and `networks` in units of 3 kB, the array on a device."""
+    attributes = f'frontend_attributes={{_xla_megascale_target={target},_xla_megascale_transfer_type="{transfer}"}}'
+    (c,) = read(
+        "%token = token[] after-all()",
+        f"%send = (f32[4,768]{{1,0}}, u32[], token[]) send(%p, %token), channel_id=2, {attributes}",
+        f"%recv = (f32[4,768]{{1,0}}, u32[], token[]) recv(%token), channel_id=1, {attributes}",
+        "%work = f32[4,768]{1,0} tanh(%p)",
+        "%done = (f32[4,768]{1,0}, token[]) recv-done(%recv), channel_id=1",
+    )
+    assert (c.kind, c.group, c.count, c.overlapped) == (kind, tuple(sorted(group)), 1, True)
+    assert c.bytes == size * 768 * 4
+    assert c.by_network(8) == tuple(n * 768 * 4 for n in networks)
+
+
+def test_a_permute_may_use_both_networks() -> None:
+    """The last of each four sends to the next four, the others to their neighbours."""
+    pairs = ",".join(f"{{{i},{(i + 1) % 8}}}" for i in range(8))
+    (c,) = read(f"%q = f32[4,768]{{1,0}} collective-permute(%p), source_target_pairs={{{pairs}}}")
+    assert c.by_network(8) == (c.bytes, 0)
+    assert c.by_network(4) == (c.bytes, c.bytes)
+    assert c.by_network(1) == (0, c.bytes)
+
+
 def test_one_device_sends_nothing() -> None:
     assert read("%r = f32[] all-reduce(%p), replica_groups={{0},{1}}, to_apply=%add") == []
 
