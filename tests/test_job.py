@@ -82,12 +82,13 @@ def test_compilers_know_their_presets(topology: str, package: str) -> None:
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package}, which compiles for {topology}, is not installed")
     target = parse_topology(topology)
+    assert target.chip
     mesh = make_mesh(devices=devices_of(target))
     x = jax.ShapeDtypeStruct((8 * mesh.size, 128), jnp.float32, sharding=batch_sharding(mesh))
     whole: NamedSharding = replicated(mesh)
     traced = jax.jit(lambda x: (x @ x.T).sum(0), out_shardings=whole).lower(x)
     preset = compiler_options(mesh, preset=True)
     assert preset == PRESETS[mesh.devices.flat[0].platform]
-    traced.compile(compiler_options=target.compiler_options | preset)
+    traced.compile(compiler_options=target.chip.options | preset)
     with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
-        traced.compile(compiler_options=target.compiler_options | {f"{next(iter(preset))}_": True})
+        traced.compile(compiler_options=target.chip.options | {f"{next(iter(preset))}_": True})
