@@ -2,12 +2,13 @@
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.tree_util import keystr
 from jax.tree_util import tree_leaves_with_path as leaves_with_path
 
@@ -16,8 +17,9 @@ from simcse_jax.config.values import check_types
 from simcse_jax.errors import InputError
 from simcse_jax.runs.folder import read_results, writing_to
 from simcse_jax.runs.quiet import no_root_handler
-from simcse_jax.storage.files import to_disk
+from simcse_jax.storage.files import Place, is_remote, to_disk
 from simcse_jax.storage.manifest import MANIFEST, Damage, faults, is_on, read_manifest, write_manifest
+from simcse_jax.storage.objects import COMMITTED, move, readable
 from simcse_jax.storage.records import parse_json, read_bounded
 
 with no_root_handler():
@@ -42,13 +44,14 @@ class Progress:
     """Number of evaluations since the best."""
 
 
-def checkpoint_folders(run: Path) -> dict[int, Path]:
-    """The folder of each checkpoint of a run by its step, ascending."""
-    folders = [path for path in (run / "checkpoints").glob("*") if path.name.isdecimal() and path.is_dir()]
+def checkpoint_folders(run: Place) -> dict[int, Place]:
+    """The folder of each checkpoint of a run by its step, ascending; on gs://, of each that was written to the end."""
+    found = [path for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
+    folders = [path for path in found if ((path / COMMITTED).exists() if is_remote(path) else path.is_dir())]
     return {int(path.name): path for path in sorted(folders, key=lambda path: int(path.name))}
 
 
-def read_progress(folder: Path) -> Progress:
+def read_progress(folder: Place) -> Progress:
     """The progress stored with a checkpoint, read without its arrays.
 
     Raises:
@@ -74,7 +77,7 @@ def read_progress(folder: Path) -> Progress:
         raise Damage(f"{_METADATA} cannot be read") from error
 
 
-def record_of(folder: Path) -> dict[str, Any]:
+def record_of(folder: Place) -> dict[str, Any]:
     """What is noted of a run at one of its checkpoints; {} for a checkpoint of an earlier version.
 
     `run` is the digest of run.json, `log` what `MetricsLog.record` gives, and `parts` has for each part of the run the
@@ -87,7 +90,7 @@ def record_of(folder: Path) -> dict[str, Any]:
     return record
 
 
-def check_whole(folder: Path, items: tuple[str, ...] = ()) -> Progress:
+def check_whole(folder: Place, items: tuple[str, ...] = ()) -> Progress:
     """Compares a checkpoint with its manifest; one written before there were manifests is taken as it is.
 
     Args:
@@ -106,7 +109,7 @@ def check_whole(folder: Path, items: tuple[str, ...] = ()) -> Progress:
     return progress
 
 
-def faults_of(folder: Path, items: tuple[str, ...] = ()) -> list[str]:
+def faults_of(folder: Place, items: tuple[str, ...] = ()) -> list[str]:
     """The differences between a checkpoint whose progress can be read and its manifest; see `check_whole`."""
     if not (folder / MANIFEST).exists():
         return []
@@ -116,7 +119,7 @@ def faults_of(folder: Path, items: tuple[str, ...] = ()) -> list[str]:
     return faults(folder, lambda name: not items or name.split("/")[0] in items)
 
 
-def settings_digest(run: Path) -> str:
+def settings_digest(run: Place) -> str:
     """The digest of run.json as it was written; "" for a run without a manifest."""
     try:
         return str(read_manifest(run)["files"]["run.json"][1])
@@ -124,7 +127,7 @@ def settings_digest(run: Path) -> str:
         return ""
 
 
-def none_whole(run: Path, damaged: dict[int, str]) -> InputError:
+def none_whole(run: Place, damaged: dict[int, str]) -> InputError:
     """The error for a run whose checkpoints are all damaged."""
     problems = "; ".join(f"step {step}: {problem}" for step, problem in sorted(damaged.items()))
     return InputError(
@@ -132,8 +135,12 @@ def none_whole(run: Path, damaged: dict[int, str]) -> InputError:
     )
 
 
-def set_damaged_aside(run: Path) -> list[str]:
+def set_damaged_aside(run: Path, store: Place | None = None) -> list[str]:
     """Moves the damaged checkpoints of a run, and damaged results, into its folder `damaged`.
+
+    Args:
+      run: the run folder.
+      store: the place of its checkpoints, where that is another.
 
     Returns:
       A line about each.
@@ -142,18 +149,18 @@ def set_damaged_aside(run: Path) -> list[str]:
       InputError: something is damaged and no checkpoint is whole, and nothing was moved; or the folder cannot be
         written.
     """
-    whole, damaged = [], {}
-    for step, folder in checkpoint_folders(run).items():
+    whole, damaged, place_of_all = [], {}, store or run
+    for step, folder in checkpoint_folders(place_of_all).items():
         try:
             check_whole(folder)
             whole.append(step)
         except Damage as damage:
             damaged[step] = str(damage)
     if damaged and not whole:
-        raise none_whole(run, damaged)
+        raise none_whole(place_of_all, damaged)
     lines = []
     for step, problem in damaged.items():
-        place = _set_aside(run, run / "checkpoints" / str(step))
+        place = _set_aside(place_of_all, place_of_all / "checkpoints" / str(step))
         lines.append(
             f"the checkpoint of step {step} is damaged ({problem}) and now in {place}: "
             f"the newest whole one is that of step {max(whole)}"
@@ -171,37 +178,49 @@ def set_damaged_aside(run: Path) -> list[str]:
     return lines
 
 
-def _set_aside(run: Path, damaged: Path) -> Path:
+def _set_aside(run: Place, damaged: Place) -> Place:
     """Moves a file or folder into the run's folder `damaged`, and gives its place there."""
     place = run / "damaged" / damaged.name
-    with writing_to(run):
+    with readable(run) if is_remote(run) else writing_to(run):
         while place.exists():
             place = place.with_name(f"{place.name}+")
-        place.parent.mkdir(exist_ok=True)
-        damaged.rename(place)
+        move(damaged, place)
     return place
 
 
 class Checkpoints:
     """The checkpoints of one run folder: written asynchronously, each complete or absent.
 
-    Opening them for writing, `save`, `wait` and `close` raise `InputError` where the system refuses to write.
+    Opening them for writing, `save`, `wait` and `close` raise `InputError` where the system or the store refuses to
+    write.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
-        """Opens `folder/checkpoints`, creates it if absent, and removes the remains of interrupted writes.
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        store: Place | None = None,
+        secure: Callable[[], None] | None = None,
+    ) -> None:
+        """Opens the folder `checkpoints`, creates it if absent, and removes the remains of interrupted writes.
 
         Args:
           folder: the run folder.
           config: the settings: how many checkpoints to keep.
+          store: the place of the run on gs://, where all processes write its checkpoints; else they are in `folder`.
+          secure: called before a checkpoint is begun on a store, and before any becomes one: puts the log, of whose
+            lines the checkpoint has the digest, where it outlives the process, or raises an error, for no checkpoint to
+            be written. By default it writes the log to disk.
         """
-        self._run, self._folder = folder, (folder / "checkpoints").resolve()
+        self._run, self._store = folder, store
+        self._folder = store / "checkpoints" if store else (folder / "checkpoints").resolve()
+        self._secure = secure or self._log_to_disk
         self._best: int | None = None
         self._saving: dict[str, Any] = {}
         context = ocp.Context()
         # A function of its own, because orbax copies what it is given, and with a method the object.
         context.asynchronous.post_finalization_callback = lambda: self._write_manifest()
-        with writing_to(folder):
+        with self._writing():
             self._checkpointer = ocp.training.Checkpointer(
                 self._folder,
                 context=context,
@@ -233,10 +252,13 @@ class Checkpoints:
           record: see `record_of`.
         """
         self._best = progress.best_step
-        with writing_to(self._run):
+        with self._writing():
             self._checkpointer.wait()
             self._saving = {"step": step, **asdict(progress), "record": record or {}}
-            if not self._folder.is_dir():  # orbax would make it again, without the rest of the run
+            if self._store:
+                if jax.process_index() == 0:
+                    self._secure()
+            elif not self._folder.is_dir():  # orbax would make it again, without the rest of the run
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
             self._checkpointer.save_checkpointables_async(
                 step,
@@ -247,24 +269,35 @@ class Checkpoints:
             )
 
     def _write_manifest(self) -> None:
-        """Writes the manifest of a checkpoint whose files are there, just before orbax gives it its name."""
-        if (log := self._run / "metrics.jsonl").exists():  # of whose lines the record has the digest
-            to_disk(log)
-        partial = next(self._folder.glob(f"{self._saving['step']}.orbax-checkpoint-tmp*"))
+        """Writes the manifest of a checkpoint whose files are there, just before orbax makes it one.
+
+        orbax calls it on process 0, once all processes have written, and then renames the folder or, on a store, writes
+        `COMMITTED`.
+        """
+        step = self._saving["step"]
+        partial = self._folder / str(step) if self._store else next(self._folder.glob(f"{step}.orbax-checkpoint-tmp*"))
         write_manifest(partial, self._saving, without=[_METADATA])  # orbax still writes this one
+        self._secure()
+
+    def _log_to_disk(self) -> None:
+        if (log := self._run / "metrics.jsonl").exists():
+            to_disk(log)
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return readable(self._store) if self._store else writing_to(self._run)
 
     def wait(self) -> None:
-        """Waits until everything saved is on disk."""
-        with writing_to(self._run):
+        """Waits until everything saved is on disk, or on the store."""
+        with self._writing():
             self._checkpointer.wait()
 
     def close(self) -> None:
         """Waits and releases the writer."""
-        with writing_to(self._run):
+        with self._writing():
             self._checkpointer.close()
 
 
-def restore(folder: Path, items: Items) -> Items:
+def restore(folder: Place, items: Items) -> Items:
     """Reads the named trees of a checkpoint, whatever mesh wrote them.
 
     Args:
@@ -274,7 +307,7 @@ def restore(folder: Path, items: Items) -> Items:
     Raises:
       InputError: the parameters have other shapes in the checkpoint.
     """
-    place = folder.resolve()  # orbax takes absolute paths alone
+    place = folder if is_remote(folder) else folder.resolve()  # orbax takes absolute paths alone
     # Of the parameters alone: a reader needs no more, and the rest may be damaged.
     stored, wanted = ocp.metadata(place, checkpointable_name="params").metadata, items.get("params", {})
     shapes, asked = ({keystr(path): x.shape for path, x in leaves_with_path(tree)} for tree in (stored, wanted))
@@ -288,10 +321,12 @@ def restore(folder: Path, items: Items) -> Items:
 
 
 @contextmanager
-def open_checkpoints(folder: Path, config: CheckpointConfig) -> Iterator[Checkpoints]:
+def open_checkpoints(
+    folder: Path, config: CheckpointConfig, store: Place | None = None, secure: Callable[[], None] | None = None
+) -> Iterator[Checkpoints]:
     """`Checkpoints` that are closed at the end."""
     with no_root_handler():
-        checkpoints = Checkpoints(folder, config)
+        checkpoints = Checkpoints(folder, config, store, secure)
         try:
             yield checkpoints
         finally:

@@ -27,6 +27,7 @@ from simcse_jax.pretrained.prompts import ABOUT_FILE, read_about
 from simcse_jax.pretrained.tokenizers import save_tokenizer
 from simcse_jax.runtime.provenance import provenance
 from simcse_jax.storage.files import (
+    Place,
     check_new_folder,
     check_readable,
     check_writable_folder,
@@ -62,6 +63,13 @@ class Run:
     data_fingerprint: str
     contents: dict[str, Any] = field(default_factory=dict)
     """Digests of what settings named when the run began, by setting; runs of earlier versions have none."""
+    store: Place | None = None
+    """The place on gs:// where the run's checkpoints are, if they are not in the folder."""
+
+    @property
+    def root(self) -> Place:
+        """The place of the folder `checkpoints`."""
+        return self.store or self.folder
 
     @property
     def model_folder(self) -> Path:

@@ -16,7 +16,8 @@ from typing import Any
 import xxhash
 
 from simcse_jax.errors import InputError, reason
-from simcse_jax.storage.files import finite, inside, new_file, to_disk
+from simcse_jax.storage.files import Place, finite, inside, is_remote, new_file, to_disk
+from simcse_jax.storage.objects import find_objects, open_store
 from simcse_jax.storage.records import parse_json, read_bounded, read_record
 
 MANIFEST = "manifest.json"
@@ -34,7 +35,7 @@ def is_on() -> bool:
     return os.environ.get(VERIFY) != "0"
 
 
-def digest(path: Path) -> str:
+def digest(path: Place) -> str:
     """The xxh3-128 digest of a file, as 32 hexadecimal digits."""
     with path.open("rb") as file:  # read, not mapped: what the disk cannot give would end the process
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
@@ -44,15 +45,18 @@ def _seal(content: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
-def write_sealed(file: Path, content: dict[str, Any]) -> None:
+def write_sealed(file: Place, content: dict[str, Any]) -> None:
     """Writes a JSON object with a digest of itself, `seal`, in one step that a power cut cannot undo by half."""
     content = finite(content)
+    text = json.dumps(content | {"seal": _seal(content)}, indent=2, allow_nan=False)
+    if is_remote(file):
+        file.write_text(text)
+        return
     with new_file(file) as partial:
-        text = json.dumps(content | {"seal": _seal(content)}, indent=2, allow_nan=False)
         partial.write_text(text, "utf-8")  # without a newline, so that none can be cut off
 
 
-def read_sealed(file: Path, required: bool = True, compared: bool = True) -> dict[str, Any]:
+def read_sealed(file: Place, required: bool = True, compared: bool = True) -> dict[str, Any]:
     """The object that `write_sealed` wrote, without its seal.
 
     Args:
@@ -79,12 +83,12 @@ def read_sealed(file: Path, required: bool = True, compared: bool = True) -> dic
     return found
 
 
-def _is_same_text(path: Path, expected: str) -> bool:
+def _is_same_text(path: Place, expected: str) -> bool:
     """Whether a file of JSON is as it was but for the line ends of Windows, which git gives the text that it copies."""
     return xxhash.xxh3_128_hexdigest(path.read_bytes().replace(b"\r\n", b"\n")) == expected
 
 
-def write_manifest(folder: Path, about: dict[str, Any], without: Iterable[str] = ()) -> None:
+def write_manifest(folder: Place, about: dict[str, Any], without: Iterable[str] = ()) -> None:
     """Writes the manifest of a folder, after all its files have reached the disk.
 
     Args:
@@ -92,14 +96,23 @@ def write_manifest(folder: Path, about: dict[str, Any], without: Iterable[str] =
       about: facts to keep with the digests, as JSON.
       without: names of files that still change.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.name not in (MANIFEST, *without))
-    files = [path for path in paths if path.is_file()]
+    sizes = _sizes(folder, {MANIFEST, *without})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = list(pool.map(digest, files))
-        list(pool.map(to_disk, [*paths, folder]))
-    names = (path.relative_to(folder).as_posix() for path in files)
-    content = {n: [p.stat().st_size, d] for n, p, d in zip(names, files, digests, strict=True)}
+        digests = list(pool.map(lambda name: digest(folder / name), sizes))
+    content = {name: [size, found] for (name, size), found in zip(sizes.items(), digests, strict=True)}
     write_sealed(folder / MANIFEST, {"about": about, "files": content})
+
+
+def _sizes(folder: Place, without: set[str]) -> dict[str, int]:
+    """The sizes of a folder's files by name, sorted, once a local folder has reached the disk."""
+    if is_remote(folder):
+        store, path = open_store(folder)
+        found = {name.removeprefix(f"{path}/"): about["size"] for name, about in find_objects(store, path).items()}
+        return {name: int(found[name]) for name in sorted(found) if name.split("/")[-1] not in without}
+    paths = sorted(path for path in folder.rglob("*") if path.name not in without)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(to_disk, [*paths, folder]))
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path.is_file()}
 
 
 _MADE = {"*": str}
@@ -135,7 +148,7 @@ def _check(content: dict[str, Any]) -> None:
         raise ValueError
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Place) -> dict[str, Any]:
     """The facts that a manifest keeps, `about`, and `files`: the size and digest of each.
 
     Raises:
@@ -150,7 +163,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def has_manifest(folder: Path) -> bool:
+def has_manifest(folder: Place) -> bool:
     """Whether a folder has a manifest of ours, be it damaged: not the manifest.json of another program."""
     try:
         content = parse_json(read_bounded(folder / MANIFEST))
@@ -162,7 +175,7 @@ def has_manifest(folder: Path) -> bool:
     return isinstance(content, dict) and len({"about", "files", "seal"} & content.keys()) > 1
 
 
-def faults(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
+def faults(folder: Place, wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
     """The differences between the files of a folder and its manifest. Files that it does not name do not matter.
 
     Args:
@@ -180,7 +193,8 @@ def faults(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> l
         try:
             if not (folder / name).is_file():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            actual = (folder / name).stat().st_size
+            about: Any = (folder / name).stat()
+            actual = about.length if is_remote(folder) else about.st_size
             if actual != size and not (name.endswith(".json") and _is_same_text(folder / name, expected)):
                 return f"{name} has {actual:,} bytes, not {size:,}"
             same = actual != size or digest(folder / name) == expected
@@ -188,13 +202,13 @@ def faults(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> l
         except PermissionError:
             raise
         except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+            return f"{name} cannot be read ({reason(error)})"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(filter(None, pool.map(fault, filter(wanted, files))))
 
 
-def verify(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
+def verify(folder: Place, wanted: Callable[[str], bool] = lambda name: True) -> None:
     """Raises `Damage` with the first of `faults`; does nothing where verification is off."""
     if is_on() and (found := faults(folder, wanted)):
         raise Damage(found[0])

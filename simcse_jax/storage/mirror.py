@@ -1,7 +1,10 @@
-"""A run on an object store: a local folder, which a thread copies there.
+"""A run on an object store: a local folder, which a thread of process 0 copies there.
 
 A store has no rename, no append and no lock. The manifest decides what the copy holds: it is an object that names all
 files of one consistent moment and is replaced in one step. It is made first, and then names no file.
+
+On gs:// the checkpoints are no part of the copy: all processes write them to the store, through orbax, and the copy is
+brought up to date before each is completed. So the store alone decides where the run stands; the folder is scratch.
 """
 
 import hashlib
@@ -17,7 +20,18 @@ from typing import Any
 
 from simcse_jax.errors import InputError, reason
 from simcse_jax.storage.files import is_remote, make_folder, write_text
-from simcse_jax.storage.objects import MANIFEST, find_objects, open_store, read_manifest, readable, url_of
+from simcse_jax.storage.guarded import Guarded
+from simcse_jax.storage.objects import (
+    MANIFEST,
+    find_objects,
+    is_mirrored,
+    native_place,
+    open_store,
+    parse_manifest,
+    read_manifest,
+    readable,
+    url_of,
+)
 
 _INTERVAL = 15.0  # seconds between copies
 _OWNER = ".owner"  # in the working folder: the owner that the manifest had when it was last copied from there
@@ -29,19 +43,22 @@ Stamp = tuple[int, int]
 """Size in bytes and time of the last change in nanoseconds, of a local file."""
 
 
-def working_folder(output: str, cache: str) -> Path:
-    """The local folder in which a run works: the run folder itself, or a folder in the cache for an object store."""
+def working_folder(output: str, cache: str, process: int = 0) -> Path:
+    """The local folder in which a run works: the run folder itself, or for an object store a folder in the cache.
+
+    Processes may share the cache, and each has a folder of its own there.
+    """
     if not is_remote(output):
         return Path(output).expanduser()
     url = url_of(output)
-    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(url.encode()).hexdigest()[:16] + (f"-{process}" if process else "")
     return Path(cache).expanduser().absolute() / "runs" / digest / url.rsplit("/", 1)[-1]
 
 
 def fetch_run(url: str, folder: Path) -> Manifest | None:
-    """Brings the working folder of a run to the state of the store, unless the store was last copied from this folder.
+    """Brings the working folder of a run to the state of the store.
 
-    In that case the folder is as new as the copy or newer.
+    On s3://, a folder that the store was last copied from stays as it is: it is as new as the copy or newer.
 
     Returns:
       The store's manifest, for `mirrored`; None where the store has no run.
@@ -53,7 +70,7 @@ def fetch_run(url: str, folder: Path) -> Manifest | None:
     store, path = open_store(url)
     with readable(url):
         manifest = read_manifest(store, path)
-        owner = _last_owner(folder)
+        owner = None if native_place(url) else _last_owner(folder)
         if manifest is None and find_objects(store, path):
             raise InputError(f"output {url} exists and is not a run of ours: choose another --output, or remove it")
         if manifest and manifest["owner"] == owner:
@@ -64,8 +81,10 @@ def fetch_run(url: str, folder: Path) -> Manifest | None:
                     f"the run that was copied to {url} is no longer there, but {folder} still has it: remove that "
                     f"folder to start again, or remove {folder / _OWNER} to continue the run"
                 )
+            if native_place(url) and folder.is_dir():
+                shutil.rmtree(folder)
             return manifest
-        wanted = {file: tuple(stamp) for file, stamp in manifest["files"].items()}
+        wanted = {file: tuple(stamp) for file, stamp in manifest["files"].items() if is_mirrored(file, url)}
         here = _stamps(folder)
         for file in here.keys() - wanted.keys():
             (folder / file).unlink()
@@ -123,9 +142,11 @@ class Mirror:
         """
         self._folder, self._url, self._echo = folder, url, echo
         self._store, self._path = open_store(url)
+        self._manifest, self._lock = Guarded(f"{url_of(url)}/{MANIFEST}"), threading.Lock()
         self._owner, self._claimed = secrets.token_hex(8), False
         self._fetched = fetched
-        self._sent: dict[str, Stamp] = {f: (s[0], s[1]) for f, s in fetched["files"].items()} if fetched else {}
+        stamps = fetched["files"].items() if fetched else ()
+        self._sent: dict[str, Stamp] = {f: (s[0], s[1]) for f, s in stamps if is_mirrored(f, url)}
         self._taken = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
@@ -157,28 +178,34 @@ class Mirror:
             between `fetch_run` and the first push.
         """
         try:
-            self._push()
+            for more in (True, True, False):
+                with suppress(*[FileNotFoundError] * more), self._lock:  # a file was removed during the copy
+                    self._push()
+                    return
         except InputError:
             raise
         except Exception as error:  # dozens of types of the store's package, as in `objects.readable`
             raise InputError(
                 f"{self._url} cannot be written ({reason(error)}); the run is in {self._folder} and is copied when "
                 "you run the same command again on this machine"
+                if not native_place(self._url)
+                else f"{self._url} cannot be written ({reason(error)}): check the network, credentials and rights, and "
+                "run the same command again; it continues from the last complete checkpoint"
             ) from error
 
     def _push(self) -> None:
-        stamps = _stamps(self._folder)
-        if self._claimed and stamps == self._sent:
-            return
-        manifest = read_manifest(self._store, self._path)
+        stamps, content = _stamps(self._folder), self._manifest.read()
+        manifest = None if content is None else parse_manifest(content, self._path)
         if not self._claimed and manifest != self._fetched:
             self._taken = True
             raise InputError(f"{self._url} has changed in the meantime: run the same command again")
         if self._claimed and (manifest is None or manifest["owner"] != self._owner):
             self._taken = True
             self.check()
-        if manifest is None:
-            self._fetched = self._put_manifest({})
+        if self._claimed and stamps == self._sent:
+            return
+        if not self._claimed and (manifest is None or native_place(self._url)):  # before any object is replaced
+            self._fetched = self._put_manifest(manifest["files"] if manifest else {})
         for file, stamp in stamps.items():
             if self._sent.get(file) == stamp:
                 continue
@@ -192,9 +219,11 @@ class Mirror:
             self._store.rm([file for file in gone if self._store.exists(file)])
         self._sent = stamps
 
-    def _put_manifest(self, files: dict[str, Stamp]) -> Manifest:
+    def _put_manifest(self, files: dict[str, Any]) -> Manifest:
         manifest = {"owner": self._owner, "files": files}
-        self._store.pipe_file(f"{self._path}/{MANIFEST}", json.dumps(manifest).encode())
+        if not self._manifest.write(json.dumps(manifest).encode()):
+            self._taken = True
+            self.check()
         if not self._claimed:
             write_text(self._folder / _OWNER, self._owner)
         return manifest
@@ -203,7 +232,8 @@ class Mirror:
         failed = False
         while not self._ended.wait(_INTERVAL) and not self._taken:
             try:
-                self._push()
+                with self._lock:
+                    self._push()
                 if failed:
                     self._echo(f"storage   {self._url} can be written again")
                 failed = False

@@ -20,6 +20,7 @@ from simcse_jax.errors import InputError, reason, room
 from simcse_jax.storage.files import (
     CACHE,
     REMOTE,
+    Place,
     check_new_folder,
     check_readable,
     expanded,
@@ -31,6 +32,8 @@ from simcse_jax.storage.records import parse_record
 
 MANIFEST = ".simcse_jax.json"
 """Name of the object that lists the files of a run on a store."""
+COMMITTED = "commit_success.txt"
+"""Name of the object by which orbax ends a checkpoint on gs://: a folder without it is none."""
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 
 
@@ -39,7 +42,8 @@ def local_path(name: str | Path, cache: str = CACHE) -> Path:
 
     A pipe, such as /dev/stdin, can be read once; its copy is removed when the process ends. Of an object store, the
     name of the copy in the cache follows from the size, checksum or version of the content, so that it is made once,
-    and again when the content changes. Of a run, the files that its manifest names are copied.
+    and again when the content changes. Of a run, the files that its manifest names are copied, and on gs:// its
+    checkpoints.
 
     Raises:
       InputError: nothing is there, or a run without a checkpoint; the store cannot be reached; or its package is not
@@ -52,18 +56,25 @@ def local_path(name: str | Path, cache: str = CACHE) -> Path:
         return _copy_of_stream(local) if is_stream or _OPEN.fullmatch(str(local)) else local
     store, path = open_store(name)
     with readable(name):
-        try:
-            found = _find_content(store, path, name)
-        except KeyError:  # a run was copied there after the objects were listed and before its manifest was read
-            found = _find_content(store, path, name)
-        keys = ("size", "ETag", "etag", "md5Hash", "generation", "created")
-        identity = [[file, *(str(about.get(key)) for key in keys)] for file, about in sorted(found.items())]
-        digest = hashlib.sha256(json.dumps([url_of(name), identity]).encode()).hexdigest()[:16]
-        folder = Path(cache).expanduser() / "remote" / digest
-        copy = folder / path.rsplit("/", 1)[-1]
-        if not folder.is_dir():
-            _copy(store, path, list(found), folder, name)
-    return copy
+        for more in (2, 1, 0):
+            try:
+                return _copy_of_objects(store, path, name, Path(cache).expanduser() / "remote")
+            except KeyError as error:  # a run that is trained has dropped a checkpoint meanwhile, or written another
+                if not more:
+                    raise FileNotFoundError(error.args[0]) from error
+    raise AssertionError
+
+
+def _copy_of_objects(store: Any, path: str, name: str | Path, cache: Path) -> Path:
+    """The copy of what is at a path of a store; raises `KeyError` where an object is no longer there."""
+    found = _find_content(store, path, name)
+    keys = ("size", "ETag", "etag", "md5Hash", "generation", "created")
+    identity = [[file, *(str(about.get(key)) for key in keys)] for file, about in sorted(found.items())]
+    digest = hashlib.sha256(json.dumps([url_of(name), identity]).encode()).hexdigest()[:16]
+    folder = cache / digest
+    if not folder.is_dir():
+        _copy(store, path, list(found), folder, name)
+    return folder / path.rsplit("/", 1)[-1]
 
 
 def _copy_of_stream(path: Path) -> Path:
@@ -106,18 +117,24 @@ def find_objects(store: Any, path: str) -> dict[str, Any]:
 
 
 def read_manifest(store: Any, path: str) -> dict[str, Any] | None:
-    """A run's manifest, `owner` and `files`; None where no manifest exists.
+    """A run's manifest, see `parse_manifest`; None where no manifest exists."""
+    try:
+        return parse_manifest(store.cat_file(f"{path}/{MANIFEST}"), path)
+    except FileNotFoundError:
+        return None
+
+
+def parse_manifest(content: bytes, path: str) -> dict[str, Any]:
+    """The manifest of the run at a path: `owner` and `files`.
 
     Raises:
-      InputError: the manifest names a file outside of the run.
+      InputError: the manifest is damaged, or names a file outside of the run.
     """
     try:
-        manifest: dict[str, Any] = dict(parse_record(store.cat_file(f"{path}/{MANIFEST}")))
+        manifest: dict[str, Any] = dict(parse_record(content))
         stamps = manifest["files"].values()
         if type(manifest["owner"]) is not str or not all([*map(type, stamp)] == [int, int] for stamp in stamps):
             raise ValueError("it has another form")
-    except FileNotFoundError:
-        return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         problem = f"the manifest of the run at {path} is damaged ({reason(error)})"
         raise InputError(f"{problem}: remove {path}/{MANIFEST}, and copy the run there again") from error
@@ -126,7 +143,7 @@ def read_manifest(store: Any, path: str) -> dict[str, Any] | None:
 
 
 def _find_content(store: Any, path: str, name: str | Path) -> dict[str, Any]:
-    """The objects of a file or folder at a path; of a run, those that its manifest names."""
+    """The objects of a file or folder at a path; of a run, those of its manifest and of its checkpoints on gs://."""
     found = find_objects(store, path)
     if not found:
         if glob.has_magic(path):
@@ -136,7 +153,17 @@ def _find_content(store: Any, path: str, name: str | Path) -> dict[str, Any]:
         return found
     if not manifest["files"]:
         raise InputError(f"the run at {name} has no checkpoint yet: train it with the command that began it")
-    return {f"{path}/{file}": found[f"{path}/{file}"] for file in manifest["files"]}
+    wanted = [f"{path}/{file}" for file in manifest["files"] if is_mirrored(file, name)]
+    if native_place(name):
+        ended = re.compile(rf"({re.escape(path)}/checkpoints/\d+/){COMMITTED}")
+        folders = tuple(match[1] for file in found if (match := ended.fullmatch(file)))
+        wanted += [file for file in found if file.startswith(folders)]
+    return {file: found[file] for file in wanted}
+
+
+def is_mirrored(file: str, url: str | Path) -> bool:
+    """Whether a file of a run is the mirror's; on gs:// orbax writes the checkpoints itself."""
+    return not (file.startswith("checkpoints/") and native_place(url))
 
 
 def _check_inside(files: Iterable[str], where: str) -> None:
@@ -152,8 +179,13 @@ def _copy(store: Any, path: str, files: list[str], folder: Path, name: str | Pat
         with new_folder(folder) as partial:
             for file, place in relative.items():
                 (partial / place).parent.mkdir(parents=True, exist_ok=True)
-                with readable(name):  # the store's errors are not the disk's
-                    store.get_file(file, str(partial / place))
+                try:
+                    with readable(name):  # the store's errors are not the disk's
+                        store.get_file(file, str(partial / place))
+                except InputError as error:
+                    if isinstance(error.__cause__, FileNotFoundError):
+                        raise KeyError(file) from error
+                    raise
     except InputError:
         if not folder.is_dir():  # else another process has made the same copy
             raise
@@ -201,9 +233,36 @@ def url_of(name: str | Path) -> str:
     return REMOTE.sub(r"\1://", str(name)).rstrip("/")
 
 
-def open_store(name: str | Path) -> tuple[Any, str]:
+def native_place(name: str | Path) -> Place | None:
+    """The place of a run on gs://, for orbax and for `manifest.py`; None for a local path and on s3://.
+
+    Raises:
+      InputError: the package of the store is not installed.
+    """
+    if not REMOTE.match(str(name)) or not url_of(name).startswith("gs:"):
+        return None
+    open_store(name)
+    from etils import epath
+    from fsspec.config import conf
+
+    # What other processes write there must be seen; epath's file system asks for no setting but these.
+    conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    return epath.Path(url_of(name))
+
+
+def move(path: Place, target: Place) -> None:
+    """Moves a file or folder to a place on the same disk or store, making the folder around it."""
+    if is_remote(path):
+        store, _ = open_store(path)
+        store.mv(str(path), str(target), recursive=True)
+        return
+    target.parent.mkdir(exist_ok=True)
+    path.rename(target)
+
+
+def open_store(name: str | Place) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
-    url = url_of(name)
+    url = url_of(str(name))
     package = _PACKAGES[url[:2]]
     if find_spec(package) is None:
         raise InputError(f'{url} needs the Python package {package}: pip install "simcse-jax[storage]"')
@@ -214,7 +273,7 @@ def open_store(name: str | Path) -> tuple[Any, str]:
 
 
 @contextmanager
-def readable(name: str | Path) -> Iterator[None]:
+def readable(name: str | Place) -> Iterator[None]:
     """Turns the exceptions of a store's package into `InputError`."""
     try:
         yield

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from simcse_jax.storage.files import Place, is_remote
+
 LARGEST = 2**24
 """Most bytes of a JSON file that is read at once."""
 DEEPEST = 64
@@ -37,7 +39,7 @@ def parse_record(text: str | bytes) -> Any:
     return value
 
 
-def read_record(path: Path) -> Any:
+def read_record(path: Place) -> Any:
     """`parse_record` of a file.
 
     Raises:
@@ -47,9 +49,13 @@ def read_record(path: Path) -> Any:
     return parse_record(read_bounded(path))
 
 
-def read_bounded(path: Path, most: int = LARGEST) -> bytes:
+def read_bounded(path: Place, most: int = LARGEST) -> bytes:
     """The content of a file, up to one byte more than `most`; no pipe or device holds the reader up."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+
+    def unblocked(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    with path.open("rb") if is_remote(path) else open(path, "rb", opener=unblocked) as file:
         return file.read(most + 1) or b""
 
 

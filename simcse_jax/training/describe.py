@@ -47,9 +47,16 @@ def describe(prepared: Prepared) -> str:
             *(_describe_step(prepared.step, config.batch_size // mesh.size) if prepared.step else []),
             *_describe_dev(prepared),
             f"steps     {prepared.spec.total_steps:,}, peak learning rate {config.optimizer.learning_rate:g}",
-            f"output    {prepared.run.folder}" + (f", copied to {config.output}" if is_remote(config.output) else ""),
+            f"output    {_describe_output(prepared)}",
         ]
     )
+
+
+def _describe_output(prepared: Prepared) -> str:
+    folder, store, output = prepared.run.folder, prepared.run.store, prepared.run.config.output
+    if store:
+        return f"{store}: checkpoints, written by all processes; the rest copied from {folder} by the first"
+    return f"{folder}, copied to {output}" if is_remote(output) else str(folder)
 
 
 def _negatives(config: Config, tokens: TokenTable, batch: int) -> str:

@@ -48,8 +48,9 @@ from simcse_jax.runs.lock import check_free
 from simcse_jax.runs.tracking import check_tracking
 from simcse_jax.runtime.mesh import check_batch_size, make_mesh
 from simcse_jax.runtime.processes import check_shared, first_on_process_0
-from simcse_jax.storage.files import check_readable, is_remote
+from simcse_jax.storage.files import Place, check_readable, is_remote
 from simcse_jax.storage.mirror import Manifest, fetch_run, working_folder
+from simcse_jax.storage.objects import native_place
 from simcse_jax.training.compiled_step import CompiledStep, compile_step
 from simcse_jax.training.contents import digest_model, digests_of, read_start
 from simcse_jax.training.guide import digest_guide, load_guide, make_guide
@@ -70,6 +71,8 @@ class Request:
     corpus: Corpus
     folder: Path
     """The local folder that the run is worked on in."""
+    store: Place | None
+    """The place on gs:// that its checkpoints are written to."""
     fetched: Manifest | None
     """What an object store had of the run."""
     resuming: Run | None
@@ -144,7 +147,7 @@ def prepare(config: Config, write: bool = True) -> Prepared:
     feed = make_feed(request, parts)
     feed, spec, step, start = fit(request, parts, feed)
     run = begin(request, parts, feed, start) if write else Run(request.folder, parts.config, feed.fingerprint)
-    return Prepared(run, request.fetched, parts, feed, spec, step, start)
+    return Prepared(replace(run, store=request.store), request.fetched, parts, feed, spec, step, start)
 
 
 def check_request(config: Config) -> Request:
@@ -181,33 +184,38 @@ def _find_text(config: Config) -> Corpus | None:
     if not config.data.train:
         return None
     # A run that goes on compares the whole text with that of its beginning.
-    corpus = replace(open_corpus(config.data), doubt=not is_run(working_folder(config.output, config.data.cache)))
+    corpus = replace(open_corpus(config.data), doubt=not is_run(_folder_of(config)))
     if isinstance(corpus.source, Files):  # the first rows of a data set may have to be downloaded
         _ = corpus.columns
     return corpus
 
 
-def _find_run(config: Config) -> tuple[Path, Manifest | None, Run | None]:
-    """The folder of the run; what an object store had of it; and the run that it holds already."""
-    folder = working_folder(config.output, config.data.cache)
+def _folder_of(config: Config) -> Path:
+    return working_folder(config.output, config.data.cache, jax.process_index())
+
+
+def _find_run(config: Config) -> tuple[Path, Place | None, Manifest | None, Run | None]:
+    """The folder of the run; its place on gs://; what an object store had of it; and the run that is there already."""
+    folder, store = _folder_of(config), native_place(config.output)
     check_readable(folder)
     if is_run(folder):
         check_free(folder)
     fetched: Manifest | None = None
     if is_remote(config.output):
-        if jax.process_count() > 1:
+        if jax.process_count() > 1 and not store:
             raise InputError(
-                f"output {config.output} is on an object store, where one process can train: give the processes a "
-                "folder that all share and that can rename folders, such as NFS, Filestore or Lustre"
+                f"output {config.output} is on s3://, where one process can train: give the processes an --output on "
+                "gs://, or a folder that all share and that can rename folders, such as NFS, FSx or Lustre"
             )
-        fetched = fetch_run(config.output, folder)
+        (fetched,) = first_on_process_0(lambda: (fetch_run(config.output, folder),))
     check_output(folder)
-    check_shared(folder)
+    if not store:
+        check_shared(folder)
     resuming = open_run(folder) if is_run(folder) else None
     if resuming:
         # Before anything is loaded: settings that changed make the rest pointless.
         check_resume(resuming, config, resuming.data_fingerprint)
-    return folder, fetched, resuming
+    return folder, store, fetched, resuming
 
 
 def load_parts(request: Request) -> Parts:
@@ -304,7 +312,8 @@ def fit(request: Request, parts: Parts, feed: Feed) -> tuple[Feed, StepSpec, Com
         has_head = not callable(loaded) and "mlm" in loaded
         mlm_head: Any = ("checkpoint" if has_head else "fresh") if parts.vocabulary else None
         start = Start(lambda: loaded, mlm_head, digest_model(config, parts.start, loaded))
-        _check_space(request.folder, spec)
+        if not request.store:
+            _check_space(request.folder, spec)
     if config.data.packed_length:
         feed = feed.packed(config.data.packed_length, total_steps)
         spec = replace(spec, packing=feed.packing)

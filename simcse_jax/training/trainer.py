@@ -1,6 +1,7 @@
 """The training loop: everything around the step that is not the step."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -73,15 +74,18 @@ def train(config: Config) -> dict[str, Any]:
 def _train(config: Config) -> dict[str, Any]:
     prepared = prepare(config)
     say(describe(prepared))
-    folder = prepared.run.folder
-    with only_writer(folder), mirrored(folder, config.output, prepared.fetched, say) as mirror:
+    folder, store = prepared.run.folder, prepared.run.store
+    first = jax.process_index() == 0
+    copied = mirrored(folder, config.output, prepared.fetched, say) if first else nullcontext()
+    with only_writer(folder), copied as mirror:
         if prepared.step is None:  # its checkpoints may be gone: nothing needs them
             results = prepared.run.results()
             say(f"resumed   at step {results['step']:,} of {prepared.spec.total_steps:,}")
             return results | {"steps": 0, "seconds": 0.0}
-        for line in first_on_process_0(lambda: set_damaged_aside(folder) if jax.process_index() == 0 else []):
+        for line in first_on_process_0(lambda: set_damaged_aside(folder, store) if first else []):
             say(line)
-        with open_checkpoints(folder, config.checkpoint) as checkpoints, stop_on_signal() as stop:
+        secure = mirror.push if mirror and store else None
+        with open_checkpoints(folder, config.checkpoint, store, secure) as checkpoints, stop_on_signal() as stop:
             return Trainer(prepared, checkpoints, mirror, stop).run()
 
 
@@ -107,7 +111,7 @@ class Trainer:
         assert prepared.step is not None
         self._parts, self._feed, self._step = prepared.parts, prepared.feed, prepared.step
         self._checkpoints, self._mirror, self._stop = checkpoints, mirror, stop
-        folders = checkpoint_folders(self._run.folder)
+        folders = checkpoint_folders(self._run.root)
         self._resumed = bool(folders)  # also where the latest is that of step 0
         self.step, self.progress = max(folders, default=0), Progress()
         self._record = record_of(folders[self.step]) if folders else {}
@@ -224,7 +228,7 @@ class Trainer:
         self._clock.step(self._feed.order.size(step - 1) * self._feed.table.columns)
         if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm", "weight_norm")):
             self._checkpoints.wait()
-            latest = max(checkpoint_folders(self._run.folder), default=None)
+            latest = max(checkpoint_folders(self._run.root), default=None)
             raise TrainingDiverged(_diverged(step, values, latest))
         if step % self._config.log_every == 0 or step == self._spec.total_steps:
             self._monitor.metrics(step, values)
@@ -275,7 +279,7 @@ class Trainer:
         params = sentence_encoder(self.state.params)
         if (best := self.progress.best_step) in (None, self.step):
             return params
-        folder = self._run.folder / "checkpoints" / str(best)
+        folder = self._run.root / "checkpoints" / str(best)
         try:
             check_whole(folder)
         except Damage as damage:

@@ -1,0 +1,236 @@
+"""Runs on gs://, of one process and of several, against a store on loopback that speaks Google's protocol."""
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simcse_jax.cli import main
+from simcse_jax.config import CheckpointConfig, Config
+from simcse_jax.errors import InputError
+from simcse_jax.inference.loading import load_model
+from simcse_jax.runs.checkpoints import (
+    Progress,
+    check_whole,
+    checkpoint_folders,
+    open_checkpoints,
+    restore,
+    set_damaged_aside,
+)
+from simcse_jax.storage import objects
+from simcse_jax.storage.guarded import Guarded
+from simcse_jax.storage.manifest import Damage
+from simcse_jax.storage.mirror import Mirror, copy_again, fetch_run, working_folder
+from simcse_jax.storage.objects import MANIFEST, local_path, native_place
+from simcse_jax.training.trainer import train
+from tests.conftest import first_devices
+from tests.gcs import Store, serve
+from tests.jobs import Job
+from tests.test_resume import assert_identical, config, dev_file, final_state, lines, tiny_bert
+from tests.test_storage import make_run
+
+__all__ = ["config", "dev_file", "tiny_bert"]
+
+if find_spec("gcsfs") is None:
+    pytest.skip("gcsfs is not installed", allow_module_level=True)
+# The packages of the store have warnings of their own.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Store]:
+    with serve() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        import gcsfs  # which reads one of them when it is imported
+
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        yield store
+
+
+@pytest.fixture
+def store(server: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """The store, empty; what is read from it is copied to a cache of the test's own."""
+    server.objects.clear()
+    monkeypatch.setattr(objects, "CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(local_path, "__defaults__", (str(tmp_path / "cache"),))
+    yield server
+    server.on_write = lambda when: None
+
+
+URL = "gs://bucket/runs/a"
+
+
+def test_of_two_writers_the_later_one_finds_that_it_is_late(store: Store) -> None:
+    one, other = Guarded(f"{URL}/x"), Guarded(f"{URL}/x")
+    assert one.read() is None
+    assert other.read() is None
+    assert one.write(b"one")
+    assert not other.write(b"other")
+    assert other.read() == b"one"
+    assert other.write(b"other")
+    assert not one.write(b"one again")
+    assert store.objects["bucket/runs/a/x"][0] == b"other"
+
+
+def test_a_mirror_names_no_checkpoint_and_the_store_is_right(store: Store, tmp_path: Path) -> None:
+    here, other = tmp_path / "here", tmp_path / "other"
+    make_run(here, 1)
+    shutil.rmtree(here / "checkpoints")
+    assert fetch_run(URL, tmp_path / "none") is None
+    mirror = Mirror(here, URL, None)
+    mirror.push()
+    store.objects["bucket/runs/a/checkpoints/7/data"] = b"7", 10**6
+    (here / "results.json").write_text("{}")
+    mirror.push()
+    assert store.names("bucket/runs/a") == [MANIFEST, "checkpoints/7/data", "results.json", "run.json"]
+    # What was written here and is not there was written by a process that has lost the run.
+    (here / "results.json").write_text("later")
+    (here / "more.json").write_text("later")
+    fetched = fetch_run(URL, here)
+    assert (here / "results.json").read_text() == "{}"
+    assert not (here / "more.json").exists()
+    fetch_run(URL, other)
+    assert sorted(path.name for path in other.iterdir()) == ["results.json", "run.json"]
+    Mirror(other, URL, fetched).push()
+    assert "checkpoints/7/data" in store.names("bucket/runs/a")
+    with pytest.raises(InputError, match="another process now trains in gs://"):
+        mirror.push()
+    store.objects.clear()
+    assert fetch_run(URL, here) is None
+
+
+def test_of_two_that_begin_a_run_at_once_one_ends(store: Store, tmp_path: Path) -> None:
+    mirrors = []
+    for name in ("one", "other"):
+        make_run(tmp_path / name, 1)
+        mirrors.append(Mirror(tmp_path / name, URL, None))
+    one, other = mirrors
+    read = other._manifest.read
+
+    def read_early() -> bytes | None:
+        content = read()
+        other._manifest.read = read
+        one.push()
+        return content
+
+    other._manifest.read = read_early
+    with pytest.raises(InputError, match="another process now trains in gs://"):
+        other.push()
+    one.push()
+    (tmp_path / "one" / "figure.svg").write_text("drawn at the end")
+    copy_again(tmp_path / "one", URL)
+    assert "figure.svg" in store.names("bucket/runs/a")
+
+
+def tree() -> dict[str, Any]:
+    return {"params": {"w": jax.random.normal(jax.random.key(0), (64, 64)), "b": jnp.arange(7.0)}}
+
+
+@pytest.fixture
+def run(store: Store, tmp_path: Path) -> Path:
+    """The working folder of a run with checkpoints of steps 1 to 3 on the store, the second the best."""
+    folder = tmp_path / "work" / "a"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    with Mirror(folder, URL, None) as mirror:
+        place = native_place(URL)
+        with open_checkpoints(folder, CheckpointConfig(keep=3), place, mirror.push) as checkpoints:
+            for step in (1, 2, 3):
+                score = {1: 50.0, 2: 60.0, 3: 55.0}[step]
+                (folder / "metrics.jsonl").write_text(f"{step}\n")
+                checkpoints.save(tree(), step, Progress(min(step, 2), max(score, 55.0), step // 3), score)
+    return folder
+
+
+def test_a_checkpoint_on_the_store_is_whole_and_restored(store: Store, run: Path) -> None:
+    place = native_place(URL)
+    folders = checkpoint_folders(place)
+    assert list(folders) == [1, 2, 3]
+    for folder in folders.values():
+        check_whole(folder)
+    assert set_damaged_aside(run, place) == []
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree())
+    assert_identical(restore(folders[2], shapes), tree())
+    copy = local_path(URL)
+    assert list(checkpoint_folders(copy)) == [1, 2, 3]
+    check_whole(checkpoint_folders(copy)[3])
+
+
+def test_a_checkpoint_without_its_last_object_is_none(store: Store, run: Path) -> None:
+    del store.objects["bucket/runs/a/checkpoints/3/commit_success.txt"]
+    assert list(checkpoint_folders(native_place(URL))) == [1, 2]
+    assert list(checkpoint_folders(local_path(URL))) == [1, 2]
+    with open_checkpoints(run, CheckpointConfig(keep=3), native_place(URL)) as checkpoints:
+        assert not any(name.startswith("checkpoints/3/") for name in store.names("bucket/runs/a"))
+        checkpoints.save(tree(), 3, Progress(), None)
+    check_whole(checkpoint_folders(native_place(URL))[3])
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+def test_damage_on_the_store_is_found_and_set_aside(store: Store, run: Path, damage: str) -> None:
+    place = native_place(URL)
+    name = max((n for n in store.objects if "/checkpoints/3/" in n), key=lambda n: len(store.objects[n][0]))
+    content, generation = store.objects[name]
+    changed = {"flipped": bytes([content[0] ^ 1]) + content[1:], "cut": content[:-1]}.get(damage)
+    store.objects.update({name: (changed, generation + 10**6)} if changed else {})
+    if not changed:
+        del store.objects[name]
+    with pytest.raises(Damage):
+        check_whole(checkpoint_folders(place)[3])
+    (line,) = set_damaged_aside(run, place)
+    assert "now in gs://bucket/runs/a/damaged/3: the newest whole one is that of step 2" in line
+    assert list(checkpoint_folders(place)) == [1, 2]
+    assert any(name.startswith("damaged/3/") for name in store.names("bucket/runs/a"))
+    assert not (local_path(URL) / "damaged").exists()
+
+
+def test_no_checkpoint_is_completed_once_another_took_over(store: Store, run: Path) -> None:
+    place, fetched = native_place(URL), fetch_run(URL, run)
+    mirror = Mirror(run, URL, fetched)
+    mirror.push()
+
+    def late(when: str) -> None:
+        """Takes the run over before orbax ends the checkpoint."""
+        if any("/checkpoints/4/params/commit_success.txt" in name for name in list(store.objects)):
+            store.on_write = lambda when: None
+            Mirror(run, URL, fetch_run(URL, run.parent / "other")).push()
+
+    store.on_write = late
+    with (
+        pytest.raises(InputError, match="another process now trains in gs://"),
+        open_checkpoints(run, CheckpointConfig(keep=3), place, mirror.push) as checkpoints,
+    ):
+        checkpoints.save(tree(), 4, Progress(), None)
+        checkpoints.wait()
+    assert list(checkpoint_folders(place)) == [1, 2, 3]
+    with (
+        pytest.raises(InputError, match="another process now trains in gs://"),
+        open_checkpoints(run, CheckpointConfig(keep=3), place, mirror.push) as checkpoints,
+    ):
+        checkpoints.save(tree(), 5, Progress(), None)
+    assert not any("/checkpoints/5/" in name for name in store.objects)
+
+
+def test_a_run_that_loses_a_checkpoint_while_it_is_read_is_read_again(
+    store: Store, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = objects._copy
+
+    def copy_late(*given: Any) -> None:
+        for name in [name for name in store.objects if "/checkpoints/1/" in name]:
+            del store.objects[name]
+        copy(*given)
+
+    monkeypatch.setattr(objects, "_copy", copy_late)
+    assert list(checkpoint_folders(local_path(URL))) == [2, 3]
