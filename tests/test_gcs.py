@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from simcse_jax.cli import main
@@ -32,7 +31,7 @@ from simcse_jax.storage.manifest import Damage
 from simcse_jax.storage.mirror import Mirror, copy_again, fetch_run, working_folder
 from simcse_jax.storage.objects import MANIFEST, local_path, native_place
 from simcse_jax.training.trainer import train
-from tests.conftest import first_devices
+from tests.conftest import first_devices, full, release
 from tests.gcs import Store, serve
 from tests.jobs import Job
 from tests.test_resume import assert_identical, config, dev_file, final_state, lines, tiny_bert
@@ -211,8 +210,7 @@ def test_no_checkpoint_is_completed_once_another_took_over(store: Store, run: Pa
         pytest.raises(InputError, match="another process now trains in gs://"),
         open_checkpoints(run, CheckpointConfig(keep=3), place, mirror.push) as checkpoints,
     ):
-        checkpoints.save(tree(), 4, Progress(), None)
-        checkpoints.wait()
+        checkpoints.save(tree(), 4, Progress(), None)  # of which closing waits for the end
     assert list(checkpoint_folders(place)) == [1, 2, 3]
     with (
         pytest.raises(InputError, match="another process now trains in gs://"),
@@ -234,3 +232,114 @@ def test_a_run_that_loses_a_checkpoint_while_it_is_read_is_read_again(
 
     monkeypatch.setattr(objects, "_copy", copy_late)
     assert list(checkpoint_folders(local_path(URL))) == [2, 3]
+
+
+@pytest.fixture
+def here(config: Config, tmp_path: Path) -> Path:
+    """The same run in a local folder, of one process with two devices."""
+    with first_devices(2):
+        train(replace(config, output=str(tmp_path / "here")))
+    return tmp_path / "here"
+
+
+def assert_same(copy: Path, other: Path) -> None:
+    """The log, the results and the train state, bit for bit."""
+    assert lines(copy) == lines(other)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (copy, other)]
+    for name in ("memory", "seal"):  # the program of two processes differs
+        results[0][name] = results[1][name]
+    assert results[0] == results[1]
+    assert_identical(final_state(copy), final_state(other))
+    kept = [sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (copy, other)]
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.full
+def test_a_run_goes_on_elsewhere_and_the_commands_read_it(
+    store: Store, config: Config, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = replace(config, output=f"{URL}/")
+    with first_devices(2):
+        with monkeypatch.context() as patch:
+            patch.setattr("simcse_jax.training.trainer.StopRequest.__call__", lambda self, step: step == 5)
+            assert train(there) == {"stopped": 5}
+        work = working_folder(there.output, there.data.cache)
+        assert not (work / "checkpoints").exists()
+        shutil.rmtree(work)
+        results = train(there)
+    assert results["steps"] == 7
+    assert_same(local_path(URL), here)
+    local, remote = load_model(str(here)), load_model(URL)
+    assert local.step == remote.step
+    assert_identical(local.params, remote.params)
+    assert main(["verify", URL]) in (None, 0)
+    main(["evaluate", URL, "--tasks", str(config.evaluation.dev)])
+    main(["export", URL, "gs://bucket/exports/a"])
+    main(["encode", "gs://bucket/exports/a", config.data.train, str(tmp_path / "vectors.npy")])
+    assert_identical(load_model("gs://bucket/exports/a").params, local.params)
+    with pytest.raises(InputError, match="other settings"):
+        train(replace(there, seed=7))
+
+
+CONFIG = """
+from simcse_jax.config import *
+config = Config(
+    batch_size=16, max_steps=12, log_every=1,
+    model=ModelConfig(path={model!r}, pooler="cls", mlp_only_train=True),
+    data=DataConfig(train={text!r}, max_length=12, cache={cache!r}),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    evaluation=EvaluationConfig(dev={dev!r}, every=4),
+    checkpoint=CheckpointConfig(every=3, keep=2),
+)
+"""
+
+
+@pytest.fixture
+def command(config: Config, tmp_path: Path) -> list[str]:
+    names = {"model": config.model.path, "text": config.data.train, "dev": config.evaluation.dev}
+    (tmp_path / "config.py").write_text(CONFIG.format(**names, cache=str(tmp_path / "cache")))
+    return ["-m", "simcse_jax", "train", str(tmp_path / "config.py"), "--output", URL]
+
+
+@pytest.mark.full
+def test_two_processes_equal_one_on_disk(store: Store, here: Path, command: list[str], tmp_path: Path) -> None:
+    with Job(2, command, tmp_path / "logs") as job:
+        assert job.ends(300) == [0, 0], job.said()
+    names = store.names("bucket/runs/a")
+    assert "figures/loss.svg" in names
+    assert {name.split("/")[3] for name in names if "/params/ocdbt.process_" in name} == {
+        "ocdbt.process_0",
+        "ocdbt.process_1",
+    }
+    assert_same(local_path(URL), here)
+    with Job(2, command, tmp_path / "logs") as job:  # the run has ended
+        assert job.ends(300) == [0, 0], job.said()
+    assert_same(local_path(URL), here)
+
+
+@pytest.mark.parametrize("kills", [full(3), release(12)])
+def test_kill_9_between_and_inside_uploads_ends_bit_identical(
+    store: Store, here: Path, command: list[str], tmp_path: Path, kills: int
+) -> None:
+    """Both processes die when one writes: half of an object sent, or all of it, and with or without the object."""
+    generator = random.Random(0)
+    for kill in range(kills):
+        moment, left = "body" if kill % 2 else "object", generator.randrange(5, 90)
+        with Job(2, command, tmp_path / "logs") as job:
+
+            def on_write(when: str, job: Job = job, moment: str = moment, kill: int = kill) -> None:
+                nonlocal left
+                left -= when == moment
+                if left <= 0:
+                    for process in job.processes:
+                        process.kill()
+                    if kill % 3:
+                        raise ConnectionError("killed")
+
+            store.on_write = on_write
+            ended = job.ends(300)
+            store.on_write = lambda when: None
+            assert ended == [-9, -9], job.said()
+    with Job(2, command, tmp_path / "logs") as job:
+        assert job.ends(300) == [0, 0], job.said()
+    assert_same(local_path(URL), here)

@@ -1,4 +1,4 @@
-"""Text, models, runs and exports on an object store: S3's protocol over a socket, and gs:// through fsspec."""
+"""Text, models, runs and exports on s3://, whose protocol is spoken over a socket."""
 
 import errno
 import json
@@ -336,33 +336,6 @@ def test_what_stores_cannot_hold_is_refused(
     monkeypatch.setattr(storage, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'needs the Python package gcsfs: pip install "simcse-jax\[storage\]"'):
         local_path("gs://bucket/text.txt")
-
-
-def test_gs_goes_through_fsspec_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Google's protocol itself is not spoken here: a file system in memory stands in for gcsfs."""
-    from fsspec.implementations.memory import MemoryFileSystem
-
-    class Store(MemoryFileSystem):
-        protocol = ("gs",)
-        store: dict[str, Any] = {}  # noqa: RUF012
-        pseudo_dirs = [""]  # noqa: RUF012
-
-        @classmethod
-        def _strip_protocol(cls, path: str) -> str:
-            return "/" + path.removeprefix("gs://").strip("/")
-
-    monkeypatch.setattr("fsspec.core.filesystem", lambda protocol, **options: Store())
-    monkeypatch.setattr("fsspec.core.get_filesystem_class", lambda protocol: Store)
-    monkeypatch.setattr(storage, "find_spec", lambda name: True)
-    Store().pipe_file("gs://bucket/text.txt", b"one")
-    assert local_path("gs://bucket/text.txt", str(tmp_path)).read_bytes() == b"one"
-    make_run(tmp_path / "run", 1)
-    with Mirror(tmp_path / "run", "gs://bucket/run", None) as mirror:
-        make_run(tmp_path / "run", 2)
-        mirror.push()
-    fetch_run("gs://bucket/run", tmp_path / "again")
-    assert (tmp_path / "again" / "checkpoints" / "2" / "data").read_text() == "2"
-    assert not (tmp_path / "again" / "checkpoints" / "1").exists()
 
 
 @pytest.mark.parametrize(
