@@ -36,6 +36,8 @@ class Store:
     `OSError` closes the connection without an answer."""
     page: int = 1000
     """The most objects in one answer to a listing."""
+    forbids: Callable[[str], bool] = lambda name: False
+    """Whether BUCKET/NAME may not be read."""
 
     def names(self, below: str) -> list[str]:
         """The names of the objects below BUCKET/FOLDER, without it."""
@@ -161,6 +163,8 @@ def serve() -> Iterator[Store]:
             return self._say(_about(store, name))
 
         def _read(self, name: str) -> None:
+            if store.forbids(name):
+                return self._say({"error": {"message": "no access"}}, HTTPStatus.FORBIDDEN)
             if name not in store.objects:
                 return self._say({}, HTTPStatus.NOT_FOUND)
             content, generation = store.objects[name]

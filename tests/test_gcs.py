@@ -63,7 +63,7 @@ def store(server: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(objects, "CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(local_path, "__defaults__", (str(tmp_path / "cache"),))
     yield server
-    server.on_write = lambda when: None
+    server.on_write, server.forbids = Store.on_write, Store.forbids
 
 
 URL = "gs://bucket/runs/a"
@@ -192,6 +192,14 @@ def test_damage_on_the_store_is_found_and_set_aside(store: Store, run: Path, dam
     assert list(checkpoint_folders(place)) == [1, 2]
     assert any(name.startswith("damaged/3/") for name in store.names("bucket/runs/a"))
     assert not (local_path(URL) / "damaged").exists()
+
+
+@pytest.mark.parametrize("part", ["_CHECKPOINT_METADATA", "manifest.json", "params/_METADATA"])
+def test_what_cannot_be_read_is_not_taken_for_damaged(store: Store, run: Path, part: str) -> None:
+    store.forbids = lambda name: name == f"bucket/runs/a/checkpoints/3/{part}"
+    with pytest.raises(InputError, match=r"gs://.* cannot be read or written .*: check the name, credentials"):
+        set_damaged_aside(run, native_place(URL))
+    assert not any(name.startswith("damaged/") for name in store.names("bucket/runs/a"))
 
 
 def test_no_checkpoint_is_completed_once_another_took_over(store: Store, run: Path) -> None:

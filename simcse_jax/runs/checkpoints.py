@@ -17,9 +17,10 @@ from simcse_jax.config.values import check_types
 from simcse_jax.errors import InputError
 from simcse_jax.runs.folder import read_results, writing_to
 from simcse_jax.runs.quiet import no_root_handler
-from simcse_jax.storage.files import Place, is_remote, to_disk
+from simcse_jax.storage.files import is_remote, to_disk
 from simcse_jax.storage.manifest import MANIFEST, Damage, faults, is_on, read_manifest, write_manifest
 from simcse_jax.storage.objects import COMMITTED, move, readable
+from simcse_jax.storage.places import Place, StoreError, reached
 from simcse_jax.storage.records import parse_json, read_bounded
 
 with no_root_handler():
@@ -46,8 +47,9 @@ class Progress:
 
 def checkpoint_folders(run: Place) -> dict[int, Place]:
     """The folder of each checkpoint of a run by its step, ascending; on gs://, of each that was written to the end."""
-    found = [path for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
-    folders = [path for path in found if ((path / COMMITTED).exists() if is_remote(path) else path.is_dir())]
+    with reached(run):
+        found = [path for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
+        folders = [path for path in found if ((path / COMMITTED).exists() if is_remote(path) else path.is_dir())]
     return {int(path.name): path for path in sorted(folders, key=lambda path: int(path.name))}
 
 
@@ -71,7 +73,7 @@ def read_progress(folder: Place) -> Progress:
             raise Damage(f"{_METADATA} lacks the progress of the run")
         check_types(progress := Progress(**about))
         return progress
-    except PermissionError:
+    except (PermissionError, StoreError):
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damage(f"{_METADATA} cannot be read") from error
@@ -309,14 +311,16 @@ def restore(folder: Place, items: Items) -> Items:
     """
     place = folder if is_remote(folder) else folder.resolve()  # orbax takes absolute paths alone
     # Of the parameters alone: a reader needs no more, and the rest may be damaged.
-    stored, wanted = ocp.metadata(place, checkpointable_name="params").metadata, items.get("params", {})
+    with reached(folder):
+        stored, wanted = ocp.metadata(place, checkpointable_name="params").metadata, items.get("params", {})
     shapes, asked = ({keystr(path): x.shape for path, x in leaves_with_path(tree)} for tree in (stored, wanted))
     if wrong := [name for name, shape in asked.items() if shapes.get(name) != shape]:
         raise InputError(
             f"the checkpoint {folder} does not fit the config.json of its run: {wrong[0]} has shape "
             f"{shapes.get(wrong[0])}, config.json asks for {asked[wrong[0]]} ({len(wrong):,} such): copy the run again"
         )
-    found: Items = ocp.load_checkpointables(place, items)
+    with reached(folder):
+        found: Items = ocp.load_checkpointables(place, items)
     return found
 
 

@@ -27,7 +27,6 @@ from simcse_jax.pretrained.prompts import ABOUT_FILE, read_about
 from simcse_jax.pretrained.tokenizers import save_tokenizer
 from simcse_jax.runtime.provenance import provenance
 from simcse_jax.storage.files import (
-    Place,
     check_new_folder,
     check_readable,
     check_writable_folder,
@@ -37,6 +36,7 @@ from simcse_jax.storage.files import (
     write_json,
 )
 from simcse_jax.storage.manifest import MANIFEST, Damage, check_unchanged, is_on, read_sealed, write_manifest
+from simcse_jax.storage.places import Place
 from simcse_jax.storage.records import parse_record, read_bounded
 
 # Settings that may change between the parts of one run: none changes the parameters by more than rounding.

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from simcse_jax.errors import InputError, reason, room, system_error
 
 CACHE = "~/.cache/simcse_jax"
 """Folder for files that can be made again: tokenised text, copies from object stores, compiled programs."""
-
-Place: TypeAlias = Path | Any
-"""A local path, or the `epath.Path` of a file or folder on gs:// (`objects.native_place`)."""
 
 UNFINISHED = ".simcse_jax-"
 """Begins the names of folders that are being filled and of trials whether a folder can be written: a folder that holds
@@ -31,7 +28,7 @@ REMOTE = re.compile(r"(gs|s3):/+(?=[^/])")
 """Matches the beginning of an object store's URL; pathlib turns the two slashes into one."""
 
 
-def is_remote(name: str | Place) -> bool:
+def is_remote(name: str | os.PathLike[str]) -> bool:
     """Whether a name is a URL of an object store, see `objects.py`; raises `InputError` for one that is no path."""
     if not isinstance(name, str | os.PathLike):
         raise InputError(f"{name!r} is a {type(name).__name__}; expected a name or a path, as a str or a pathlib.Path")
@@ -94,10 +91,8 @@ def check_readable(path: Path) -> None:
         raise InputError(f"{path} cannot be read ({reason(error)}): get permission for it, or give another") from error
 
 
-def to_disk(path: Place) -> None:
+def to_disk(path: Path) -> None:
     """Waits until a file, or the names in a folder, would survive a power cut, where the file system can tell."""
-    if is_remote(path):  # an object is there whole once it was written
-        return
     try:
         number = os.open(path, os.O_RDONLY)
     except PermissionError:  # a folder may be written to and not read

@@ -16,8 +16,9 @@ from typing import Any
 import xxhash
 
 from simcse_jax.errors import InputError, reason
-from simcse_jax.storage.files import Place, finite, inside, is_remote, new_file, to_disk
+from simcse_jax.storage.files import finite, inside, is_remote, new_file, to_disk
 from simcse_jax.storage.objects import find_objects, open_store
+from simcse_jax.storage.places import Place, StoreError, reached
 from simcse_jax.storage.records import parse_json, read_bounded, read_record
 
 MANIFEST = "manifest.json"
@@ -37,7 +38,7 @@ def is_on() -> bool:
 
 def digest(path: Place) -> str:
     """The xxh3-128 digest of a file, as 32 hexadecimal digits."""
-    with path.open("rb") as file:  # read, not mapped: what the disk cannot give would end the process
+    with reached(path), path.open("rb") as file:  # read, not mapped: what the disk cannot give would end the process
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
@@ -71,7 +72,7 @@ def read_sealed(file: Place, required: bool = True, compared: bool = True) -> di
     try:
         content = read_record(file)
         seal = content.pop("seal") if required else content.pop("seal", None)
-    except PermissionError:
+    except (PermissionError, StoreError):
         raise
     except FileNotFoundError:
         raise Damage(f"{file.name} is missing") from None
@@ -163,7 +164,7 @@ def read_manifest(folder: Place) -> dict[str, Any]:
     return content
 
 
-def has_manifest(folder: Place) -> bool:
+def has_manifest(folder: Path) -> bool:
     """Whether a folder has a manifest of ours, be it damaged: not the manifest.json of another program."""
     try:
         content = parse_json(read_bounded(folder / MANIFEST))
@@ -191,18 +192,19 @@ def faults(folder: Place, wanted: Callable[[str], bool] = lambda name: True) -> 
     def fault(name: str) -> str:
         size, expected = files[name]
         try:
-            if not (folder / name).is_file():
+            if not is_remote(folder) and not (folder / name).is_file():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            about: Any = (folder / name).stat()
+            with reached(folder):
+                about: Any = (folder / name).stat()
             actual = about.length if is_remote(folder) else about.st_size
             if actual != size and not (name.endswith(".json") and _is_same_text(folder / name, expected)):
                 return f"{name} has {actual:,} bytes, not {size:,}"
             same = actual != size or digest(folder / name) == expected
             return "" if same else f"the content of {name} was changed"
-        except PermissionError:
+        except (PermissionError, StoreError):
             raise
         except OSError as error:
-            return f"{name} cannot be read ({reason(error)})"
+            return f"{name} cannot be read ({error.strerror or 'there is no such object'})"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(filter(None, pool.map(fault, filter(wanted, files))))

@@ -16,11 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from simcse_jax.errors import InputError, reason, room
+from simcse_jax.errors import InputError, reason
 from simcse_jax.storage.files import (
     CACHE,
     REMOTE,
-    Place,
     check_new_folder,
     check_readable,
     expanded,
@@ -28,6 +27,7 @@ from simcse_jax.storage.files import (
     is_remote,
     new_folder,
 )
+from simcse_jax.storage.places import Place, reached
 from simcse_jax.storage.records import parse_record
 
 MANIFEST = ".simcse_jax.json"
@@ -274,14 +274,9 @@ def open_store(name: str | Place) -> tuple[Any, str]:
 
 @contextmanager
 def readable(name: str | Place) -> Iterator[None]:
-    """Turns the exceptions of a store's package into `InputError`."""
+    """Turns the exceptions of a store's package into `InputError`; see `reached`."""
     try:
-        yield
-    except InputError:
-        raise
+        with reached(name):
+            yield
     except FileNotFoundError as error:
         raise InputError(f"there is nothing at {name}: check the bucket and the path") from error
-    except Exception as error:  # dozens of types, from missing credentials to lost connections
-        space = room(error)
-        advice = f"{space} on the local disk" if space else "check the name, credentials and network"
-        raise InputError(f"{name} cannot be read or written ({reason(error)}): {advice}") from error

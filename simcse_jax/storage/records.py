@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from simcse_jax.storage.files import Place, is_remote
+from simcse_jax.storage.files import is_remote
+from simcse_jax.storage.places import Place, reached
 
 LARGEST = 2**24
 """Most bytes of a JSON file that is read at once."""
@@ -55,7 +56,7 @@ def read_bounded(path: Place, most: int = LARGEST) -> bytes:
     def unblocked(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NONBLOCK)
 
-    with path.open("rb") if is_remote(path) else open(path, "rb", opener=unblocked) as file:
+    with reached(path), path.open("rb") if is_remote(path) else open(path, "rb", opener=unblocked) as file:
         return file.read(most + 1) or b""
 
 

@@ -48,9 +48,10 @@ from simcse_jax.runs.lock import check_free
 from simcse_jax.runs.tracking import check_tracking
 from simcse_jax.runtime.mesh import check_batch_size, make_mesh
 from simcse_jax.runtime.processes import check_shared, first_on_process_0
-from simcse_jax.storage.files import Place, check_readable, is_remote
+from simcse_jax.storage.files import check_readable, is_remote
 from simcse_jax.storage.mirror import Manifest, fetch_run, working_folder
 from simcse_jax.storage.objects import native_place
+from simcse_jax.storage.places import Place
 from simcse_jax.training.compiled_step import CompiledStep, compile_step
 from simcse_jax.training.contents import digest_model, digests_of, read_start
 from simcse_jax.training.guide import digest_guide, load_guide, make_guide

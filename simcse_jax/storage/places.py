@@ -1,0 +1,31 @@
+"""Files at places that may be local or on gs://, where they are read as `epath.Path`s."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from simcse_jax.errors import InputError, reason, room
+from simcse_jax.storage.files import is_remote
+
+Place: TypeAlias = Path | Any
+"""A local path, or the `epath.Path` of a file or folder on gs:// (`objects.native_place`)."""
+
+
+class StoreError(InputError):
+    """A store that cannot be reached, read or written, which says nothing of what is there."""
+
+
+@contextmanager
+def reached(place: str | Place) -> Iterator[None]:
+    """Turns the exceptions of a store's package, but for `FileNotFoundError`, into `StoreError`; no local ones."""
+    try:
+        yield
+    except (InputError, FileNotFoundError):
+        raise
+    except Exception as error:  # dozens of types, from missing credentials to lost connections
+        if not is_remote(place):
+            raise
+        space = room(error)
+        advice = f"{space} on the local disk" if space else "check the name, credentials and network"
+        raise StoreError(f"{place} cannot be read or written ({reason(error)}): {advice}") from error
