@@ -46,9 +46,9 @@ else
     [[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "give --gpus N, the GPUs of a host, or --tpu ACCELERATOR; got --gpus '$gpus'"
 fi
 output=$(output_of "$@")
-[[ -n $claim && $output == /shared/* ]] || [[ $hosts -eq 1 && $output == *://* ]] ||
-    fail "--output $output is lost with its pod, or not shared by the hosts: give --claim and a folder in /shared, or for" \
-        "one host a folder on an object store (gs://)"
+[[ -n $claim && $output == /shared/* ]] || [[ $output == gs://* ]] || [[ $hosts -eq 1 && $output == *://* ]] ||
+    fail "--output $output is lost with its pod, or not shared by the hosts: give a place on gs://, or --claim and a" \
+        "folder in /shared"
 
 # quoted TEXT ...: each as a YAML string, with commas between. Kubernetes takes $(NAME) for a variable, and $$( for $(.
 quoted() {

@@ -41,8 +41,8 @@ need_package cuda
 tasks=$((gpus > 0 ? gpus : 1))
 output=$(output_of "$@")
 if [[ $output == *://* ]]; then
-    [ $((nodes * tasks)) -eq 1 ] || fail "--output $output is on an object store, where a run of several processes" \
-        "cannot be: give a folder on shared storage"
+    [[ $output == gs://* || $((nodes * tasks)) -eq 1 ]] || fail "--output $output is on an object store that several" \
+        "processes cannot write to: give a place on gs:// or a folder on shared storage"
 elif [ "$nodes" -gt 1 ] && ! "$shared"; then
     folder=$(realpath --canonicalize-missing -- "$output")
     while [ ! -e "$folder" ]; do folder=$(dirname -- "$folder"); done

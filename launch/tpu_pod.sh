@@ -18,7 +18,7 @@
 #          --runtime VERSION image of the workers; by default that of the type
 #          --spot            ask for a spot slice: cheaper, and may be preempted
 #          --file FILE       copy the file to the home folder of every worker, where the run starts; may be repeated
-#          --shared          --output is a folder that all workers mount; without it, one on gs:// (a slice of one host)
+#          --shared          --output is a folder that all workers mount; without it, a place on gs://
 #          --yes             do not ask before creating a slice, which costs money, or deleting one; needed in scripts
 #          --dry-run         print the commands instead of running them
 # Options may also stand after the subcommand and after CONFIG. What follows -- goes to simcse-jax train.
@@ -130,8 +130,8 @@ setup() {
 start() {
     local output
     output=$(output_of "$@")
-    "$shared" || [[ $output == *://* ]] || fail "workers do not share --output $output: give a folder that all" \
-        "of them mount, with --shared, or on a slice of one host a folder on gs://"
+    "$shared" || [[ $output == *://* ]] || fail "workers do not share --output $output: give a place on gs://, or" \
+        "with --shared a folder that all of them mount"
     on all start "$@"
 }
 

@@ -172,9 +172,10 @@ def test_slurm_asks_for_shared_storage(machine: Machine) -> None:
     assert machine.calls() == []
     assert machine.runs("slurm.sh", "--nodes=2", "--shared", "a.py", f"--output={local}").returncode == 0
     assert machine.runs("slurm.sh", "a.py", f"--output={local}").returncode == 0
-    refused = machine.runs("slurm.sh", "--gpus-per-node=2", "a.py", "--output", "gs://bucket/run")
-    assert "--output gs://bucket/run is on an object store" in refused.stderr
-    assert machine.runs("slurm.sh", "a.py", "--output", "gs://bucket/run").returncode == 0
+    refused = machine.runs("slurm.sh", "--gpus-per-node=2", "a.py", "--output", "s3://bucket/run")
+    assert "--output s3://bucket/run is on an object store" in refused.stderr
+    assert machine.runs("slurm.sh", "a.py", "--output", "s3://bucket/run").returncode == 0
+    assert machine.runs("slurm.sh", "--nodes=2", "a.py", "--output", "gs://bucket/run").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -551,9 +552,10 @@ def test_kubernetes_on_tpus(machine: Machine) -> None:
         (GPU, "give a config"),
         ([*GPU, "a.py", "--output", "runs/a"], "--output runs/a is lost with its pod"),
         ([*GPU, "a.py", "--output", "/shared/a"], "is lost with its pod"),
-        ([*GPU, "a.py", "--output", "gs://b/a"], "not shared by the hosts"),
-        ([*GPU, "--hosts", "1", "a.py", "--output", "gs://b/a", "--data.train", "two\nlines"], "a line break"),
-        ([*GPU, "--hosts", "1", "a.py", "--output", "gs://b/a"], "no command 'kubectl'"),
+        ([*GPU, "a.py", "--output", "s3://b/a"], "not shared by the hosts"),
+        ([*GPU, "a.py", "--output", "gs://b/a", "--data.train", "two\nlines"], "a line break"),
+        ([*GPU, "a.py", "--output", "gs://b/a"], "no command 'kubectl'"),
+        ([*GPU, "--hosts", "1", "a.py", "--output", "s3://b/a"], "no command 'kubectl'"),
     ],
 )
 def test_kubernetes_says_what_is_wrong(machine: Machine, arguments: list[str], says: str) -> None:
