@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +28,7 @@ from simcse_jax.runs.checkpoints import (
 )
 from simcse_jax.storage import objects
 from simcse_jax.storage.guarded import Guarded
-from simcse_jax.storage.manifest import Damage
+from simcse_jax.storage.manifest import Damage, write_manifest
 from simcse_jax.storage.mirror import Mirror, copy_again, fetch_run, working_folder
 from simcse_jax.storage.objects import MANIFEST, local_path, native_place
 from simcse_jax.training.trainer import train
@@ -100,8 +101,15 @@ def test_a_mirror_names_no_checkpoint_and_the_store_is_right(store: Store, tmp_p
     assert not (here / "more.json").exists()
     fetch_run(URL, other)
     assert sorted(path.name for path in other.iterdir()) == ["results.json", "run.json"]
+    # The mirror of a version that copied checkpoints names them.
+    fetched["files"]["checkpoints/7/data"] = [1, 1]
+    store.objects[f"bucket/runs/a/{MANIFEST}"] = json.dumps(fetched).encode(), 10**6
+    assert fetch_run(URL, other) == fetched
+    assert not (other / "checkpoints").exists()
     Mirror(other, URL, fetched).push()
     assert "checkpoints/7/data" in store.names("bucket/runs/a")
+    with pytest.raises(InputError, match=r"lies in the folder of another run, bucket/runs/a: choose another --output"):
+        fetch_run(f"{URL}/inner/b", tmp_path / "inner")
     with pytest.raises(InputError, match="another process now trains in gs://"):
         mirror.push()
     store.objects.clear()
@@ -202,18 +210,19 @@ def test_what_cannot_be_read_is_not_taken_for_damaged(store: Store, run: Path, p
     assert not any(name.startswith("damaged/") for name in store.names("bucket/runs/a"))
 
 
-def test_no_checkpoint_is_completed_once_another_took_over(store: Store, run: Path) -> None:
+def test_no_checkpoint_is_completed_once_another_took_over(
+    store: Store, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place, fetched = native_place(URL), fetch_run(URL, run)
     mirror = Mirror(run, URL, fetched)
     mirror.push()
 
-    def late(when: str) -> None:
+    def write_late(*given: Any, **named: Any) -> None:
         """Takes the run over before orbax ends the checkpoint."""
-        if any("/checkpoints/4/params/commit_success.txt" in name for name in list(store.objects)):
-            store.on_write = lambda when: None
-            Mirror(run, URL, fetch_run(URL, run.parent / "other")).push()
+        Mirror(run, URL, fetch_run(URL, run.parent / "other")).push()
+        write_manifest(*given, **named)
 
-    store.on_write = late
+    monkeypatch.setattr("simcse_jax.runs.checkpoints.write_manifest", write_late)
     with (
         pytest.raises(InputError, match="another process now trains in gs://"),
         open_checkpoints(run, CheckpointConfig(keep=3), place, mirror.push) as checkpoints,
@@ -323,6 +332,24 @@ def test_two_processes_equal_one_on_disk(store: Store, here: Path, command: list
     with Job(2, command, tmp_path / "logs") as job:  # the run has ended
         assert job.ends(300) == [0, 0], job.said()
     assert_same(local_path(URL), here)
+
+
+@pytest.mark.full
+def test_all_processes_end_where_another_job_takes_over(store: Store, command: list[str], tmp_path: Path) -> None:
+    with Job(2, [*command, "--max-steps", "5000", "--heartbeat", "10"], tmp_path / "logs") as job:
+        job.until(lambda: len(checkpoint_folders(native_place(URL))) > 1)
+        for _ in range(20):  # the run may claim its state anew at any moment
+            with suppress(InputError):
+                Mirror(tmp_path / "other", URL, fetch_run(URL, tmp_path / "other")).push()
+                break
+        assert job.ends(60) == [2, 2]
+        for process in (0, 1):
+            (line,) = job.errors(process)
+            assert "another process now trains in gs://bucket/runs/a: this one ends" in line
+    kept = checkpoint_folders(native_place(URL))
+    assert len(kept) > 1
+    for folder in kept.values():
+        check_whole(folder)
 
 
 @pytest.mark.parametrize("kills", [full(3), release(12)])

@@ -308,6 +308,30 @@ def test_ctrl_c_twice_ends_all_processes(tmp_path: Path) -> None:
         assert job.errors(0)[0].endswith("was interrupted")
 
 
+FULL_DISK = """
+import errno, sys
+from simcse_jax.cli import main
+from simcse_jax.runs import checkpoints
+
+def write_manifest(*given, **named):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+checkpoints.write_manifest = write_manifest
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.full
+def test_a_manifest_that_process_0_cannot_write_ends_all(config_file: Path, tmp_path: Path) -> None:
+    """Soon, though orbax's threads wait for one another."""
+    arguments = ["train", str(config_file), "--output", str(tmp_path / "run"), "--heartbeat", "5"]
+    with Job(2, ["-c", FULL_DISK, *arguments], tmp_path / "logs") as job:
+        assert job.ends(180) == [2, 2], job.said()
+        assert "No space left on device): free space and run the same command again" in job.errors(0)[0]
+        assert "process 0 of 2" in job.errors(1)[0]
+    assert not [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdecimal()]
+
+
 def test_dry_run_prints_the_processes() -> None:
     done = subprocess.run([*REHEARSE, "--dry-run", "2", "4", "true", "--flag"], capture_output=True, text=True)
     assert [line.split()[-3:] for line in done.stdout.splitlines()] == [

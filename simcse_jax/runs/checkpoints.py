@@ -3,9 +3,11 @@
 import errno
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import jax
@@ -219,9 +221,10 @@ class Checkpoints:
         self._secure = secure or self._log_to_disk
         self._best: int | None = None
         self._saving: dict[str, Any] = {}
+        self._failed: Exception | None = None
         context = ocp.Context()
         # A function of its own, because orbax copies what it is given, and with a method the object.
-        context.asynchronous.post_finalization_callback = lambda: self._write_manifest()
+        context.asynchronous.post_finalization_callback = lambda: self._alone(self._write_manifest)
         with self._writing():
             self._checkpointer = ocp.training.Checkpointer(
                 self._folder,
@@ -255,11 +258,11 @@ class Checkpoints:
         """
         self._best = progress.best_step
         with self._writing():
-            self._checkpointer.wait()
+            self._await(self._checkpointer.wait)
             self._saving = {"step": step, **asdict(progress), "record": record or {}}
             if self._store:
                 if jax.process_index() == 0:
-                    self._secure()
+                    self._alone(self._secure)
             elif not self._folder.is_dir():  # orbax would make it again, without the rest of the run
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
             self._checkpointer.save_checkpointables_async(
@@ -281,6 +284,14 @@ class Checkpoints:
         write_manifest(partial, self._saving, without=[_METADATA])  # orbax still writes this one
         self._secure()
 
+    def _alone(self, act: Callable[[], None]) -> None:
+        """Does what the other processes wait for; see `_await`."""
+        try:
+            act()
+        except Exception as error:
+            self._failed = error
+            raise
+
     def _log_to_disk(self) -> None:
         if (log := self._run / "metrics.jsonl").exists():
             to_disk(log)
@@ -288,15 +299,38 @@ class Checkpoints:
     def _writing(self) -> AbstractContextManager[None]:
         return readable(self._store) if self._store else writing_to(self._run)
 
+    def _await(self, end: Callable[[], None]) -> None:
+        """Calls what waits for orbax's threads, in several processes only as long as nothing has failed in `_alone`.
+
+        They would then wait, for twenty minutes, for those of the other processes, which wait for this one.
+        """
+        if jax.process_count() == 1:
+            end()
+            return
+        ended: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                end()
+                ended.set_result(None)
+            except BaseException as error:
+                ended.set_exception(error)
+
+        Thread(target=run, daemon=True).start()
+        while not wait([ended], 0.1).done:
+            if self._failed:
+                raise self._failed
+        ended.result()
+
     def wait(self) -> None:
         """Waits until everything saved is on disk, or on the store."""
         with self._writing():
-            self._checkpointer.wait()
+            self._await(self._checkpointer.wait)
 
     def close(self) -> None:
         """Waits and releases the writer."""
         with self._writing():
-            self._checkpointer.close()
+            self._await(self._checkpointer.close)
 
 
 def restore(folder: Place, items: Items) -> Items:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from simcse_jax.storage.objects import native_place, open_store
+from simcse_jax.storage.objects import native_place, open_store, readable
 
 
 class Guarded:
@@ -25,7 +25,8 @@ class Guarded:
             import tensorstore
 
             bucket, _, name = self._path.partition("/")
-            self._object = tensorstore.KvStore.open({"driver": "gcs", "bucket": bucket, "path": name}).result()
+            with readable(url):
+                self._object = tensorstore.KvStore.open({"driver": "gcs", "bucket": bucket, "path": name}).result()
 
     def read(self) -> bytes | None:
         """The content; None where there is no such object."""

@@ -73,6 +73,10 @@ def fetch_run(url: str, folder: Path) -> Manifest | None:
         owner = None if native_place(url) else _last_owner(folder)
         if manifest is None and find_objects(store, path):
             raise InputError(f"output {url} exists and is not a run of ours: choose another --output, or remove it")
+        if manifest is None and (outer := next(filter(store.exists, _manifests_around(path)), None)):
+            raise InputError(
+                f"output {url} lies in the folder of another run, {outer.rpartition('/')[0]}: choose another --output"
+            )
         if manifest and manifest["owner"] == owner:
             return manifest
         if not manifest or not manifest["files"]:
@@ -258,6 +262,12 @@ def _stamps(folder: Path) -> dict[str, Stamp]:
             about = file.stat()
             stamps["/".join(parts)] = (about.st_size, about.st_mtime_ns)
     return stamps
+
+
+def _manifests_around(path: str) -> list[str]:
+    """Where a run would have its manifest that the path lies in."""
+    parts = path.split("/")
+    return ["/".join([*parts[:length], MANIFEST]) for length in range(1, len(parts))]
 
 
 def _last_owner(folder: Path) -> str | None:
