@@ -34,7 +34,7 @@ class Store:
     on_write: Callable[[str], None] = lambda when: None
     """Called with "body", half-way through the body of a write, and with "object", before the object is there; an
     `OSError` closes the connection without an answer."""
-    page: int = 1000
+    page: int = 20
     """The most objects in one answer to a listing."""
     forbids: Callable[[str], bool] = lambda name: False
     """Whether BUCKET/NAME may not be read."""

@@ -101,6 +101,8 @@ def test_a_mirror_names_no_checkpoint_and_the_store_is_right(store: Store, tmp_p
     assert not (here / "more.json").exists()
     fetch_run(URL, other)
     assert sorted(path.name for path in other.iterdir()) == ["results.json", "run.json"]
+    fetch_run(URL, tmp_path / "second", ("run.json", "model/"))
+    assert [path.name for path in (tmp_path / "second").iterdir()] == ["run.json"]
     # The mirror of a version that copied checkpoints names them.
     fetched["files"]["checkpoints/7/data"] = [1, 1]
     store.objects[f"bucket/runs/a/{MANIFEST}"] = json.dumps(fetched).encode(), 10**6

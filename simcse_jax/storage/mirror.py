@@ -55,10 +55,15 @@ def working_folder(output: str, cache: str, process: int = 0) -> Path:
     return Path(cache).expanduser().absolute() / "runs" / digest / url.rsplit("/", 1)[-1]
 
 
-def fetch_run(url: str, folder: Path) -> Manifest | None:
+def fetch_run(url: str, folder: Path, beginnings: tuple[str, ...] = ("",)) -> Manifest | None:
     """Brings the working folder of a run to the state of the store.
 
     On s3://, a folder that the store was last copied from stays as it is: it is as new as the copy or newer.
+
+    Args:
+      url: the URL of the run.
+      folder: its working folder.
+      beginnings: of the names of the files that are wanted; by default all.
 
     Returns:
       The store's manifest, for `mirrored`; None where the store has no run.
@@ -88,7 +93,8 @@ def fetch_run(url: str, folder: Path) -> Manifest | None:
             if native_place(url) and folder.is_dir():
                 shutil.rmtree(folder)
             return manifest
-        wanted = {file: tuple(stamp) for file, stamp in manifest["files"].items() if is_mirrored(file, url)}
+        files = {file: tuple(stamp) for file, stamp in manifest["files"].items() if is_mirrored(file, url)}
+        wanted = {file: stamp for file, stamp in files.items() if file.startswith(beginnings)}
         here = _stamps(folder)
         for file in here.keys() - wanted.keys():
             (folder / file).unlink()

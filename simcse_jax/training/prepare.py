@@ -60,6 +60,8 @@ from simcse_jax.training.spec import StepSpec
 from simcse_jax.training.state import initial_params
 
 _GUIDE = "objective.negatives.guide"
+_SETTINGS = ("run.json", "model/", "manifest.json", "results.json")
+"""What processes but the first read of a run on a store."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,8 @@ def _find_run(config: Config) -> tuple[Path, Place | None, Manifest | None, Run 
                 f"output {config.output} is on s3://, where one process can train: give the processes an --output on "
                 "gs://, or a folder that all share and that can rename folders, such as NFS, FSx or Lustre"
             )
-        (fetched,) = first_on_process_0(lambda: (fetch_run(config.output, folder),))
+        wanted = ("",) if jax.process_index() == 0 else _SETTINGS
+        (fetched,) = first_on_process_0(lambda: (fetch_run(config.output, folder, wanted),))
     check_output(folder)
     if not store:
         check_shared(folder)
