@@ -309,26 +309,31 @@ def test_ctrl_c_twice_ends_all_processes(tmp_path: Path) -> None:
 
 
 FULL_DISK = """
-import errno, sys
-from simcse_jax.cli import main
+import errno, os, sys
+from simcse_jax.cli import program
 from simcse_jax.runs import checkpoints
 
-def write_manifest(*given, **named):
+def no_space(*given, **named):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-checkpoints.write_manifest = write_manifest
-main(sys.argv[1:])
+if sys.argv[1] == "0":
+    checkpoints.write_manifest = no_space
+elif os.environ["JAX_PROCESS_ID"] == "1":
+    from orbax.checkpoint._src.futures import future
+    future.ChainedFuture.result = no_space
+program(sys.argv[2:])
 """
 
 
 @pytest.mark.full
-def test_a_manifest_that_process_0_cannot_write_ends_all(config_file: Path, tmp_path: Path) -> None:
-    """Soon, though orbax's threads wait for one another."""
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_process_that_cannot_write_a_checkpoint_ends_all(config_file: Path, tmp_path: Path, full: int) -> None:
+    """Soon, though orbax's threads wait for one another: process 0 its manifest, process 1 its arrays."""
     arguments = ["train", str(config_file), "--output", str(tmp_path / "run"), "--heartbeat", "5"]
-    with Job(2, ["-c", FULL_DISK, *arguments], tmp_path / "logs") as job:
+    with Job(2, ["-c", FULL_DISK, str(full), *arguments], tmp_path / "logs") as job:
         assert job.ends(180) == [2, 2], job.said()
-        assert "No space left on device): free space and run the same command again" in job.errors(0)[0]
-        assert "process 0 of 2" in job.errors(1)[0]
+        assert "No space left on device): free space and run the same command again" in job.errors(full)[0]
+        assert f"process {full} of 2" in job.errors(1 - full)[0]
     assert not [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdecimal()]
 
 

@@ -18,7 +18,7 @@ from simcse_jax.config import CheckpointConfig
 from simcse_jax.config.values import check_types
 from simcse_jax.errors import InputError
 from simcse_jax.runs.folder import read_results, writing_to
-from simcse_jax.runs.quiet import no_root_handler
+from simcse_jax.runs.quiet import hearing_failures, no_root_handler
 from simcse_jax.storage.files import is_remote, to_disk
 from simcse_jax.storage.manifest import MANIFEST, Damage, faults, is_on, read_manifest, write_manifest
 from simcse_jax.storage.objects import COMMITTED, move, readable
@@ -221,10 +221,10 @@ class Checkpoints:
         self._secure = secure or self._log_to_disk
         self._best: int | None = None
         self._saving: dict[str, Any] = {}
-        self._failed: Exception | None = None
+        self._failed: BaseException | None = None
         context = ocp.Context()
         # A function of its own, because orbax copies what it is given, and with a method the object.
-        context.asynchronous.post_finalization_callback = lambda: self._alone(self._write_manifest)
+        context.asynchronous.post_finalization_callback = lambda: self._write_manifest()
         with self._writing():
             self._checkpointer = ocp.training.Checkpointer(
                 self._folder,
@@ -262,7 +262,7 @@ class Checkpoints:
             self._saving = {"step": step, **asdict(progress), "record": record or {}}
             if self._store:
                 if jax.process_index() == 0:
-                    self._alone(self._secure)
+                    self._secure()
             elif not self._folder.is_dir():  # orbax would make it again, without the rest of the run
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
             self._checkpointer.save_checkpointables_async(
@@ -284,14 +284,6 @@ class Checkpoints:
         write_manifest(partial, self._saving, without=[_METADATA])  # orbax still writes this one
         self._secure()
 
-    def _alone(self, act: Callable[[], None]) -> None:
-        """Does what the other processes wait for; see `_await`."""
-        try:
-            act()
-        except Exception as error:
-            self._failed = error
-            raise
-
     def _log_to_disk(self) -> None:
         if (log := self._run / "metrics.jsonl").exists():
             to_disk(log)
@@ -299,10 +291,14 @@ class Checkpoints:
     def _writing(self) -> AbstractContextManager[None]:
         return readable(self._store) if self._store else writing_to(self._run)
 
-    def _await(self, end: Callable[[], None]) -> None:
-        """Calls what waits for orbax's threads, in several processes only as long as nothing has failed in `_alone`.
+    def fail(self, error: BaseException) -> None:
+        """Notes what has ended the writing of a checkpoint; from orbax's thread."""
+        self._failed = error
 
-        They would then wait, for twenty minutes, for those of the other processes, which wait for this one.
+    def _await(self, end: Callable[[], None]) -> None:
+        """Calls what waits for orbax's threads, in several processes only as long as they have not failed in this one.
+
+        They then wait, for twenty minutes, for those of the other processes, which wait for what this one has not done.
         """
         if jax.process_count() == 1:
             end()
@@ -365,7 +361,8 @@ def open_checkpoints(
     """`Checkpoints` that are closed at the end."""
     with no_root_handler():
         checkpoints = Checkpoints(folder, config, store, secure)
-        try:
-            yield checkpoints
-        finally:
-            checkpoints.close()
+        with hearing_failures(checkpoints.fail):
+            try:
+                yield checkpoints
+            finally:
+                checkpoints.close()

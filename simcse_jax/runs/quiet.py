@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -23,6 +23,38 @@ def no_root_handler() -> Iterator[None]:
                 logging.root.removeHandler(handler)
 
 
+class _Log(logging.Filter):
+    """What is shown of orbax's log, and who hears of the failures in it."""
+
+    quiet = False
+    hear: Callable[[BaseException], None] | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self.hear and record.exc_info and record.exc_info[1] and record.threadName == "async_save":
+            self.hear(record.exc_info[1])
+        return not self.quiet or record.levelno >= logging.CRITICAL
+
+
+@cache
+def _log() -> _Log:
+    log = _Log()
+    logging.getLogger("absl").addFilter(log)
+    return log
+
+
+@contextmanager
+def hearing_failures(hear: Callable[[BaseException], None]) -> Iterator[None]:
+    """A block in which `hear` gets the exceptions that end orbax's writing, at once.
+
+    orbax raises them later, once its threads in all processes have come together, and logs them before.
+    """
+    _log().hear = hear
+    try:
+        yield
+    finally:
+        _log().hear = None
+
+
 @cache
 def quiet_orbax() -> None:
     """Silences orbax: where it cannot write a checkpoint, it logs a traceback per thread and raises as well.
@@ -30,7 +62,7 @@ def quiet_orbax() -> None:
     Answers of tensorstore that come later find the loop that waited for them closed, and show one traceback each. For
     commands: the settings are those of the whole process, and stay.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _log().quiet = True
     show = sys.unraisablehook
 
     def show_others(raised: Any) -> None:
