@@ -32,8 +32,8 @@ class Store:
     url: str = ""
     objects: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     on_write: Callable[[str], None] = lambda when: None
-    """Called with "body", half-way through the body of a write, and with "object", before the object is there; an
-    `OSError` closes the connection without an answer."""
+    """Called with "body", half-way through the body of a write, with "object", before the object is there, and with
+    "answer", when it is; an `OSError` closes the connection without an answer."""
     page: int = 20
     """The most objects in one answer to a listing."""
     forbids: Callable[[str], bool] = lambda name: False
@@ -160,6 +160,7 @@ def serve() -> Iterator[Store]:
                 if not self._matches(name, query):
                     return self._say({}, HTTPStatus.PRECONDITION_FAILED)
                 store.objects[name] = bytes(body), next(generations)
+            store.on_write("answer")
             return self._say(_about(store, name))
 
         def _read(self, name: str) -> None:

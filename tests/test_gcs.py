@@ -82,6 +82,20 @@ def test_of_two_writers_the_later_one_finds_that_it_is_late(store: Store) -> Non
     assert store.objects["bucket/runs/a/x"][0] == b"other"
 
 
+def test_a_write_whose_answer_is_lost_is_no_other_writer(store: Store) -> None:
+    def lose(when: str) -> None:
+        if when == "answer":
+            store.on_write = Store.on_write
+            raise ConnectionError("lost")
+
+    one = Guarded(f"{URL}/x")
+    one.read()
+    store.on_write = lose
+    assert one.write(b"one")
+    assert one.write(b"one again")
+    assert store.objects["bucket/runs/a/x"][0] == b"one again"
+
+
 def test_a_mirror_names_no_checkpoint_and_the_store_is_right(store: Store, tmp_path: Path) -> None:
     here, other = tmp_path / "here", tmp_path / "other"
     make_run(here, 1)
@@ -139,6 +153,12 @@ def test_of_two_that_begin_a_run_at_once_one_ends(store: Store, tmp_path: Path) 
     (tmp_path / "one" / "figure.svg").write_text("drawn at the end")
     copy_again(tmp_path / "one", URL)
     assert "figure.svg" in store.names("bucket/runs/a")
+
+
+@pytest.mark.parametrize("name", ["runs//a", "runs/../a", "./a", "a?b", "a#1", "lr*", "seed[1]"])
+def test_places_that_orbax_would_not_find_are_refused(store: Store, name: str) -> None:
+    with pytest.raises(InputError, match=r"gs://bucket/.* cannot be the place of a run"):
+        native_place(f"gs://bucket/{name}")
 
 
 def tree() -> dict[str, Any]:
@@ -273,11 +293,20 @@ def assert_same(copy: Path, other: Path) -> None:
     assert kept[0] == kept[1]
 
 
+ODD = "gs://bucket/my runs/a, b=1"
+
+
 @pytest.mark.full
 def test_a_run_goes_on_elsewhere_and_the_commands_read_it(
     store: Store, config: Config, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = replace(config, output=f"{URL}/")
+    there = replace(config, output=f"{ODD}/")
+    for folder in (
+        "bucket/my runs/",
+        "bucket/my runs/a, b=1/",
+        "bucket/my runs/a, b=1/checkpoints/",
+    ):  # made in a web console
+        store.objects[folder] = b"", 10**6
     with first_devices(2):
         with monkeypatch.context() as patch:
             patch.setattr("simcse_jax.training.trainer.StopRequest.__call__", lambda self, step: step == 5)
@@ -287,13 +316,13 @@ def test_a_run_goes_on_elsewhere_and_the_commands_read_it(
         shutil.rmtree(work)
         results = train(there)
     assert results["steps"] == 7
-    assert_same(local_path(URL), here)
-    local, remote = load_model(str(here)), load_model(URL)
+    assert_same(local_path(ODD), here)
+    local, remote = load_model(str(here)), load_model(ODD)
     assert local.step == remote.step
     assert_identical(local.params, remote.params)
-    assert main(["verify", URL]) in (None, 0)
-    main(["evaluate", URL, "--tasks", str(config.evaluation.dev)])
-    main(["export", URL, "gs://bucket/exports/a"])
+    assert main(["verify", ODD]) in (None, 0)
+    main(["evaluate", ODD, "--tasks", str(config.evaluation.dev)])
+    main(["export", ODD, "gs://bucket/exports/a"])
     main(["encode", "gs://bucket/exports/a", config.data.train, str(tmp_path / "vectors.npy")])
     assert_identical(load_model("gs://bucket/exports/a").params, local.params)
     with pytest.raises(InputError, match="other settings"):
@@ -358,20 +387,19 @@ def test_all_processes_end_where_another_job_takes_over(store: Store, command: l
 def test_kill_9_between_and_inside_uploads_ends_bit_identical(
     store: Store, here: Path, command: list[str], tmp_path: Path, kills: int
 ) -> None:
-    """Both processes die when one writes: half of an object sent, or all of it, and with or without the object."""
+    """Both processes die when one writes: half of an object sent, all of it, or the object there and no answer."""
     generator = random.Random(0)
     for kill in range(kills):
-        moment, left = "body" if kill % 2 else "object", generator.randrange(5, 90)
+        moment, left = ("object", "body", "answer")[kill % 3], generator.randrange(5, 90)
         with Job(2, command, tmp_path / "logs") as job:
 
-            def on_write(when: str, job: Job = job, moment: str = moment, kill: int = kill) -> None:
+            def on_write(when: str, job: Job = job, moment: str = moment) -> None:
                 nonlocal left
                 left -= when == moment
                 if left <= 0:
                     for process in job.processes:
                         process.kill()
-                    if kill % 3:
-                        raise ConnectionError("killed")
+                    raise ConnectionError("killed")
 
             store.on_write = on_write
             ended = job.ends(300)

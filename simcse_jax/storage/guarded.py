@@ -47,6 +47,6 @@ class Guarded:
             return True
         stamp = self._object.write("", content, if_equal=self._generation).result()
         if not stamp.generation:
-            return False
+            return self.read() == content  # the answer to the write was lost, and it was tried again
         self._generation = stamp.generation
         return True

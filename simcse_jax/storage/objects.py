@@ -237,17 +237,22 @@ def native_place(name: str | Path) -> Place | None:
     """The place of a run on gs://, for orbax and for `manifest.py`; None for a local path and on s3://.
 
     Raises:
-      InputError: the package of the store is not installed.
+      InputError: the package of the store is not installed; or orbax would read the URL as that of another place.
     """
-    if not REMOTE.match(str(name)) or not url_of(name).startswith("gs:"):
+    if not REMOTE.match(str(name)) or not (url := url_of(name)).startswith("gs:"):
         return None
+    if not {"", ".", ".."}.isdisjoint(url.removeprefix("gs://").split("/")) or not set("?#*[]").isdisjoint(url):
+        raise InputError(
+            f"{url} cannot be the place of a run, where orbax takes ?, #, *, [ and ] and parts that are empty or dots "
+            "for something else: give another name"
+        )
     open_store(name)
     from etils import epath
     from fsspec.config import conf
 
     # What other processes write there must be seen; epath's file system asks for no setting but these.
     conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
-    return epath.Path(url_of(name))
+    return epath.Path(url)
 
 
 def move(path: Place, target: Place) -> None:
