@@ -37,7 +37,7 @@ class Store:
     page: int = 20
     """The most objects in one answer to a listing."""
     forbids: Callable[[str], bool] = lambda name: False
-    """Whether BUCKET/NAME may not be read."""
+    """Whether BUCKET/NAME, or what begins so, may not be read."""
 
     def names(self, below: str) -> list[str]:
         """The names of the objects below BUCKET/FOLDER, without it."""
@@ -188,6 +188,8 @@ def serve() -> Iterator[Store]:
 
         def _list(self, bucket: str) -> None:
             prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter", "")
+            if store.forbids(f"{bucket}/{prefix}"):
+                return self._say({"error": {"message": "no access"}}, HTTPStatus.FORBIDDEN)
             after, start, end = (self.query.get(key, "") for key in ("pageToken", "startOffset", "endOffset"))
             most = min(int(self.query.get("maxResults", store.page)), store.page)
             entries: dict[str, Any] = {}
@@ -206,7 +208,7 @@ def serve() -> Iterator[Store]:
             answer["prefixes"] = [key for key in shown if not entries[key]]
             if len(entries) > most:
                 answer["nextPageToken"] = shown[-1]
-            self._say({key: value for key, value in answer.items() if value})
+            return self._say({key: value for key, value in answer.items() if value})
 
         def _say(self, answer: Any, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None) -> None:
             body = answer if isinstance(answer, bytes) else b"" if answer is None else json.dumps(answer).encode()

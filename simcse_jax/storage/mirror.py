@@ -78,10 +78,8 @@ def fetch_run(url: str, folder: Path, beginnings: tuple[str, ...] = ("",)) -> Ma
         owner = None if native_place(url) else _last_owner(folder)
         if manifest is None and find_objects(store, path):
             raise InputError(f"output {url} exists and is not a run of ours: choose another --output, or remove it")
-        if manifest is None and (outer := next(filter(store.exists, _manifests_around(path)), None)):
-            raise InputError(
-                f"output {url} lies in the folder of another run, {outer.rpartition('/')[0]}: choose another --output"
-            )
+        if manifest is None and (outer := _run_around(store, path)):
+            raise InputError(f"output {url} lies in the folder of another run, {outer}: choose another --output")
         if manifest and manifest["owner"] == owner:
             return manifest
         if not manifest or not manifest["files"]:
@@ -195,13 +193,10 @@ class Mirror:
         except InputError:
             raise
         except Exception as error:  # dozens of types of the store's package, as in `objects.readable`
-            raise InputError(
-                f"{self._url} cannot be written ({reason(error)}); the run is in {self._folder} and is copied when "
-                "you run the same command again on this machine"
-                if not native_place(self._url)
-                else f"{self._url} cannot be written ({reason(error)}): check the network, credentials and rights, and "
-                "run the same command again; it continues from the last complete checkpoint"
-            ) from error
+            kept = f"the run is in {self._folder} and is copied when you run the same command again on this machine"
+            if native_place(self._url):
+                kept = "run the same command again, which continues from the last complete checkpoint"
+            raise InputError(f"{self._url} cannot be written ({reason(error)}); {kept}") from error
 
     def _push(self) -> None:
         stamps, content = _stamps(self._folder), self._manifest.read()
@@ -270,10 +265,15 @@ def _stamps(folder: Path) -> dict[str, Stamp]:
     return stamps
 
 
-def _manifests_around(path: str) -> list[str]:
-    """Where a run would have its manifest that the path lies in."""
+def _run_around(store: Any, path: str) -> str:
+    """The path of a run that a path lies in; "" where none can be seen."""
     parts = path.split("/")
-    return ["/".join([*parts[:length], MANIFEST]) for length in range(1, len(parts))]
+    for length in range(1, len(parts)):
+        outer = "/".join(parts[:length])
+        with suppress(Exception):  # whoever may not read there has no run there
+            if store.exists(f"{outer}/{MANIFEST}"):
+                return outer
+    return ""
 
 
 def _last_owner(folder: Path) -> str | None:
