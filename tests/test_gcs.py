@@ -1,5 +1,6 @@
 """Runs on gs://, of one process and of several, against a store on loopback that speaks Google's protocol."""
 
+import itertools
 import json
 import random
 import shutil
@@ -393,14 +394,15 @@ def test_kill_9_between_and_inside_uploads_ends_bit_identical(
     """A process or both die when one writes: half of an object sent, all of it, or the object there and no answer."""
     generator = random.Random(0)
     for kill in range(kills):
-        moment, left = ("object", "body", "answer")[kill % 3], generator.randrange(5, 90)
+        moment, last = ("object", "body", "answer")[kill % 3], generator.randrange(5, 90)
         with Job(2, [*command, "--heartbeat", "5"], tmp_path / "logs") as job:
             victims = job.processes if kill % 2 else [generator.choice(job.processes)]
+            writes = itertools.count(1)
 
-            def on_write(when: str, victims: list[Any] = victims, moment: str = moment) -> None:
-                nonlocal left
-                left -= when == moment
-                if left <= 0:
+            def on_write(
+                when: str, victims: list[Any] = victims, moment: str = moment, last: int = last, writes: Any = writes
+            ) -> None:
+                if when == moment and next(writes) == last:
                     for process in victims:
                         process.kill()
                     raise ConnectionError("killed")
