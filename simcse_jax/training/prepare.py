@@ -48,7 +48,7 @@ from simcse_jax.runs.lock import check_free
 from simcse_jax.runs.tracking import check_tracking
 from simcse_jax.runtime.mesh import check_batch_size, make_mesh
 from simcse_jax.runtime.processes import check_shared, first_on_process_0
-from simcse_jax.storage.files import check_readable, is_remote
+from simcse_jax.storage.files import check_readable, is_remote, local_only
 from simcse_jax.storage.mirror import Manifest, fetch_run, working_folder
 from simcse_jax.storage.objects import native_place
 from simcse_jax.storage.places import Place
@@ -163,6 +163,7 @@ def check_request(config: Config) -> Request:
     checks: list[Callable[[], Any]] = [
         *(partial(_find_mesh, config), partial(load_tasks, config.evaluation), partial(_find_text, config)),
         *(config.validate, partial(check_objective, config.objective), partial(check_tracking, config.tracking)),
+        partial(local_only, config.data.cache),
     ]
     find_run = partial(_find_run, config)
     if is_remote(config.output):  # nothing is fetched for a run that cannot be
