@@ -395,7 +395,7 @@ def test_kill_9_between_and_inside_uploads_ends_bit_identical(
     generator = random.Random(0)
     for kill in range(kills):
         moment, last = ("object", "body", "answer")[kill % 3], generator.randrange(5, 90)
-        with Job(2, [*command, "--heartbeat", "5"], tmp_path / "logs") as job:
+        with Job(2, [*command, "--heartbeat", "10"], tmp_path / "logs") as job:
             victims = job.processes if kill % 2 else [generator.choice(job.processes)]
             writes = itertools.count(1)
 
