@@ -17,6 +17,7 @@ from simcse_jax.evaluation.sts import Subset, Task
 from simcse_jax.reports import plots
 from simcse_jax.runs.figures import _loss, _path
 from simcse_jax.study import Cell, Study
+from simcse_jax.study.figures import _write
 from simcse_jax.study.figures import write_figures as write_study
 
 
@@ -156,3 +157,18 @@ def test_nothing_of_a_figure_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert (low >= 0).all(), name
             assert (high <= [inside.width, inside.height]).all(), name
     assert len(drawn) == 9
+
+
+def test_the_legend_of_a_study_fits_its_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, _: figures.append(figure))
+
+    def draw(axes: list[Any]) -> None:
+        for number in range(5):
+            axes[0].plot([0, 1], label=f"guide of a long name {number}, equal examples")
+
+    for panels in (1, 2, 6):
+        _write(tmp_path / "figure", draw, "a title", panels)
+        (legend,) = figures[-1].legends
+        assert legend.get_window_extent().width <= figures[-1].bbox.width
+        assert len(legend.get_texts()) == 5

@@ -90,7 +90,11 @@ def _write(file: Path, draw: Draw, title: str, panels: int, share: bool = False)
     draw(list(axes.flat))
     figure.suptitle(title, fontsize=12)
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * columns))
+    for ncols in range(min(len(labels), 2 * columns), 0, -1):  # as many as the figure has room for
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=ncols)
+        if legend.get_window_extent().width <= figure.bbox.width or ncols == 1:
+            break
+        legend.remove()
     plots.save(figure, file)
 
 
