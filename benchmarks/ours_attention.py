@@ -1,8 +1,6 @@
 """This project's contenders for encoding long rows: the ways of computing attention without dropout."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,7 @@ from simcse_jax.inference.loading import load_model
 from simcse_jax.inference.vectors import unit
 from simcse_jax.model import Layout, fused_attention, long_attention
 from simcse_jax.model.attention import attend
-from simcse_jax.model.long_attention import SHORT, Attention, allowed_keys, attend_in_blocks
+from simcse_jax.model.long_attention import Attention, allowed_keys, attend_in_blocks
 from simcse_jax.runtime.mesh import make_mesh
 
 
@@ -56,13 +54,7 @@ class LongRows(OnJax):
         kernel = long_attention._KERNELS.get(device.platform)
         if kernel is None:
             return f"there is none for this device ({device.platform})"
-        size = self._config.hidden_size // heads
-        if long_attention._works(kernel, device, heads, size, self._dtype):
-            return "taken"
-        batch: list[Any] = [jnp.zeros((2, heads, 2 * SHORT, size), self._dtype)] * 3
-        for packed in (False, True):
-            try:
-                jax.block_until_ready(jax.jit(partial(kernel, packed))(*batch, jnp.zeros((2, 2 * SHORT), jnp.int32)))
-            except Exception as error:  # of JAX, XLA and the kernel's library, which have types of their own
-                return f"refused, {type(error).__name__}: {str(error).splitlines()[0][:300]}"
-        return "not taken, because it does not agree with blocks of queries"
+        size, (_, ids, lengths) = self._config.hidden_size // heads, self._arguments
+        length, packed = ids.shape[1], lengths.shape[1] > 1
+        problem = long_attention._problem(kernel, device, heads, length, size, packed, self._dtype)
+        return f"not taken: {problem}" if problem else "taken"

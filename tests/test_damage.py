@@ -29,6 +29,7 @@ from simcse_jax.runs.checkpoints import (
     Progress,
     check_whole,
     checkpoint_folders,
+    drop_damaged_results,
     open_checkpoints,
     read_progress,
     restore,
@@ -37,6 +38,7 @@ from simcse_jax.runs.checkpoints import (
 from simcse_jax.runs.folder import create_run
 from simcse_jax.runtime.mesh import make_mesh
 from simcse_jax.storage.manifest import MANIFEST, Damage, read_manifest, verify, write_manifest, write_sealed
+from simcse_jax.storage.places import StoreError, reached
 from simcse_jax.training.spec import StepSpec, create_state
 from simcse_jax.training.state import to_items
 from simcse_jax.training.trainer import train
@@ -357,3 +359,17 @@ def test_a_damaged_index_is_refused(tmp_path: Path, damage: Callable[[Path], Non
             with pytest.raises(InputError, match=rf"the index {folder} is damaged|{folder} is not a saved index"):
                 Index.load(folder)
     np.testing.assert_array_equal(Index.load(folder).vectors, Index.load(folder).vectors)
+
+
+def test_damaged_results_of_a_copy_are_dropped(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{")
+    for _ in range(2):
+        assert drop_damaged_results(tmp_path) == []
+        assert not (tmp_path / "results.json").exists()
+
+
+def test_a_lost_process_is_no_fault_of_a_store() -> None:
+    with pytest.raises(jax.errors.JaxRuntimeError), reached("gs://bucket/run"):
+        raise jax.errors.JaxRuntimeError("connection closed by peer")
+    with pytest.raises(StoreError), reached("gs://bucket/run"):
+        raise OSError("forbidden")

@@ -16,7 +16,7 @@ from simcse_jax.training.job import joined
 from simcse_jax.xla.topology import devices_of, parse_topology
 from tests.jobs import Job
 
-MEMORY = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE")
+MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE")
 
 COMPILE = """
 import sys
@@ -55,19 +55,32 @@ def test_memory_of_gpus_is_set_before_jax_starts(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, "of the user")
     config = Config(gpu_memory=0.9, gpu_preallocate=False)
     with pytest.raises(InputError, match=r"come too late.*MEM_FRACTION=0\.9 and XLA_PYTHON_CLIENT_PREALLOCATE=false"):
-        joined(config)
+        joined(config).__enter__()
     assert [os.environ[name] for name in MEMORY] == ["of the user"] * 2
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
     monkeypatch.setattr("jax._src.xla_bridge.backends_are_initialized", lambda: False)
-    joined(config)
-    assert [os.environ[name] for name in MEMORY] == ["0.9", "false"]
+    with joined(config):
+        assert [os.environ[name] for name in MEMORY] == ["0.9", "false"]
+        assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ  # JAX refuses both
+    with joined(Config(gpu_memory=1.5)):  # refused later, with all that is wrong
+        assert os.environ[MEMORY[0]] == "0.9"
     monkeypatch.undo()
-    joined(Config())
+    with joined(Config()):
+        pass
 
 
 def test_a_folder_of_programs_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file"):
-        joined(Config(compilation_cache=str(tmp_path / "file" / "programs")))
+    for folder, message in {str(tmp_path / "file" / "programs"): "file", "s3://bucket/programs": "gs://"}.items():
+        with pytest.raises(InputError, match=message), joined(Config(compilation_cache=folder)):
+            pass
+
+
+def test_programs_are_shared_in_the_block_alone(tmp_path: Path) -> None:
+    before = jax.config.values["jax_compilation_cache_dir"]
+    with joined(Config(compilation_cache=str(tmp_path / "programs"))):
+        assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "programs")
+    assert jax.config.values["jax_compilation_cache_dir"] == before
 
 
 def test_presets_are_off_by_default_and_not_for_cpus() -> None:

@@ -126,6 +126,29 @@ def test_a_kernel_is_tried_before_it_is_used(monkeypatch: pytest.MonkeyPatch, ke
     assert rows == ({2, 4} if works else {2})  # a device has 4 of the 32
 
 
+def test_a_kernel_is_tried_again_where_memory_was_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And for every length, as one may be refused and another not."""
+    short = [True]
+
+    def kernel(packed: bool, *batch: Any) -> Any:
+        if short:
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        if batch[0].shape[2] % 100:
+            raise NotImplementedError("a length that the kernel lacks")
+        return on_cpu(packed, *batch)
+
+    monkeypatch.setitem(long_attention._KERNELS, "cpu", kernel)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    check(fused_attention(mesh), *LAYOUTS[1])
+    short.clear()
+    for length, lengths in LAYOUTS[:2]:
+        check(fused_attention(mesh), length, lengths)
+    assert {what[3]: found for what, found in long_attention._FOUND.items() if what[0] is kernel} == {
+        129: False,
+        300: True,
+    }
+
+
 @pytest.mark.full
 def test_encoding_uses_the_kernel(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of rows of more than 128 tokens alone."""
@@ -146,7 +169,7 @@ def test_encoding_uses_the_kernel(tiny_bert: Path, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setitem(long_attention._KERNELS, "cpu", watched)
     np.testing.assert_allclose(SimCSE(tmp_path / "long", pooler="avg").encode(texts), expected, atol=1e-6)
-    assert lengths == {256, 192}  # the trial, and the long text
+    assert lengths == {192}
 
 
 def test_lengths_and_masks_for_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,8 +193,10 @@ def test_flash_attention_of_tpus(dtype: str) -> None:
     """The kernel, interpreted."""
     with force_tpu_interpret_mode():
         device = jax.devices()[0]
-        assert long_attention._works(long_attention._flash, device, HEADS, SIZE, dtype)
-        assert not long_attention._works(ignoring_masks(long_attention._flash), device, HEADS, SIZE, dtype)
+        for length, packed in ((200, False), (320, True)):
+            what = device, HEADS, length, SIZE, packed, dtype
+            assert long_attention._problem(long_attention._flash, *what) == ""
+            assert "off by" in long_attention._problem(ignoring_masks(long_attention._flash), *what)
         if dtype == "float32":
             mesh = make_mesh(devices=[device])
             for length, lengths in LAYOUTS:

@@ -187,7 +187,7 @@ def test_an_address_that_is_taken(tmp_path: Path) -> None:
 
 
 def test_hosts_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    joining = Joining("here:1", 0, 4, 300)
+    joining = Joining("here:1", 0, 4, 300, threading.Event())
     assert joining._missing() == "3 of 4 processes are missing, 1, 2, 3"
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b,c,d")
     joining.here[2] = "c"

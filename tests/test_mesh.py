@@ -53,7 +53,6 @@ def test_cpus_are_cut_in_order() -> None:
         ((4, 4), {"dcn": 4}, r"mesh.dcn is 4 but the 8 devices lie in 2 slice\(s\) of 4"),
         ((8,), {"dcn": 2}, r"mesh.dcn is 2 but the 8 devices lie in 1 slice\(s\) of 8"),
         ((4, 2), {"dcn": 2}, r"mesh.dcn is 2 but the 6 devices lie in 2 slice\(s\) of 2 or 4"),
-        ((4, 4), {"fsdp": 8}, "mesh.fsdp is 8 but a slice has 4 devices"),
         ((4, 4), {"fsdp": 8, "dcn": 2}, "mesh dcn 2 × data -1 × fsdp 8 does not fit 8 devices"),
         ((4, 4), {"dcn": 3}, "mesh dcn 3 × data -1 × fsdp 1 does not fit 8 devices"),
         ((4, 4), {"dcn": -1}, "mesh dcn -1 × data -1 × fsdp 1 does not fit 8 devices"),
@@ -63,3 +62,10 @@ def test_cpus_are_cut_in_order() -> None:
 def test_what_does_not_fit_is_refused(sizes: tuple[int, ...], axes: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_mesh(devices=nodes(*sizes), **axes)
+
+
+@pytest.mark.parametrize(("sizes", "fsdp"), [((4, 4), 8), ((1, 1, 1, 1), 2), ((4, 2), 3)])
+def test_parameters_may_be_split_over_slices_that_count_as_one(sizes: tuple[int, ...], fsdp: int) -> None:
+    mesh = make_mesh(fsdp=fsdp, devices=nodes(*sizes))
+    assert dict(mesh.shape) == {"dcn": 1, "data": sum(sizes) // fsdp, "fsdp": fsdp}
+    assert [d.slice_index for d in mesh.devices.flat] == sorted(d.slice_index for d in nodes(*sizes))

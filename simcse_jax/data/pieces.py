@@ -99,10 +99,18 @@ class Pieces:
         first = np.flatnonzero(np.diff(place, prepend=-2) != 1)
         counts = np.diff(first, append=len(place)) * self.dtype.itemsize
         runs = zip(counts.tolist(), (place[first] * self.dtype.itemsize).tolist(), strict=True)
-        content = b"".join([os.pread(self._open[file], count, at) for count, at in runs])
+        content = b"".join([_read(self._open[file], count, at) for count, at in runs])
         if len(content) != len(place) * self.dtype.itemsize:
             raise OSError(errno.EIO, "a file of the token cache has become shorter")
         return np.frombuffer(content, self.dtype)
+
+
+def _read(file: int, count: int, at: int) -> bytes:
+    """Bytes of a file, fewer at its end. The system gives at most 2 GiB at a time, and may give less."""
+    content = b""
+    while len(content) < count and (part := os.pread(file, count - len(content), at + len(content))):
+        content = content + part if content else part
+    return content
 
 
 def _close(files: list[int]) -> None:

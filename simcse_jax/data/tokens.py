@@ -212,6 +212,9 @@ def corpus_blocks(corpus: Corpus, share: int, shares: int) -> Iterator[tuple[int
     A part of the corpus is read by one of them alone, unless their work would then be too unequal: all read the others,
     and each takes every so-manieth block.
     """
+    if shares == 1:
+        yield from enumerate(chunked(iter(corpus)))
+        return
     parts = corpus.parts()
     owners = _owners([size for size, _ in parts], shares)
     for number, (owner, (_, part)) in enumerate(zip(owners, parts, strict=True)):

@@ -1,8 +1,8 @@
-"""Attention without dropout over long rows, in memory that is linear in their length: by the fused kernel of the
-accelerator, where it has one that works, and by blocks of queries elsewhere."""
+"""Attention without dropout over long rows: by the fused kernel of the accelerator, where it has one that works, and by
+blocks of queries elsewhere. Memory is linear in the rows' length, but for the mask of cuDNN's packed rows."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Bool, Float, Int
 
+from simcse_jax.errors import reason, warn
 from simcse_jax.model.attention import attend
 from simcse_jax.model.layout import Layout, lay_out
 
@@ -55,14 +56,15 @@ def fused_attention(mesh: Mesh) -> Attention:
     """The fastest `Attention` that is right on some devices.
 
     On GPUs this is cuDNN's kernel, which takes bfloat16 and float16; on TPUs it is JAX's flash attention. Before either
-    is used it computes a small batch, padded and packed. One that the device refuses, or that does not agree there with
-    `attend_in_blocks`, is not used.
+    is used for rows of a length, it computes two of them. One that the device refuses, or that does not agree there
+    with `attend_in_blocks`, is not used, and a line says so. Nor is any in a job of several processes, which might
+    decide differently.
 
     Args:
       mesh: the devices. Rows are split over all of its axes.
     """
     kernel = _KERNELS.get(mesh.devices.flat[0].platform)
-    return partial(_attend, kernel, mesh) if kernel else attend_in_blocks
+    return partial(_attend, kernel, mesh) if kernel and jax.process_count() == 1 else attend_in_blocks
 
 
 Kernel = Callable[[bool, Array, Array, Array, Array], Array]
@@ -70,8 +72,14 @@ Kernel = Callable[[bool, Array, Array, Array, Array], Array]
 
 
 def _attend(kernel: Kernel, mesh: Mesh, query: Array, key: Array, value: Array, layout: Layout) -> Array:
-    works = _works(kernel, mesh.local_devices[0], query.shape[1], query.shape[3], query.dtype.name)
-    return (partial(_by_row, kernel, mesh) if works else attend_in_blocks)(query, key, value, layout)
+    what = (kernel, mesh.local_devices[0], *query.shape[1:], layout.packed, query.dtype.name)
+    if what not in _FOUND:
+        problem = _problem(*what)
+        if problem:
+            warn(f"attention over {query.shape[2]} tokens goes without the kernel of {what[1].device_kind}: {problem}")
+        if "RESOURCE_EXHAUSTED" not in problem:  # which says nothing of the kernel
+            _FOUND[what] = not problem
+    return (partial(_by_row, kernel, mesh) if _FOUND.get(what) else attend_in_blocks)(query, key, value, layout)
 
 
 def _by_row(kernel: Kernel, mesh: Mesh, query: Array, key: Array, value: Array, layout: Layout) -> Array:
@@ -107,26 +115,28 @@ def _flash(packed: bool, query: Array, key: Array, value: Array, sentence: Array
 _KERNELS: dict[str, Kernel] = {"gpu": _cudnn, "tpu": _flash}
 
 
-@cache
-def _works(kernel: Kernel, device: jax.Device, heads: int, size: int, dtype: str) -> bool:
-    """Whether a kernel computes what `attend_in_blocks` does, on a device."""
-    length = 2 * SHORT
+_FOUND: dict[Any, bool] = {}
+"""Whether a kernel works, by what `_problem` is asked."""
+
+
+def _problem(kernel: Kernel, device: jax.Device, heads: int, length: int, size: int, packed: bool, dtype: str) -> str:
+    """What speaks against a kernel on a device, for rows of a length: its refusal, or another result than that of
+    `attend_in_blocks`. Empty where nothing does."""
     batch = np.random.default_rng(0).standard_normal((3, 2, heads, length, size)).astype(dtype)
     place = jax.ShapeDtypeStruct(batch.shape, batch.dtype, sharding=SingleDeviceSharding(device))
-    for lengths in ([[200], [3]], [[90, 100, 20], [length, 0, 0]]):
+    lengths = [[length // 3, length // 2, 1], [length, 0, 0]] if packed else [[length - 8], [3]]
 
-        def difference(batch: Array, lengths: Any = lengths) -> Array:
-            query, key, value = batch
-            layout = lay_out(jnp.array(lengths), length)
-            context = kernel(layout.packed, query, key, value, layout.sentence)
-            return context - attend_in_blocks(query, key, value, layout)
+    def difference(batch: Array) -> Array:
+        query, key, value = batch
+        layout = lay_out(jnp.array(lengths), length)
+        return kernel(packed, query, key, value, layout.sentence) - attend_in_blocks(query, key, value, layout)
 
-        try:
-            # Compiled on its own: what is called here by name would become part of the program that asks.
-            found = np.asarray(jax.jit(difference).lower(place).compile()(batch), np.float32)
-        except Exception:  # of JAX, XLA and the kernel's library, which have types of their own
-            return False
-        tokens = np.arange(length) < np.sum(lengths, axis=1)[:, None]
-        if not np.abs(found).max(axis=(1, 3))[tokens].max() < 0.05:  # 16 bits of averages of N(0, 1); a mask moves by 1
-            return False
-    return True
+    try:
+        # Compiled on its own: what is called here by name would become part of the program that asks.
+        found = np.asarray(jax.jit(difference).lower(place).compile()(batch), np.float32)
+    except Exception as error:  # of JAX, XLA and the kernel's library, which have types of their own
+        return reason(error)
+    tokens = np.arange(length) < np.sum(lengths, axis=1)[:, None]
+    off = float(np.abs(found).max(axis=(1, 3))[tokens].max())
+    # 16 bits of averages of N(0, 1), as TPUs multiply float32 too; a mask that is lost moves them by 1.
+    return "" if off < 0.05 else f"its result is off by {off:.2g}"

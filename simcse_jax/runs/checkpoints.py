@@ -64,7 +64,7 @@ def read_progress(folder: Place) -> Progress:
     """
     try:
         about = dict(parse_json(read_bounded(folder / _METADATA))["custom_metadata"])
-        if about.pop("manifest", False) or (folder / MANIFEST).exists():
+        if about.pop("manifest", False) or _has_manifest(folder):
             written, about = about, read_manifest(folder)["about"]
             if (step := about.pop("step")) != int(folder.name):
                 raise Damage(f"it is the checkpoint of step {step}")
@@ -90,7 +90,7 @@ def record_of(folder: Place) -> dict[str, Any]:
     Raises:
       Damage: the manifest of the checkpoint was changed.
     """
-    record: dict[str, Any] = read_manifest(folder)["about"].get("record", {}) if (folder / MANIFEST).exists() else {}
+    record: dict[str, Any] = read_manifest(folder)["about"].get("record", {}) if _has_manifest(folder) else {}
     return record
 
 
@@ -115,12 +115,17 @@ def check_whole(folder: Place, items: tuple[str, ...] = ()) -> Progress:
 
 def faults_of(folder: Place, items: tuple[str, ...] = ()) -> list[str]:
     """The differences between a checkpoint whose progress can be read and its manifest; see `check_whole`."""
-    if not (folder / MANIFEST).exists():
+    if not _has_manifest(folder):
         return []
     expected = settings_digest(folder.parents[1])
     if expected and record_of(folder).get("run", expected) != expected:
         return ["it is the checkpoint of a run with another run.json"]
     return faults(folder, lambda name: not items or name.split("/")[0] in items)
+
+
+def _has_manifest(folder: Place) -> bool:
+    with reached(folder):
+        return bool((folder / MANIFEST).exists())
 
 
 def settings_digest(run: Place) -> str:
@@ -180,6 +185,15 @@ def set_damaged_aside(run: Path, store: Place | None = None) -> list[str]:
             ) from damage
         lines.append(f"{file} is damaged ({damage}) and now in {_set_aside(run, file)}: the run ends again")
     return lines
+
+
+def drop_damaged_results(run: Path) -> list[str]:
+    """Removes damaged results from a copy of a run, of which `set_damaged_aside` keeps and names the original."""
+    try:
+        read_results(run, is_on())
+    except Damage:
+        (run / "results.json").unlink()
+    return []
 
 
 def _set_aside(run: Place, damaged: Place) -> Place:

@@ -13,9 +13,10 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from simcse_jax.errors import warn
+from simcse_jax.errors import InputError, warn
 from simcse_jax.runtime.provenance import cores
 from simcse_jax.storage.files import CACHE, check_writable_folder, expanded, is_remote, make_folder
+from simcse_jax.storage.objects import open_store
 
 FOLDER = Path(CACHE, "programs")
 MAX_BYTES = 4 * 2**30
@@ -74,9 +75,13 @@ def share_programs(folder: str) -> None:
       folder: a path, or gs://.
 
     Raises:
-      InputError: the folder cannot be made, or written.
+      InputError: a local folder that cannot be made, or written; another store; or the package for gs:// is missing.
     """
-    if not is_remote(folder):
+    if is_remote(folder):
+        if not folder.startswith("gs://"):
+            raise InputError(f"compilation_cache is {folder}: give a folder that all processes share, or one on gs://")
+        open_store(folder)
+    else:
         folder = str(expanded(folder).absolute())
         check_writable_folder(Path(folder))
         make_folder(Path(folder))

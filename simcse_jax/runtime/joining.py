@@ -1,7 +1,6 @@
 """The wait of a process until all others have joined its job: lines that name those that are missing, and an end."""
 
 import os
-import sys
 import threading
 from contextlib import suppress
 from types import TracebackType
@@ -15,7 +14,9 @@ _INTERVAL = 20.0
 class Joining:
     """A block in which this process waits; it ends the process where the others do not come in time."""
 
-    def __init__(self, address: str | None, process: int | None, count: int | None, seconds: int) -> None:
+    def __init__(
+        self, address: str | None, process: int | None, count: int | None, seconds: int, cut: threading.Event
+    ) -> None:
         """Knows of no other process so far.
 
         Args:
@@ -23,11 +24,12 @@ class Joining:
           process: number of this process; None where JAX finds it.
           count: number of all processes; None where JAX finds it.
           seconds: time after which the process ends.
+          cut: set when process 0 has closed the connection to it.
         """
         self.here: dict[int, str] = {}
         """The hosts of the processes that this one knows to be there; process 0 hears of all that reach it."""
         self._address, self._process, self._count, self._seconds = address, process, count, seconds
-        self._over = threading.Event()
+        self._over, self._cut = threading.Event(), cut
         self._thread = threading.Thread(target=self._wait, daemon=True)
 
     def __enter__(self) -> "Joining":
@@ -48,17 +50,19 @@ class Joining:
                 end_process(
                     f"process {self._process} of {self._count} has waited {self._seconds} s for the others to join "
                     f"at {self._address}: {self._missing()}. See why they did not start, or did not reach it; "
-                    "--join-timeout sets how long to wait",
+                    "--join-timeout of `train` sets how long it waits",
                     1,
                 )
+            line = f"waiting   for the others to join at {self._address}, {waited:.0f} s so far: {self._missing()}\n"
             with suppress(OSError):
-                line = f"waiting   for the others to join at {self._address}, {waited:.0f} s so far: {self._missing()}"
-                print(line, file=sys.stderr, flush=True)
+                os.write(2, line.encode())
 
     def _missing(self) -> str:
         if self._process is None or self._count is None:
             return "JAX knows who they are"
         if self._process:
+            if self._cut.is_set():
+                return "process 0 was there and has gone"
             return f"process 0 {'is there, and its log names them' if 0 in self.here else 'cannot be reached'}"
         # Cloud TPU's name for the hosts of a slice, in the order of their processes.
         hosts = dict(enumerate(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")))

@@ -49,7 +49,7 @@ def make_mesh(
 
     Args:
       data: devices along `data`; -1 takes all remaining devices.
-      fsdp: devices along `fsdp`, of one slice.
+      fsdp: devices along `fsdp`, of one slice where `dcn` is more than 1.
       devices: the devices to use; if None, all of the job.
       dcn: slices along `dcn`, all of them or 1.
       slices: number of slices, whose devices follow each other; if None, as the devices say. CPUs do not say: `dcn`
@@ -72,11 +72,8 @@ def make_mesh(
             f"mesh.dcn is {dcn} but the {len(chosen)} devices lie in {len(groups)} slice(s) of "
             f"{' or '.join(map(str, sizes))}: set it to the number of slices, which must be of one size, or to 1"
         )
-    if any(size % fsdp for size in sizes):
-        raise InputError(
-            f"mesh.fsdp is {fsdp} but a slice has {' or '.join(map(str, sizes))} devices, and a copy of the parameters "
-            "lies in one slice: use a divisor of that number"
-        )
+    if any(size % fsdp for size in sizes):  # `dcn` is 1: each copy of the parameters spans slices, which is slow
+        return Mesh(np.concatenate(groups).reshape(1, rest, fsdp), AXES, axis_types=(AxisType.Auto,) * 3)
     # Splitting a torus axis changes nothing where the mesh does not need it.
     blocks = [
         mesh_utils.create_device_mesh((len(group) // fsdp, fsdp), group, allow_split_physical_axes=True)

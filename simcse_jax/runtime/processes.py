@@ -74,13 +74,13 @@ def _join(multi_host: bool, heartbeat: int, join_timeout: int) -> None:
         count, process, devices = _number("JAX_NUM_PROCESSES", 1), _number("JAX_PROCESS_ID", 0), None
         if process >= count:
             raise InputError(f"JAX_PROCESS_ID is {process} of JAX_NUM_PROCESSES {count}: they are numbered from 0")
-        if not re.fullmatch(r".+:\d+", address):
+        if not (re.fullmatch(r".+:\d{1,5}", address) and 0 < int(address.rpartition(":")[2]) < 2**16):
             raise InputError(f"JAX_COORDINATOR_ADDRESS is {address!r}: give host:port of process 0")
     else:
         found = private("clusters", "ClusterEnv").auto_detect_unset_distributed_params(*[None] * 5, join_timeout)
         address, count, process, devices = found
     cut = threading.Event()
-    joining = Joining(address, process, count, join_timeout)
+    joining = Joining(address, process, count, join_timeout, cut)
     at, inner = address, None
     if address and process:
         at = open_relay(address, cut, process, lambda: joining.here.update({0: ""}))
@@ -118,7 +118,7 @@ def _open_gate(address: str, joining: Joining) -> str:
     outer = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", f"[::]:{address.rpartition(':')[2]}")
     try:
         return open_gate(outer, lambda process, host: joining.here.update({process: host}))
-    except OSError as error:
+    except (OSError, OverflowError, ValueError) as error:  # the others of what is no address
         raise InputError(
             f"process 0 cannot listen at {outer} ({reason(error)}): choose another port in JAX_COORDINATOR_ADDRESS, or "
             "end the job that has it"

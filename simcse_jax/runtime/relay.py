@@ -13,6 +13,8 @@ from contextlib import suppress
 
 _HELLO = re.compile(rb"simcse-jax (\d+) (.*)\n")
 """The first line of a relay: number and host of its process."""
+_LONGEST = 512
+"""Bytes of such a line."""
 
 Opened = Callable[[socket.socket, socket.socket], None]
 """Called with both ends of a connection, before anything is handed on."""
@@ -68,7 +70,7 @@ def open_gate(address: str, came: Callable[[int, str], None]) -> str:
 
     def opened(near: socket.socket, far: socket.socket) -> None:
         first = b""
-        while (byte := _receive(near, 1)) and not (first := first + byte).endswith(b"\n"):
+        while len(first) < _LONGEST and (byte := _receive(near, 1)) and not (first := first + byte).endswith(b"\n"):
             pass
         if hello := _HELLO.fullmatch(first):
             came(int(hello[1]), hello[2].decode(errors="replace"))
@@ -85,7 +87,11 @@ def _start(server: socket.socket, address: tuple[str, int], cut: threading.Event
 
 def _serve(server: socket.socket, address: tuple[str, int], cut: threading.Event, opened: Opened) -> None:
     while True:
-        near, _ = server.accept()
+        try:
+            near, _ = server.accept()
+        except OSError:  # too many open files, for now
+            time.sleep(0.1)
+            continue
         threading.Thread(target=_connect, args=(near, address, cut, opened), daemon=True).start()
 
 

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import jax
+
 from simcse_jax.errors import InputError, reason, room
 from simcse_jax.storage.files import is_remote
 
@@ -21,7 +23,7 @@ def reached(place: str | Place) -> Iterator[None]:
     """Turns the exceptions of a store's package, but for `FileNotFoundError`, into `StoreError`; no local ones."""
     try:
         yield
-    except (InputError, FileNotFoundError):
+    except (InputError, FileNotFoundError, jax.errors.JaxRuntimeError):  # the last of another process that is lost
         raise
     except Exception as error:  # dozens of types, from missing credentials to lost connections
         if not is_remote(place):

@@ -18,6 +18,7 @@ from simcse_jax.runs.checkpoints import (
     Progress,
     check_whole,
     checkpoint_folders,
+    drop_damaged_results,
     open_checkpoints,
     read_progress,
     record_of,
@@ -82,7 +83,10 @@ def _train(config: Config) -> dict[str, Any]:
             results = prepared.run.results()
             say(f"resumed   at step {results['step']:,} of {prepared.spec.total_steps:,}")
             return results | {"steps": 0, "seconds": 0.0}
-        for line in first_on_process_0(lambda: set_damaged_aside(folder, store) if first else []):
+        copy = bool(store) and not first  # each process has a folder of its own
+        for line in first_on_process_0(
+            lambda: set_damaged_aside(folder, store) if first else drop_damaged_results(folder) if copy else []
+        ):
             say(line)
         secure = mirror.push if mirror and store else None
         with open_checkpoints(folder, config.checkpoint, store, secure) as checkpoints, stop_on_signal() as stop:
