@@ -62,7 +62,7 @@ class Joining:
             return "JAX knows who they are"
         if self._process:
             if self._cut.is_set():
-                return "process 0 was there and has gone"
+                return "process 0 was there and has gone, and its log says why"
             return f"process 0 {'is there, and its log names them' if 0 in self.here else 'cannot be reached'}"
         # Cloud TPU's name for the hosts of a slice, in the order of their processes.
         hosts = dict(enumerate(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")))
