@@ -48,8 +48,8 @@ def batches(columns: int, steps: int = STEPS, n: int = N) -> list[Batch]:
     return made
 
 
-def mesh_of(sizes: tuple[int, int, int]) -> Mesh:
-    data, fsdp, dcn = sizes
+def mesh_of(sizes: tuple[int, ...]) -> Mesh:
+    data, fsdp, dcn = (*sizes, 1)[:3]
     return make_mesh(data, fsdp, jax.devices()[: math.prod(sizes)], dcn)
 
 
