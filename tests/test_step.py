@@ -54,7 +54,7 @@ def mesh_of(sizes: tuple[int, ...]) -> Mesh:
 
 
 def train(
-    mesh_shape: tuple[int, int, int],
+    mesh_shape: tuple[int, ...],
     made: list[Batch],
     dtype: str = "float32",
     config: dict[str, Any] = BERT,
@@ -124,7 +124,7 @@ def test_any_mesh_trains_as_one_device_to_float64_rounding(one_device: Any, mesh
     assert tree_error(params, expected_params) < 1e-12
 
 
-def compile_step(mesh_shape: tuple[int, int, int], columns: int, n: int = N) -> Any:
+def compile_step(mesh_shape: tuple[int, ...], columns: int, n: int = N) -> Any:
     """The compiled step on a mesh."""
     mesh = mesh_of(mesh_shape)
     run = Config(batch_size=n)
