@@ -23,7 +23,7 @@ from benchmarks.loss import Loss
 from benchmarks.negatives import Negatives
 from benchmarks.noise import Noise
 from benchmarks.profile import Profile
-from benchmarks.report import Table, provenance, write
+from benchmarks.report import Table, provenance, status_of, write
 from benchmarks.serve import Serve
 from benchmarks.start import Start
 from benchmarks.step import Step
@@ -139,13 +139,7 @@ def parse(arguments: list[str] | None = None) -> Command:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns 1 if the input cannot be used."""
-    command = parse(arguments)
-    try:
-        command.run()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return status_of(parse(arguments).run)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from benchmarks.timing import spread
 from benchmarks.worker import ROOT, Contender, Worker
+from simcse_jax.errors import InputError
 from simcse_jax.runtime.provenance import cores, processor
 
 PACKAGES = (
@@ -133,6 +135,15 @@ def provenance() -> dict[str, Any]:
         "versions": versions,
         "commit": commit(),
     }
+
+
+def status_of(run: Callable[[], int | None]) -> int:
+    """The exit status of a command: what it returns, 0 for None, and 1, with a line, if its input cannot be used."""
+    try:
+        return run() or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def commit() -> str | None:

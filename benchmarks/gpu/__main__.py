@@ -19,7 +19,7 @@ from pathlib import Path
 import tyro
 
 from benchmarks.gpu.parts import Part, parts
-from benchmarks.report import commit
+from benchmarks.report import commit, status_of
 from benchmarks.worker import ROOT
 from simcse_jax.errors import InputError, did_you_mean
 from simcse_jax.storage.files import check_writable_folder, make_folder, new_file, write_text
@@ -155,11 +155,7 @@ def tail(output: Path, part: Part) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns 1 if a part failed, or the input cannot be used."""
     settings = tyro.cli(Settings, prog="python -m benchmarks.gpu", description=__doc__, args=arguments)
-    try:
-        return settings.run()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return status_of(settings.run)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.report import COMMIT, commit
+from benchmarks.report import COMMIT, commit, status_of
 from benchmarks.worker import ROOT
 from simcse_jax import __version__
 from simcse_jax.data.demo import minilm_folder
@@ -170,12 +170,7 @@ def made_files(folder: Path, wiki: Path | None, sentences: int) -> dict[str, Pat
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns 1 if the input cannot be used."""
     settings = tyro.cli(Prepare, prog="python -m benchmarks.gpu.prepare", description=__doc__, args=arguments)
-    try:
-        settings.run()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return status_of(settings.run)
 
 
 if __name__ == "__main__":

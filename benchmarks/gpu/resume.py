@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tyro
 
+from benchmarks.report import status_of
 from benchmarks.worker import ROOT
 from simcse_jax.errors import InputError
 from simcse_jax.runs.checkpoints import checkpoint_folders
@@ -87,7 +88,4 @@ def parse(arguments: list[str]) -> Resume:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(parse(sys.argv[1:]).run())
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(status_of(parse(sys.argv[1:]).run))

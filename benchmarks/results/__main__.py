@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import tyro
 
+from benchmarks.report import status_of
 from benchmarks.results import tables
 from benchmarks.results.cells import Cell, Records, Sources, Stopped
 from benchmarks.results.claims import claims
@@ -220,11 +221,7 @@ def _hours(seconds: float) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns 1 if the input cannot be used, or a signal ended it."""
     settings = tyro.cli(Settings, prog="python -m benchmarks.results", args=arguments)
-    try:
-        return settings.run()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return status_of(settings.run)
 
 
 if __name__ == "__main__":
