@@ -156,7 +156,7 @@ def test_a_process_reads_its_files_alone(tmp_path: Path, monkeypatch: pytest.Mon
     assert [name for name in ("0.txt", "3.txt") if (name in read[0]) != (name in read[1])] == ["0.txt", "3.txt"]
     assert [example for _, block in sorted(found) for example in block] == list(corpus)
     read.append([])
-    # A process alone tokenises small files together.
+    # A process tokenises neighbouring files together.
     assert [block for _, block in corpus_blocks(corpus, 0, 1)] == list(chunked(iter(corpus)))
 
 

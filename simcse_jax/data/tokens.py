@@ -4,6 +4,8 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -210,17 +212,14 @@ def corpus_blocks(corpus: Corpus, share: int, shares: int) -> Iterator[tuple[int
     each, or of fewer where these are long.
 
     A part of the corpus is read by one of them alone, unless their work would then be too unequal: all read the others,
-    and each takes every so-manieth block.
+    and each takes every so-manieth block. Blocks go on over neighbouring parts of the same share.
     """
-    if shares == 1:
-        yield from enumerate(chunked(iter(corpus)))
-        return
     parts = corpus.parts()
-    owners = _owners([size for size, _ in parts], shares)
-    for number, (owner, (_, part)) in enumerate(zip(owners, parts, strict=True)):
+    owned = zip(_owners([size for size, _ in parts], shares), (examples for _, examples in parts), strict=True)
+    for number, (owner, group) in enumerate(groupby(owned, itemgetter(0))):
         if owner not in (None, share):
             continue
-        for place, block in enumerate(chunked(iter(part))):
+        for place, block in enumerate(chunked(chain.from_iterable(examples for _, examples in group))):
             if owner == share or (number + place) % shares == share:
                 yield number * 2**32 + place, block
 
