@@ -80,7 +80,12 @@ def test_programs_are_shared_in_the_block_alone(tmp_path: Path) -> None:
     before = jax.config.values["jax_compilation_cache_dir"]
     with joined(Config(compilation_cache=str(tmp_path / "programs"))):
         assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "programs")
+        jax.jit(lambda x: x * 2 + len(str(tmp_path)))(1.5)
     assert jax.config.values["jax_compilation_cache_dir"] == before
+    kept = sorted((tmp_path / "programs").iterdir())
+    assert kept
+    jax.jit(lambda x: x * 3 - len(str(tmp_path)))(1.5)
+    assert sorted((tmp_path / "programs").iterdir()) == kept
 
 
 def test_presets_are_off_by_default_and_not_for_cpus() -> None:

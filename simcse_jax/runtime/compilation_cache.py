@@ -51,10 +51,14 @@ def keep_programs() -> None:
     except OSError:
         return
     if os.access(folder, os.W_OK):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        if _LEAST not in os.environ:
-            # JAX's own limit, a second, leaves out the dozens of small programs that a command compiles.
-            jax.config.update(_LEAST.lower(), 0)
+        _keep_in(str(folder))
+
+
+def _keep_in(folder: str) -> None:
+    jax.config.update("jax_compilation_cache_dir", folder)
+    if _LEAST not in os.environ:
+        # JAX's own limit, a second, leaves out the dozens of small programs that a command compiles.
+        jax.config.update(_LEAST.lower(), 0)
 
 
 def drop_programs() -> None:
@@ -68,8 +72,11 @@ def drop_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", None)
 
 
-def share_programs(folder: str) -> None:
-    """Keeps compiled programs in a folder of the user's, which all processes of a job see; process 0 writes there.
+@contextmanager
+def shared_programs(folder: str) -> Iterator[None]:
+    """A block that keeps compiled programs in a folder of the user's, which all processes of a job see.
+
+    Process 0 writes there. "" changes nothing.
 
     Args:
       folder: a path, or gs://.
@@ -77,6 +84,9 @@ def share_programs(folder: str) -> None:
     Raises:
       InputError: a local folder that cannot be made, or written; another store; or the package for gs:// is missing.
     """
+    if not folder:
+        yield
+        return
     if is_remote(folder):
         if not folder.startswith("gs://"):
             raise InputError(f"compilation_cache is {folder}: give a folder that all processes share, or one on gs://")
@@ -85,10 +95,14 @@ def share_programs(folder: str) -> None:
         folder = str(expanded(folder).absolute())
         check_writable_folder(Path(folder))
         make_folder(Path(folder))
-    jax.config.update("jax_compilation_cache_dir", folder)
-    if _LEAST not in os.environ:
-        jax.config.update(_LEAST.lower(), 0)
-    reset_cache()  # JAX decides once where its cache is
+    before = _setting()
+    try:
+        _keep_in(folder)
+        reset_cache()  # JAX decides once where its cache is
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        reset_cache()
 
 
 @contextmanager

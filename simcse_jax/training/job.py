@@ -4,12 +4,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import jax
-
 from simcse_jax.config import Config
 from simcse_jax.config.values import SHARE
 from simcse_jax.errors import InputError
-from simcse_jax.runtime.compilation_cache import share_programs
+from simcse_jax.runtime.compilation_cache import shared_programs
 from simcse_jax.runtime.heartbeat import private
 from simcse_jax.runtime.processes import joined_processes
 
@@ -22,18 +20,12 @@ def joined(config: Config) -> Iterator[None]:
 
     Raises:
       InputError: JAX has started its devices already, so that the settings for GPUs would come too late; or see
-        `share_programs` and `joined_processes`.
+        `shared_programs` and `joined_processes`.
     """
     _set_memory(config)
-    folder = jax.config.values["jax_compilation_cache_dir"]
-    try:
-        if config.compilation_cache:
-            share_programs(config.compilation_cache)
-        with joined_processes(config.multi_host, config.heartbeat, config.join_timeout):
-            yield
-    finally:
-        if config.compilation_cache:
-            jax.config.update("jax_compilation_cache_dir", folder)
+    job = joined_processes(config.multi_host, config.heartbeat, config.join_timeout)
+    with shared_programs(config.compilation_cache), job:
+        yield
 
 
 def _set_memory(config: Config) -> None:
