@@ -4,7 +4,8 @@
 dry_run=false yes=false
 # The options of `simcse-jax train` whose names have no dot; each may be --no-NAME, too.
 train_options=' --output --seed --batch-size --micro-batch --epochs --max-steps --log-every --tracking --profile '
-train_options+='--multi-host --heartbeat --join-timeout --compilation-cache --gpu-memory --gpu-preallocate --xla-preset --stopped-status --no-verify --debug --quiet --verbose '
+train_options+='--multi-host --heartbeat --join-timeout --compilation-cache --gpu-memory --gpu-preallocate '
+train_options+='--xla-preset --stopped-status --no-verify --debug --quiet --verbose '
 
 fail() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2

@@ -89,6 +89,11 @@ def reason(error: BaseException) -> str:
     return str(text).splitlines()[0]
 
 
+def is_out_of_memory(error: BaseException | str) -> bool:
+    """Whether XLA says, in an exception or in the words of one, that a device has too little memory."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def system_error(error: BaseException) -> int | None:
     """The number of the system's error behind an exception; None for an exception of another kind.
 

@@ -106,9 +106,8 @@ def serve() -> Iterator[Store]:
             kind, name, body = self.query["uploadType"], self.query.get("name", ""), self.body
             if kind == "multipart":
                 message = message_from_bytes(b"Content-Type: " + self.headers["Content-Type"].encode() + b"\n\n" + body)
-                about, content = message.get_payload()
+                about, _ = message.get_payload()
                 name = json.loads(about.get_payload())["name"]
-                body = content.get_payload(decode=True)
                 # The parser takes the last newline for its own, and turns no others.
                 start = self.body.index(b"\n\n", self.body.index(b"Content-Type", self.body.index(b"\n\n"))) + 2
                 body = self.body[start : self.body.rindex(b"\n--")]

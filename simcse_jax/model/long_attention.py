@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from simcse_jax.errors import reason, warn
+from simcse_jax.errors import is_out_of_memory, reason, warn
 from simcse_jax.model.attention import attend
 from simcse_jax.model.layout import Layout, lay_out
 
@@ -77,7 +77,7 @@ def _attend(kernel: Kernel, mesh: Mesh, query: Array, key: Array, value: Array, 
         problem = _problem(*what)
         if problem:
             warn(f"attention over {query.shape[2]} tokens goes without the kernel of {what[1].device_kind}: {problem}")
-        if "RESOURCE_EXHAUSTED" not in problem:  # which says nothing of the kernel
+        if not is_out_of_memory(problem):  # which says nothing of the kernel
             _FOUND[what] = not problem
     return (partial(_by_row, kernel, mesh) if _FOUND.get(what) else attend_in_blocks)(query, key, value, layout)
 

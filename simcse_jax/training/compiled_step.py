@@ -13,7 +13,7 @@ import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from simcse_jax.errors import InputError
+from simcse_jax.errors import InputError, is_out_of_memory
 from simcse_jax.reports.progress import note
 from simcse_jax.training.spec import StepSpec
 from simcse_jax.training.step import make_train_step
@@ -127,7 +127,7 @@ def _compile(
     try:
         executable: jax.stages.Compiled = traced.lower().compile(compiler_options=compiler_options)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         # What the compiler says a step would have needed, e.g. "Used 20.1G of 15.75G hbm".
         match = re.search(r"(?:Used |\()([\d.]+)([KMG])\b", str(error))

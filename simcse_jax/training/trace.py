@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from simcse_jax.errors import reason
+from simcse_jax.errors import is_out_of_memory, reason
 
 FOLDER = "profile"
 """Folder of the traces in a run folder."""
@@ -72,7 +72,7 @@ def save_memory(folder: Path, error: Exception) -> str | None:
     Returns:
       A sentence that says where it is, "" where it cannot be written; None for another error.
     """
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if not is_out_of_memory(error):
         return None
     file = folder / FOLDER / (MEMORY if jax.process_index() == 0 else f"{jax.process_index()}-{MEMORY}")
     try:

@@ -1,8 +1,10 @@
 """The training loop: everything around the step that is not the step."""
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -83,10 +85,10 @@ def _train(config: Config) -> dict[str, Any]:
             results = prepared.run.results()
             say(f"resumed   at step {results['step']:,} of {prepared.spec.total_steps:,}")
             return results | {"steps": 0, "seconds": 0.0}
-        copy = bool(store) and not first  # each process has a folder of its own
-        for line in first_on_process_0(
-            lambda: set_damaged_aside(folder, store) if first else drop_damaged_results(folder) if copy else []
-        ):
+        mend: Callable[[], list[str]] = partial(set_damaged_aside, folder, store)
+        if not first:  # on a store, each process has a folder of its own
+            mend = partial(drop_damaged_results, folder) if store else list
+        for line in first_on_process_0(mend):
             say(line)
         secure = mirror.push if mirror and store else None
         with open_checkpoints(folder, config.checkpoint, store, secure) as checkpoints, stop_on_signal() as stop:
