@@ -106,15 +106,20 @@ class Input:
         rows = []
         with ExitStack() as stack, ThreadPoolExecutor(self.hosts) as threads:
             workers = list(threads.map(start, range(self.hosts)))
+            processor = [workers[0].call("processor")]
             for name, stage in stages.items():
                 seconds = list(threads.map(lambda worker, stage=stage: worker.timed(stage), workers))
                 peak = max(worker.call("peak") for worker in workers)
                 rows.append(Row(name, [max(seconds)], peak=peak))
+                processor.append(workers[0].call("processor"))
             sentences = workers[0].call("sentences")
         size = sum(path.stat().st_size for path in (folder / "cache").rglob("*.bin"))
         note = f"The cache has {size / 1e6:,.0f} MB. Memory is the most that a host has held up to that stage."
+        taken = zip(rows, np.diff(processor, axis=0) / sentences * 1e6, strict=True)
+        each = ", ".join(f"{own:.2f} and {every:.2f} ({row.name})" for row, (own, every) in taken)
+        of_threads = f"Microseconds of a processor per sentence, of the first host's own thread and of all: {each}."
         title = f"{sentences:,} sentences from text to batches of {self.step.batch_size}, {self.hosts} host(s)"
-        return Table(title, [replace(row, items=sentences) for row in rows], notes=[note])
+        return Table(title, [replace(row, items=sentences) for row in rows], notes=[note, of_threads])
 
     def _waits(self, folder: Path) -> Table:
         work = self.step.work(folder)

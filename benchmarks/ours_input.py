@@ -2,6 +2,7 @@
 
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 
 import jax
@@ -87,6 +88,10 @@ class Scale(OnHost):
     def tokenise(self) -> None:
         """Tokenises the text into the cache; where it is there already, compares that with its manifest."""
         self._table = tokenize_corpus(self._corpus, self._tokenizer, self._length, self._cache, progress=True)
+
+    def processor(self) -> tuple[float, float]:
+        """Seconds of a processor that the thread of the stages has had so far, and that all threads have."""
+        return time.thread_time(), time.process_time()
 
     def sentences(self) -> int:
         """The number of sentences."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from benchmarks.__main__ import All, main
 from benchmarks.attention import Attention
 from benchmarks.compare import Disagreement, agree, compare, cosine_distance, relative_error
 from benchmarks.hostile import Hostile
+from benchmarks.input import Input
 from benchmarks.loss import Loss
 from benchmarks.negatives import SETTINGS, Negatives
 from benchmarks.ours_profile import LIBRARIES, OTHER, PARTS, parts_of_events
@@ -122,6 +124,23 @@ def test_a_step_with_another_temperature_is_refused(tmp_path: Path) -> None:
     compare(contenders, 1, tolerance=1e-4)
     with pytest.raises(Disagreement, match="sentence-transformers computes something else"):
         compare(other, 1, tolerance=1e-4)
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("minilm")
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_copies_of_a_text_are_brought_to_batches(tmp_path: Path, hosts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SIMCSE_DATA", raising=False)
+    part = replace(Input().quick(), copies=3, hosts=hosts)
+    (table,) = part.run(tmp_path)
+    sentences = 3 * part.sentences
+    assert table.title.startswith(f"{sentences:,} sentences from text to batches of ")
+    assert len(table.rows) == 6
+    assert all(row.items == sentences and row.peak and row.seconds[0] > 0 for row in table.rows)
+    size, processor = table.notes
+    assert size.startswith("The cache has ")
+    own, every = re.findall(r"([\d.]+) and ([\d.]+) \(tokenised into the cache\)", processor)[0]
+    assert 0 < float(own) <= float(every)
 
 
 @pytest.mark.full
