@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.results import statistics
-from benchmarks.results.__main__ import main
+from benchmarks.results.__main__ import Settings, main
 from benchmarks.results.cells import Cell, Records, Sources
 from benchmarks.results.claims import CLAIMS, claims
 from benchmarks.results.equivalence import torch_arguments
@@ -157,6 +157,17 @@ def test_synonyms_of_wordnet(tmp_path: Path) -> None:
     with (tmp_path / "index.adj").open("a") as file:
         file.write("galore a 1 0 1 0 00000030  \n")
     assert synonyms(tmp_path) == {"film": ["movie", "shoot", "take"], "galore": ["abundant"]}
+
+
+def test_cells_are_chosen_by_the_beginnings_of_their_names() -> None:
+    chosen = Settings(only=("ladder/unsupervised_simcse-seed", "equivalence/minilm"))._chosen(SCALE, 3e-5)
+    seeds = [f"ladder/unsupervised_simcse-seed{seed}" for seed in (42, 43, 44)]
+    assert [cell.name for cell in chosen if cell.experiment == "ladder"] == seeds
+    sides = {"equivalence/minilm-torch", "equivalence/minilm-jax"}
+    assert {cell.name.rpartition("-")[0] for cell in chosen[3:]} == sides
+    assert len(Settings()._chosen(SCALE, 3e-5)) == sum(len(cells_of(name, SCALE, 3e-5)) for name in EXPERIMENTS)
+    with pytest.raises(InputError, match="--only ladders: no cell has a name that begins so"):
+        Settings(only=("ladder", "ladders"))._chosen(SCALE, 3e-5)
 
 
 def test_records_of_other_settings_are_refused(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from benchmarks.report import status_of
 from benchmarks.results import tables
 from benchmarks.results.cells import Cell, Records, Sources, Stopped
 from benchmarks.results.claims import claims
-from benchmarks.results.experiments import EXPERIMENTS, RATES, Experiment, Scale, cells_of, chosen_rate
+from benchmarks.results.experiments import EXPERIMENTS, RATES, Scale, cells_of, chosen_rate
 from benchmarks.results.figures import draw
 from simcse_jax.data.demo import minilm_folder
 from simcse_jax.errors import InputError
@@ -31,8 +30,9 @@ USUAL = 1.8
 class Settings:
     """Run the papers' comparisons, or go on, and write the report from the records. No cell is measured twice."""
 
-    only: tuple[Experiment, ...] = ()
-    """Experiments to run; all where empty. The report is of all."""
+    only: tuple[str, ...] = ()
+    """Experiments or cells to run, by the beginnings of their names: `ladder`, `ladder/unsupervised_simcse-seed`; all
+    where empty. The report is of all."""
     seeds: tuple[int, ...] = ()
     """Seeds to run; where empty, three for the ladder, five for the comparison with PyTorch, two for ablations and a
     third for the variants of figure 2. The report has all."""
@@ -66,12 +66,16 @@ class Settings:
         sources = Sources(self.model, self.minilm or Path(minilm_folder()), self.data, self.runs, self.synonyms)
         deadline, stopped = time.monotonic() + 60 * self.minutes, False
         try:
-            # All unsupervised runs have the learning rate that is chosen first.
-            if chosen_rate(records, scale) is None and set(self.only) != {"equivalence"}:
-                several = list(dict.fromkeys(["learning_rate", *self._chosen]))
-                self._measure(several, scale, records, sources, deadline, first=True)
-            if chosen_rate(records, scale) is not None or set(self.only) == {"equivalence"}:
-                self._measure(self._chosen, scale, records, sources, deadline)
+            # Unsupervised runs have the learning rate that is chosen first, but for the comparison with PyTorch.
+            rate = chosen_rate(records, scale)
+            cells = self._chosen(scale, rate or RATES[0])
+            if rate is None and any(cell.experiment != "equivalence" for cell in cells):
+                first = cells_of("learning_rate", scale, RATES[0])
+                others = [cell for cell in cells if cell.experiment != "learning_rate"]
+                self._measure(first, others, records, sources, deadline)
+                rate = chosen_rate(records, scale)
+                cells = [] if rate is None else self._chosen(scale, rate)
+            self._measure(cells, [], records, sources, deadline)
         except (Stopped, KeyboardInterrupt):
             stopped = True
         self._report(records, scale)
@@ -79,24 +83,23 @@ class Settings:
             say("stopped: the same command goes on")
         return int(stopped)
 
-    @property
-    def _chosen(self) -> Sequence[str]:
-        return self.only or EXPERIMENTS
+    def _chosen(self, scale: Scale, rate: float) -> list[Cell]:
+        """The cells that `only` names; raises `InputError` where one of its words names none."""
+        cells = [cell for experiment in EXPERIMENTS for cell in cells_of(experiment, scale, rate)]
+        if unknown := [word for word in self.only if all(not cell.name.startswith(word) for cell in cells)]:
+            raise InputError(
+                f"--only {' '.join(unknown)}: no cell has a name that begins so; give experiments "
+                f"({', '.join(EXPERIMENTS)}), or names of records without .json"
+            )
+        return [cell for cell in cells if cell.name.startswith(self.only or ("",))]
 
     def _measure(
-        self,
-        experiments: Sequence[str],
-        scale: Scale,
-        records: Records,
-        sources: Sources,
-        deadline: float,
-        first: bool = False,
+        self, cells: list[Cell], later: list[Cell], records: Records, sources: Sources, deadline: float
     ) -> None:
-        """Measures the missing cells of some experiments; `first`: of the first of them, for an estimate of all."""
-        rate = chosen_rate(records, scale) or RATES[0]
-        cells = [cell for experiment in experiments for cell in cells_of(experiment, scale, rate)]
+        """Measures those of some cells that are missing; `later`: cells that come after them, for an estimate."""
+        missing = [cell for cell in cells if records.read(cell) is None]
+        cells = [*cells, *later]
         of_all = [cell for cell in cells if records.read(cell) is None]
-        missing = [cell for cell in of_all if not first or cell.experiment == experiments[0]]
         if not missing or time.monotonic() >= deadline:
             return
         check(sources, missing)
