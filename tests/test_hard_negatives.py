@@ -1,7 +1,6 @@
 """Several hard negatives, some missing, and masks of the contrast, from the file to the gradient; distinct batches."""
 
 import json
-from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -206,35 +205,6 @@ def test_a_learned_temperature_stays_in_its_range(held: Held) -> None:
     )
     tau = float(np.exp(-state.params["contrast"]["log_scale"]))
     assert tau == pytest.approx(0.04) or tau == pytest.approx(0.06)
-
-
-def test_no_text_occurs_twice_in_a_distinct_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simcse_jax.data.order._AT_ONCE", 10)
-    generator = np.random.default_rng(0)
-    texts = generator.integers(0, 60, size=(103, 2)).astype(np.uint64)
-    order = EpochOrder(103, 8, 3, texts)
-    for epoch in (0, 1):
-        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
-        batches = [order.examples(step) for step in steps]
-        for step, batch in zip(steps, batches, strict=True):
-            assert order.size(step) == len(batch) > 0
-            assert max(Counter(text for row in texts[batch].tolist() for text in set(row)).values()) == 1
-        seen = np.concatenate(batches)
-        assert len(np.unique(seen)) == len(seen) > 90
-        # Any step, asked for alone, gives the same.
-        for step, batch in zip(steps, batches, strict=True):
-            np.testing.assert_array_equal(EpochOrder(103, 8, 3, texts).examples(step), batch)
-    # Each example, in the order of the permutation, is in the first batch that has room and none of its texts.
-    expected: list[list[int]] = [[] for _ in range(order.steps_per_epoch)]
-    plain = EpochOrder(103, 8, 3)
-    for example in np.concatenate([plain.examples(step) for step in range(plain.steps_per_epoch)]):
-        fits = (b for b in expected if len(b) < 8 and set(texts[example]).isdisjoint(texts[b].ravel().tolist()))
-        next(fits, []).append(int(example))
-    assert [order.examples(step).tolist() for step in range(order.steps_per_epoch)] == expected
-    # Where no text occurs twice the order is the plain one.
-    apart = np.arange(206, dtype=np.uint64).reshape(103, 2)
-    for step in range(14):
-        np.testing.assert_array_equal(EpochOrder(103, 8, 3, apart).examples(step), EpochOrder(103, 8, 3).examples(step))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """The order of examples: a pure function of seed and step."""
 
+import threading
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Int, UInt64
 
-_AT_ONCE = 2**16
-"""Examples that are looked at together while batches are made distinct."""
+from simcse_jax.data.distinct import distinct_batches
+
+_NEAR = 4
+"""Steps before and after the one asked for whose epochs are kept: batches are loaded up to 3 steps before the loop asks
+for the size of the last."""
 
 
 @dataclass
@@ -27,8 +31,11 @@ class EpochOrder:
     batch_size: int
     seed: int
     texts: UInt64[np.ndarray, "n C"] | None = field(default=None, repr=False)
-    _epoch: tuple[int, Int[np.ndarray, " M"], Int[np.ndarray, " S"] | None] | None = field(default=None, repr=False)
-    """Number of an epoch; its examples, batch after batch; and where batches are distinct, the size of each."""
+    _epochs: dict[int, tuple[Int[np.ndarray, " M"], Int[np.ndarray, " S"] | None]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Epochs by their numbers: the examples, batch after batch; and where batches are distinct, the size of each."""
+    _drawing: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -36,17 +43,23 @@ class EpochOrder:
         return -(-self.n // self.batch_size)
 
     def examples(self, step: int) -> Int[np.ndarray, " B"]:
-        """The examples of a step, at most `batch_size`."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
-        # Read once: another thread may replace it by the next epoch's in the meantime.
-        cached = self._epoch
-        if cached is None or cached[0] != epoch:
-            cached = self._epoch = None  # before the next takes as much memory
-            cached = self._epoch = (epoch, *self._drawn(epoch))
-        _, order, sizes = cached
-        first = batch * self.batch_size
-        found = order[first : first + (self.batch_size if sizes is None else int(sizes[batch]))]
+        """The examples of a step, at most `batch_size`; any thread may ask."""
+        first = step % self.steps_per_epoch * self.batch_size
+        found = self._epoch_of(step)[0][first : first + self.size(step)]
         return found.astype(np.int64)  # what follows multiplies them
+
+    def _epoch_of(self, step: int) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " S"] | None]:
+        """The epoch of a step, drawn once while threads ask for steps at its turn."""
+        near = range((step - _NEAR) // self.steps_per_epoch, (step + _NEAR) // self.steps_per_epoch + 1)
+        for other in [*self._epochs]:
+            if other not in near:  # before the next takes as much memory
+                self._epochs.pop(other, None)
+        epoch = step // self.steps_per_epoch
+        if (found := self._epochs.get(epoch)) is None:
+            with self._drawing:
+                if (found := self._epochs.get(epoch)) is None:  # else another thread has drawn it meanwhile
+                    found = self._epochs[epoch] = self._drawn(epoch)
+        return found
 
     def _drawn(self, epoch: int) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " S"] | None]:
         """The examples of an epoch, and the sizes of its batches where they are distinct."""
@@ -54,37 +67,16 @@ class EpochOrder:
         # As `generator.permutation`, which takes 8 bytes per example: the draws do not depend on the type.
         permutation = np.arange(self.n, dtype=np.int32 if self.n < 2**31 else np.int64)
         generator.shuffle(permutation)
-        return (permutation, None) if self.texts is None else self._distinct(permutation, self.texts)
-
-    def _distinct(
-        self, permutation: Int[np.ndarray, " n"], texts: UInt64[np.ndarray, "n C"]
-    ) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " S"]]:
-        """Batches without a text that occurs twice: each example in the first that has room and none of its texts."""
-        steps, most = self.steps_per_epoch, self.batch_size
-        batches, sizes = np.zeros((steps, most), permutation.dtype), np.zeros(steps, np.int64)
-        seen: dict[int, set[int]] = {}  # of batches that are begun and not full
-        first = 0  # all before it are full
-        for start in range(0, self.n, _AT_ONCE):
-            part = permutation[start : start + _AT_ONCE]
-            for example, own in zip(part.tolist(), texts[part].tolist(), strict=True):
-                for place in range(first, steps):
-                    size = int(sizes[place])
-                    if size < most and seen.setdefault(place, set()).isdisjoint(own):
-                        batches[place, size] = example
-                        sizes[place] += 1
-                        seen[place].update(own)
-                        if size + 1 == most:
-                            del seen[place]
-                        break
-                while first < steps and sizes[first] == most:
-                    first += 1
-        return batches.ravel(), sizes
+        return (permutation, None) if self.texts is None else distinct_batches(permutation, self.texts, self.batch_size)
 
     def size(self, step: int) -> int:
         """Number of examples of a step."""
-        if self.texts is not None:
-            return len(self.examples(step))
-        return min(self.batch_size, self.n - step % self.steps_per_epoch * self.batch_size)
+        batch = step % self.steps_per_epoch
+        if self.texts is None:
+            return min(self.batch_size, self.n - batch * self.batch_size)
+        sizes = self._epoch_of(step)[1]
+        assert sizes is not None
+        return int(sizes[batch])
 
     def filled(self, step: int) -> Int[np.ndarray, " B"]:
         """The examples of a step, repeated up to `batch_size` at the end of an epoch."""
