@@ -16,10 +16,11 @@ from simcse_jax.data import tfds
 from simcse_jax.data.columns import describe_columns, pick_columns
 from simcse_jax.data.delimited import Layout
 from simcse_jax.data.files import FORMATS, Files, find_files, is_shard
-from simcse_jax.data.hub import is_hub_folder, open_hub, open_hub_folder
+from simcse_jax.data.hub import is_hub_folder, name_in_job, open_hub, open_hub_folder
 from simcse_jax.data.reading import format_of
 from simcse_jax.data.rows import Example, Source, read_examples
 from simcse_jax.errors import InputError
+from simcse_jax.runtime.processes import tell_version
 from simcse_jax.storage.objects import local_path
 
 
@@ -99,9 +100,19 @@ def open_source(config: DataConfig) -> Source:
 
 
 def _find_source(config: DataConfig, layout: Layout) -> Source:
-    name = config.train
+    name, hub = config.train, (config.train, config.subset, config.split, config.revision)
     if name.startswith(tfds.PREFIX):
         return tfds.open_tfds(name, config.split)
+    found = _find_local(config, layout)
+    if found is None:
+        return open_hub(*hub)
+    tell_version(name_in_job(*hub), "")
+    return found
+
+
+def _find_local(config: DataConfig, layout: Layout) -> Source | None:
+    """The source on a disk or an object store; None for a name that can only be one on the hub."""
+    name = config.train
     path = local_path(name, config.cache)
     if path.is_file():
         return find_files(name, [path], layout)
@@ -115,7 +126,7 @@ def _find_source(config: DataConfig, layout: Layout) -> Source:
         return find_files(f"the pattern {name}", list(filter(is_shard, found)), layout)
     if any(s.lower() in FORMATS for s in path.suffixes) or name.startswith((".", "/", "~")):
         raise InputError(f"no file {path}: check the path")
-    return open_hub(name, config.subset, config.split, config.revision)
+    return None
 
 
 def _check_flat(name: str, folder: Path) -> None:

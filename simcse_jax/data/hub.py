@@ -13,6 +13,7 @@ from simcse_jax.data.reading import digest
 from simcse_jax.data.rows import Row, check_columns
 from simcse_jax.errors import InputError, reason
 from simcse_jax.pretrained.folders import HUB_TIMEOUT
+from simcse_jax.runtime.processes import same_version
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -66,6 +67,8 @@ class HubData:
         streaming = self.split.isidentifier()
         errors: list[Exception] = []
         for path, commit in self.places:
+            if self.unreachable and path == self.name and _cached_commit(path, self.subset) != _commit_of(self.version):
+                continue  # what `datasets` has prepared is of another commit, or nothing
             try:
                 with _offline(self.unreachable is not None):
                     return load_dataset(path, self.subset, split=self.split, revision=commit, streaming=streaming)
@@ -109,14 +112,27 @@ def _digest(folder: Path) -> str:
 
 
 def open_hub(name: str, subset: str | None, split: str, revision: str | None) -> HubData:
-    """A data set of the hub, at its present commit or at that of `revision`.
+    """A data set of the hub, at its present commit or at that of `revision`; in a job, at that of process 0.
 
     If the hub cannot be reached, or with HF_HUB_OFFLINE=1, the data come from the caches of Hugging Face, where an
     earlier call or `datasets` itself left them. A download that may be partial does not count as the commit.
 
     Raises:
-      InputError: no such data set, or no network and nothing in the caches.
+      InputError: no such data set, or no network and nothing in the caches; or see `same_version`.
     """
+    return same_version(
+        name_in_job(name, subset, split, revision),
+        lambda version: _open(name, subset, split, _commit_of(version) if version else revision),
+        lambda data: data.version,
+    )
+
+
+def name_in_job(name: str, subset: str | None, split: str, revision: str | None) -> str:
+    """The name that `same_version` knows a data set by."""
+    return " ".join(["data set", name, *(f"({part})" for part in (subset, split, revision) if part)])
+
+
+def _open(name: str, subset: str | None, split: str, revision: str | None) -> HubData:
     from huggingface_hub import HfApi, snapshot_download
 
     unreachable: Exception | None = None
@@ -136,7 +152,7 @@ def open_hub(name: str, subset: str | None, split: str, revision: str | None) ->
             name, repo_type="dataset", revision=revision, allow_patterns="README.md", local_files_only=True
         )
     except (OSError, ValueError):  # nothing in the cache, or a revision that cannot be one
-        commit = _cached_commit(name, subset) or (revision if _COMMIT.fullmatch(revision or "") else None)
+        commit = revision if _COMMIT.fullmatch(revision or "") else _cached_commit(name, subset)
         if commit is None:
             raise _unavailable(name, unreachable) from unreachable
         return HubData(name, commit, subset, split, (prepared,), unreachable)
@@ -153,6 +169,10 @@ def open_hub(name: str, subset: str | None, split: str, revision: str | None) ->
         return HubData(name, commit, subset, split, (prepared,), unreachable)
     version = commit if missing is not None else f"{commit}-{_digest(folder)}"
     return HubData(name, version, subset, split, ((str(folder), None), prepared), unreachable)
+
+
+def _commit_of(version: str) -> str:
+    return version.partition("-")[0]
 
 
 def _missing(name: str, snapshot: Path) -> list[str] | None:

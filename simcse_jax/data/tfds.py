@@ -16,6 +16,7 @@ from simcse_jax.data.reading import digest
 from simcse_jax.data.rows import Row, check_columns
 from simcse_jax.errors import InputError, reason
 from simcse_jax.pretrained.folders import HUB_TIMEOUT
+from simcse_jax.runtime.processes import same_version
 
 PREFIX = "tfds:"
 _NAME = re.compile(r"tfds:(\w+)(?:/([\w.-]+))?(?::(\d+\.\d+\.\d+))?")
@@ -73,13 +74,21 @@ def open_tfds(name: str, split: str) -> TfdsData:
     """A data set by its name in TensorFlow Datasets, prepared first if necessary.
 
     Args:
-      name: `tfds:NAME[/CONFIG][:VERSION]`; without a version, the newest prepared version.
+      name: `tfds:NAME[/CONFIG][:VERSION]`; without a version, the newest prepared version, in a job that of process 0.
       split: split, or a part of one.
 
     Raises:
       InputError: a package is not installed, the name or split is unknown, or the data set is not prepared and cannot
-        be.
+        be; or see `same_version`.
     """
+    return same_version(
+        f"data set {name} ({split})",
+        lambda version: _open(name, split, version),
+        lambda data: str(data.builder.info.version),
+    )
+
+
+def _open(name: str, split: str, wanted: str | None) -> TfdsData:
     parts = _NAME.fullmatch(name)
     if parts is None:
         raise InputError(
@@ -94,6 +103,8 @@ def open_tfds(name: str, split: str) -> TfdsData:
         ) from error
     root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     dataset, config, version = parts.groups()
+    if wanted and not version:
+        name, version = f"{name}:{wanted}", wanted
     folder = _prepared(root / dataset / (config or ""), version) or _prepare(name[len(PREFIX) :], dataset, root)
     try:
         builder = tfds.builder_from_directory(folder)

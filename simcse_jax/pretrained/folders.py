@@ -1,6 +1,7 @@
 """Model folders in Hugging Face's layout, local or on the hub, and their configuration."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from simcse_jax.pretrained.pooling import (
     read_pooling,
 )
 from simcse_jax.pretrained.prompts import Prompts, read_prompts
+from simcse_jax.runtime.processes import same_version, tell_version
 from simcse_jax.storage.manifest import check_unchanged
 from simcse_jax.storage.objects import local_path
 
@@ -82,23 +84,30 @@ class Checkpoint:
 def locate(name_or_path: str | Path) -> Path:
     """The local folder of a checkpoint, downloaded from the hub if `name_or_path` is not a folder.
 
-    A run has one inside, with config.json and the tokenizer; its weights are in its checkpoints.
+    A run has one inside, with config.json and the tokenizer; its weights are in its checkpoints. The processes of a job
+    take the commit of process 0.
 
     Raises:
-      InputError: a path that does not exist, or a name that the hub does not know.
+      InputError: a path that does not exist, or a name that the hub does not know; or see `same_version`.
     """
-    path = local_path(name_or_path)
+    path, name = local_path(name_or_path), str(name_or_path)
     if path.is_dir():
+        tell_version(f"model {name}", "")
         return path / "model" if (path / "run.json").is_file() else path
-    name = str(name_or_path)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"'{name}' is not a folder: give a Hugging Face model folder or a name on the hub")
+    # A snapshot's folder has the name of its commit.
+    return same_version(f"model {name}", partial(_download, name), lambda folder: folder.name)
+
+
+def _download(name: str, commit: str | None) -> Path:
+    """The folder of a model of the hub, at its present commit or another."""
     from huggingface_hub import HfApi, snapshot_download
 
     unreachable = None
     try:
         # The download begins with the same request but sets no limit, and waits for minutes where packets are dropped.
-        HfApi().model_info(name, timeout=HUB_TIMEOUT)
+        HfApi().model_info(name, revision=commit, timeout=HUB_TIMEOUT)
     except Exception as error:  # the hub client raises a dozen types, from name errors to connection errors
         unreachable = error  # what was downloaded before is still there
 
@@ -114,7 +123,8 @@ def locate(name_or_path: str | Path) -> Path:
             weights,
             f"*_Transformer/{weights}",
         ]
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=unreachable is not None))
+        offline = unreachable is not None
+        return Path(snapshot_download(name, revision=commit, allow_patterns=patterns, local_files_only=offline))
 
     try:
         folder = download("model*.safetensors")

@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,8 +25,12 @@ from simcse_jax.storage.files import UNFINISHED
 _TEXT = 1000
 """Bytes of a text that a process tells the others."""
 
+_VERSION = "simcse_jax/version/"
+
 _watch: Watch | None = None
 _depth = 0
+_told: dict[str, str] = {}
+"""What process 0 has told the others of its job; see `tell_version`."""
 
 
 @contextmanager
@@ -194,6 +199,53 @@ def gather_texts(text: str) -> list[str]:
 
 
 T = TypeVar("T")
+
+
+def tell_version(name: str, version: str) -> None:
+    """Process 0 tells the others of its job which version of something it has, the first time; see `same_version`."""
+    if jax.distributed.is_initialized() and jax.process_index() == 0 and name not in _told:
+        _told[name] = version
+        private("distributed", "global_state").client.key_value_set(_VERSION + name, version, allow_overwrite=True)
+
+
+def same_version(name: str, find: Callable[[str | None], T], version_of: Callable[[T], str]) -> T:
+    """Finds something that changes where it lies, such as a model of a hub, in one version on all processes of a job.
+
+    The version that process 0 finds first holds for all, as long as the job lasts. The processes need not call this at
+    the same time; process 0 calls it, or `tell_version`, with each name that another process calls it with.
+
+    Args:
+      name: a name for it, the same on all processes.
+      find: finds the present version, or the one that it is given.
+      version_of: the version of what was found; empty for what only its place names.
+
+    Raises:
+      InputError: this process cannot find the version of process 0.
+    """
+    if not jax.distributed.is_initialized():
+        return find(None)
+    process = jax.process_index()
+    if process == 0 and name not in _told:
+        found = find(None)
+        tell_version(name, version_of(found))
+        return found
+    client = private("distributed", "global_state").client
+    wanted = _told[name] if process == 0 else client.blocking_key_value_get(_VERSION + name, 1000 * NEVER)
+    problem = "which is a path there, and not here"
+    # The present version first: caches then know it by its name, too.
+    for version in (None, wanted) if wanted else ():
+        try:
+            found = find(version)
+        except InputError as error:
+            problem = f"{wanted}: {error}"
+            continue
+        if version_of(found) == wanted:
+            return found
+        problem = f"{wanted}, but {version_of(found)}"
+    raise InputError(
+        f"process {process} ({socket.gethostname()}) does not find {name} as process 0 has it, {problem}. Let all "
+        "hosts reach the network, or give them the files or the cache of process 0"
+    )
 
 
 def first_on_process_0(action: Callable[[], T]) -> T:
