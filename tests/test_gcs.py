@@ -32,6 +32,7 @@ from simcse_jax.storage.guarded import Guarded
 from simcse_jax.storage.manifest import Damage, write_manifest
 from simcse_jax.storage.mirror import Mirror, copy_again, fetch_run, working_folder
 from simcse_jax.storage.objects import MANIFEST, local_path, native_place
+from simcse_jax.training.trace import save_memory
 from simcse_jax.training.trainer import train
 from tests.conftest import first_devices, full, release
 from tests.gcs import Store, serve
@@ -183,6 +184,25 @@ def run(store: Store, tmp_path: Path) -> Path:
                 (folder / "metrics.jsonl").write_text(f"{step}\n")
                 checkpoints.save(tree(), step, Progress(min(step, 2), max(score, 55.0), step // 3), score)
     return folder
+
+
+def test_each_process_puts_its_memory_profile_on_the_store(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mirror is that of process 0; a store that cannot be written leaves the file on the host."""
+    monkeypatch.setattr(jax, "process_index", lambda: 3)
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
+    file = tmp_path / "profile" / "memory-3.prof"
+    told = f"; what held the memory is in {{}}: pprof --text {file}"
+    assert save_memory(tmp_path, native_place(URL), error) == told.format(f"{URL}/profile/memory-3.prof")
+    assert store.objects["bucket/runs/a/profile/memory-3.prof"][0] == file.read_bytes()
+
+    def denied(*_: Any) -> None:
+        raise PermissionError("no access")
+
+    place = native_place(URL)
+    monkeypatch.setattr(type(place), "write_bytes", denied)
+    assert save_memory(tmp_path, place, error) == told.format(file)
 
 
 def test_a_checkpoint_on_the_store_is_whole_and_restored(store: Store, run: Path) -> None:

@@ -101,5 +101,5 @@ def test_a_step_that_does_not_fit_leaves_a_memory_profile(small_run: Config, mon
 
 
 def test_other_errors_are_left_alone(tmp_path: Path) -> None:
-    assert save_memory(tmp_path, RuntimeError("INTERNAL: something")) is None
+    assert save_memory(tmp_path, None, RuntimeError("INTERNAL: something")) is None
     assert not list(tmp_path.iterdir())

@@ -1,18 +1,20 @@
 """The profile of a few steps of a run."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from simcse_jax.errors import is_out_of_memory, reason
+from simcse_jax.errors import InputError, is_out_of_memory, reason
+from simcse_jax.storage.places import Place, reached
 
 FOLDER = "profile"
 """Folder of the traces in a run folder."""
 MEMORY = "memory.prof"
-"""File for the device memory at the moment when a step did not fit, for pprof."""
+"""File of process 0 for the device memory at the moment when a step did not fit, for pprof; memory-1.prof of process 1,
+and so on."""
 
 
 class Trace:
@@ -66,18 +68,30 @@ class Trace:
         return True
 
 
-def save_memory(folder: Path, error: Exception) -> str | None:
+def save_memory(folder: Path, store: Place | None, error: Exception) -> str | None:
     """Writes the devices' memory profile if an error was for want of memory.
+
+    Args:
+      folder: the folder that this process works on the run in.
+      store: the run's place on a store, to which `folder` is copied of process 0 alone.
+      error: what ended the run.
 
     Returns:
       A sentence that says where it is, "" where it cannot be written; None for another error.
     """
     if not is_out_of_memory(error):
         return None
-    file = folder / FOLDER / (MEMORY if jax.process_index() == 0 else f"{jax.process_index()}-{MEMORY}")
+    process = jax.process_index()
+    name = MEMORY.replace(".", f"-{process}.") if process else MEMORY
+    file = folder / FOLDER / name
     try:
         file.parent.mkdir(exist_ok=True)
         jax.profiler.save_device_memory_profile(str(file))
     except (OSError, RuntimeError):  # what led here matters more
         return ""
-    return f"; what held the memory is in {file}: pprof --text {file}"
+    place: Place = file
+    if store and process:
+        with suppress(InputError, OSError), reached(store):
+            (store / FOLDER / name).write_bytes(file.read_bytes())
+            place = store / FOLDER / name
+    return f"; what held the memory is in {place}: pprof --text {file}"

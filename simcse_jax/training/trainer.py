@@ -185,7 +185,7 @@ class Trainer:
                     return {"stopped": self.step}
             self._checkpoints.wait()
         except jax.errors.JaxRuntimeError as error:
-            if (memory := save_memory(self._run.folder, error)) is None:
+            if (memory := save_memory(self._run.folder, self._run.store, error)) is None:
                 raise
             raise InputError(
                 f"after step {self.step} the devices had no memory left: --micro-batch auto, or a smaller one, makes "
