@@ -6,6 +6,8 @@ import re
 import typing
 from importlib import metadata
 from pathlib import Path
+from pkgutil import resolve_name
+from types import ModuleType
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -48,6 +50,7 @@ copybutton_prompt_text = "$ "
 
 CODE_OR_BAR = re.compile(r"(?<!`)`([^`]+)`(?!`)|\|")
 RETURNS = re.compile(r"^( *Returns:\n +)", re.MULTILINE)
+SHOWN = re.compile(r"^\.\. auto(?:class|module):: (\S+)$", re.MULTILINE)
 SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 PAGE = re.compile(r"\]\(([\w/]+)\.md\)")
 OBJECT = re.compile(r"(?<== )<[^<>]*>")
@@ -59,18 +62,23 @@ BOUNDS: dict[str, str] = {}
 
 
 def plain_types() -> None:
-    """Shows the settings with their types alone, and their bounds in words, which `docstring` adds."""
-    from simcse_jax import config
-    from simcse_jax.ablation import Ablation
+    """Shows the classes of the reference with their types alone, and their bounds in words, which `docstring` adds."""
     from simcse_jax.config.values import Bound
 
-    for kind in [*vars(config).values(), Ablation]:
-        if dataclasses.is_dataclass(kind):
-            for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-                bounds = [bound.words for bound in getattr(hint, "__metadata__", ()) if isinstance(bound, Bound)]
-                if bounds:
-                    BOUNDS[f"{config.__name__}.{kind.__name__}.{name}"] = ", ".join(bounds)
-            kind.__annotations__ = kind.__init__.__annotations__ = typing.get_type_hints(kind)
+    named = SHOWN.findall(Path(__file__).with_name("api.md").read_text("utf-8"))
+    shown = {name: resolve_name(name) for name in named}
+    modules = {name: vars(module) for name, module in shown.items() if isinstance(module, ModuleType)}
+    shown |= {f"{module}.{name}": kind for module, names in modules.items() for name, kind in names.items()}
+    for place, kind in shown.items():
+        if not dataclasses.is_dataclass(kind):
+            continue
+        plain, hints = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
+        for name, hint in hints.items():
+            bounds = [bound.words for bound in getattr(hint, "__metadata__", ()) if isinstance(bound, Bound)]
+            if bounds:
+                BOUNDS[f"{place}.{name}"] = ", ".join(bounds)
+        if plain != hints:
+            kind.__annotations__ = kind.__init__.__annotations__ = plain
 
 
 def contents(app: Sphinx, docname: str, source: list[str]) -> None:

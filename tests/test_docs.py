@@ -252,6 +252,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert '{"label": "entailment"}' in api
     assert "evaluation: EvaluationConfig = ...," in api
+    assert "factors: dict[str, tuple[Any, ...]] = ...," in api
     for noise in ("lambda", "Annotated", "~simcse_jax", "~typing", "<factory>"):
         assert noise not in api
     if shutil.which("chromium") and shutil.which("chromedriver") and importlib.util.find_spec("selenium"):
