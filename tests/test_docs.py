@@ -51,7 +51,7 @@ from tests.documents import (
 
 
 @pytest.fixture(scope="module")
-def workspace(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def prepared(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder such as a reader has after `make quickstart`; the model is tiny and hardly trained."""
     folder = tmp_path_factory.mktemp("reader")
     for name in ("simcse_jax", "configs", "examples"):
@@ -68,6 +68,15 @@ def workspace(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         write_run(Path("runs/quickstart"), tiny_bert)
         main(["export", "runs/quickstart", "runs/quickstart-export"])
         yield folder
+
+
+@pytest.fixture
+def workspace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it for one reading of a page, which writes there: a test that was slow runs again."""
+    folder = shutil.copytree(prepared, tmp_path / "reader", symlinks=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
 
 
 def write_run(folder: Path, model: Path) -> None:
@@ -184,8 +193,15 @@ def test_ten_minutes(workspace: Path) -> None:
     assert (workspace / "runs" / "ten_minutes_export" / "model.safetensors").is_file()
 
 
+def test_every_reading_begins_afresh(prepared: Path, workspace: Path) -> None:
+    """A test of the fast tier that was slow runs again, and finds nothing of its own in the way."""
+    assert {path.name for path in (workspace / "runs").iterdir()} == {"quickstart", "quickstart-export"}
+    assert not workspace.samefile(prepared)
+    assert workspace.samefile(Path.cwd())
+
+
 @pytest.fixture(scope="module")
-def options(workspace: Path) -> set[str]:
+def options(prepared: Path) -> set[str]:
     """Every option of every command, from its help."""
 
     def shown(*words: str) -> str:
