@@ -1,4 +1,4 @@
-"""Plans: the real step compiled for devices that are here and, where their compilers are installed, that are not."""
+"""Plans: the real step compiled for the CPUs that are here, the command, and what is refused."""
 
 import importlib
 import importlib.util
@@ -14,48 +14,17 @@ import jax
 import pytest
 
 from simcse_jax.cli import main
-from simcse_jax.config import Config, DataConfig, MeshConfig, ModelConfig, NegativesConfig, ObjectiveConfig, QueueConfig
+from simcse_jax.config import Config, DataConfig, MeshConfig, ModelConfig
 from simcse_jax.config.load import load_config_file
 from simcse_jax.errors import InputError
 from simcse_jax.model import read_encoder_config
 from simcse_jax.model.build import build_model, init_params
 from simcse_jax.plan.plan import PUBLISHED, Plan, plan
-from simcse_jax.plan.table import format_plans
 from tests.conftest import TINY_BERT
+from tests.plans import LAYERS, LENGTH, WIDTH, encoder, encoder_flops, run_of
 from tests.test_roofline import KNOWN
 
-LAYERS, WIDTH, INNER, LENGTH = 2, 32, 48, 12
-NO_TPU = importlib.util.find_spec("libtpu") is None
-NO_GPU = importlib.util.find_spec("jax_cuda13_plugin") is None
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with nothing but config.json: neither weights nor tokenizer are needed."""
-    folder = tmp_path_factory.mktemp("plan") / "bert"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(TINY_BERT | {"num_hidden_layers": LAYERS}))
-    return folder
-
-
-def run_of(encoder: Path, batch_size: int = 32, **model: Any) -> Config:
-    return Config(
-        batch_size=batch_size,
-        # Without dropout, of which most of the program would be.
-        model=ModelConfig(path=str(encoder), dropout=0.0, **model),
-        data=DataConfig(train="nowhere.csv", columns=("a", "b", "c"), max_length=LENGTH),
-    )
-
-
-def encoder_flops(sentences: int) -> int:
-    """Forward and, twice that, backward: projections and feed-forward, attention, head.
-
-    Of the last layer, keys and values of all tokens, and the rest at [CLS] alone.
-    """
-    keys_and_values = 2 * 2 * WIDTH**2
-    rest = 2 * (2 * WIDTH**2 + 2 * WIDTH * INNER) + 4 * LENGTH * WIDTH
-    layer, last = LENGTH * (keys_and_values + rest), LENGTH * keys_and_values + rest
-    return 3 * sentences * ((LAYERS - 1) * layer + last + 2 * WIDTH**2)
+__all__ = ["encoder"]
 
 
 def test_cpu_plan_by_hand(encoder: Path) -> None:
@@ -148,190 +117,6 @@ def test_each_batch_size_given_is_planned(monkeypatch: pytest.MonkeyPatch, capsy
     assert asked == [("v5e:4x4", 512, None)]
 
 
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x4", "v4:2x2x1", "tpu7x:2x2x1"])
-@pytest.mark.release
-@pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
-def test_tpu(encoder: Path, topology: str) -> None:
-    p = plan(run_of(encoder, dtype="bfloat16"), topology)
-    check_accelerator(p, 8 if topology in ("v6e:2x4", "tpu7x:2x2x1") else 4)
-
-
-@pytest.mark.release
-@pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
-def test_what_does_not_fit_is_said(encoder: Path) -> None:
-    dense = ObjectiveConfig(implementation="dense")
-    p = plan(replace(run_of(encoder, 2**17), objective=dense, micro_batch=1024), "v5e:1x1")
-    assert p.fits is False
-    assert p.memory_needed is not None
-    assert p.memory_limit is not None
-    # The logits are 2 × 2**34 numbers.
-    assert p.memory_needed > p.memory_limit
-    assert p.step_seconds is None
-    assert "NO" in format_plans([p])
-
-
-@pytest.mark.parametrize("topology", ["h200:8", "h100:2x4", "a100:8", "b200:2x4", "l4:8", "rtx4090:8"])
-@pytest.mark.release
-@pytest.mark.skipif(NO_GPU, reason="jax-cuda13-plugin, the compiler for GPUs, is not installed")
-def test_gpu(encoder: Path, topology: str) -> None:
-    p = plan(run_of(encoder, dtype="bfloat16"), topology)
-    check_accelerator(p, 8)
-
-
-def ring(encoder: Path, topology: str, dcn: int = 1) -> Plan:
-    """A step of 1,024 triplets in tiles, encoded eight at a time."""
-    objective = ObjectiveConfig(implementation="tiled", block_size=16)
-    run = replace(run_of(encoder, 1024), objective=objective, micro_batch=8, mesh=MeshConfig(dcn=dcn))
-    return plan(run, topology)
-
-
-def check_ring(p: Plan) -> None:
-    """The keys go round, W − 1 times forward and backward, there their gradients W + 1 times; nothing gathers them."""
-    assert p.tiled
-    share = 2 * 1024 * WIDTH * 4 // p.devices
-    passed = [c for c in p.collectives if c.kind == "collective-permute"]
-    # Besides, which rows count. A compiler may make one instruction of two.
-    assert sum(c.bytes * (c.count or 0) for c in passed) == pytest.approx((3 * p.devices - 1) * share, rel=0.02)
-    assert not [c for c in p.collectives if c.kind in ("all-gather", "all-to-all") and c.bytes >= share]
-    # Once a step, however many chunks.
-    assert all(c.count == 1 for c in p.collectives if c.kind in ("all-reduce", "reduce-scatter"))
-
-
-def check_rings(p: Plan) -> None:
-    """Keys and their gradients cross to other slices once per slice that is not their own, and nothing else does."""
-    assert p.tiled
-    share, node = 2 * 1024 * WIDTH * 4 / p.devices, p.devices // p.dcn
-    crossing = [c for c in p.collectives if c.kind == "collective-permute" and c.by_network(node)[1]]
-    sent = sum(c.by_network(node)[1] * (c.count or 0) for c in crossing)
-    # Where there are two slices, a compiler sends the keys once for the forward pass and the backward pass.
-    assert 2 * (p.dcn - 1) * share <= sent <= 3.06 * (p.dcn - 1) * share
-    assert all(c.by_network(node)[0] == 0 for c in crossing)
-    assert not [c for c in p.collectives if c.kind in ("all-gather", "all-to-all") and c.by_network(node)[1] >= share]
-
-
-def masked_ring(encoder: Path, topology: str) -> Plan:
-    """The same with all masks, every direction, and a queue of two batches."""
-    directions = ("query_to_document", "document_to_query", "query_to_query", "document_to_document")
-    negatives = NegativesConfig(duplicates=True, margin=0.1, guide=str(encoder), directions=directions)
-    objective = ObjectiveConfig(
-        implementation="tiled", block_size=16, negatives=negatives, queue=QueueConfig(size=2048)
-    )
-    return plan(replace(run_of(encoder, 1024), objective=objective, micro_batch=8), topology)
-
-
-def check_masked_ring(p: Plan) -> None:
-    """No vectors, ids or marks are gathered: no more than a number per row."""
-    assert p.tiled
-    assert [c for c in p.collectives if c.kind == "collective-permute"]
-    assert not [c for c in p.collectives if c.kind in ("all-gather", "all-to-all") and c.bytes > 4 * 1024]
-
-
-def test_ring_on_cpus(encoder: Path) -> None:
-    check_ring(ring(encoder, "cpu:8"))
-
-
-def test_rings_over_slices_on_cpus(encoder: Path) -> None:
-    p = ring(encoder, "cpu:8", dcn=4)
-    assert (p.dcn, p.data, p.fsdp) == (4, 2, 1)
-    check_rings(p)
-
-
-@pytest.mark.release
-@pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
-@pytest.mark.parametrize("topology", ["2xv5e:4x4", "4xv5p:2x2x1"])
-def test_rings_over_slices_on_tpu(encoder: Path, topology: str) -> None:
-    p = ring(encoder, topology, dcn=int(topology[0]))
-    check_rings(p)
-    between = [c for c in p.collectives if c.by_network(p.devices // p.slices)[1]]
-    assert all(c.overlapped for c in between if c.kind == "collective-permute")
-    # Gradients are summed inside a slice first: each device sends its share of the sums, with padding, to other slices.
-    assert p.memory
-    weights = p.memory.arguments / 3  # and two moments of each
-    sums = sum(c.bytes for c in between if c.kind == "all-reduce")
-    assert sums < weights / 2
-    flat = ring(encoder, topology)
-    assert flat.networks["DCN"].bytes > 2 * p.networks["DCN"].bytes
-
-
-@pytest.mark.release
-@pytest.mark.skipif(NO_GPU, reason="jax-cuda13-plugin, the compiler for GPUs, is not installed")
-def test_rings_over_nodes_of_gpus(encoder: Path) -> None:
-    p = ring(encoder, "h200:2x4", dcn=2)
-    check_rings(p)
-    assert list(p.networks) == ["NVLink", "InfiniBand"]
-
-
-@pytest.mark.release
-@pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
-@pytest.mark.parametrize(
-    ("topology", "mesh", "message"),
-    [
-        ("2xv5e:2x2", MeshConfig(dcn=4), r"mesh.dcn is 4 but the 8 devices lie in 2 slice\(s\) of 4"),
-        ("v5e:2x2", MeshConfig(dcn=2), r"mesh.dcn is 2 but the 4 devices lie in 1 slice\(s\) of 4"),
-        ("2xv5e:2x2", MeshConfig(fsdp=8), "mesh.fsdp is 8 but a slice has 4 devices"),
-    ],
-)
-def test_a_mesh_that_does_not_fit_the_slices(encoder: Path, topology: str, mesh: MeshConfig, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        plan(replace(run_of(encoder), mesh=mesh), topology)
-
-
-@pytest.mark.release
-@pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
-def test_an_axis_of_the_torus_may_be_split(encoder: Path) -> None:
-    p = plan(replace(run_of(encoder), mesh=MeshConfig(fsdp=2)), "v6e:4x4")
-    assert (p.data, p.fsdp) == (8, 2)
-
-
-def test_a_ring_with_masks_and_a_queue_on_cpus(encoder: Path) -> None:
-    check_masked_ring(masked_ring(encoder, "cpu:8"))
-
-
-@pytest.mark.release
-@pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
-def test_a_ring_with_masks_and_a_queue_on_tpu(encoder: Path) -> None:
-    check_masked_ring(masked_ring(encoder, "v5e:4x4"))
-
-
-@pytest.mark.release
-@pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
-def test_ring_on_tpu(encoder: Path) -> None:
-    p = ring(encoder, "v5e:4x4")
-    check_ring(p)
-    check_overlap(p)
-
-
-@pytest.mark.release
-@pytest.mark.skipif(NO_GPU, reason="jax-cuda13-plugin, the compiler for GPUs, is not installed")
-def test_ring_on_gpus(encoder: Path) -> None:
-    p = ring(encoder, "h200:8")
-    check_ring(p)
-    check_overlap(p)
-
-
-def check_overlap(p: Plan) -> None:
-    """The permutes inside the loops run while blocks are multiplied."""
-    turns = [c for c in p.collectives if c.kind == "collective-permute" and (c.count or 0) > 1]
-    assert turns
-    assert all(c.overlapped for c in turns)
-
-
-def check_accelerator(p: Plan, devices: int) -> None:
-    """What holds of the tiny step on any accelerator."""
-    assert p.devices == devices
-    assert p.fits is True
-    assert p.flops["bfloat16"] == encoder_flops(3 * 32) / devices
-    # The keys of InfoNCE are gathered once; a compiler may gather which of them count with them.
-    gathered = [c.bytes for c in p.collectives if c.kind == "all-gather" and c.bytes > 1000]
-    assert [n - n % 256 for n in gathered] == [2 * 32 * WIDTH * 4]
-    # Each device's gradient is widened to float32 before it is summed over devices.
-    sums = [c for c in p.collectives if c.kind in ("all-reduce", "reduce-scatter") and c.bytes > 1000]
-    assert sums
-    assert {kind for c in sums for kind, _ in c.arrays} == {"f32"}
-    assert p.step_seconds == max(p.seconds.values()) > 0
-    assert set(p.seconds) == {"compute", "memory", "communication"}
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name: str) -> None:
     """Their parameters, as published in millions, poolers included."""
@@ -363,25 +148,6 @@ def test_columns_of_the_published_runs() -> None:
 def test_bad_input(encoder: Path, topology: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan(replace(run_of(encoder), **changes), topology)
-
-
-@pytest.mark.release
-@pytest.mark.skipif(NO_TPU, reason="libtpu, the compiler for TPUs, is not installed")
-def test_a_slice_that_does_not_exist(encoder: Path) -> None:
-    with pytest.raises(InputError, match="no devices to compile for as v5e:3x5"):
-        plan(run_of(encoder), "v5e:3x5")
-
-
-@pytest.mark.parametrize(
-    ("topology", "package", "extra"),
-    [("v5e:2x2", "libtpu", "tpu-compiler"), ("h200:8", "jax-cuda13-plugin", "gpu-compiler")],
-)
-def test_missing_compiler(
-    encoder: Path, topology: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=rf'{package}: pip install "simcse-jax\[{extra}\]"'):
-        plan(run_of(encoder), topology)
 
 
 def test_the_config_file_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
