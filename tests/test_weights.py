@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from simcse_jax.errors import InputError
 from simcse_jax.inference.loading import load_model
 from simcse_jax.inference.simcse import SimCSE
+from simcse_jax.pretrained import tensors
 from simcse_jax.pretrained.folders import read_checkpoint
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.pretrained.weights import load_params, to_tensors
@@ -283,3 +285,22 @@ def test_warnings_go_through_logging(tiny_bert: Path, tmp_path: Path, caplog: py
     variant(tiny_bert, tmp_path, lambda tensors: tensors | {"scale": np.ones(1, np.float32)})
     load(tmp_path)
     assert [(r.name, r.levelno) for r in caplog.records] == [("simcse_jax", logging.WARNING)]
+
+
+@pytest.mark.parametrize("at_once", [1, 10, 50, 10**6])
+def test_large_tensors_are_read_in_parts(at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With other threads between them: safetensors holds Python's lock while it reads, and a job's processes beat."""
+    generator = np.random.default_rng(0)
+    shapes = {"scalar": (), "empty": (0, 4), "vector": (100,), "matrix": (101, 7), "block": (50, 3, 2)}
+    kinds = (np.float32, np.float16, ml_dtypes.bfloat16)
+    expected = {
+        f"{name} {np.dtype(kind)}": np.asarray(generator.normal(size=shape)).astype(kind)
+        for name, shape in shapes.items()
+        for kind in kinds
+    }
+    save_file(expected, tmp_path / "a.safetensors")
+    monkeypatch.setattr(tensors, "_AT_ONCE", at_once)
+    for name, stored in tensors.find_safetensors(tmp_path / "a.safetensors").items():
+        found = stored.read()
+        assert found.dtype == expected[name].dtype
+        np.testing.assert_array_equal(found, expected[name])

@@ -1,5 +1,6 @@
 """The files of a model's weights: names and shapes come from their headers, values are read when they are asked for."""
 
+import math
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,6 +68,8 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     return tensors
 
 
+_AT_ONCE = 2**25
+"""Elements of a tensor that are read at a time."""
 _FLOATING = ("F64", "F32", "F16", "BF16")
 
 
@@ -88,11 +91,24 @@ def find_safetensors(file: Path) -> dict[str, Stored]:
     return {
         name: Stored(
             shape,
-            partial(opened.get_tensor, name),
+            partial(_read, opened, name, shape),
             "" if kind in _FLOATING else f"holds {kind}: quantised weights are not read",
         )
         for name, (shape, kind) in kinds.items()
     }
+
+
+def _read(opened: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The values of a tensor; safetensors holds Python's lock while it reads, so that large ones are read in parts."""
+    rows = max(1, _AT_ONCE // max(1, math.prod(shape[1:])))
+    if not shape or shape[0] <= rows:
+        return np.asarray(opened.get_tensor(name))
+    stored = opened.get_slice(name)
+    values = np.empty(shape, stored[:1].dtype)
+    for start in range(0, shape[0], rows):
+        part = slice(start, min(start + rows, shape[0]))
+        values[part] = stored[part]
+    return values
 
 
 def _find_torch(file: Path) -> dict[str, Stored]:

@@ -59,7 +59,7 @@ def load_reference(
         except Exception:  # numpy's errors for damaged files are those of zip and of a parser of Python
             say(f"{file} is damaged: the sentences are encoded again")
             examples, vectors = np.zeros(0, np.int64), None
-    missing = np.setdiff1d(wanted, examples)
+    missing = np.setdiff1d(wanted, examples, assume_unique=True)
     if len(missing) or vectors is None:
         loaded = load_model(model, pooler)
         encoder = loaded.encoder(min(config.data.max_length, loaded.model.config.max_length))

@@ -202,7 +202,10 @@ class Meter:
         study = self._study
         if self._reference is None:
             same = [c for c in study.cells() if study.text_key(c) == study.text_key(cell)]
-            wanted = np.unique(np.concatenate([batch for c in same for batch in self._counted(c)]))
+            counted = np.zeros(len(self.tokens), bool)
+            for batch in (batch for c in same for batch in self._counted(c)):
+                counted[batch] = True
+            wanted = np.flatnonzero(counted)
             model = study.reference_model or self._config.model.path
             pooler = study.reference_pooler or (None if study.reference_model else self._pooling.at_evaluation)
             text = study.text_key(cell)
