@@ -195,6 +195,7 @@ PROGRAM = """
 import json, os, pathlib, sys, time
 import huggingface_hub
 from types import SimpleNamespace
+from simcse_jax.errors import InputError
 from simcse_jax.pretrained.folders import locate
 from simcse_jax.runtime.processes import joined_processes
 
@@ -214,7 +215,16 @@ huggingface_hub.snapshot_download = download
 with joined_processes():
     if process == "0":
         time.sleep(1)
-    print(json.dumps([locate("org/name").name, asked]))
+        (root / "here" / "org" / "other").mkdir(parents=True)
+        os.chdir(root / "here")
+    found = locate("org/name").name
+    locate(root)  # a path, for which nobody waits
+    try:
+        locate("org/other")
+        problem = ""
+    except InputError as error:
+        problem = str(error)
+    print(json.dumps([found, asked, problem]))
 """
 
 
@@ -223,4 +233,6 @@ def test_two_processes_take_one_commit(tmp_path: Path) -> None:
     with Job(2, ["-c", PROGRAM, str(tmp_path)], tmp_path / "logs") as job:
         assert job.ends(120) == [0, 0], job.said()
         found = [json.loads(job.log(process).splitlines()[-1]) for process in range(2)]
-    assert found == [["0" * 40, [None]], ["0" * 40, [None, "0" * 40]]]
+    assert found[0] == [OLD, [None], ""]
+    assert found[1][:2] == [OLD, [None, OLD]]
+    assert "does not find model org/other as process 0 has it, which is a path there, and not here" in found[1][2]
