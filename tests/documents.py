@@ -49,6 +49,7 @@ OTHER_OPTIONS: dict[str, str] = {
     "--cases": "of python -m tests.torture",
     "--draws": "of python -m benchmarks noise",
     "--keep": "of python -m tests.torture",
+    "--examples": "of python -m benchmarks.lock",
     "--vectors": "of python -m benchmarks.search",
     "--width": "of python -m benchmarks.search",
     "--base.": "how many options of ablate begin",

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,9 @@ from benchmarks.attention import Attention
 from benchmarks.compare import Disagreement, agree, compare, cosine_distance, relative_error
 from benchmarks.hostile import Hostile
 from benchmarks.input import Input
+from benchmarks.lock import Settings as Lock
+from benchmarks.lock import main as lock
+from benchmarks.lock import watched
 from benchmarks.loss import Loss
 from benchmarks.negatives import SETTINGS, Negatives
 from benchmarks.ours_profile import LIBRARIES, OTHER, PARTS, parts_of_events
@@ -213,6 +217,22 @@ def test_search_is_exact_where_it_says_so(capsys: pytest.CaptureFixture[str]) ->
     search(Search(vectors=300, width=8, backends=("jax",)))
     assert "jax: 300 x 8; built in" in (shown := capsys.readouterr().out)
     assert "recall@10 1.0000" in shown
+
+
+def test_work_that_holds_pythons_lock_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    with watched("held"):
+        start = time.perf_counter()
+        sum(range(2 * 10**7))  # one call of C code
+        seconds = time.perf_counter() - start
+    name, _, longest = capsys.readouterr().out.replace(",", ":").split(":")
+    assert name == "held"
+    assert float(longest.split()[-2]) > 0.7 * seconds - 0.1
+
+
+@pytest.mark.full
+def test_a_run_is_watched(capsys: pytest.CaptureFixture[str]) -> None:
+    lock(Lock(examples=1000, sentences=100, size=QUICK))
+    assert capsys.readouterr().out.count("no sign of life for") == 4
 
 
 def test_all_goes_on_past_a_part_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
