@@ -27,6 +27,7 @@ from simcse_jax.data.tokens import _owners, _write_share, chunked, corpus_blocks
 from simcse_jax.errors import InputError
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.reports.progress import telling
+from simcse_jax.storage import records
 from simcse_jax.storage.manifest import MANIFEST
 
 T = TypeVar("T")
@@ -137,6 +138,18 @@ def test_shares_are_read_as_one_text(
     assert all(written)
     assert max(written) < sum(written) * 2 / count
     check_same(tokenize_corpus(corpus, tokenizer, 6, cache, progress=False), whole)
+
+
+def test_a_share_may_have_any_number_of_blocks(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond what is read of a JSON file."""
+    corpus = text_of("lines", tmp_path)
+    whole = tokenize_corpus(corpus, tokenizer, 6, tmp_path / "whole", progress=False)
+    monkeypatch.setattr(tokens_module, "_CHUNK", 1)
+    monkeypatch.setattr(records, "LARGEST", 1200)
+    for table in run_as(2, lambda _: tokenize_corpus(corpus, tokenizer, 6, tmp_path / "cache", False), monkeypatch):
+        check_same(table, whole)
 
 
 def test_a_process_reads_its_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.reading import few
 from simcse_jax.data.rows import Example
 from simcse_jax.data.table import TokenTable
-from simcse_jax.data.token_cache import FORMAT, TokenCache, complete, dtype_of, report_share, reports
+from simcse_jax.data.token_cache import FORMAT, TokenCache
+from simcse_jax.data.token_files import complete, dtype_of, report_share, reports
 from simcse_jax.errors import InputError, some
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.tokenizers import encodings, largest_id
@@ -203,8 +204,8 @@ def _write_share(
             bar.update(len(tokens))
     if not blank.any():
         missing_path.unlink()
-    about = {"blocks": blocks, "columns": columns, "skipped": skipped, "blank": blank.tolist(), "origin": origin}
-    report_share(folder, share, about)
+    about = {"columns": columns, "skipped": skipped, "blank": blank.tolist(), "origin": origin}
+    report_share(folder, share, np.array(blocks, np.int64).reshape(-1, 3), about)
 
 
 def corpus_blocks(corpus: Corpus, share: int, shares: int) -> Iterator[tuple[int, list[Example]]]:
@@ -239,8 +240,10 @@ def _owners(sizes: list[int], shares: int) -> list[int | None]:
 
 def _finish(corpus: Corpus, tokenizer: Any, max_length: int, folder: Path, shares: int) -> None:
     """Completes the folder of a corpus, all shares of which are there."""
-    parts = reports(folder, shares)
-    blocks = np.array([(*block, share) for share, part in enumerate(parts) for block in part["blocks"]], np.int64)
+    found = reports(folder, shares)
+    parts = [about for _, about in found]
+    share = np.repeat(np.arange(shares), [len(blocks) for blocks, _ in found])
+    blocks = np.column_stack([np.concatenate([blocks for blocks, _ in found]), share])
     skipped = sum(part["skipped"] for part in parts)
     if not len(blocks):
         raise nothing_found(corpus, skipped)
