@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from email import message_from_bytes
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,6 +39,8 @@ class Store:
     """The most objects in one answer to a listing."""
     forbids: Callable[[str], bool] = lambda name: False
     """Whether BUCKET/NAME, or what begins so, may not be read."""
+    written: dict[str, str] = field(default_factory=dict)
+    """When objects were written, by BUCKET/NAME; the others have just been."""
 
     def names(self, below: str) -> list[str]:
         """The names of the objects below BUCKET/FOLDER, without it."""
@@ -247,7 +250,7 @@ def _about(store: Store, name: str) -> dict[str, Any]:
         "generation": str(generation),
         "metageneration": "1",
         "md5Hash": base64.b64encode(hashlib.md5(content).digest()).decode(),
-        "updated": "2026-01-01T00:00:00.000Z",
+        "updated": store.written.get(name, f"{datetime.now(UTC).isoformat(timespec='milliseconds')[:-6]}Z"),
         "timeCreated": "2026-01-01T00:00:00.000Z",
         "contentType": "application/octet-stream",
     }

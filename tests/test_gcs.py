@@ -375,7 +375,10 @@ def command(config: Config, tmp_path: Path) -> list[str]:
 
 @pytest.mark.full
 def test_two_processes_equal_one_on_disk(store: Store, here: Path, command: list[str], tmp_path: Path) -> None:
-    with Job(2, command, tmp_path / "logs") as job:
+    """They share no disk: their tokens lie on the store, too."""
+    homes = {process: {"HOME": str(tmp_path / f"home-{process}")} for process in range(2)}
+    command += ["--data.cache", "gs://bucket/cache"]
+    with Job(2, command, tmp_path / "logs", homes) as job:
         assert job.ends(300) == [0, 0], job.said()
     names = store.names("bucket/runs/a")
     assert "figures/loss.svg" in names
@@ -384,7 +387,8 @@ def test_two_processes_equal_one_on_disk(store: Store, here: Path, command: list
         "ocdbt.process_1",
     }
     assert_same(local_path(URL), here)
-    with Job(2, command, tmp_path / "logs") as job:  # the run has ended
+    assert [name[-9:] for name in store.names("bucket/cache") if "/ids-" in name] == ["ids-0.bin", "ids-1.bin"]
+    with Job(2, command, tmp_path / "logs", homes) as job:  # the run has ended
         assert job.ends(300) == [0, 0], job.said()
     assert_same(local_path(URL), here)
 

@@ -140,9 +140,7 @@ def test_shares_are_read_as_one_text(
     check_same(tokenize_corpus(corpus, tokenizer, 6, cache, progress=False), whole)
 
 
-def test_a_share_may_have_any_number_of_blocks(
-    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_share_may_have_any_number_of_blocks(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond what is read of a JSON file."""
     corpus = text_of("lines", tmp_path)
     whole = tokenize_corpus(corpus, tokenizer, 6, tmp_path / "whole", progress=False)

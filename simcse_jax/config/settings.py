@@ -107,7 +107,8 @@ class DataConfig:
     """Make batches in which no text occurs twice: an example that shares one with its batch goes into the next batch
     that has none of its texts, and is left out of the epoch where there is none."""
     cache: str = CACHE
-    """Folder for tokenised text."""
+    """Folder for tokenised text, which the processes of a job may share, or a place on gs://, of which each host keeps
+    a copy in ~/.cache/simcse_jax."""
 
 
 @dataclass(frozen=True)

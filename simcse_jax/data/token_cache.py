@@ -1,7 +1,8 @@
-"""The folders of tokenised text: made by all processes that share the file system, each its share, and read by all."""
+"""The folders of tokenised text: made by all processes that share the file system, or a store, each its share."""
 
 import fcntl
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -15,7 +16,8 @@ from typing import Any
 import jax
 
 from simcse_jax.data.table import TokenTable
-from simcse_jax.data.token_files import read_table
+from simcse_jax.data.token_files import BLOCKS, read_table, reports_of
+from simcse_jax.data.token_store import TokenStore, megabytes
 from simcse_jax.errors import InputError, reason, room, some
 from simcse_jax.reports.progress import note
 from simcse_jax.runtime.processes import gather_texts, sharing
@@ -41,6 +43,8 @@ class TokenCache:
     fingerprint: str
     tokenizer: Any
     max_length: int
+    store: TokenStore | None = None
+    """Where the tokens are for all jobs; the folder then holds a copy."""
 
     def open(self, fill: Callable[[Path, int, int], None], finish: Callable[[Path, int], None]) -> TokenTable:
         """The tokens in the folder, which is filled first where there are none, or damaged ones, which a line names.
@@ -65,13 +69,51 @@ class TokenCache:
         problems = gather_texts(problem)
         damaged = {copy: problem for copy, problem in zip(copies, problems, strict=True) if problem}
         lacking = [p for p, copy in enumerate(copies) if copy == self.folder.name or copy in damaged]
+        stored = self._stored()
         if copies[process] in damaged:
-            note(f"the token cache {self.folder} is damaged ({damaged[copies[process]]}): the text is tokenised again")
-        if lacking:
-            made = self._make(lacking, fill, finish)
-            table = made if process in lacking else table
+            self._say_damaged(self.folder, damaged[copies[process]], stored)
+        refused, whole = "", [p for p in range(len(copies)) if p not in lacking]
+        while self.store or lacking:
+            if self.store and not stored and whole:
+                stored = self._offer(whole.pop(), refused)
+            if not lacking:
+                break
+            made, problem = self._make(lacking, fill, finish, stored, refused)
+            problem = next(filter(None, gather_texts(problem)), "")
+            if not problem:
+                table = made or table
+                break
+            if not stored:
+                raise InputError(f"the tokens just written to {self.folder} are damaged ({problem}): {self._advice}")
+            refused, stored = stored, self._stored()
+            stored = "" if stored == refused else stored  # another job may have mended them
+            if self.store:
+                self._say_damaged(self.store.url, problem, stored)
         assert table is not None
         return table
+
+    @property
+    def _advice(self) -> str:
+        return f"set {'HOME' if self.store else 'data.cache'} to another folder"
+
+    def _say_damaged(self, place: Path | str, problem: str, stored: str) -> None:
+        remedy = f"it is copied from {self.store.url} again" if self.store and stored else "the text is tokenised again"
+        note(f"the token cache {place} is damaged ({problem}): {remedy}")
+
+    def _stored(self) -> str:
+        """The job whose tokens the store has; "" where there is no store, or none in it that can be used."""
+        if not self.store:
+            return ""
+        return gather_texts(self.store.job() if jax.process_index() == 0 else "")[0]
+
+    def _offer(self, process: int, refused: str) -> str:
+        """Has a process whose folder is whole put that on the store; see `_stored`."""
+        if self.store and jax.process_index() == process:
+            job, manifest = secrets.token_hex(8), read_manifest(self.folder)
+            self._put(job, [self.folder / name for name in manifest["files"]])
+            self.store.publish(job, manifest, refused)
+        gather_texts("")  # it is there
+        return self._stored()
 
     def _copy(self) -> str:
         """The folder's name, and what tells it from those of other file systems; the name alone where there is none."""
@@ -95,13 +137,31 @@ class TokenCache:
     def _unreadable(self, error: PermissionError) -> InputError:
         return InputError(
             f"the token cache {self.folder} belongs to another user and cannot be read ({reason(error)}): have its "
-            "owner make it readable (chmod -R a+rX), or set data.cache to another folder"
+            f"owner make it readable (chmod -R a+rX), or {self._advice}"
         )
 
     def _make(
-        self, lacking: list[int], fill: Callable[[Path, int, int], None], finish: Callable[[Path, int], None]
-    ) -> TokenTable | None:
-        """Fills the folder, together with those of the processes that lack it which share it; None if this has it."""
+        self,
+        lacking: list[int],
+        fill: Callable[[Path, int, int], None],
+        finish: Callable[[Path, int], None],
+        stored: str,
+        refused: str,
+    ) -> tuple[TokenTable | None, str]:
+        """Fills the folder, together with those of the processes that lack it which share it.
+
+        With a store, all that lack it fill one together, unless it has one already, and each gets a copy.
+
+        Args:
+          lacking: the processes.
+          fill: see `open`.
+          finish: see `open`.
+          stored: see `_stored`.
+          refused: the job on the store whose tokens are damaged.
+
+        Returns:
+          The tokens, None if this process has them; and what is wrong with those that it got.
+        """
         cache, process = self.folder.parent, jax.process_index()
         lacks, private = process in lacking, None
         try:
@@ -109,7 +169,7 @@ class TokenCache:
                 make_folder(cache)
             members = sharing(cache if lacks else None)
             if lacks and process == members[0]:
-                if len(members) < len(lacking):
+                if len(members) < len(lacking) and not self.store:
                     note(
                         f"{len(lacking)} processes need the tokens and {len(members)} of them share the cache {cache}: "
                         "these tokenise all of the text"
@@ -117,40 +177,78 @@ class TokenCache:
                 _remove_leftovers(cache)
                 private = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=cache))
         except OSError as error:
-            raise InputError(
-                f"cannot write to the cache {cache} ({reason(error)}): set data.cache to another folder"
-            ) from error
+            raise InputError(f"cannot write to the cache {cache} ({reason(error)}): {self._advice}") from error
+        problem = ""
         try:
             with _locked(private, fcntl.LOCK_SH) if private else nullcontext():
                 if private:
                     # Unlike the folder around it, others may read it as the user's umask says.
                     (private / self.folder.name).mkdir()
                 places = gather_texts(private.name if private else "")
-                if lacks:
-                    partial = cache / places[members[0]] / self.folder.name
-                    fill(partial, members.index(process), len(members))
-                gather_texts("")  # all have written
+                partial = cache / places[members[0]] / self.folder.name if lacks else cache
+                if not stored:
+                    self._write(partial, lacking if self.store else members, fill, finish, refused)
                 if private:
-                    finish(private / self.folder.name, len(members))
-                    self._publish(private / self.folder.name)
-                gather_texts("")  # all folders are there
+                    try:
+                        if self.store:
+                            self.store.fetch(partial)
+                        self._publish(partial)
+                    except Damage as damage:
+                        problem = str(damage)
+                problems = gather_texts(problem)  # all folders are there
         except OSError as error:
-            advice = f"{room(error)} or set data.cache to another folder".removeprefix(" or ")
+            advice = f"{room(error)} or {self._advice}".removeprefix(" or ")
             raise InputError(f"cannot write tokens to {cache} ({reason(error)}): {advice}") from error
+        except Damage as damage:
+            raise InputError(f"the tokens just written to {cache} are damaged ({damage}): {self._advice}") from damage
         finally:
             if private:
                 shutil.rmtree(private, ignore_errors=True)
-        if not lacks:
-            return None
+        if not lacks or problems[members[0]]:
+            return None, problem
         until = time.monotonic() + _SEEN
         while not self.folder.is_dir() and time.monotonic() < until:
             time.sleep(0.1)
         try:
-            return self._read(members.index(process), len(members))
+            return self._read(members.index(process), len(members)), ""
         except Damage as damage:
-            raise InputError(
-                f"the tokens just written to {self.folder} are damaged ({damage}): set data.cache to another disk"
-            ) from damage
+            return None, str(damage)
+
+    def _write(
+        self,
+        partial: Path,
+        group: list[int],
+        fill: Callable[[Path, int, int], None],
+        finish: Callable[[Path, int], None],
+        refused: str,
+    ) -> None:
+        """Fills a folder, or with a store the folders of a group, which share their files there; see `_make`."""
+        process, store = jax.process_index(), self.store
+        share = group.index(process) if process in group else None
+        if store and share == 0:
+            store.sweep()
+        if share is not None:
+            fill(partial, share, len(group))
+        jobs = gather_texts(secrets.token_hex(8))  # all have written: what is put on the store waits for no one
+        job = jobs[group[0]] if group else ""
+        if store:
+            if share is not None:
+                self._put(job, [*partial.glob(f"*-{share}.bin"), *reports_of(partial, share)])
+            gather_texts("")  # all is there
+        if share == 0:
+            if store:
+                store.get(job, [file for other in range(1, len(group)) for file in reports_of(partial, other)])
+            finish(partial, len(group))
+            if store:
+                store.put(job, [partial / BLOCKS])
+                store.publish(job, read_manifest(partial), refused)
+        if store:
+            gather_texts("")  # it can be had
+
+    def _put(self, job: str, files: list[Path]) -> None:
+        if self.store:
+            note(f"{megabytes(file.stat().st_size for file in files)} of tokens are copied to {self.store.url}")
+            self.store.put(job, files)
 
     def _publish(self, partial: Path) -> None:
         """Renames a finished folder into place, where another job may have been first with the same content."""

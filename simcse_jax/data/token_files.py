@@ -28,6 +28,7 @@ from simcse_jax.pretrained.tokenizers import largest_id
 from simcse_jax.storage.files import to_disk
 from simcse_jax.storage.manifest import MANIFEST, Damage, digest, read_manifest, read_sealed, write_sealed
 
+BLOCKS = "blocks.bin"
 _PART = 2**20  # tokens, or sentences, that are checked at a time
 
 
@@ -82,7 +83,7 @@ def complete(folder: Path, shares: int, blocks: Int[np.ndarray, "B 3"], about: d
     files: dict[str, list[Any]] = {}
     for share in range(shares):
         files |= read_sealed(reports_of(folder, share)[0])["files"]
-    path = folder / "blocks.bin"
+    path = folder / BLOCKS
     blocks.astype(np.int64).tofile(path)
     files[path.name] = [path.stat().st_size, digest(path)]
     to_disk(path)
@@ -103,7 +104,7 @@ def read_table(folder: Path, tokenizer: Any, max_length: int, fingerprint: str, 
     asked = about["dtype"] == dtype and about["max_length"] == max_length
     if not (asked and type(columns) is int and 0 < columns <= MOST and type(about["skipped"]) is int):
         return None
-    blocks = np.fromfile(folder / "blocks.bin", np.int64).reshape(-1, 3)
+    blocks = np.fromfile(folder / BLOCKS, np.int64).reshape(-1, 3)
     if not len(blocks) or blocks.min() < 0 or blocks.max() > 2**40 or blocks[:, 1:].min() < 1:
         return None
     shares, file = np.unique(blocks[:, 0], return_inverse=True)

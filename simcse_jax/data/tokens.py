@@ -20,11 +20,13 @@ from simcse_jax.data.rows import Example
 from simcse_jax.data.table import TokenTable
 from simcse_jax.data.token_cache import FORMAT, TokenCache
 from simcse_jax.data.token_files import complete, dtype_of, report_share, reports
+from simcse_jax.data.token_store import TokenStore, check_cache
 from simcse_jax.errors import InputError, some
 from simcse_jax.objectives.mlm import Vocabulary
 from simcse_jax.pretrained.tokenizers import encodings, largest_id
 from simcse_jax.reports.progress import progress_bar
 from simcse_jax.runtime.provenance import software
+from simcse_jax.storage.files import is_remote, local_cache
 
 _IDENTITY = 1  # in the fingerprint, which runs keep: raise it when the same text gives other tokens
 _CHUNK = 8192
@@ -123,16 +125,19 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
       corpus: the text.
       tokenizer: a fast Hugging Face tokenizer.
       max_length: most tokens per sentence, specials included.
-      cache: folder that holds one folder per (text, tokenizer, length).
+      cache: folder that holds one folder per (text, tokenizer, length), or a place on gs:// for such folders. What is
+        there is used in a copy, in the usual folder for caches.
       progress: show a progress bar.
 
     Raises:
-      InputError: no sentence at all, a row that cannot be read, or a cache folder that cannot be written.
+      InputError: no sentence at all, a row that cannot be read, or a cache that cannot be written.
     """
+    check_cache(cache)
     identity = [_IDENTITY, corpus.fingerprint, behaviour_of(tokenizer), max_length]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    folder = Path(cache).expanduser() / f"tokens-{FORMAT}-{fingerprint}"
-    return TokenCache(folder, fingerprint, tokenizer, max_length).open(
+    name = f"tokens-{FORMAT}-{fingerprint}"
+    store = TokenStore(f"{cache}/{name}") if is_remote(cache) else None
+    return TokenCache(local_cache(cache) / name, fingerprint, tokenizer, max_length, store).open(
         partial(_write_share, corpus, tokenizer, max_length, progress),
         partial(_finish, corpus, tokenizer, max_length),
     )

@@ -43,6 +43,11 @@ def expanded(name: str | Path) -> Path:
         raise InputError(f"{name} names no folder ({reason(error)}): write the path out, or set HOME") from error
 
 
+def local_cache(cache: str | Path) -> Path:
+    """The folder of a cache; of one on an object store, the folder here in which its content is used."""
+    return expanded(CACHE if is_remote(cache) else cache)
+
+
 def local_only(name: str | Path) -> Path:
     """A local path to write to; raises `InputError` for an object store's URL, where only runs and exports can go."""
     if is_remote(name):

@@ -19,7 +19,7 @@ from simcse_jax.errors import InputError, reason
 from simcse_jax.storage.files import finite, inside, is_remote, new_file, to_disk
 from simcse_jax.storage.objects import find_objects, open_store
 from simcse_jax.storage.places import Place, StoreError, reached
-from simcse_jax.storage.records import parse_json, read_bounded, read_record
+from simcse_jax.storage.records import parse_json, parse_record, read_bounded, read_record
 
 MANIFEST = "manifest.json"
 VERIFY = "SIMCSE_VERIFY"
@@ -54,10 +54,15 @@ def _seal(content: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
-def write_sealed(file: Place, content: dict[str, Any]) -> None:
-    """Writes a JSON object with a digest of itself, `seal`, in one step that a power cut cannot undo by half."""
+def sealed(content: dict[str, Any]) -> str:
+    """A JSON object with a digest of itself, `seal`."""
     content = finite(content)
-    text = json.dumps(content | {"seal": _seal(content)}, indent=2, allow_nan=False)
+    return json.dumps(content | {"seal": _seal(content)}, indent=2, allow_nan=False)
+
+
+def write_sealed(file: Place, content: dict[str, Any]) -> None:
+    """Writes what `sealed` gives, in one step that a power cut cannot undo by half."""
+    text = sealed(content)
     if is_remote(file):
         file.write_text(text)
         return
@@ -77,17 +82,22 @@ def read_sealed(file: Place, required: bool = True, compared: bool = True) -> di
       Damage: the file is missing or was changed.
       PermissionError: this user may not read it.
     """
+    return _unsealed(file.name, lambda: read_record(file), required, compared)
+
+
+def _unsealed(name: str, read: Callable[[], Any], required: bool = True, compared: bool = True) -> dict[str, Any]:
+    """`read_sealed` of what `read` gives, which is called `name`."""
     try:
-        content = read_record(file)
+        content = read()
         seal = content.pop("seal") if required else content.pop("seal", None)
     except (PermissionError, StoreError):
         raise
     except FileNotFoundError:
-        raise Damage(f"{file.name} is missing") from None
+        raise Damage(f"{name} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damage(f"{file.name} cannot be read") from error
+        raise Damage(f"{name} cannot be read") from error
     if seal is not None and compared and seal != _seal(content):
-        raise Damage(f"{file.name} was changed")
+        raise Damage(f"{name} was changed")
     found: dict[str, Any] = content
     return found
 
@@ -164,7 +174,15 @@ def read_manifest(folder: Place) -> dict[str, Any]:
       Damage: the manifest is missing or was changed.
       PermissionError: this user may not read it.
     """
-    content = read_sealed(folder / MANIFEST)
+    return _checked(read_sealed(folder / MANIFEST))
+
+
+def parse_manifest(text: bytes) -> dict[str, Any]:
+    """`read_manifest` of what stands in one."""
+    return _checked(_unsealed(MANIFEST, lambda: parse_record(text)))
+
+
+def _checked(content: dict[str, Any]) -> dict[str, Any]:
     try:
         _check(content)
     except (ValueError, TypeError) as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax.errors import InputError, reason
-from simcse_jax.storage.files import is_remote, make_folder, write_text
+from simcse_jax.storage.files import is_remote, local_cache, make_folder, write_text
 from simcse_jax.storage.guarded import Guarded
 from simcse_jax.storage.objects import (
     MANIFEST,
@@ -52,7 +52,7 @@ def working_folder(output: str, cache: str, process: int = 0) -> Path:
         return Path(output).expanduser()
     url = url_of(output)
     digest = hashlib.sha256(url.encode()).hexdigest()[:16] + (f"-{process}" if process else "")
-    return Path(cache).expanduser().absolute() / "runs" / digest / url.rsplit("/", 1)[-1]
+    return local_cache(cache).absolute() / "runs" / digest / url.rsplit("/", 1)[-1]
 
 
 def fetch_run(url: str, folder: Path, beginnings: tuple[str, ...] = ("",)) -> Manifest | None:

@@ -25,6 +25,7 @@ from simcse_jax.storage.files import (
     expanded,
     inside,
     is_remote,
+    local_cache,
     new_folder,
 )
 from simcse_jax.storage.places import Place, reached
@@ -58,7 +59,7 @@ def local_path(name: str | Path, cache: str = CACHE) -> Path:
     with readable(name):
         for more in (2, 1, 0):
             try:
-                return _copy_of_objects(store, path, name, Path(cache).expanduser() / "remote")
+                return _copy_of_objects(store, path, name, local_cache(cache) / "remote")
             except KeyError as error:  # a run that is trained has dropped a checkpoint meanwhile, or written another
                 if not more:
                     raise FileNotFoundError(error.args[0]) from error
@@ -243,8 +244,8 @@ def native_place(name: str | Path) -> Place | None:
         return None
     if not {"", ".", ".."}.isdisjoint(url.removeprefix("gs://").split("/")) or not set("?#*[]").isdisjoint(url):
         raise InputError(
-            f"{url} cannot be the place of a run, where orbax takes ?, #, *, [ and ] and parts that are empty or dots "
-            "for something else: give another name"
+            f"{url} cannot be the place of a run or a cache: ?, #, *, [ and ] and parts that are empty or dots mean "
+            "something else to orbax and gcsfs. Give another name"
         )
     open_store(name)
     from etils import epath

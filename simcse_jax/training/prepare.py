@@ -22,6 +22,7 @@ from simcse_jax.data.augment import make_augmenter
 from simcse_jax.data.corpus import Corpus, open_corpus
 from simcse_jax.data.feed import Feed, order_of
 from simcse_jax.data.files import Files
+from simcse_jax.data.token_store import check_cache
 from simcse_jax.data.tokens import read_vocabulary, tokenize_corpus
 from simcse_jax.errors import InputError, check_all
 from simcse_jax.inference.loading import LoadedModel, encoder_of
@@ -48,7 +49,7 @@ from simcse_jax.runs.lock import check_free
 from simcse_jax.runs.tracking import check_tracking
 from simcse_jax.runtime.mesh import check_batch_size, make_mesh
 from simcse_jax.runtime.processes import check_shared, first_on_process_0
-from simcse_jax.storage.files import check_readable, is_remote, local_only
+from simcse_jax.storage.files import check_readable, is_remote
 from simcse_jax.storage.mirror import Manifest, fetch_run, working_folder
 from simcse_jax.storage.objects import native_place
 from simcse_jax.storage.places import Place
@@ -163,7 +164,7 @@ def check_request(config: Config) -> Request:
     checks: list[Callable[[], Any]] = [
         *(partial(_find_mesh, config), partial(load_tasks, config.evaluation), partial(_find_text, config)),
         *(config.validate, partial(check_objective, config.objective), partial(check_tracking, config.tracking)),
-        partial(local_only, config.data.cache),
+        partial(check_cache, config.data.cache),
     ]
     find_run = partial(_find_run, config)
     if is_remote(config.output):  # nothing is fetched for a run that cannot be
