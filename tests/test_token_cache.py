@@ -223,6 +223,25 @@ def test_caches_of_several_hosts(
     assert sorted(said) == ["a", "b"]
 
 
+def test_a_folder_that_a_host_does_not_see_yet_is_waited_for(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Network file systems remember for a while that it was not there; the others show that it is."""
+    corpus, cache = text_of("lines", tmp_path), tmp_path / "cache"
+    whole = tokenize_corpus(corpus, tokenizer, 6, cache, progress=False)
+    (folder,) = cache.iterdir()
+    made, original, unseen = (folder / MANIFEST).stat().st_mtime_ns, TokenCache._copy, [1, 1, 1]
+
+    def copy(self: TokenCache) -> str:
+        return self.folder.name if jax.process_index() == 1 and unseen and unseen.pop() else original(self)
+
+    monkeypatch.setattr(TokenCache, "_copy", copy)
+    for table in run_as(3, lambda _: tokenize_corpus(corpus, tokenizer, 6, cache, progress=False), monkeypatch):
+        check_same(table, whole)
+    assert not unseen
+    assert (folder / MANIFEST).stat().st_mtime_ns == made
+
+
 @pytest.mark.parametrize("name", ["ids-2.bin", "offsets-1.bin", "missing-0.bin", "blocks.bin", MANIFEST])
 def test_damage_that_one_process_finds_is_mended_by_all(
     name: str,

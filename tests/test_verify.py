@@ -1,6 +1,7 @@
 """What a folder of ours holds is compared with its manifest, and `simcse-jax verify` says what is whole and where it
 comes from."""
 
+import errno
 import fcntl
 import json
 import os
@@ -349,9 +350,11 @@ def test_no_verify_trusts_the_disk(
     check_whole(run / "checkpoints" / "2")
 
 
-def test_what_killed_processes_left_in_a_cache_goes(tiny_bert: Path, text_file: Path, tmp_path: Path) -> None:
+def test_what_killed_processes_left_in_a_cache_goes(
+    tiny_bert: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not what a process still fills or has just made, nor a fresh folder of another host."""
-    from simcse_jax.data.token_cache import PARTIAL
+    from simcse_jax.data.token_cache import LOCK, PARTIAL
 
     names = (f"{PARTIAL}1", f"{PARTIAL}2", f"{PARTIAL}3", "partial-x", "partial-y")
     left, filled, made, other, old = (tmp_path / name for name in names)
@@ -361,9 +364,18 @@ def test_what_killed_processes_left_in_a_cache_goes(tiny_bert: Path, text_file: 
     for folder in (left, filled):
         os.utime(folder, (time.time() - 60,) * 2)
     os.utime(old, (0, 0))
-    number = os.open(filled, os.O_RDONLY)
+    number = os.open(filled / LOCK, os.O_RDWR | os.O_CREAT)
+    os.utime(filled, (time.time() - 60,) * 2)
+    flock = fcntl.flock
+
+    def flock_of_nfs(number: int, kind: int) -> None:
+        if kind & fcntl.LOCK_EX and fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(number, kind)
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
     try:
-        fcntl.flock(number, fcntl.LOCK_SH)
+        flock(number, fcntl.LOCK_SH)
         corpus = open_corpus(DataConfig(train=str(text_file)))
         tokenize_corpus(corpus, load_tokenizer(tiny_bert), 12, tmp_path, progress=False)
     finally:

@@ -26,6 +26,7 @@ from simcse_jax.storage.manifest import Damage, read_manifest, verify
 
 FORMAT = 4  # in the name of a cache folder: raise it when the files change
 PARTIAL = f"partial-{socket.gethostname()}@"  # begins the names of folders that are being filled
+LOCK = "lock"  # in such a folder, locked by the process that made it
 _YOUNG = 10  # seconds in which a process has surely locked such a folder
 _OLD = 24 * 3600  # seconds after which one of another host, whose locks may not be seen here, is left over
 _SEEN = 90  # seconds for which network file systems remember that a name was not there
@@ -57,8 +58,7 @@ class TokenCache:
           InputError: the folder cannot be read or written.
         """
         process = jax.process_index()
-        copies = gather_texts(self._copy())
-        self._check_same(copies)
+        copies = self._copies()
         members = [p for p, copy in enumerate(copies) if copy == copies[process]]
         table, problem = None, ""
         if copies[process] != self.folder.name:
@@ -115,6 +115,26 @@ class TokenCache:
         gather_texts("")  # it is there
         return self._stored()
 
+    def _copies(self) -> list[str]:
+        """The copy that each process has: of those that see the same files, all have it or none."""
+        copies, cache = gather_texts(self._copy()), self.folder.parent
+        self._check_same(copies)
+        if len({copy == self.folder.name for copy in copies}) == 1:
+            return copies
+        try:
+            others = sharing(cache if os.access(cache, os.W_OK) else None)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        if any(copies[other] != self.folder.name for other in others):
+            self._await()
+        return gather_texts(self._copy())
+
+    def _await(self) -> None:
+        """Waits for a folder that is there, which a network file system may not show for a while."""
+        until = time.monotonic() + _SEEN
+        while self._copy() == self.folder.name and time.monotonic() < until:
+            time.sleep(0.1)
+
     def _copy(self) -> str:
         """The folder's name, and what tells it from those of other file systems; the name alone where there is none."""
         try:
@@ -139,6 +159,9 @@ class TokenCache:
             f"the token cache {self.folder} belongs to another user and cannot be read ({reason(error)}): have its "
             f"owner make it readable (chmod -R a+rX), or {self._advice}"
         )
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(f"cannot write to the cache {self.folder.parent} ({reason(error)}): {self._advice}")
 
     def _make(
         self,
@@ -177,7 +200,7 @@ class TokenCache:
                 _remove_leftovers(cache)
                 private = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=cache))
         except OSError as error:
-            raise InputError(f"cannot write to the cache {cache} ({reason(error)}): {self._advice}") from error
+            raise self._unwritable(error) from error
         problem = ""
         try:
             with _locked(private, fcntl.LOCK_SH) if private else nullcontext():
@@ -206,9 +229,7 @@ class TokenCache:
                 shutil.rmtree(private, ignore_errors=True)
         if not lacks or problems[members[0]]:
             return None, problem
-        until = time.monotonic() + _SEEN
-        while not self.folder.is_dir() and time.monotonic() < until:
-            time.sleep(0.1)
+        self._await()
         try:
             return self._read(members.index(process), len(members)), ""
         except Damage as damage:
@@ -290,13 +311,17 @@ def _remove_leftovers(cache: Path) -> None:
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > (_YOUNG if left.name.startswith(PARTIAL) else _OLD):
                 with _locked(left, fcntl.LOCK_EX):
-                    shutil.rmtree(left)
+                    pass
+                shutil.rmtree(left)  # NFS removes no folder with an open file
 
 
 @contextmanager
 def _locked(folder: Path, kind: int) -> Iterator[None]:
-    """Holds a lock on a folder; where the file system has no locks, a shared one is done without."""
-    number = os.open(folder, os.O_RDONLY)
+    """Holds a lock on a folder; where the file system has no locks, a shared one is done without.
+
+    NFS locks only files, and for a process alone only those that it may write.
+    """
+    number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         with suppress(OSError) if kind == fcntl.LOCK_SH else nullcontext():
             fcntl.flock(number, kind | fcntl.LOCK_NB)
