@@ -14,6 +14,11 @@ _ROOM = {
     errno.EDQUOT: "free space",
     errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
 }
+_LIMITS = {
+    errno.EMFILE: "raise the limit of a process (ulimit -n)",
+    errno.ENFILE: "end other programs, or have the limit of the system raised (sysctl fs.file-max)",
+    errno.ENOMEM: "free memory",
+}
 _NUMBER = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)")
 
 _NUMPY = re.compile(r"\d+ requested and \d+ written")
@@ -107,6 +112,11 @@ def system_error(error: BaseException) -> int | None:
     if _NUMPY.fullmatch(str(error)):
         return errno.ENOSPC
     return next((number for number in _ROOM if os.strerror(number) in str(error)), None)
+
+
+def limit(error: BaseException) -> str:
+    """What to do after an error that a limit of the system makes, whatever the file; otherwise ""."""
+    return _LIMITS.get(system_error(error) or 0, "")
 
 
 def room(error: BaseException) -> str:

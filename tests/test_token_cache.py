@@ -1,7 +1,10 @@
 """Tokens on disk: written in shares by the processes of a job, and read as one text of which little stays in memory."""
 
+import gc
 import json
+import os
 import re
+import resource
 import shutil
 import threading
 from collections.abc import Callable
@@ -378,6 +381,47 @@ def test_pieces_are_indexed_as_an_array(
     np.testing.assert_array_equal(pieces[:], expected)
     with pytest.raises(IndexError):
         pieces[len(expected)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of NumPy, whose second number for a file is refused
+def test_too_many_open_files_are_no_damage(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever file it is that cannot be opened any more."""
+    corpus, cache = text_of("triplets", tmp_path), tmp_path / "cache"
+    read = partial(tokenize_corpus, corpus, tokenizer, 6, cache, progress=False)
+    run_as(4, lambda _: read(), monkeypatch)
+    read()
+    (folder,) = cache.iterdir()
+    made, before, outcomes = (folder / MANIFEST).stat().st_mtime_ns, resource.getrlimit(resource.RLIMIT_NOFILE), []
+    used = max(int(number.name) for number in Path("/proc/self/fd").iterdir())
+    fillers = [os.open(os.devnull, os.O_RDONLY)]  # for numbers below that are free
+    while fillers[-1] <= used:
+        fillers.append(os.open(os.devnull, os.O_RDONLY))
+    used = fillers[-1]
+    for more in range(1, 25):
+        gc.collect()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, before[1]))
+        try:
+            with telling(quiet=False):
+                read()
+            outcomes.append("read")
+        except InputError as error:
+            outcomes.append(re.sub(r".*/", "", str(error)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    for number in fillers:
+        os.close(number)
+    assert outcomes[-1] == "read"
+    refused = set(outcomes) - {"read"}
+    assert len(refused) > 1
+    assert all(
+        text.endswith("cannot be opened (Too many open files): raise the limit of a process (ulimit -n)")
+        for text in refused
+    ), refused
+    assert capsys.readouterr().err == ""
+    assert (folder / MANIFEST).stat().st_mtime_ns == made
 
 
 def resident() -> int:

@@ -23,6 +23,7 @@ from simcse_jax.reports.progress import note
 from simcse_jax.runtime.processes import gather_texts, sharing
 from simcse_jax.storage.files import make_folder
 from simcse_jax.storage.manifest import Damage, read_manifest, verify
+from simcse_jax.storage.places import StoreError, reached
 
 FORMAT = 4  # in the name of a cache folder: raise it when the files change
 PARTIAL = f"partial-{socket.gethostname()}@"  # begins the names of folders that are being filled
@@ -295,9 +296,12 @@ class TokenCache:
             files = sorted(read_manifest(folder)["files"])
             own = set(files[share::shares])
             verify(folder, own.__contains__)
-            table = read_table(folder, self.tokenizer, self.max_length, self.fingerprint, own)
+            with reached(folder):
+                table = read_table(folder, self.tokenizer, self.max_length, self.fingerprint, own)
         except PermissionError as error:
             raise self._unreadable(error) from error
+        except StoreError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise Damage(f"it cannot be read: {reason(error)}") from error
         if table is None:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import jax
 
-from simcse_jax.errors import InputError, reason, room
+from simcse_jax.errors import InputError, limit, reason, room
 from simcse_jax.storage.files import is_remote
 
 Place: TypeAlias = Path | Any
@@ -15,18 +15,23 @@ Place: TypeAlias = Path | Any
 
 
 class StoreError(InputError):
-    """A store that cannot be reached, read or written, which says nothing of what is there."""
+    """A store that cannot be reached, read or written, or a file that cannot be opened for now: no fault of either."""
 
 
 @contextmanager
 def reached(place: str | Place) -> Iterator[None]:
-    """Turns the exceptions of a store's package, but for `FileNotFoundError`, into `StoreError`; no local ones."""
+    """Turns the exceptions of a store's package, but for `FileNotFoundError`, into `StoreError`.
+
+    Of local errors, it does so with those of the system's limits, such as too many open files.
+    """
     try:
         yield
     except (InputError, FileNotFoundError, jax.errors.JaxRuntimeError):  # the last of another process that is lost
         raise
     except Exception as error:  # dozens of types, from missing credentials to lost connections
         if not is_remote(place):
+            if advice := limit(error):
+                raise StoreError(f"{place} cannot be opened ({reason(error)}): {advice}") from error
             raise
         space = room(error)
         advice = f"{space} on the local disk" if space else "check the name, credentials and network"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from simcse_jax.storage.files import is_remote
-from simcse_jax.storage.places import Place, reached
+from simcse_jax.storage.places import Place, StoreError, reached
 
 LARGEST = 2**24
 """Most bytes of a JSON file that is read at once."""
@@ -118,8 +118,9 @@ def open_array(path: Path, dtype: Any, dimensions: int) -> np.ndarray:
       OSError: the file cannot be read.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError:
+        with reached(path):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, StoreError):
         raise
     except Exception as error:  # numpy reads the header as Python: its errors are those of a parser, down to TokenError
         raise ValueError(f"{path.name} is not an array of NumPy ({type(error).__name__})") from error
