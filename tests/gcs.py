@@ -39,6 +39,8 @@ class Store:
     """The most objects in one answer to a listing."""
     forbids: Callable[[str], bool] = lambda name: False
     """Whether BUCKET/NAME, or what begins so, may not be read."""
+    protects: Callable[[str], bool] = lambda name: False
+    """Whether BUCKET/NAME may not be written."""
     written: dict[str, str] = field(default_factory=dict)
     """When objects were written, by BUCKET/NAME; the others have just been."""
 
@@ -158,6 +160,8 @@ def serve() -> Iterator[Store]:
 
         def _write(self, name: str, body: bytes, query: dict[str, str]) -> None:
             store.on_write("object")
+            if store.protects(name):
+                return self._say({"error": {"message": "no access"}}, HTTPStatus.FORBIDDEN)
             with lock:
                 if not self._matches(name, query):
                     return self._say({}, HTTPStatus.PRECONDITION_FAILED)

@@ -221,6 +221,32 @@ def test_a_store_out_of_reach_is_not_taken_for_damaged(
     assert len(filled) == 1
 
 
+def test_a_store_that_cannot_be_written_is_refused_before_any_work(
+    tokenise: Tokenise, filled: list[tuple[int, int]], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "protects", lambda name: True)
+    with pytest.raises(StoreError, match=r"gs://.* cannot be read or written"):
+        tokenise("a")
+    assert not filled
+
+
+def test_processes_with_other_places_are_refused(
+    store: Store, corpus: Corpus, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would wait for one another in vain."""
+    caches = [CACHE, f"{CACHE}/", str(tmp_path / "cache")]
+    monkeypatch.setattr(tokens_module, "local_cache", lambda cache: tmp_path / "a")
+    found = run_as(2, lambda process: tokenize_corpus(corpus, tokenizer, 6, caches[process], False), monkeypatch)
+    check_same(*found)
+    assert len(store.names(BELOW)) == 3 * 2 + 2
+
+    def refused(process: int) -> None:
+        with pytest.raises(InputError, match=r"other places on gs:// in data.cache"):
+            tokenize_corpus(corpus, tokenizer, 6, caches[process], False)
+
+    run_as(3, refused, monkeypatch)
+
+
 def test_of_two_jobs_both_use_the_tokens_of_the_first(
     tokenise: Tokenise,
     corpus: Corpus,

@@ -120,6 +120,8 @@ class TokenCache:
         """The copy that each process has: of those that see the same files, all have it or none."""
         copies, cache = gather_texts(self._copy()), self.folder.parent
         self._check_same(copies)
+        if len(set(gather_texts(self.store.url if self.store else ""))) > 1:
+            raise InputError("processes have other places on gs:// in data.cache, or none: give all of them the same")
         if len({copy == self.folder.name for copy in copies}) == 1:
             return copies
         try:
@@ -250,6 +252,8 @@ class TokenCache:
         if store and share == 0:
             store.sweep()
         if share is not None:
+            if store:
+                store.try_writing()
             fill(partial, share, len(group))
         jobs = gather_texts(secrets.token_hex(8))  # all have written: what is put on the store waits for no one
         job = jobs[group[0]] if group else ""

@@ -7,6 +7,7 @@ What the manifest does not name is being put there, or was left by a job that fa
 """
 
 import re
+import secrets
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from simcse_jax.reports.progress import note
 from simcse_jax.storage.files import is_remote, to_disk
 from simcse_jax.storage.guarded import Guarded
 from simcse_jax.storage.manifest import MANIFEST, Damage, digest, parse_manifest, sealed, write_sealed
-from simcse_jax.storage.objects import native_place, open_store, url_of
+from simcse_jax.storage.objects import native_place, open_store, readable, url_of
 from simcse_jax.storage.places import StoreError, reached
 
 OLD = 24 * 3600
@@ -80,9 +81,16 @@ class TokenStore:
             note(f"the token cache {self.url} is damaged ({damage}): it is made again")
             return ""
 
+    def try_writing(self) -> None:
+        """Raises `InputError` where this process cannot write to the store, before it works for hours."""
+        trial = f"{self._path}/{secrets.token_hex(8)}/trial"  # which `sweep` knows
+        with readable(self.url):
+            self._store.pipe_file(trial, b"")
+            self._remove([trial])
+
     def put(self, job: str, files: Iterable[Path]) -> None:
         """Copies files of a job to the store."""
-        with reached(self.url), ThreadPoolExecutor(_AT_ONCE) as pool:
+        with readable(self.url), ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda file: self._store.put_file(str(file), f"{self._path}/{job}/{file.name}"), files))
 
     def publish(self, job: str, manifest: dict[str, Any], damaged: str) -> None:
@@ -106,7 +114,7 @@ class TokenStore:
                 if self._manifest.write(sealed(content).encode()):
                     unneeded = set(content["files"])
                     break
-        with suppress(StoreError):
+        with suppress(StoreError, FileNotFoundError):
             self._remove(f"{self._path}/{name}" for name in self._names(job) if name not in unneeded)
 
     def _names(self, job: str) -> list[str]:
@@ -163,7 +171,9 @@ class TokenStore:
     def sweep(self) -> None:
         """Removes what jobs that failed more than a day ago have left in the cache, of this text and of others."""
         cache, _, _ = self._path.rpartition("/")
-        with suppress(StoreError):  # this user may not list or remove them: the tokens do not need it
+        with suppress(
+            StoreError, FileNotFoundError
+        ):  # this user may not list or remove them: the tokens do not need it
             with reached(self.url):
                 found = self._store.find(cache, prefix="tokens-", detail=True)
             left: dict[tuple[str, str], list[str]] = {}

@@ -27,6 +27,7 @@ from simcse_jax.pretrained.tokenizers import encodings, largest_id
 from simcse_jax.reports.progress import progress_bar
 from simcse_jax.runtime.provenance import software
 from simcse_jax.storage.files import is_remote, local_cache
+from simcse_jax.storage.objects import url_of
 
 _IDENTITY = 1  # in the fingerprint, which runs keep: raise it when the same text gives other tokens
 _CHUNK = 8192
@@ -136,7 +137,7 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, max_length: int, cache: str 
     identity = [_IDENTITY, corpus.fingerprint, behaviour_of(tokenizer), max_length]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     name = f"tokens-{FORMAT}-{fingerprint}"
-    store = TokenStore(f"{cache}/{name}") if is_remote(cache) else None
+    store = TokenStore(f"{url_of(cache)}/{name}") if is_remote(cache) else None
     return TokenCache(local_cache(cache) / name, fingerprint, tokenizer, max_length, store).open(
         partial(_write_share, corpus, tokenizer, max_length, progress),
         partial(_finish, corpus, tokenizer, max_length),
