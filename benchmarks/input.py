@@ -13,7 +13,7 @@ from benchmarks.compare import compare
 from benchmarks.report import Row, Table
 from benchmarks.step import Step
 from benchmarks.timing import spread
-from benchmarks.work import SEED, bert_folder, data_root, token_table, training_text
+from benchmarks.work import QUICK, SEED, bert_folder, data_root, token_table, training_text
 from benchmarks.worker import Contender, Worker
 from simcse_jax.data.order import EpochOrder
 
@@ -40,9 +40,9 @@ class Input:
     def run(self, folder: Path) -> list[Table]:
         """Measures; for the argument and errors see `Step.run`."""
         kind = "wiki" if "SIMCSE_DATA" in os.environ else "padded"
-        model = bert_folder(self.step.size, folder)
         if self.copies:
-            return [self._scale(model, folder)]
+            return [self._scale(bert_folder(QUICK, folder), folder)]
+        model = bert_folder(self.step.size, folder)
         text = training_text(kind, self.sentences, self.step.length, folder)  # type: ignore[arg-type]
         return [self._tokenising(model, text), self._batches(model, text, folder / "cache"), self._waits(folder)]
 
@@ -93,6 +93,7 @@ class Input:
             "the cache found again and compared with its manifest": "tokenise",
             "the order of an epoch": "order",
             "its batches": "batches",
+            "a run of 4 steps of a small model": "train",
         }
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

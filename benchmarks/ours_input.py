@@ -4,13 +4,15 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from benchmarks.work import SEED
 from benchmarks.worker import OnHost
-from simcse_jax.config import DataConfig
+from simcse_jax.config import Config, DataConfig, ModelConfig
 from simcse_jax.data.batch import Batch
 from simcse_jax.data.corpus import open_corpus
 from simcse_jax.data.feed import Feed
@@ -19,6 +21,7 @@ from simcse_jax.data.tokens import corpus_blocks, tokenize_corpus
 from simcse_jax.pretrained.tokenizers import load_tokenizer
 from simcse_jax.runtime.mesh import make_mesh
 from simcse_jax.runtime.processes import joined_processes
+from simcse_jax.training.trainer import train
 
 
 class Tokens(OnHost):
@@ -73,7 +76,7 @@ class Scale(OnHost):
         self._job.__enter__()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which JAX takes for a preemption
         self._share = jax.process_index(), jax.process_count()
-        self._tokenizer, self._length, self._cache = load_tokenizer(model), length, cache
+        self._model, self._tokenizer, self._length, self._cache = model, load_tokenizer(model), length, cache
         self._config, self._batch_size = DataConfig(train=text), batch_size
 
     def hash(self) -> None:
@@ -108,3 +111,15 @@ class Scale(OnHost):
         rows = slice(process * self._batch_size // count, (process + 1) * self._batch_size // count)
         for step in range(self._order.steps_per_epoch):
             feed.rows(step, rows)
+
+    def train(self) -> None:
+        """Trains for four steps on the cache."""
+        train(
+            Config(
+                output=str(Path(self._cache).with_name("run")),
+                batch_size=self._batch_size,
+                max_steps=4,
+                model=ModelConfig(path=self._model, pooler="cls"),
+                data=replace(self._config, cache=self._cache, max_length=self._length),
+            )
+        )
