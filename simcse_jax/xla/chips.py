@@ -63,7 +63,7 @@ def _gpu(
     network: tuple[str, float],
     cores: int,
     clock: float,
-    cache: int,
+    cache: float,
 ) -> Chip:
     # Products without sparsity in bfloat16, TF32 (the default for float32) and float32. JAX takes three quarters of the
     # memory by default.
@@ -90,7 +90,7 @@ def _gpu(
             "bandwidth": int(bandwidth * GIGA),
             "cores": cores,
             "clock": clock,
-            "cache": cache * MIB,
+            "cache": int(cache * MIB),
         },
         # Autotuning runs candidates on the device; untuned, XLA's own matrix products refuse some small shapes, cuBLAS
         # takes them all.
@@ -100,14 +100,26 @@ def _gpu(
 
 _NVLINK_4, _PCIE_4, _NDR = ("NVLink", 450.0), ("PCIe", 32.0), ("InfiniBand", 50.0)
 
-# TPU: docs.cloud.google.com/tpu/docs, one page per chip (v4, v5e, v5p, v6e, tpu7x); half of the bidirectional
-# interconnect bandwidth per chip. Memory is XLA's own limit for a program. DCN: the network per chip, or per pod (6.4
-# and 25.6 Tb/s) over its 256 chips; of v4, for which no page has it, 200 Gb/s per host of four
-# (jax-ml.github.io/scaling-book). A TPU7x is two devices, each with half of the chip.
-# GPU: NVIDIA's datasheets of the A100 (SXM4, 80 GB), H100 and H200 (SXM), L4, DGX B200 and HGX B200 (an eighth of
-# their totals), and the whitepaper of the Ada architecture (RTX 4090); half of the bandwidth of NVLink and PCIe, which
-# counts both ways. Network: one adapter per GPU, of 200 Gb/s as in a DGX A100, of 400 Gb/s as in a DGX H100 and B200;
-# of the L4, an eighth of the 100 Gb/s of Google's g2-standard-96.
+# TPU: docs.cloud.google.com/tpu/docs, one page per chip (v4, v5e, v5p, v6e, tpu7x), and for memory and interconnect of
+# v4 Google's announcement of v5p, which compares the two (1228 GB/s; the page has 1200). The interconnect is half of
+# what counts both ways. Memory is the limit that XLA's errors name when a program does not fit. DCN: the network per
+# chip, or per pod of v5e (6.4 Tb/s) over its 256 chips; of v4, for which no page has it, 50 Gb/s by
+# jax-ml.github.io/scaling-book. A TPU7x is two devices, each with half of the chip.
+#
+# GPU: the rates are those of NVIDIA's datasheets of the A100 (SXM4, 80 GB), H200 (SXM), L4 and HGX B200 (an eighth of
+# its totals), and of its whitepapers of Hopper (H100 SXM) and Ada (RTX 4090); NVLink and PCIe are half of what counts
+# both ways, which an RTX 4090 does not reach: its copies go through the host. 7672 GB/s of the B200 are 7680 bits at
+# 3996 MHz, 7.7 TB/s in the datasheet.
+# Memory, multiprocessors, clock and cache are what CUDA reports: in XLA's own descriptions of A100, H100 and B200
+# (xla/backends/gpu/target_config/specs), else in outputs that users have published, of PyTorch (H200), TensorRT
+# (RTX 4090) and deviceQuery (L4). Drivers differ by some hundred MB; the totals of nvidia-smi, and the H200 of XLA's
+# descriptions, which is a nominal one, are larger than what a program can have.
+# Network: one adapter per GPU, of 200 Gb/s as in a DGX A100, of 400 Gb/s as in a DGX H100 and B200; of the L4, an
+# eighth of the 100 Gb/s of Google's g2-standard-96.
+#
+# Checked on 2026-11-28 against copies of Google's pages and of XLA's descriptions, and for NVIDIA's datasheets and
+# whitepapers, the networks and v4's announcement against what others quote of them. For bfloat16 on the L4 no quotation
+# was found: it is about twice TF32 there, as on all others.
 CHIPS = {
     "v4": _tpu(
         *(275 * TERA, 50.0),
@@ -133,7 +145,7 @@ CHIPS = {
         918 * TERA,
         100.0,
         memory=int(31.24 * GIB),
-        bandwidth=1640 * GIGA,
+        bandwidth=1638 * GIGA,
         interconnect=400 * GIGA,
         links=4,
         sparse_cores=True,
@@ -153,42 +165,42 @@ CHIPS = {
         *(("NVLink", 300.0), ("InfiniBand", 25.0)),
         cores=108,
         clock=1.41,
-        cache=40,
+        cache=40.0,
     ),
     "h100": _gpu(
-        *("NVIDIA H100 80GB HBM3", (9, 0), (989.4, 494.7, 66.9), 85_520_809_984, 3350.0),
+        *("NVIDIA H100 80GB HBM3", (9, 0), (989.4, 494.7, 66.9), 84_942_979_072, 3350.0),
         *(_NVLINK_4, _NDR),
         cores=132,
         clock=1.98,
-        cache=50,
+        cache=50.0,
     ),
     "h200": _gpu(
-        *("NVIDIA H200", (9, 0), (989.4, 494.7, 66.9), 151_397_597_184, 4800.0),
+        *("NVIDIA H200", (9, 0), (989.4, 494.7, 66.9), 143_156 * MIB, 4800.0),
         *(_NVLINK_4, _NDR),
         cores=132,
         clock=1.98,
-        cache=50,
+        cache=60.0,
     ),
     "b200": _gpu(
-        *("NVIDIA B200", (10, 0), (2250.0, 1125.0, 75.0), 191_514_411_008, 8000.0),
+        *("NVIDIA B200", (10, 0), (2250.0, 1125.0, 75.0), 191_514_411_008, 7672.0),
         *(("NVLink", 900.0), _NDR),
         cores=148,
         clock=1.965,
-        cache=126,
+        cache=126.5,
     ),
     "l4": _gpu(
-        *("NVIDIA L4", (8, 9), (121.0, 60.0, 30.3), 23_034 * MIB, 300.0),
+        *("NVIDIA L4", (8, 9), (121.0, 60.0, 30.3), 23_612_293_120, 300.0),
         *(_PCIE_4, ("Ethernet", 12.5 / 8)),
         cores=58,
         clock=2.04,
-        cache=48,
+        cache=48.0,
     ),
     "rtx4090": _gpu(
-        *("NVIDIA GeForce RTX 4090", (8, 9), (165.2, 82.6, 82.6), 24_564 * MIB, 1008.0),
+        *("NVIDIA GeForce RTX 4090", (8, 9), (165.2, 82.6, 82.6), 24_207 * MIB, 1008.0),
         *(_PCIE_4, ("", 0.0)),
         cores=128,
         clock=2.52,
-        cache=72,
+        cache=72.0,
     ),
 }
 
