@@ -117,7 +117,7 @@ PRESETS: dict[str, dict[str, bool]] = {
         "xla_gpu_triton_gemm_any": True,
         "xla_gpu_exhaustive_tiling_search": True,
     },
-    # What MaxText and torchprime, of Google and PyTorch/XLA, train with on v5e, v5p and v6e.
+    # XLA's "Flags guidance", and what MaxText, of Google, and axlearn, of Apple, train with on v5e, v5p and v6e.
     "tpu": {
         "xla_tpu_enable_latency_hiding_scheduler": True,
         "xla_tpu_enable_async_collective_fusion": True,
