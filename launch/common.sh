@@ -107,15 +107,16 @@ run() {
     fi
 }
 
-# output_of ARGUMENT ...: the run folder among the arguments of `simcse-jax train`.
-output_of() {
-    local output=runs/default
+# value_of OPTION DEFAULT ARGUMENT ...: the option's value among the arguments of `simcse-jax train`.
+value_of() {
+    local name=$1 value=$2
+    shift 2
     while [ $# -gt 0 ]; do
         case $1 in
-            --output) output=${2:-} ;;
-            --output=*) output=${1#*=} ;;
+            "$name") value=${2:-} ;;
+            "$name="*) value=${1#*=} ;;
         esac
         shift
     done
-    printf '%s' "$output"
+    printf '%s' "$value"
 }

@@ -45,7 +45,7 @@ if [ -n "$tpu" ]; then
 else
     [[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "give --gpus N, the GPUs of a host, or --tpu ACCELERATOR; got --gpus '$gpus'"
 fi
-output=$(output_of "$@")
+output=$(value_of --output runs/default "$@")
 [[ -n $claim && $output == /shared/* ]] || [[ $output == gs://* ]] || [[ $hosts -eq 1 && $output == *://* ]] ||
     fail "--output $output is lost with its pod, or not shared by the hosts: give a place on gs://, or --claim and a" \
         "folder in /shared"

@@ -39,7 +39,7 @@ need_package cuda
 
 # JAX gives each process of a SLURM job the GPU of its SLURM_LOCALID.
 tasks=$((gpus > 0 ? gpus : 1))
-output=$(output_of "$@")
+output=$(value_of --output runs/default "$@")
 if [[ $output == *://* ]]; then
     [[ $output == gs://* || $((nodes * tasks)) -eq 1 ]] || fail "--output $output is on an object store that several" \
         "processes cannot write to: give a place on gs:// or a folder on shared storage"

@@ -30,7 +30,7 @@ SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch", LAUNCH.parent /
 ODD = ["--data.train", 'my "fine" text.txt', "--model.path", "it's $HOME/a*b; ls `x` $(y)", "--data.cache", "é\\n", ""]
 ARGUMENTS = ["my config.py", "--output", "gs://bucket/a run", *ODD]
 
-SYSTEM = ("bash", "cat", "dirname", "env", "grep", "nohup", "realpath", "rm", "sed", "setsid", "sleep", "stat")
+SYSTEM = ("bash", "cat", "dirname", "env", "grep", "nohup", "realpath", "rm", "sed", "setsid", "sleep", "stat", "xargs")
 STAND_IN = """#!{python}
 import json, os, sys
 record = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
@@ -194,8 +194,9 @@ def test_slurm_job(machine: Machine, status: int, state: str, requeued: bool, re
     assert (["scontrol", "requeue", "7"] in calls) == requeued
 
 
-def test_tpu_pod(machine: Machine) -> None:
-    """Every subcommand; what it would run is what it runs."""
+@pytest.mark.parametrize("slices", [1, 3])
+def test_tpu_pod(machine: Machine, slices: int) -> None:
+    """Every subcommand, for one slice and for several; what it would run is what it runs."""
     machine.has("gcloud", "python3").answers(describe=("ACTIVE\n", 0))
     tool, where = ["gcloud", "compute", "tpus"], ["--project=an id", "--zone=z-1"]
     options = ["--name", "slice", "--type", "v5litepod-16", "--project", "an id", "--zone", "z-1", "--spot"]
@@ -204,32 +205,44 @@ def test_tpu_pod(machine: Machine) -> None:
     options += ["--file", str(extra)]
     describe = [*tool, "queued-resources", "describe", "slice", *where, "--format=value(state.state)"]
     wheel = f"simcse_jax-{version()}-py3-none-any.whl"
-    start = shlex.join(["bash", "tpu_worker.sh", "start", *ARGUMENTS])
+    nodes, ids, mesh = ["slice"], ["--node-id=slice"], []
+    if slices > 1:
+        options += ["--slices", str(slices)]
+        nodes, ids = [f"slice-{i}" for i in range(slices)], [f"--node-count={slices}", "--node-prefix=slice"]
+        mesh = ["--mesh.dcn", str(slices)]
+
+    def workers(which: str, command: str) -> list[list[str]]:
+        return [
+            [*tool, "tpu-vm", "ssh", node, *where, f"--worker={which}", f"--command={command}"]
+            for node in (nodes if which == "all" else nodes[-1:])
+        ]
+
     expected: dict[str, list[list[str]]] = {
         "create": [
             [
-                *(*tool, "queued-resources", "create", "slice", "--node-id=slice", *where),
+                *(*tool, "queued-resources", "create", "slice", *ids, *where),
                 *("--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite", "--spot"),
             ],
             describe,
         ],
         "setup": [
             ["python3", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", f"{ROOT}/dist", str(ROOT)],
-            [
-                *(*tool, "tpu-vm", "scp", "--recurse", f"{ROOT}/dist/{wheel}", str(LAUNCH / "tpu_worker.sh")),
-                *(str(extra), "slice:", *where, "--worker=all"),
-            ],
-            [*tool, "tpu-vm", "ssh", "slice", *where, "--worker=all", f"--command=bash tpu_worker.sh install {wheel}"],
+            *(
+                [
+                    *(*tool, "tpu-vm", "scp", "--recurse", f"{ROOT}/dist/{wheel}", str(LAUNCH / "tpu_worker.sh")),
+                    *(str(extra), f"{node}:", *where, "--worker=all"),
+                ]
+                for node in nodes
+            ),
+            *workers("all", f"bash tpu_worker.sh install {wheel}"),
         ],
-        "start": [[*tool, "tpu-vm", "ssh", "slice", *where, "--worker=all", f"--command={start}"]],
-        "logs": [[*tool, "tpu-vm", "ssh", "slice", *where, "--worker=0", "--command=tail -n 50 -F simcse.log"]],
-        "status": [
-            describe,
-            [*tool, "tpu-vm", "ssh", "slice", *where, "--worker=all", "--command=bash tpu_worker.sh report"],
-        ],
-        "stop": [[*tool, "tpu-vm", "ssh", "slice", *where, "--worker=all", "--command=bash tpu_worker.sh stop"]],
+        "start": workers("all", shlex.join(["bash", "tpu_worker.sh", "start", *ARGUMENTS, *mesh])),
+        "logs": workers("2", "tail -n 50 -F simcse.log"),
+        "status": [describe, *workers("all", "bash tpu_worker.sh report")],
+        "stop": workers("all", "bash tpu_worker.sh stop"),
         "delete": [[*tool, "queued-resources", "delete", "slice", *where, "--force", "--quiet"]],
     }
+    arguments = {"start": ARGUMENTS, "logs": ["2", *([str(slices - 1)] if mesh else [])]}
 
     def plain(calls: list[list[str]]) -> list[list[str]]:
         """The calls with what goes to a worker's shell as that shell reads it."""
@@ -239,13 +252,14 @@ def test_tpu_pod(machine: Machine) -> None:
         ]
 
     for name, calls in expected.items():
-        command = [name, *(ARGUMENTS if name == "start" else [])]
+        command = [name, *arguments.get(name, [])]
         printed = machine.runs("tpu_pod.sh", "--dry-run", *options, *command)
         assert plain(commands(printed.stdout)) == plain(calls), printed.stderr
         assert machine.calls() == []
         done = machine.runs("tpu_pod.sh", "--yes", *options, *command)
         assert done.returncode == 0, done.stderr
-        assert plain(machine.calls()) == plain(calls)
+        ran = plain(machine.calls())  # of several slices at once
+        assert (ran if slices == 1 else sorted(ran)) == (plain(calls) if slices == 1 else sorted(plain(calls)))
 
     sequence = [call for name in ("delete", "create", "setup", "start") for call in expected[name]]
     printed = machine.runs("tpu_pod.sh", "--dry-run", *options, "resume", *ARGUMENTS)
@@ -274,17 +288,65 @@ def bash_words(text: str) -> list[str]:
         ("SUSPENDED", "", ["delete", "create"], "the slice will not come"),
     ],
 )
+@pytest.mark.parametrize("slices", ["1", "2"])
 def test_tpu_pod_resumes_what_must_be(
-    machine: Machine, state: str, report: str, subcommands: list[str], says: str
+    machine: Machine, slices: str, state: str, report: str, subcommands: list[str], says: str
 ) -> None:
     machine.has("gcloud", "python3").answers(describe=(state + "\n", 0), report=(report, 0))
-    machine.environment |= {"TPU_NAME": "slice", "TPU_TYPE": "v6e-8"}
+    machine.environment |= {"TPU_NAME": "slice", "TPU_TYPE": "v6e-8", "TPU_SLICES": slices}
     machine.environment |= {"CLOUDSDK_CORE_PROJECT": "p", "CLOUDSDK_COMPUTE_ZONE": "z"}
     done = machine.runs("tpu_pod.sh", "resume", "--yes", *ARGUMENTS)
     assert says in done.stdout + done.stderr
     text = [" ".join(call) for call in machine.calls()]
     parts = {"delete": "resources delete", "create": "resources create", "setup": "install", "start": "worker.sh start"}
     assert [name for name, part in parts.items() if any(part in call for call in text)] == subcommands
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "subcommands", "says"),
+    [
+        (("ended 0\n", 0), ("running\n", 0), [], "nothing to do"),
+        (("ended 0\n", 0), ("ended 75\n", 0), ["start", "start"], ""),
+        (("ended 0\n", 0), ("not set up\n", 0), ["install", "install", "start", "start"], ""),
+        (("ended 0\n", 0), ("", 255), ["install", "install", "start", "start"], ""),
+    ],
+)
+def test_tpu_pod_resumes_slices_that_differ(
+    machine: Machine, first: tuple[str, int], second: tuple[str, int], subcommands: list[str], says: str
+) -> None:
+    report = "p --zone=z --worker=0 --command=bash tpu_worker.sh report"
+    answers = {f"a-0 --project={report}": first, f"a-1 --project={report}": second, "describe": ("ACTIVE\n", 0)}
+    machine.has("gcloud", "python3").environment["ANSWERS"] = json.dumps(answers)
+    machine.environment |= {"TPU_NAME": "a", "TPU_TYPE": "v6e-8", "TPU_SLICES": "2"}
+    machine.environment |= {"CLOUDSDK_CORE_PROJECT": "p", "CLOUDSDK_COMPUTE_ZONE": "z"}
+    done = machine.runs("tpu_pod.sh", "resume", "--yes", *ARGUMENTS)
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout
+    text = " ".join(" ".join(call) for call in machine.calls())
+    assert re.findall(r"tpu_worker\.sh (install|start)", text) == subcommands
+
+
+def test_tpu_pod_on_several_slices_fails_where_one_does(machine: Machine) -> None:
+    machine.has("gcloud", "python3").answers(**{"ssh a-1": ("", 1), "describe": ("ACTIVE\n", 0)})
+    machine.environment |= {"TPU_NAME": "a", "TPU_TYPE": "v6e-8", "TPU_SLICES": "3"}
+    machine.environment |= {"CLOUDSDK_CORE_PROJECT": "p", "CLOUDSDK_COMPUTE_ZONE": "z"}
+    for command in (["setup"], ["start", *ARGUMENTS], ["status"], ["stop"]):
+        assert machine.runs("tpu_pod.sh", *command).returncode != 0
+        reached = {call[5] for call in machine.calls() if call[4] == "ssh"}
+        assert reached == {"a-0", "a-1", "a-2"}, command
+
+
+def test_tpu_pod_sets_the_mesh_of_several_slices(machine: Machine) -> None:
+    machine.has("gcloud", "python3")
+    there = ["--name", "a", "--project", "p", "--zone", "z", "--type", "v6e-8", "--dry-run"]
+    start = ["start", "a.py", "--output", "gs://b/r"]
+    for given in (["--mesh.dcn", "2"], ["--mesh.dcn=2"]):
+        printed = machine.runs("tpu_pod.sh", *there, "--slices", "2", *start, *given)
+        assert all(call[-1].count("mesh.dcn") == 1 for call in commands(printed.stdout)), printed.stderr
+    for command in ("start", "resume"):
+        refused = machine.runs("tpu_pod.sh", *there, "--slices", "2", command, *start[1:], "--mesh.dcn=3")
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "--mesh.dcn is 3 and --slices 2: leave --mesh.dcn out" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -313,6 +375,7 @@ def test_tpu_pod_resume_ends_at_what_fails(
         ("tpu_pod.sh", ["--name=b"], ["delete"]),
         ("tpu_pod.sh", ["--shared", "--file", "f.py", "--spot"], ["resume", "a.py", "--output", "/shared/r"]),
         ("tpu_pod.sh", ["--zone", "y"], ["logs", "3"]),
+        ("tpu_pod.sh", ["--slices", "2"], ["start", "a.py", "--output", "gs://b/r"]),
         ("slurm.sh", ["--nodes=2", "--shared"], ["a.py", "--output", "runs/r"]),
         ("local_gpus.sh", ["--gpus", "0"], ["a.py", "--output", "runs/r"]),
         ("kubernetes.sh", ["--name=a", "--image", "i", "--hosts=1", "--gpus", "1"], ["a.py", "--output", "gs://b/r"]),
@@ -343,6 +406,10 @@ def test_options_may_stand_anywhere(machine: Machine, script: str, own: list[str
         ("tpu_pod.sh", ["delete", "--dryrun"], "no option --dryrun here"),
         ("tpu_pod.sh", ["--dry-run=yes", "delete"], "no option --dry-run=yes here"),
         ("tpu_pod.sh", ["logs", "0", "1"], "logs takes the number of one worker; got '0 1'"),
+        ("tpu_pod.sh", ["logs", "0", "2", "--slices", "2"], "logs takes the number of one worker; got '0 2'"),
+        ("tpu_pod.sh", ["logs", "0", "1", "1", "--slices", "2"], "after it, with --slices, the number of its slice"),
+        ("tpu_pod.sh", ["create", "--slices", "0"], "--slices takes the number of slices; got '0'"),
+        ("tpu_pod.sh", ["create", "--slices=two"], "--slices takes the number of slices; got 'two'"),
         ("tpu_pod.sh", ["create", "--name", "--spot"], "--name needs a value"),
         ("tpu_pod.sh", ["start", "a.py", "--output", "gs://b/r", "--zon", "z"], "has an option --zon;"),
         ("tpu_pod.sh", ["resume"], "give a config"),
