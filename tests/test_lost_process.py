@@ -1,15 +1,20 @@
 """A job that loses a process, or in which one fails: all others end soon, and say which it was."""
 
+import os
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from simcse_jax.errors import InputError
+from simcse_jax.runtime import joining, processes
 from simcse_jax.runtime.heartbeat import private
 from simcse_jax.runtime.joining import Joining
 from simcse_jax.runtime.processes import joined_processes
@@ -188,11 +193,102 @@ def test_an_address_that_is_taken(tmp_path: Path) -> None:
 
 
 def test_hosts_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    joining = Joining("here:1", 0, 4, 300, threading.Event())
-    assert joining._missing() == "3 of 4 processes are missing, 1, 2, 3"
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+    waiting = Joining(300, threading.Event())
+    waiting.job = "here:1", 0, 4
+    assert waiting._missing() == "3 of 4 processes are missing, 1, 2, 3"
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b,c,d")
-    joining.here[2] = "c"
-    assert joining._missing() == "2 of 4 processes are missing, 1 (b), 3 (d)"
+    waiting.here[2] = "c"
+    assert waiting._missing() == "2 of 4 processes are missing, 1 (b), 3 (d)"
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")  # the hosts of this slice alone
+    assert waiting._missing() == "2 of 4 processes are missing, 1 (worker 1 of slice 0), 3 (worker 1 of slice 1)"
+
+
+METADATA = {
+    "agent-worker-number": "1",
+    "worker-network-endpoints": "unknown:unknown:127.0.0.5,unknown:unknown:127.0.0.6",
+    "tpu-env": "NODE_ID: 'a-1'\nMEGASCALE_NUM_SLICES: '3'\nMEGASCALE_SLICE_ID: '1'\n"
+    "MEGASCALE_COORDINATOR_ADDRESS: '127.0.0.1:8080'\n",
+}
+"""What the metadata of a Cloud TPU VM says to worker 1 of slice 1 of 3 slices of 2 hosts."""
+POD = {
+    "TPU_WORKER_HOSTNAMES": "127.0.0.5,127.0.0.6",
+    "TPU_WORKER_ID": "1",
+    "MEGASCALE_NUM_SLICES": "3",
+    "MEGASCALE_SLICE_ID": "1",
+    "MEGASCALE_COORDINATOR_ADDRESS": "127.0.0.1",
+}
+"""What GKE says to the same, in its environment."""
+
+
+@pytest.fixture
+def tpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...]]]:
+    """Makes this process a worker of Cloud TPU to JAX's search for its job; returns the calls of jax.distributed."""
+    for name in list(os.environ):
+        if name.startswith(("TPU_", "MEGASCALE_", "SLURM_", "OMPI_", "JAX_COORDINATOR_")):
+            monkeypatch.delenv(name)
+
+    def become(metadata: dict[str, str], variables: dict[str, str]) -> list[tuple[Any, ...]]:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        module = "jax._src.clusters.cloud_tpu_cluster"
+        monkeypatch.setattr(f"{module}.running_in_cloud_tpu_vm", True)
+        monkeypatch.setattr(f"{module}.get_metadata", lambda key: (metadata.get(key, ""), 200 if metadata else 404))
+        calls: list[tuple[Any, ...]] = []
+        monkeypatch.setattr("jax.distributed.initialize", lambda *given, **named: calls.append((*given, named)))
+        monkeypatch.setattr(processes, "Watch", lambda *_: None)
+        monkeypatch.setattr(processes, "_watch", None)
+        monkeypatch.setattr(processes, "open_relay", lambda address, cut, process, reached: f"relay to {address}")
+        monkeypatch.setattr(processes, "open_gate", lambda address, came: f"gate at {address}")
+        return calls
+
+    return become
+
+
+@pytest.mark.parametrize("pod", [False, True])
+@pytest.mark.parametrize(("slice_", "worker", "process"), [(0, 0, 0), (0, 1, 1), (1, 1, 3), (2, 0, 4)])
+def test_processes_of_several_slices_find_their_job(
+    tpu: Callable[..., list[tuple[Any, ...]]], pod: bool, slice_: int, worker: int, process: int
+) -> None:
+    if pod:
+        calls = tpu({}, POD | {"MEGASCALE_SLICE_ID": str(slice_), "TPU_WORKER_ID": str(worker)})
+    else:
+        environment = METADATA["tpu-env"].replace("SLICE_ID: '1'", f"SLICE_ID: '{slice_}'")
+        calls = tpu(METADATA | {"tpu-env": environment, "agent-worker-number": str(worker)}, {})
+    with joined_processes(multi_host=True):
+        ((at, count, number, devices, named),) = calls
+    assert (count, number, devices) == (6, process, None)
+    assert at == ("relay to 127.0.0.1:8482" if process else "127.0.0.1:8482")
+    assert named["coordinator_bind_address"] == (None if process else "gate at [::]:8482")
+
+
+def test_a_first_slice_that_comes_late_is_awaited(
+    monkeypatch: pytest.MonkeyPatch, tpu: Callable[..., list[tuple[Any, ...]]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its hosts have no address before; JAX waits for that, and the process says so, and ends in time."""
+    calls = tpu({}, POD | {"MEGASCALE_COORDINATOR_ADDRESS": "a-hosts-0-0.a"})
+    come = threading.Event()
+    ended: list[str] = []
+
+    def resolve(name: str) -> str:
+        if not come.is_set():
+            raise socket.gaierror("unknown")
+        return "127.0.0.1"
+
+    def end(message: str, status: int) -> None:
+        ended.append(message)
+        come.set()
+
+    clock = SimpleNamespace(time=time.time, sleep=lambda _: come.wait(0.01))
+    monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.time", clock)
+    monkeypatch.setattr("socket.gethostbyname", resolve)
+    monkeypatch.setattr(joining, "_INTERVAL", 0.2)
+    monkeypatch.setattr(joining, "end_process", end)
+    with joined_processes(multi_host=True, join_timeout=1):
+        assert [call[1:3] for call in calls] == [(6, 3)]
+    missing = "JAX does not find the host of process 0, a-hosts-0-0.a"
+    assert f"waiting   for the others to join, 0 s so far: {missing}\n" in capfd.readouterr().err
+    assert ended[0].startswith(f"this process has waited 1 s for the others to join: {missing}. See why they did not")
 
 
 @pytest.mark.parametrize(
@@ -227,7 +323,8 @@ def test_jax_has_what_it_has_no_public_name_for(monkeypatch: pytest.MonkeyPatch)
     assert hasattr(private("clusters", "ClusterEnv"), "auto_detect_unset_distributed_params")
     monkeypatch.delattr("jax._src.clusters.ClusterEnv")
     monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
-    with pytest.raises(InputError, match=r"lacks jax\._src\.clusters\.ClusterEnv"), joined_processes(multi_host=True):
+    refused = pytest.raises(InputError, match=r"^JAX \S+ lacks jax\._src\.clusters\.ClusterEnv")
+    with refused, joined_processes(multi_host=True):
         pass
     with joined_processes():
         pass

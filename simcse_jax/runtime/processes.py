@@ -5,7 +5,7 @@ import re
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -71,38 +71,44 @@ def _join(multi_host: bool, heartbeat: int, join_timeout: int) -> None:
     if address is None and not multi_host:
         return
     drop_programs()
-    count: int | None
-    process: int | None
+    count: int | None = None
+    process: int | None = None
+    devices: Sequence[int] | None = None
     if address is not None:
         if missing := [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in os.environ]:
             raise InputError(f"JAX_COORDINATOR_ADDRESS is set but {' and '.join(missing)} is not: set all three")
-        count, process, devices = _number("JAX_NUM_PROCESSES", 1), _number("JAX_PROCESS_ID", 0), None
+        count, process = _number("JAX_NUM_PROCESSES", 1), _number("JAX_PROCESS_ID", 0)
         if process >= count:
             raise InputError(f"JAX_PROCESS_ID is {process} of JAX_NUM_PROCESSES {count}: they are numbered from 0")
         if not (re.fullmatch(r".+:\d{1,5}", address) and 0 < int(address.rpartition(":")[2]) < 2**16):
             raise InputError(f"JAX_COORDINATOR_ADDRESS is {address!r}: give host:port of process 0")
-    else:
-        found = private("clusters", "ClusterEnv").auto_detect_unset_distributed_params(*[None] * 5, join_timeout)
-        address, count, process, devices = found
     cut = threading.Event()
-    joining = Joining(address, process, count, join_timeout, cut)
-    at, inner = address, None
-    if address and process:
-        at = open_relay(address, cut, process, lambda: joining.here.update({0: ""}))
-    elif address:
-        inner = _open_gate(address, joining)
+    joining = Joining(join_timeout, cut)
+    # JAX would fail, or abort the process: the end of `joining` and the watch come first.
+    jax_timeout = 2 * join_timeout
     try:
         with joining:
+            if address is None:  # of several slices, process 0 may be on a host that comes later
+                found = private("clusters", "ClusterEnv").auto_detect_unset_distributed_params(*[None] * 5, jax_timeout)
+                address, count, process, devices = found
+            at, inner = address, None
+            if address is not None and process is not None and count is not None:
+                joining.job = address, process, count
+                if process:
+                    at = open_relay(address, cut, process, lambda: joining.here.update({0: ""}))
+                else:
+                    inner = _open_gate(address, joining)
             jax.distributed.initialize(
                 at,
                 count,
                 process,
                 devices,
                 coordinator_bind_address=inner,
-                # JAX would abort the process: the end of `joining` and the watch come first.
-                initialization_timeout=2 * join_timeout,
+                initialization_timeout=jax_timeout,
                 heartbeat_timeout_seconds=NEVER,
             )
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(
             f"multi_host is set but no Cloud TPU, SLURM or MPI job was found ({error}): start one process per host "
