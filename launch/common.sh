@@ -107,6 +107,21 @@ run() {
     fi
 }
 
+# check_slices N: fails unless N is a number of TPU slices.
+check_slices() {
+    [[ $1 =~ ^[1-9][0-9]{0,3}$ ]] || fail "--slices takes the number of slices; got '$1'"
+}
+
+# over_slices N ARGUMENT ...: sets `rest` to these arguments of `simcse-jax train`, for several slices with --mesh.dcn N.
+over_slices() {
+    local dcn
+    rest=("${@:2}")
+    [ "$1" -gt 1 ] || return 0
+    dcn=$(value_of --mesh.dcn '' "${rest[@]}")
+    [ -n "$dcn" ] || rest+=(--mesh.dcn "$1")
+    [ "${dcn:-$1}" = "$1" ] || fail "--mesh.dcn is $dcn and --slices $1: leave --mesh.dcn out"
+}
+
 # value_of OPTION DEFAULT ARGUMENT ...: the option's value among the arguments of `simcse-jax train`.
 value_of() {
     local name=$1 value=$2

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Trains on Kubernetes: a JobSet with one pod per host, on GPUs or on a TPU slice of GKE.
+# Trains on Kubernetes: a JobSet with one pod per host, on GPUs or on TPU slices of GKE.
 #
 #     launch/kubernetes.sh --name RUN --image IMAGE --hosts N --gpus N [options] CONFIG [options of simcse-jax train]
 #     launch/kubernetes.sh --name RUN --image IMAGE --hosts N --tpu ACCELERATOR --topology T --chips N [options] CONFIG ...
 #
 # --gpus, --chips: number per host. ACCELERATOR and T as on the nodes' labels, e.g. tpu-v5-lite-podslice and 4x4.
-# Options: --claim NAME            a ReadWriteMany volume claim, mounted at /shared
+# Options: --slices N              TPU slices, each of --hosts hosts, that train as one: `train` gets --mesh.dcn N
+#          --claim NAME            a ReadWriteMany volume claim, mounted at /shared
 #          --service-account NAME  gives the pods its rights, e.g. to a bucket
 #          --namespace NAME        by default that of kubectl's context
 #          --dry-run               print the manifest, with the command as a comment, instead of applying it
@@ -15,7 +16,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-name='' image='' hosts='' gpus='' tpu='' topology='' chips='' claim='' account='' namespace=()
+name='' image='' hosts='' gpus='' tpu='' topology='' chips='' slices=1 claim='' account='' namespace=()
 option() {
     case $1 in
         --name) name=$2 ;;
@@ -25,14 +26,17 @@ option() {
         --tpu) tpu=$2 ;;
         --topology) topology=$2 ;;
         --chips) chips=$2 ;;
+        --slices) slices=$2 ;;
         --claim) claim=$2 ;;
         --service-account) account=$2 ;;
         --namespace) namespace=(--namespace="$2") ;;
     esac
 }
-take 1 '' '--name --image --hosts --gpus --tpu --topology --chips --claim --service-account --namespace' "$@"
+take 1 '' '--name --image --hosts --gpus --tpu --topology --chips --slices --claim --service-account --namespace' "$@"
+check_config "${rest[@]}"
+check_slices "$slices"
+over_slices "$slices" "${rest[@]}"
 set -- "${rest[@]}"
-check_config "$@"
 [[ $name =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || fail "--name takes up to 40 of a-z, 0-9 and -; got '$name'"
 [ -n "$image" ] || fail "give the --image of a container with this package (launch/Dockerfile makes one)"
 [[ $hosts =~ ^[1-9][0-9]*$ ]] || fail "--hosts takes a number; got '$hosts'"
@@ -43,10 +47,11 @@ if [ -n "$tpu" ]; then
     [ $((${topology//x/*})) -eq $((hosts * chips)) ] ||
         fail "a slice of $topology has $((${topology//x/*})) chips, not --hosts $hosts × --chips $chips"
 else
+    [ "$slices" -eq 1 ] || fail "--slices are of TPUs, and need --tpu; of GPUs, --mesh.dcn after the config takes the nodes"
     [[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "give --gpus N, the GPUs of a host, or --tpu ACCELERATOR; got --gpus '$gpus'"
 fi
 output=$(value_of --output runs/default "$@")
-[[ -n $claim && $output == /shared/* ]] || [[ $output == gs://* ]] || [[ $hosts -eq 1 && $output == *://* ]] ||
+[[ -n $claim && $output == /shared/* ]] || [[ $output == gs://* ]] || [[ $((hosts * slices)) -eq 1 && $output == *://* ]] ||
     fail "--output $output is lost with its pod, or not shared by the hosts: give a place on gs://, or --claim and a" \
         "folder in /shared"
 
@@ -67,6 +72,12 @@ apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
   name: $name
+END
+    [ "$slices" -eq 1 ] || cat <<END
+  # Each Job gets a slice of its own, which is a node pool.
+  annotations: {alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool}
+END
+    cat <<END
 spec:
   # The pods get this pod's address as an annotation.
   coordinator: {replicatedJob: hosts, jobIndex: 0, podIndex: 0}
@@ -79,7 +90,7 @@ spec:
         onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
     - name: hosts
-      replicas: 1
+      replicas: $slices
       template:
         spec:
           completionMode: Indexed
@@ -117,6 +128,16 @@ END
         cat <<END
                     # GKE sets TPU_WORKER_ID and TPU_WORKER_HOSTNAMES, in which JAX finds the other hosts.
                     - {name: JAX_PLATFORMS, value: "tpu,cpu"}
+END
+        [ "$slices" -eq 1 ] || cat <<END
+                    # In these, JAX and the TPUs' runtime find the other slices.
+                    - {name: MEGASCALE_NUM_SLICES, value: "$slices"}
+                    - name: MEGASCALE_SLICE_ID
+                      valueFrom: {fieldRef: {fieldPath: "metadata.annotations['jobset.sigs.k8s.io/job-index']"}}
+                    - name: MEGASCALE_COORDINATOR_ADDRESS
+                      valueFrom: {fieldRef: {fieldPath: "metadata.annotations['jobset.sigs.k8s.io/coordinator']"}}
+END
+        cat <<END
                   resources:
                     limits: {google.com/tpu: $chips}
 END

@@ -48,7 +48,7 @@ option() {
 take 2 '--yes --spot --shared' '--name --type --slices --project --zone --runtime --file' "$@"
 command=${rest[0]:-}
 set -- "${rest[@]:1}"
-[[ $slices =~ ^[1-9][0-9]{0,3}$ ]] || fail "--slices takes the number of slices; got '$slices'"
+check_slices "$slices"
 case $command in
     create | setup | status | stop | delete) [ $# -eq 0 ] || fail "$command takes options alone; got '$*'" ;;
     logs)
@@ -57,11 +57,8 @@ case $command in
         ;;
     start | resume)
         check_config "$@"
-        if [ "$slices" -gt 1 ]; then
-            dcn=$(value_of --mesh.dcn '' "$@")
-            [ -n "$dcn" ] || set -- "$@" --mesh.dcn "$slices"
-            [ "${dcn:-$slices}" = "$slices" ] || fail "--mesh.dcn is $dcn and --slices $slices: leave --mesh.dcn out"
-        fi
+        over_slices "$slices" "$@"
+        set -- "${rest[@]}"
         ;;
     *) fail "give one of create, setup, start, logs, status, stop, resume, delete; got '$command'; see --help" ;;
 esac

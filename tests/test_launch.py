@@ -529,7 +529,7 @@ GPU = [*KUBERNETES, "--gpus", "8"]
 TPU = [*KUBERNETES, "--tpu", "tpu-v5-lite-podslice", "--topology", "4x4", "--chips", "4"]
 
 
-def pod(manifest: str) -> tuple[dict, dict]:
+def pod(manifest: str, slices: int = 1) -> tuple[dict, dict]:
     """The JobSet's specification and that of its pods, their fields as Kubernetes spells them."""
     text = yaml.safe_load(manifest)
     assert text["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
@@ -539,7 +539,7 @@ def pod(manifest: str) -> tuple[dict, dict]:
     assert set(spec) == {"coordinator", "failurePolicy", "replicatedJobs"}
     (replicated,) = spec["replicatedJobs"]
     assert spec["coordinator"] == {"replicatedJob": replicated["name"], "jobIndex": 0, "podIndex": 0}
-    assert replicated["replicas"] == 1
+    assert replicated["replicas"] == slices
     job = replicated["template"]["spec"]
     assert job["completionMode"] == "Indexed"
     assert job["parallelism"] == job["completions"] == 4
@@ -602,6 +602,27 @@ def test_kubernetes_on_tpus(machine: Machine) -> None:
     assert pods["serviceAccountName"] == "trainer"
     assert container["volumeMounts"] == [{"name": "shared", "mountPath": "/shared"}]
     assert pods["volumes"] == [{"name": "shared", "persistentVolumeClaim": {"claimName": "disk"}}]
+    assert container["args"][2:] == ["--multi-host", "--stopped-status", "75"]
+    assert "annotations" not in yaml.safe_load(printed.stdout)["metadata"]
+
+
+def test_kubernetes_on_several_slices(machine: Machine) -> None:
+    """A Job for each, on a node pool of its own; JAX numbers the processes by these variables and GKE's own."""
+    machine.has("kubectl")
+    printed = machine.runs("kubernetes.sh", "--dry-run", *TPU, "--slices=2", "sup_bert_base", "--output=gs://b/a")
+    _, container = pod(printed.stdout, slices=2)
+    place = "alpha.jobset.sigs.k8s.io/exclusive-topology"
+    assert yaml.safe_load(printed.stdout)["metadata"]["annotations"] == {place: "cloud.google.com/gke-nodepool"}
+    fields = {name: f"metadata.annotations['jobset.sigs.k8s.io/{name}']" for name in ("job-index", "coordinator")}
+    assert container["env"] == [
+        {"name": "JAX_PLATFORMS", "value": "tpu,cpu"},
+        {"name": "MEGASCALE_NUM_SLICES", "value": "2"},
+        {"name": "MEGASCALE_SLICE_ID", "valueFrom": {"fieldRef": {"fieldPath": fields["job-index"]}}},
+        {"name": "MEGASCALE_COORDINATOR_ADDRESS", "valueFrom": {"fieldRef": {"fieldPath": fields["coordinator"]}}},
+    ]
+    assert container["args"][2:4] == ["--mesh.dcn", "2"]
+    same = machine.runs("kubernetes.sh", "--dry-run", *TPU, "--slices=2", "a.py", "--output=gs://b/a", "--mesh.dcn=2")
+    assert same.stdout.count("mesh.dcn") == 1
 
 
 @pytest.mark.parametrize(
@@ -616,6 +637,13 @@ def test_kubernetes_on_tpus(machine: Machine) -> None:
         ([*KUBERNETES, "--tpu", "v", "--topology", "big", "a.py"], "got 'big'"),
         ([*TPU, "--chips", "8", "a.py"], "a slice of 4x4 has 16 chips, not --hosts 4 × --chips 8"),
         ([*TPU, "--gpus", "8", "a.py"], "either --gpus or --tpu"),
+        ([*TPU, "--slices", "0", "a.py"], "--slices takes the number of slices; got '0'"),
+        ([*TPU, "--slices", "2", "a.py", "--mesh.dcn", "4"], "--mesh.dcn is 4 and --slices 2"),
+        ([*GPU, "--slices", "2", "a.py"], "--slices are of TPUs, and need --tpu"),
+        (
+            [*TPU, "--hosts", "1", "--topology", "2x2", "--slices", "2", "a.py", "--output", "s3://b/a"],
+            "not shared by the hosts",
+        ),
         (GPU, "give a config"),
         ([*GPU, "a.py", "--output", "runs/a"], "--output runs/a is lost with its pod"),
         ([*GPU, "a.py", "--output", "/shared/a"], "is lost with its pod"),
