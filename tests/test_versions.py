@@ -136,6 +136,25 @@ def test_process_0_may_be_the_one_without_network(
     assert find() == OLD
 
 
+def test_a_process_says_what_it_waits_for(
+    hub: Hub, act_as: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    act_as(0)
+    model()
+    act_as(1)
+    client, waits = processes.private().client, iter([True, True, False])  # type: ignore[call-arg]
+
+    def late(key: str, milliseconds: int) -> str:
+        if next(waits):
+            raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: GetKeyValue() timed out")
+        return str(heard(key, milliseconds))
+
+    heard = client.blocking_key_value_get
+    monkeypatch.setattr(client, "blocking_key_value_get", late)
+    model()
+    assert capfd.readouterr().err.count("waiting   for process 0 to find model org/name: if") == 2
+
+
 @pytest.mark.parametrize("find", [model, data])
 def test_a_path_of_process_0_alone_is_an_error(
     find: Callable[[], str], hub: Hub, act_as: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +26,8 @@ _TEXT = 1000
 """Bytes of a text that a process tells the others."""
 
 _VERSION = "simcse_jax/version/"
+_PATIENCE = 60.0
+"""Seconds between two lines of a process that waits for a version."""
 
 _watch: Watch | None = None
 _depth = 0
@@ -235,8 +237,7 @@ def same_version(name: str, find: Callable[[str | None], T], version_of: Callabl
         found = find(None)
         tell_version(name, version_of(found))
         return found
-    client = private("distributed", "global_state").client
-    wanted = _told[name] if process == 0 else client.blocking_key_value_get(_VERSION + name, 1000 * NEVER)
+    wanted = _told[name] if process == 0 else _hear_version(name)
     problem = "which is a path there, and not here"
     # The present version first: caches then know it by its name, too.
     for version in (None, wanted) if wanted else ():
@@ -252,6 +253,20 @@ def same_version(name: str, find: Callable[[str | None], T], version_of: Callabl
         f"process {process} ({socket.gethostname()}) does not find {name} as process 0 has it, {problem}. Let all "
         "hosts reach the network, or give them the files or the cache of process 0"
     )
+
+
+def _hear_version(name: str) -> str:
+    """What process 0 tells with this name; a line a minute says what is awaited."""
+    client = private("distributed", "global_state").client
+    while True:
+        try:
+            return str(client.blocking_key_value_get(_VERSION + name, int(1000 * _PATIENCE)))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+        line = f"waiting   for process 0 to find {name}: if it was started with other settings, it never will\n"
+        with suppress(OSError):
+            os.write(2, line.encode())
 
 
 def first_on_process_0(action: Callable[[], T]) -> T:
