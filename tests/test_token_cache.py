@@ -385,6 +385,7 @@ def test_pieces_are_indexed_as_an_array(
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of NumPy, whose second number for a file is refused
+@pytest.mark.full
 def test_too_many_open_files_are_no_damage(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

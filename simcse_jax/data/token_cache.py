@@ -278,16 +278,17 @@ class TokenCache:
 
     def _publish(self, partial: Path) -> None:
         """Renames a finished folder into place, where another job may have been first with the same content."""
-        try:
-            partial.rename(self.folder)
-        except OSError:
-            if not self.folder.is_dir():
-                raise
+        with _alone(self.folder.parent):
             try:
-                self._read(0, 1)
-            except Damage:
-                self.folder.rename(partial.with_name("damaged"))  # goes with the folder around it
                 partial.rename(self.folder)
+            except OSError:
+                if not self.folder.is_dir():
+                    raise
+                try:
+                    self._read(0, 1)
+                except Damage:
+                    self.folder.rename(partial.with_name("damaged"))  # goes with the folder around it
+                    partial.rename(self.folder)
 
     def _read(self, share: int, shares: int) -> TokenTable:
         """The tokens in the folder, of which one of `shares` equal shares is compared with the manifest.
@@ -321,6 +322,18 @@ def _remove_leftovers(cache: Path) -> None:
                 with _locked(left, fcntl.LOCK_EX):
                     pass
                 shutil.rmtree(left)  # NFS removes no folder with an open file
+
+
+@contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """Keeps other jobs from replacing a folder of a cache meanwhile, where its file system has locks for folders."""
+    number = os.open(cache, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(number)
 
 
 @contextmanager
