@@ -136,6 +136,26 @@ def test_process_0_may_be_the_one_without_network(
     assert find() == OLD
 
 
+@pytest.mark.parametrize("find", [model, data])
+def test_what_process_0_does_not_find_is_an_error_of_all(
+    find: Callable[[], str], hub: Hub, act_as: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others do not wait for it, while it may wait for them."""
+
+    def fails(*given: Any, **options: Any) -> None:
+        raise InputError("no such name")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("simcse_jax.data.hub._open", fails)
+        patch.setattr("simcse_jax.pretrained.folders._download", fails)
+        act_as(0)
+        with pytest.raises(InputError, match=r"^no such name"):
+            find()
+    act_as(1)
+    with pytest.raises(InputError, match=r"process 0 does not find .*org/name.*: no such name"):
+        find()
+
+
 def test_a_process_says_what_it_waits_for(
     hub: Hub, act_as: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,8 @@ _TEXT = 1000
 """Bytes of a text that a process tells the others."""
 
 _VERSION = "simcse_jax/version/"
+_FAILED = "\n"
+"""Begins what is told where nothing was found."""
 _PATIENCE = 60.0
 """Seconds between two lines of a process that waits for a version."""
 
@@ -234,10 +236,17 @@ def same_version(name: str, find: Callable[[str | None], T], version_of: Callabl
         return find(None)
     process = jax.process_index()
     if process == 0 and name not in _told:
-        found = find(None)
+        try:
+            found = find(None)
+        except InputError as error:  # the others would wait, and this process perhaps for them
+            client = private("distributed", "global_state").client
+            client.key_value_set(_VERSION + name, f"{_FAILED}{error}", allow_overwrite=True)
+            raise
         tell_version(name, version_of(found))
         return found
     wanted = _told[name] if process == 0 else _hear_version(name)
+    if wanted.startswith(_FAILED):
+        raise InputError(f"process 0 does not find {name}: {wanted.removeprefix(_FAILED)}")
     problem = "which is a path there, and not here"
     # The present version first: caches then know it by its name, too.
     for version in (None, wanted) if wanted else ():
