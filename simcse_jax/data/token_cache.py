@@ -17,7 +17,7 @@ import jax
 
 from simcse_jax.data.table import TokenTable
 from simcse_jax.data.token_files import BLOCKS, read_table, reports_of
-from simcse_jax.data.token_store import TokenStore, megabytes
+from simcse_jax.data.token_store import OLD, TokenStore, megabytes
 from simcse_jax.errors import InputError, reason, room, some
 from simcse_jax.reports.progress import note
 from simcse_jax.runtime.processes import gather_texts, sharing
@@ -29,7 +29,6 @@ FORMAT = 4  # in the name of a cache folder: raise it when the files change
 PARTIAL = f"partial-{socket.gethostname()}@"  # begins the names of folders that are being filled
 LOCK = "lock"  # in such a folder, locked by the process that made it
 _YOUNG = 10  # seconds in which a process has surely locked such a folder
-_OLD = 24 * 3600  # seconds after which one of another host, whose locks may not be seen here, is left over
 _SEEN = 90  # seconds for which network file systems remember that a name was not there
 
 
@@ -206,7 +205,7 @@ class TokenCache:
             raise self._unwritable(error) from error
         problem = ""
         try:
-            with _locked(private, fcntl.LOCK_SH) if private else nullcontext():
+            with _locked(_lock_of(private), fcntl.LOCK_SH | fcntl.LOCK_NB) if private else nullcontext():
                 if private:
                     # Unlike the folder around it, others may read it as the user's umask says.
                     (private / self.folder.name).mkdir()
@@ -278,7 +277,8 @@ class TokenCache:
 
     def _publish(self, partial: Path) -> None:
         """Renames a finished folder into place, where another job may have been first with the same content."""
-        with _alone(self.folder.parent):
+        # One job at a time: of two that replace a damaged folder, either could move the other's away.
+        with _locked(os.open(self.folder.parent, os.O_RDONLY), fcntl.LOCK_EX):
             try:
                 partial.rename(self.folder)
             except OSError:
@@ -318,34 +318,29 @@ def _remove_leftovers(cache: Path) -> None:
     """Removes from a cache what killed processes have left: what no process of this host fills, or an old one."""
     for left in cache.glob("partial-*"):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > (_YOUNG if left.name.startswith(PARTIAL) else _OLD):
-                with _locked(left, fcntl.LOCK_EX):
+            if time.time() - left.stat().st_mtime > (_YOUNG if left.name.startswith(PARTIAL) else OLD):
+                with _locked(_lock_of(left), fcntl.LOCK_EX | fcntl.LOCK_NB, required=True):
                     pass
                 shutil.rmtree(left)  # NFS removes no folder with an open file
 
 
-@contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    """Keeps other jobs from replacing a folder of a cache meanwhile, where its file system has locks for folders."""
-    number = os.open(cache, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(number, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(number)
+def _lock_of(folder: Path) -> int:
+    """The opened file that is locked for a folder: NFS locks only files, and alone only those that may be written."""
+    return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 @contextmanager
-def _locked(folder: Path, kind: int) -> Iterator[None]:
-    """Holds a lock on a folder; where the file system has no locks, a shared one is done without.
+def _locked(file: int, kind: int, required: bool = False) -> Iterator[None]:
+    """Holds a lock on an opened file or folder, and closes it.
 
-    NFS locks only files, and for a process alone only those that it may write.
+    Args:
+      file: the file.
+      kind: the operation of `flock`.
+      required: whether a lock that cannot be had is an `OSError`; else it is done without, as where there are none.
     """
-    number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        with suppress(OSError) if kind == fcntl.LOCK_SH else nullcontext():
-            fcntl.flock(number, kind | fcntl.LOCK_NB)
+        with nullcontext() if required else suppress(OSError):
+            fcntl.flock(file, kind)
         yield
     finally:
-        os.close(number)
+        os.close(file)

@@ -26,7 +26,7 @@ from simcse_jax.data.pieces import Pieces
 from simcse_jax.data.table import TokenTable
 from simcse_jax.pretrained.tokenizers import largest_id
 from simcse_jax.storage.files import to_disk
-from simcse_jax.storage.manifest import MANIFEST, Damage, digest, read_manifest, read_sealed, write_sealed
+from simcse_jax.storage.manifest import MANIFEST, Damage, read_manifest, read_sealed, stamp, write_sealed
 
 BLOCKS = "blocks.bin"
 _PART = 2**20  # tokens, or sentences, that are checked at a time
@@ -51,7 +51,7 @@ def report_share(folder: Path, share: int, blocks: Int[np.ndarray, "B 3"], about
     files = {file.name: file for file in (*sorted(folder.glob(f"*-{share}.bin")), beside)}
     for file in files.values():
         to_disk(file)
-    content = {name: [file.stat().st_size, digest(file)] for name, file in files.items()}
+    content = {name: stamp(file) for name, file in files.items()}
     write_sealed(report, {"about": about, "blocks": content.pop(beside.name), "files": content})
 
 
@@ -65,7 +65,7 @@ def reports(folder: Path, shares: int) -> list[tuple[Int[np.ndarray, "B 3"], dic
     for share in range(shares):
         report, blocks = reports_of(folder, share)
         content = read_sealed(report)
-        if not blocks.is_file() or content["blocks"] != [blocks.stat().st_size, digest(blocks)]:
+        if content["blocks"] != stamp(blocks):
             raise Damage(f"{blocks.name} was changed")
         found.append((np.fromfile(blocks, np.int64).reshape(-1, 3), content["about"]))
     return found
@@ -85,7 +85,7 @@ def complete(folder: Path, shares: int, blocks: Int[np.ndarray, "B 3"], about: d
         files |= read_sealed(reports_of(folder, share)[0])["files"]
     path = folder / BLOCKS
     blocks.astype(np.int64).tofile(path)
-    files[path.name] = [path.stat().st_size, digest(path)]
+    files[path.name] = stamp(path)
     to_disk(path)
     to_disk(folder)
     write_sealed(folder / MANIFEST, {"about": about, "files": files})

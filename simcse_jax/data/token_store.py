@@ -19,7 +19,7 @@ from simcse_jax.errors import InputError
 from simcse_jax.reports.progress import note
 from simcse_jax.storage.files import is_remote, to_disk
 from simcse_jax.storage.guarded import Guarded
-from simcse_jax.storage.manifest import MANIFEST, Damage, digest, parse_manifest, sealed, write_sealed
+from simcse_jax.storage.manifest import MANIFEST, Damage, parse_manifest, sealed, stamp, write_sealed
 from simcse_jax.storage.objects import native_place, open_store, readable, url_of
 from simcse_jax.storage.places import StoreError, reached
 
@@ -150,12 +150,12 @@ class TokenStore:
         for path in folder.iterdir():
             if path.name not in files:
                 path.unlink()
-        lacking = [name for name, stamp in files.items() if _stamp(folder / name) != stamp]
+        lacking = [name for name, known in files.items() if stamp(folder / name) != known]
 
         def copy(name: str) -> None:
             for _ in range(2):  # the way here may damage it, too
                 self._get(job, folder / name)
-                if _stamp(folder / name) == files[name]:
+                if stamp(folder / name) == files[name]:
                     to_disk(folder / name)
                     return
             raise Damage(f"the content of {job}/{name} was changed")
@@ -171,9 +171,7 @@ class TokenStore:
     def sweep(self) -> None:
         """Removes what jobs that failed more than a day ago have left in the cache, of this text and of others."""
         cache, _, _ = self._path.rpartition("/")
-        with suppress(
-            StoreError, FileNotFoundError
-        ):  # this user may not list or remove them: the tokens do not need it
+        with suppress(StoreError, FileNotFoundError):  # a user who may not list or remove them does not need to
             with reached(self.url):
                 found = self._store.find(cache, prefix="tokens-", detail=True)
             left: dict[tuple[str, str], list[str]] = {}
@@ -194,11 +192,6 @@ class TokenStore:
             for path in paths:
                 with suppress(FileNotFoundError):  # another job has removed it
                     self._store.rm_file(path)
-
-
-def _stamp(path: Path) -> list[Any]:
-    """The size and digest of a file, as in a manifest; an empty list where there is none."""
-    return [path.stat().st_size, digest(path)] if path.is_file() else []
 
 
 def megabytes(sizes: Iterable[int]) -> str:

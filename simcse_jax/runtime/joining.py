@@ -11,6 +11,12 @@ _INTERVAL = 20.0
 """Seconds between two lines."""
 
 
+def say_waiting(what: str) -> None:
+    """Writes a line that says what this process waits for, past what Python or a thread may hold back."""
+    with suppress(OSError):
+        os.write(2, f"waiting   for {what}\n".encode())
+
+
 class Joining:
     """A block in which this process waits; it ends the process where the others do not come in time."""
 
@@ -52,9 +58,7 @@ class Joining:
                     "did not start, or did not reach it; --join-timeout of `train` sets how long it waits",
                     1,
                 )
-            line = f"waiting   for the others to join{at}, {waited:.0f} s so far: {self._missing()}\n"
-            with suppress(OSError):
-                os.write(2, line.encode())
+            say_waiting(f"the others to join{at}, {waited:.0f} s so far: {self._missing()}")
 
     def _missing(self) -> str:
         # Cloud TPU's name for the hosts of this slice, in the order of their processes, and for process 0 of several.

@@ -6,7 +6,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from simcse_jax.errors import InputError, reason, room
 from simcse_jax.runtime.compilation_cache import drop_programs
 from simcse_jax.runtime.heartbeat import NEVER, Watch, private
-from simcse_jax.runtime.joining import Joining
+from simcse_jax.runtime.joining import Joining, say_waiting
 from simcse_jax.runtime.mesh import find_devices
 from simcse_jax.runtime.relay import open_gate, open_relay
 from simcse_jax.storage.files import UNFINISHED
@@ -215,7 +215,7 @@ def tell_version(name: str, version: str) -> None:
     """Process 0 tells the others of its job which version of something it has, the first time; see `same_version`."""
     if jax.distributed.is_initialized() and jax.process_index() == 0 and name not in _told:
         _told[name] = version
-        private("distributed", "global_state").client.key_value_set(_VERSION + name, version, allow_overwrite=True)
+        _tell(name, version)
 
 
 def same_version(name: str, find: Callable[[str | None], T], version_of: Callable[[T], str]) -> T:
@@ -239,8 +239,7 @@ def same_version(name: str, find: Callable[[str | None], T], version_of: Callabl
         try:
             found = find(None)
         except InputError as error:  # the others would wait, and this process perhaps for them
-            client = private("distributed", "global_state").client
-            client.key_value_set(_VERSION + name, f"{_FAILED}{error}", allow_overwrite=True)
+            _tell(name, f"{_FAILED}{error}")
             raise
         tell_version(name, version_of(found))
         return found
@@ -264,6 +263,10 @@ def same_version(name: str, find: Callable[[str | None], T], version_of: Callabl
     )
 
 
+def _tell(name: str, text: str) -> None:
+    private("distributed", "global_state").client.key_value_set(_VERSION + name, text, allow_overwrite=True)
+
+
 def _hear_version(name: str) -> str:
     """What process 0 tells with this name; a line a minute says what is awaited."""
     client = private("distributed", "global_state").client
@@ -273,9 +276,7 @@ def _hear_version(name: str) -> str:
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
-        line = f"waiting   for process 0 to find {name}: if it was started with other settings, it never will\n"
-        with suppress(OSError):
-            os.write(2, line.encode())
+        say_waiting(f"process 0 to find {name}: if it was started with other settings, it never will")
 
 
 def first_on_process_0(action: Callable[[], T]) -> T:

@@ -102,6 +102,11 @@ def _unsealed(name: str, read: Callable[[], Any], required: bool = True, compare
     return found
 
 
+def stamp(path: Path) -> list[Any]:
+    """The size and digest of a file, as a manifest keeps them; an empty list where there is none."""
+    return [path.stat().st_size, digest(path)] if path.is_file() else []
+
+
 def _is_same_text(path: Place, expected: str) -> bool:
     """Whether a file of JSON is as it was but for the line ends of Windows, which git gives the text that it copies."""
     return xxhash.xxh3_128_hexdigest(path.read_bytes().replace(b"\r\n", b"\n")) == expected
