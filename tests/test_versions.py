@@ -73,15 +73,18 @@ def act_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def write(key: str, value: str, allow_overwrite: bool) -> None:
         store[key] = value
 
-    client = SimpleNamespace(blocking_key_value_get=read, key_value_set=write)
+    def look(key: str) -> str:
+        if key not in store:
+            raise jax.errors.JaxRuntimeError(f"NOT_FOUND: Config key {key} not found.")
+        return store[key]
+
+    client = SimpleNamespace(blocking_key_value_get=read, key_value_set=write, key_value_try_get=look, store=store)
     monkeypatch.setattr(processes, "private", lambda *_: SimpleNamespace(client=client))
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
 
     def act(process: int) -> None:
-        monkeypatch.setattr(processes, "_told", dict(processes._told) if process == 0 else {})
         monkeypatch.setattr(jax, "process_index", lambda: process)
 
-    monkeypatch.setattr(processes, "_told", {})
     return act
 
 
@@ -134,6 +137,17 @@ def test_process_0_may_be_the_one_without_network(
     act_as(1)
     hub.cached, hub.reachable = set(), True
     assert find() == OLD
+
+
+def test_another_job_has_the_version_of_its_own_time(hub: Hub, act_as: Callable[[int], None]) -> None:
+    """Of a Python process that ends a job and begins another."""
+    act_as(0)
+    assert model() == OLD
+    hub.commit = NEW
+    processes.private().client.store.clear()  # type: ignore[call-arg]
+    assert model() == NEW
+    act_as(1)
+    assert model() == NEW
 
 
 @pytest.mark.parametrize("find", [model, data])

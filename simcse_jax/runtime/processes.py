@@ -33,8 +33,6 @@ _PATIENCE = 60.0
 
 _watch: Watch | None = None
 _depth = 0
-_told: dict[str, str] = {}
-"""What process 0 has told the others of its job; see `tell_version`."""
 
 
 @contextmanager
@@ -213,8 +211,7 @@ T = TypeVar("T")
 
 def tell_version(name: str, version: str) -> None:
     """Process 0 tells the others of its job which version of something it has, the first time; see `same_version`."""
-    if jax.distributed.is_initialized() and jax.process_index() == 0 and name not in _told:
-        _told[name] = version
+    if jax.distributed.is_initialized() and jax.process_index() == 0 and _told(name) is None:
         _tell(name, version)
 
 
@@ -235,7 +232,8 @@ def same_version(name: str, find: Callable[[str | None], T], version_of: Callabl
     if not jax.distributed.is_initialized():
         return find(None)
     process = jax.process_index()
-    if process == 0 and name not in _told:
+    wanted = _told(name) if process == 0 else _hear_version(name)
+    if wanted is None:
         try:
             found = find(None)
         except InputError as error:  # the others would wait, and this process perhaps for them
@@ -243,7 +241,6 @@ def same_version(name: str, find: Callable[[str | None], T], version_of: Callabl
             raise
         tell_version(name, version_of(found))
         return found
-    wanted = _told[name] if process == 0 else _hear_version(name)
     if wanted.startswith(_FAILED):
         raise InputError(f"process 0 does not find {name}: {wanted.removeprefix(_FAILED)}")
     problem = "which is a path there, and not here"
@@ -265,6 +262,17 @@ def same_version(name: str, find: Callable[[str | None], T], version_of: Callabl
 
 def _tell(name: str, text: str) -> None:
     private("distributed", "global_state").client.key_value_set(_VERSION + name, text, allow_overwrite=True)
+
+
+def _told(name: str) -> str | None:
+    """What process 0 has told in this job with this name; None where that is nothing, or that it found nothing."""
+    try:
+        text = str(private("distributed", "global_state").client.key_value_try_get(_VERSION + name))
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" not in str(error):
+            raise
+        return None
+    return None if text.startswith(_FAILED) else text
 
 
 def _hear_version(name: str) -> str:
