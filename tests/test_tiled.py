@@ -105,6 +105,7 @@ def check(problem: Any, dtype: str) -> None:
     compare([x.astype(dtype) for x in sentences(seed, n, kinds, likeness)], valid, *shape)
 
 
+@pytest.mark.full
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(problem=problems)
 def test_tiled_is_dense_in_float32(problem: Any) -> None:
